@@ -1,0 +1,1 @@
+//! The lab: real Xen inside QEMU, driven from the host.

@@ -1,0 +1,40 @@
+//! A guest's view of Xen.
+//!
+//! What a domain needs to talk to the hypervisor and to other domains: hypercalls, event channels,
+//! grants, xenstore, the console and the clock. It knows nothing of sockets. The parts that need no
+//! hypercall (types, [`shared`] memory, the xenstore client) also build for an ordinary operating
+//! system, where a backend uses them.
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+mod errno;
+pub mod shared;
+
+pub use errno::Errno;
+pub use shared::Shared;
+
+/// Bytes in a page, the unit of granting and mapping (`XEN_PAGE_SIZE`).
+pub const PAGE_SIZE: usize = 4096;
+
+/// A domain's number (`domid_t` in `xen.h`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DomId(pub u16);
+
+/// An index into the granting domain's grant table (`grant_ref_t` in `grant_table.h`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GrantRef(pub u32);
+
+/// A domain's end of an event channel (`evtchn_port_t` in `event_channel.h`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Port(pub u32);
+
+/// A page of the guest's physical address space: its address divided by [`PAGE_SIZE`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Gfn(pub u64);
+
+impl core::fmt::Display for DomId {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        self.0.fmt(f)
+    }
+}

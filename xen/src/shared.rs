@@ -1,0 +1,187 @@
+//! Memory that another domain can write: the only way to touch it.
+//!
+//! A Rust reference promises that nobody else changes what it points to; memory shared with another
+//! domain breaks that promise at any moment. So nothing here hands out a reference: words are read
+//! and written by atomic accesses, bytes are copied in and out through raw pointers, and what was
+//! copied is then checked by the caller, who never looks at the original twice.
+
+use core::marker::PhantomData;
+use core::ptr;
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+
+/// A run of shared bytes, borrowed from whatever owns the pages (an allocation, a mapping).
+///
+/// Offsets are in bytes from the start of the run. An access outside the run or, for words, one
+/// that is not aligned is a bug of the caller's own and panics: offsets never come from a peer.
+#[derive(Clone, Copy)]
+pub struct Shared<'a> {
+    start: *mut u8,
+    len: usize,
+    owner: PhantomData<&'a ()>,
+}
+
+// SAFETY: a `Shared` is a pointer and a length; each access through it is atomic or a raw copy that
+// assumes other writers, so it does not matter which thread makes it.
+unsafe impl Send for Shared<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Shared<'_> {}
+
+macro_rules! words {
+    ($($load:ident $store:ident $word:ty, $atomic:ty;)*) => { $(
+        #[doc = concat!("Loads the aligned `", stringify!($word), "` at `offset`.")]
+        #[inline]
+        pub fn $load(self, offset: usize, order: Ordering) -> $word {
+            let word = self.word(offset, size_of::<$word>()).cast::<$word>();
+            // SAFETY: `word` checked range and alignment; the owner keeps the memory mapped for 'a.
+            unsafe { <$atomic>::from_ptr(word) }.load(order)
+        }
+
+        #[doc = concat!("Stores the aligned `", stringify!($word), "` at `offset`.")]
+        #[inline]
+        pub fn $store(self, offset: usize, value: $word, order: Ordering) {
+            let word = self.word(offset, size_of::<$word>()).cast::<$word>();
+            // SAFETY: `word` checked range and alignment; the owner keeps the memory mapped for 'a.
+            unsafe { <$atomic>::from_ptr(word) }.store(value, order);
+        }
+    )* };
+}
+
+impl<'a> Shared<'a> {
+    /// Describes `len` bytes at `start`.
+    ///
+    /// # Safety
+    /// For the whole of `'a` the bytes must be mapped, readable and writable, and no reference to
+    /// any of them may exist.
+    pub const unsafe fn new(start: *mut u8, len: usize) -> Self {
+        Shared { start, len, owner: PhantomData }
+    }
+
+    /// The number of bytes.
+    pub const fn len(self) -> usize {
+        self.len
+    }
+
+    /// Whether there is no byte in it.
+    pub const fn is_empty(self) -> bool {
+        self.len == 0
+    }
+
+    /// The first byte's address, for a system call that copies.
+    pub const fn as_ptr(self) -> *mut u8 {
+        self.start
+    }
+
+    /// The `len` bytes from `offset` on.
+    #[inline]
+    pub fn slice(self, offset: usize, len: usize) -> Self {
+        Shared { start: self.range(offset, len), len, owner: PhantomData }
+    }
+
+    words! {
+        load_u8 store_u8 u8, AtomicU8;
+        load_u16 store_u16 u16, AtomicU16;
+        load_u32 store_u32 u32, AtomicU32;
+        load_u64 store_u64 u64, AtomicU64;
+    }
+
+    /// The aligned `u32` at `offset`, for read-modify-write operations.
+    #[inline]
+    pub fn atomic_u32(self, offset: usize) -> &'a AtomicU32 {
+        let word = self.word(offset, 4).cast::<u32>();
+        // SAFETY: checked range and alignment; an atomic expects other writers, and the owner keeps
+        // the memory mapped for 'a.
+        unsafe { AtomicU32::from_ptr(word) }
+    }
+
+    /// The aligned `u64` at `offset`, for read-modify-write operations.
+    #[inline]
+    pub fn atomic_u64(self, offset: usize) -> &'a AtomicU64 {
+        let word = self.word(offset, 8).cast::<u64>();
+        // SAFETY: as for `atomic_u32`.
+        unsafe { AtomicU64::from_ptr(word) }
+    }
+
+    /// The aligned `u16` at `offset`, for read-modify-write operations.
+    #[inline]
+    pub fn atomic_u16(self, offset: usize) -> &'a AtomicU16 {
+        let word = self.word(offset, 2).cast::<u16>();
+        // SAFETY: as for `atomic_u32`.
+        unsafe { AtomicU16::from_ptr(word) }
+    }
+
+    /// Copies bytes from `offset` on into private memory. What comes may be torn: check the copy.
+    #[inline]
+    pub fn read(self, offset: usize, to: &mut [u8]) {
+        let from = self.range(offset, to.len());
+        // SAFETY: the range was checked; `to` is private, so the two cannot overlap. Another domain
+        // may write meanwhile, which changes the bytes copied and nothing else.
+        unsafe { ptr::copy_nonoverlapping(from.cast_const(), to.as_mut_ptr(), to.len()) }
+    }
+
+    /// Copies private bytes to `offset` and on.
+    #[inline]
+    pub fn write(self, offset: usize, from: &[u8]) {
+        let to = self.range(offset, from.len());
+        // SAFETY: as for `read`, in the other direction.
+        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) }
+    }
+
+    /// Sets every byte to zero.
+    pub fn zero(self) {
+        // SAFETY: the run is mapped and writable for 'a.
+        unsafe { ptr::write_bytes(self.start, 0, self.len) }
+    }
+
+    #[inline]
+    fn range(self, offset: usize, len: usize) -> *mut u8 {
+        let end = offset.checked_add(len).expect("an offset into shared memory overflows");
+        assert!(end <= self.len, "shared memory has {} bytes, asked for {offset}..{end}", self.len);
+        // SAFETY: the offset lies inside the run.
+        unsafe { self.start.add(offset) }
+    }
+
+    #[inline]
+    fn word(self, offset: usize, size: usize) -> *mut u8 {
+        let word = self.range(offset, size);
+        assert!(word.addr().is_multiple_of(size), "the word at {offset} is not aligned");
+        word
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_and_bytes_go_in_and_come_out() {
+        let mut memory = [0u64; 8];
+        // SAFETY: the array outlives the borrow and is not used meanwhile.
+        let shared = unsafe { Shared::new(memory.as_mut_ptr().cast(), 64) };
+        shared.store_u32(4, 0x0403_0201, Ordering::Relaxed);
+        let mut bytes = [0; 6];
+        shared.read(3, &mut bytes);
+        assert_eq!(bytes, [0, 1, 2, 3, 4, 0]);
+        shared.slice(8, 8).write(1, &[9, 8]);
+        assert_eq!(shared.load_u64(8, Ordering::Relaxed), 0x08_0900);
+        shared.zero();
+        assert_eq!(shared.load_u64(8, Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "shared memory has 8 bytes")]
+    fn an_access_past_the_end_is_refused() {
+        let mut memory = [0u64; 1];
+        // SAFETY: as above.
+        let shared = unsafe { Shared::new(memory.as_mut_ptr().cast(), 8) };
+        shared.write(5, &[0; 4]);
+    }
+
+    #[test]
+    #[should_panic(expected = "not aligned")]
+    fn a_word_across_two_is_refused() {
+        let mut memory = [0u64; 1];
+        // SAFETY: as above.
+        let shared = unsafe { Shared::new(memory.as_mut_ptr().cast(), 8) };
+        shared.load_u32(2, Ordering::Relaxed);
+    }
+}

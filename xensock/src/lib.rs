@@ -1,0 +1,18 @@
+//! The XenSock and PV Calls protocols, both ends.
+//!
+//! A guest's sockets live in another domain, the backend. The guest forwards socket calls over a
+//! command ring and moves data over one pair of rings per connection. This crate has the wire
+//! formats, the rings, the frontend with its socket API, and the backend's protocol engine. It makes
+//! no hypercall and opens no socket of an operating system: it reaches the world through
+//! [`Machine`] (a frontend's) and [`back::Host`] (a backend's).
+#![cfg_attr(not(any(test, feature = "double")), no_std)]
+
+extern crate alloc;
+
+pub mod back;
+mod machine;
+mod signal;
+
+pub use machine::{Machine, Pages};
+pub use signal::{Side, Signal};
+pub use xen::Errno;
