@@ -5,6 +5,7 @@ use alloc::sync::Arc;
 use core::future::Future;
 use core::net::SocketAddr;
 use core::task::{Context, Poll};
+use core::time::Duration;
 use xen::{DomId, Errno, GrantRef, Port, Shared};
 
 /// Pages of a guest, mapped one after the other. Dropping it unmaps them.
@@ -43,6 +44,9 @@ pub trait Host {
     type Stream: Stream;
     /// A socket that was bound, and perhaps listens. Dropping it closes it.
     type Listener;
+
+    /// Waits for a while: the engine's only notion of time.
+    fn sleep(&self, time: Duration) -> impl Future<Output = ()>;
 
     /// Maps pages that `guest` granted, in the order of `refs`, for reading and writing.
     fn map(&self, guest: DomId, refs: &[GrantRef]) -> Result<Self::Mapping, Errno>;
