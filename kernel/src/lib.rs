@@ -2,3 +2,6 @@
 #![cfg_attr(target_os = "none", no_std)]
 
 extern crate alloc;
+
+pub mod config;
+pub mod metrics;

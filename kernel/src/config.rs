@@ -1,0 +1,444 @@
+//! The kernel's command line: which app runs, and with what.
+//!
+//! Words are `key=value`, separated by white space, in any order, without quoting; all have
+//! defaults, so an empty command line serves HTTP on port 80. Nothing is guessed: a word that is
+//! not understood is an error which says where it stands and what may stand there.
+
+use alloc::string::{String, ToString};
+use core::fmt;
+use core::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use core::str::FromStr;
+use core::time::Duration;
+use log::LevelFilter;
+use thiserror::Error;
+
+/// The longest command line that is read, in bytes.
+pub const MAX_LENGTH: usize = 4096;
+
+/// What the kernel shall do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// `app=`, `port=`, `url=`: the app to run, and where.
+    pub app: App,
+    /// `log=`: the least important messages to print.
+    pub log: LevelFilter,
+    /// `ring-order=`: each socket's data ring has 2^order pages, as far as the backend allows;
+    /// without it, the frontend's default.
+    pub ring_order: Option<u8>,
+    /// `idle-timeout=`: how long a peer may keep a connection without a byte moving; `None`
+    /// (written 0) is for ever.
+    pub idle_timeout: Option<Duration>,
+    /// `max-connections=`: how many connections a server holds at once; without it, as many as
+    /// memory allows.
+    pub max_connections: Option<usize>,
+}
+
+/// An app and what it cannot do without.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum App {
+    /// Serves HTTP.
+    Http {
+        /// The port to listen on.
+        port: u16,
+    },
+    /// Sends back what it receives.
+    Echo {
+        /// The port to listen on.
+        port: u16,
+    },
+    /// Gets one URL, reports on it, and ends.
+    Fetch {
+        /// What to get.
+        url: Url,
+    },
+}
+
+impl App {
+    /// The name that `app=` knows it by.
+    pub fn name(&self) -> &'static str {
+        match self {
+            App::Http { .. } => "http",
+            App::Echo { .. } => "echo",
+            App::Fetch { .. } => "fetch",
+        }
+    }
+}
+
+/// An `http` URL whose host is an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Url {
+    /// Where to connect.
+    pub address: SocketAddr,
+    /// What to ask for: path and query, from the first slash on.
+    pub target: String,
+}
+
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}{}", self.address, self.target)
+    }
+}
+
+impl FromStr for Url {
+    type Err = Problem;
+
+    fn from_str(text: &str) -> Result<Url, Problem> {
+        let rest = text.strip_prefix("http://").ok_or(Problem::Scheme)?;
+        let (host, target) = match rest.find(['/', '?']) {
+            Some(at) => rest.split_at(at),
+            None => (rest, ""),
+        };
+        let target = target.split_once('#').map_or(target, |(target, _)| target);
+        if !target.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(Problem::Target);
+        }
+        let mut owned = String::with_capacity(target.len() + 1);
+        if !target.starts_with('/') {
+            owned.push('/');
+        }
+        owned.push_str(target);
+        Ok(Url { address: address(host)?, target: owned })
+    }
+}
+
+/// `ADDRESS` or `ADDRESS:PORT`, with an IPv6 address in brackets.
+fn address(host: &str) -> Result<SocketAddr, Problem> {
+    let address = match SocketAddr::from_str(host) {
+        Ok(address) => Some(address),
+        Err(_) => match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+            Some(inner) => inner.parse().ok().map(|ip| SocketAddr::new(ip, 80)),
+            None => {
+                host.parse::<Ipv4Addr>().ok().map(|ip| SocketAddr::V4(SocketAddrV4::new(ip, 80)))
+            }
+        },
+    };
+    match address {
+        Some(address) if address.port() != 0 => Ok(address),
+        _ => Err(Problem::Host),
+    }
+}
+
+/// What is wrong with the command line, and where.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("command line, column {column}: `{word}`: {problem}")]
+pub struct ConfigError {
+    /// The byte that the word begins at, counted from 1.
+    pub column: usize,
+    /// The word, or its beginning.
+    pub word: String,
+    /// What is wrong with it.
+    pub problem: Problem,
+}
+
+/// What can be wrong with a word of the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Problem {
+    /// The text exceeds [`MAX_LENGTH`].
+    #[error("the command line ends at {MAX_LENGTH} bytes: shorten it")]
+    TooLong,
+    /// Bytes outside ASCII's printable ones.
+    #[error("only printable ASCII is allowed here")]
+    NotText,
+    /// No `=`, or nothing behind it.
+    #[error("a value is missing: write key=value")]
+    NoValue,
+    /// A key that nobody knows.
+    #[error(
+        "no such key: there are app, port, url, log, ring-order, idle-timeout, max-connections"
+    )]
+    UnknownKey,
+    /// A key for the second time.
+    #[error("this key was given before: give each at most once")]
+    Duplicate,
+    /// An app that nobody knows.
+    #[error("no such app: there are http, echo, fetch")]
+    UnknownApp,
+    /// Not a port.
+    #[error("a port is a whole number from 1 to 65535")]
+    Port,
+    /// Not a log level.
+    #[error("a log level is off, error, warn, info, debug or trace")]
+    Level,
+    /// Not a ring order.
+    #[error("a ring's order is a whole number from 1 to 9 (2^order pages)")]
+    RingOrder,
+    /// Not a number of seconds.
+    #[error("a time-out is a whole number of seconds from 0 (never) to 86400")]
+    Timeout,
+    /// Not a number of connections.
+    #[error("a number of connections is a whole number from 1 to 65536")]
+    Connections,
+    /// The app has no use for the key.
+    #[error("this app has no such setting: port is for http and echo, url is for fetch")]
+    WrongApp,
+    /// `app=fetch` alone.
+    #[error("fetch needs url=http://ADDRESS:PORT/PATH")]
+    NoUrl,
+    /// Not `http://`.
+    #[error("a URL begins with http://")]
+    Scheme,
+    /// The host is not an address.
+    #[error(
+        "the URL's host must be an address, as in http://192.0.2.1:80/ (names are not looked up)"
+    )]
+    Host,
+    /// The path has bytes that cannot stand in a request.
+    #[error("the URL's path must be printable ASCII")]
+    Target,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            app: App::Http { port: 80 },
+            log: LevelFilter::Info,
+            ring_order: None,
+            idle_timeout: Some(Duration::from_secs(30)),
+            max_connections: None,
+        }
+    }
+}
+
+/// A word of the command line, split and located.
+#[derive(Clone, Copy)]
+struct Word<'t> {
+    column: usize,
+    text: &'t [u8],
+    value: &'t str,
+}
+
+impl Word<'_> {
+    fn error(&self, problem: Problem) -> ConfigError {
+        let shown = &self.text[..self.text.len().min(60)];
+        ConfigError { column: self.column, word: shown.escape_ascii().to_string(), problem }
+    }
+
+    fn number(&self, low: u32, high: u32, problem: Problem) -> Result<u32, ConfigError> {
+        // `parse` alone would let a sign pass.
+        let digits = self.value.bytes().all(|byte| byte.is_ascii_digit());
+        match self.value.parse() {
+            Ok(number) if digits && (low..=high).contains(&number) => Ok(number),
+            _ => Err(self.error(problem)),
+        }
+    }
+}
+
+/// The words found so far, by key.
+#[derive(Default)]
+struct Words<'t> {
+    app: Option<Word<'t>>,
+    port: Option<Word<'t>>,
+    url: Option<Word<'t>>,
+    log: Option<Word<'t>>,
+    ring_order: Option<Word<'t>>,
+    idle_timeout: Option<Word<'t>>,
+    max_connections: Option<Word<'t>>,
+}
+
+impl<'t> Words<'t> {
+    fn slot(&mut self, key: &[u8]) -> Option<&mut Option<Word<'t>>> {
+        Some(match key {
+            b"app" => &mut self.app,
+            b"port" => &mut self.port,
+            b"url" => &mut self.url,
+            b"log" => &mut self.log,
+            b"ring-order" => &mut self.ring_order,
+            b"idle-timeout" => &mut self.idle_timeout,
+            b"max-connections" => &mut self.max_connections,
+            _ => return None,
+        })
+    }
+
+    fn split(text: &'t [u8]) -> Result<Words<'t>, ConfigError> {
+        let mut words = Words::default();
+        let mut at = 0;
+        for part in text.split(u8::is_ascii_whitespace) {
+            let mut word = Word { column: at + 1, text: part, value: "" };
+            at += part.len() + 1;
+            if part.is_empty() {
+                continue;
+            }
+            if !part.iter().all(u8::is_ascii_graphic) {
+                return Err(word.error(Problem::NotText));
+            }
+            let split = part.iter().position(|byte| *byte == b'=').unwrap_or(part.len());
+            let slot = words.slot(&part[..split]).ok_or(word.error(Problem::UnknownKey))?;
+            let value = part.get(split + 1..).unwrap_or_default();
+            word.value = core::str::from_utf8(value).map_err(|_| word.error(Problem::NotText))?;
+            if value.is_empty() {
+                return Err(word.error(Problem::NoValue));
+            }
+            if slot.is_some() {
+                return Err(word.error(Problem::Duplicate));
+            }
+            *slot = Some(word);
+        }
+        Ok(words)
+    }
+
+    fn app(&self) -> Result<App, ConfigError> {
+        let port = |default| match &self.port {
+            Some(word) => word.number(1, 65535, Problem::Port).map(|port| port as u16),
+            None => Ok(default),
+        };
+        let name = self.app.unwrap_or(Word { column: 1, text: b"app=http", value: "http" });
+        let (app, stray) = match name.value {
+            "http" => (App::Http { port: port(80)? }, self.url),
+            "echo" => (App::Echo { port: port(7)? }, self.url),
+            "fetch" => {
+                let word = self.url.ok_or_else(|| name.error(Problem::NoUrl))?;
+                let url = word.value.parse().map_err(|problem| word.error(problem))?;
+                (App::Fetch { url }, self.port)
+            }
+            _ => return Err(name.error(Problem::UnknownApp)),
+        };
+        match stray {
+            Some(word) => Err(word.error(Problem::WrongApp)),
+            None => Ok(app),
+        }
+    }
+}
+
+impl Config {
+    /// Reads a command line as the loader handed it over: its first NUL, if any, ends it.
+    pub fn parse(text: &[u8]) -> Result<Config, ConfigError> {
+        let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
+        if text.len() > MAX_LENGTH {
+            let tail = Word { column: MAX_LENGTH + 1, text: &text[MAX_LENGTH..], value: "" };
+            return Err(tail.error(Problem::TooLong));
+        }
+        let words = Words::split(text)?;
+        let mut config = Config { app: words.app()?, ..Config::default() };
+        if let Some(word) = words.log {
+            config.log = word.value.parse().map_err(|_| word.error(Problem::Level))?;
+        }
+        if let Some(word) = words.ring_order {
+            config.ring_order = Some(word.number(1, 9, Problem::RingOrder)? as u8);
+        }
+        if let Some(word) = words.idle_timeout {
+            let seconds = word.number(0, 86400, Problem::Timeout)?;
+            config.idle_timeout = (seconds > 0).then(|| Duration::from_secs(seconds.into()));
+        }
+        if let Some(word) = words.max_connections {
+            config.max_connections = Some(word.number(1, 65536, Problem::Connections)? as usize);
+        }
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::format;
+    use alloc::vec;
+
+    fn parse(text: &str) -> Config {
+        Config::parse(text.as_bytes()).unwrap()
+    }
+
+    fn problem(text: &str) -> (usize, Problem) {
+        let error = Config::parse(text.as_bytes()).unwrap_err();
+        (error.column, error.problem)
+    }
+
+    #[test]
+    fn an_empty_command_line_serves_http_on_port_80() {
+        for text in ["", "   ", "\t\n", "\0app=nonsense"] {
+            assert_eq!(parse(text), Config::default());
+        }
+        assert_eq!(Config::default().app, App::Http { port: 80 });
+    }
+
+    #[test]
+    fn words_come_in_any_order_with_any_white_space() {
+        let config = parse("  log=debug  port=8080\tapp=echo idle-timeout=5 ring-order=4 ");
+        assert_eq!(config.app, App::Echo { port: 8080 });
+        assert_eq!(config.log, LevelFilter::Debug);
+        assert_eq!(config.idle_timeout, Some(Duration::from_secs(5)));
+        assert_eq!(config.ring_order, Some(4));
+        assert_eq!(parse("app=echo").app, App::Echo { port: 7 });
+        assert_eq!(parse("idle-timeout=0").idle_timeout, None);
+        assert_eq!(parse("max-connections=200").max_connections, Some(200));
+    }
+
+    #[test]
+    fn a_url_is_an_address_and_a_target() {
+        for (text, address, target) in [
+            ("http://10.0.2.2:8000/a?b=c#d", "10.0.2.2:8000", "/a?b=c"),
+            ("http://10.0.2.2", "10.0.2.2:80", "/"),
+            ("http://10.0.2.2?q", "10.0.2.2:80", "/?q"),
+            ("http://[::1]:81/x", "[::1]:81", "/x"),
+            ("http://[::1]/x", "[::1]:80", "/x"),
+        ] {
+            let url: Url = text.parse().unwrap();
+            assert_eq!((url.address.to_string().as_str(), url.target.as_str()), (address, target));
+        }
+        let App::Fetch { url } = parse("app=fetch url=http://10.0.2.2:8000/x").app else {
+            panic!("another app");
+        };
+        assert_eq!(url.to_string(), "http://10.0.2.2:8000/x");
+    }
+
+    #[test]
+    fn a_bad_port_is_refused_where_it_stands() {
+        for port in ["0", "65536", "abc", "-1", "+1", "1.5", "99999999999999999999"] {
+            assert_eq!(problem(&format!("app=http port={port}")), (10, Problem::Port));
+        }
+        assert_eq!(parse("port=65535").app, App::Http { port: 65535 });
+        assert_eq!(parse("port=1").app, App::Http { port: 1 });
+    }
+
+    #[test]
+    fn each_mistake_has_its_own_answer() {
+        for (text, column, what) in [
+            ("app=httpd", 1, Problem::UnknownApp),
+            ("app=http  colour=red", 11, Problem::UnknownKey),
+            ("quiet", 1, Problem::UnknownKey),
+            ("port", 1, Problem::NoValue),
+            ("port=", 1, Problem::NoValue),
+            ("port=1 port=1", 8, Problem::Duplicate),
+            ("app=fetch", 1, Problem::NoUrl),
+            ("app=fetch port=1 url=http://1.2.3.4/", 11, Problem::WrongApp),
+            ("url=http://1.2.3.4/", 1, Problem::WrongApp),
+            ("app=fetch url=https://1.2.3.4/", 11, Problem::Scheme),
+            ("app=fetch url=http://example.org/", 11, Problem::Host),
+            ("app=fetch url=http://1.2.3.4:0/", 11, Problem::Host),
+            ("app=fetch url=http://user@1.2.3.4/", 11, Problem::Host),
+            ("app=fetch url=http:///", 11, Problem::Host),
+            ("log=loud", 1, Problem::Level),
+            ("ring-order=0", 1, Problem::RingOrder),
+            ("ring-order=10", 1, Problem::RingOrder),
+            ("idle-timeout=86401", 1, Problem::Timeout),
+            ("idle-timeout=soon", 1, Problem::Timeout),
+            ("max-connections=0", 1, Problem::Connections),
+            ("port=80 \u{e9}", 9, Problem::NotText),
+            ("port=\u{7f}", 1, Problem::NotText),
+        ] {
+            assert_eq!(problem(text), (column, what), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_error_says_what_where_and_what_is_allowed() {
+        let error = Config::parse(b"app=http port=65536").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "command line, column 10: `port=65536`: a port is a whole number from 1 to 65535"
+        );
+        let error = Config::parse(b"log=info \xff\xfe=1").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "command line, column 10: `\\xff\\xfe=1`: only printable ASCII is allowed here"
+        );
+    }
+
+    #[test]
+    fn an_over_long_command_line_is_refused_and_a_full_one_is_not() {
+        let mut text = vec![b' '; MAX_LENGTH];
+        assert_eq!(Config::parse(&text), Ok(Config::default()));
+        text.push(b'x');
+        assert_eq!(Config::parse(&text).unwrap_err().problem, Problem::TooLong);
+        let long = vec![b'x'; MAX_LENGTH];
+        assert!(Config::parse(&long).unwrap_err().word.len() <= 60);
+    }
+}
