@@ -11,7 +11,9 @@ extern crate alloc;
 
 pub mod back;
 mod machine;
+pub mod ring;
 mod signal;
+pub mod wire;
 
 pub use machine::{Machine, Pages};
 pub use signal::{Side, Signal};

@@ -1,0 +1,241 @@
+//! A data ring: one direction of a connection, as seen by the end that fills it or empties it.
+//!
+//! Indexes are free-running `u32`s, masked by the size. `Acquire` loads of the peer's index and `Release`
+//! stores of one's own are the barriers that the protocol asks for: bytes are copied in only after
+//! the room was seen, and seen only after they were copied in; likewise on the way out.
+//!
+//! Neither end tells the other whether it sleeps, so in the plain protocol every advance is followed by
+//! an event. [`Notify`] is where a dialect that can do better will say so.
+
+use super::Notify;
+use crate::wire::{Region, Way};
+use core::sync::atomic::Ordering;
+use xen::{Errno, Shared};
+
+/// The number of bytes in the pieces that [`Producer::room`] and [`Consumer::data`] give.
+pub fn len(pieces: &[Shared<'_>; 2]) -> usize {
+    pieces[0].len() + pieces[1].len()
+}
+
+/// The `count` bytes from index `from` on: one piece, or two around the end of the ring.
+fn pieces<'a>(way: &Way, region: Region<'a>, from: u32, count: u32) -> [Shared<'a>; 2] {
+    let at = from & (way.size - 1);
+    let first = count.min(way.size - at);
+    [
+        region.data.slice(way.start + at as usize, first as usize),
+        region.data.slice(way.start, (count - first) as usize),
+    ]
+}
+
+/// The error that the backend left for this direction. It may come before the ring is empty.
+fn error(way: &Way, region: Region<'_>) -> Option<Errno> {
+    let error = region.indexes.load_u32(way.error, Ordering::Acquire) as i32;
+    // A positive number is against the rules, and an error all the same.
+    (error != 0).then(|| Errno(error.checked_abs().unwrap_or(i32::MAX)))
+}
+
+/// The end that fills.
+#[derive(Debug)]
+pub struct Producer {
+    way: Way,
+    prod: u32,
+    /// The room that was last seen and not yet used.
+    room: u32,
+}
+
+impl Producer {
+    /// The filling end of a new ring.
+    pub fn new(way: Way) -> Self {
+        Producer { way, prod: 0, room: 0 }
+    }
+
+    /// Where the next bytes may go: empty pieces when the ring is full. [`Errno::EPROTO`] when the
+    /// peer's index is impossible.
+    #[inline]
+    pub fn room<'a>(&mut self, region: Region<'a>) -> Result<[Shared<'a>; 2], Errno> {
+        self.room = self.way.size - self.unread(region)?;
+        Ok(pieces(&self.way, region, self.prod, self.room))
+    }
+
+    /// How many bytes the peer has not taken yet.
+    #[inline]
+    pub fn unread(&self, region: Region<'_>) -> Result<u32, Errno> {
+        let cons = region.indexes.load_u32(self.way.cons, Ordering::Acquire);
+        let unread = self.prod.wrapping_sub(cons);
+        if unread > self.way.size { Err(Errno::EPROTO) } else { Ok(unread) }
+    }
+
+    /// Hands over the first `count` bytes of the room that [`room`](Producer::room) last gave.
+    ///
+    /// # Panics
+    /// When it gave less.
+    #[inline]
+    pub fn advance(&mut self, region: Region<'_>, count: usize) -> Notify {
+        assert!(count <= self.room as usize, "{count} bytes put where {} had room", self.room);
+        if count == 0 {
+            return Notify::NotDue;
+        }
+        self.room -= count as u32;
+        self.prod = self.prod.wrapping_add(count as u32);
+        region.indexes.store_u32(self.way.prod, self.prod, Ordering::Release);
+        Notify::Due
+    }
+
+    /// The error word of this direction.
+    pub fn error(&self, region: Region<'_>) -> Option<Errno> {
+        error(&self.way, region)
+    }
+
+    /// Leaves an error for the consumer: a backend's right. Follow it with an event.
+    pub fn set_error(&self, region: Region<'_>, error: Errno) {
+        region.indexes.store_u32(self.way.error, error.negated() as u32, Ordering::Release);
+    }
+}
+
+/// The end that empties.
+#[derive(Debug)]
+pub struct Consumer {
+    way: Way,
+    cons: u32,
+    /// The data that was last seen and not yet taken.
+    ready: u32,
+}
+
+impl Consumer {
+    /// The emptying end of a new ring.
+    pub fn new(way: Way) -> Self {
+        Consumer { way, cons: 0, ready: 0 }
+    }
+
+    /// What is there to be taken: empty pieces when there is nothing. [`Errno::EPROTO`] when the
+    /// peer's index is impossible.
+    #[inline]
+    pub fn data<'a>(&mut self, region: Region<'a>) -> Result<[Shared<'a>; 2], Errno> {
+        let prod = region.indexes.load_u32(self.way.prod, Ordering::Acquire);
+        let ready = prod.wrapping_sub(self.cons);
+        if ready > self.way.size {
+            return Err(Errno::EPROTO);
+        }
+        self.ready = ready;
+        Ok(pieces(&self.way, region, self.cons, ready))
+    }
+
+    /// Gives the room of the first `count` bytes of what [`data`](Consumer::data) last gave back to
+    /// the producer.
+    ///
+    /// # Panics
+    /// When it gave less.
+    #[inline]
+    pub fn advance(&mut self, region: Region<'_>, count: usize) -> Notify {
+        assert!(count <= self.ready as usize, "{count} bytes taken where {} were", self.ready);
+        if count == 0 {
+            return Notify::NotDue;
+        }
+        self.ready -= count as u32;
+        self.cons = self.cons.wrapping_add(count as u32);
+        region.indexes.store_u32(self.way.cons, self.cons, Ordering::Release);
+        Notify::Due
+    }
+
+    /// The error word of this direction. Take the data first: what came before the error is good.
+    pub fn error(&self, region: Region<'_>) -> Option<Errno> {
+        error(&self.way, region)
+    }
+
+    /// Leaves an error for the producer: a backend's right. Follow it with an event.
+    pub fn set_error(&self, region: Region<'_>, error: Errno) {
+        region.indexes.store_u32(self.way.error, error.negated() as u32, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Layout, PVCALLS};
+    use xen::PAGE_SIZE;
+
+    fn ring() -> (Layout, Region<'static>) {
+        let layout = PVCALLS.layout(1).unwrap();
+        let bytes = layout.pages * PAGE_SIZE;
+        let memory = Vec::leak(vec![0u64; bytes / 8]);
+        // SAFETY: the memory is leaked, and nothing else refers to it.
+        let memory = unsafe { Shared::new(memory.as_mut_ptr().cast(), bytes) };
+        (layout, layout.split(memory))
+    }
+
+    #[test]
+    fn bytes_come_out_in_the_order_they_went_in_across_the_end_of_the_ring() {
+        let (layout, region) = ring();
+        // Both indexes start just before they wrap around.
+        let start = u32::MAX - 5000;
+        let mut producer = Producer { prod: start, ..Producer::new(layout.output) };
+        let mut consumer = Consumer { cons: start, ..Consumer::new(layout.output) };
+        region.indexes.store_u32(layout.output.prod, start, Ordering::Relaxed);
+        region.indexes.store_u32(layout.output.cons, start, Ordering::Relaxed);
+        let (mut sent, mut received) = (0u8, 0u8);
+        for step in (1..4000).step_by(37) {
+            let room = producer.room(region).unwrap();
+            let put = len(&room).min(step);
+            for at in 0..put {
+                let (piece, at) =
+                    if at < room[0].len() { (room[0], at) } else { (room[1], at - room[0].len()) };
+                piece.write(at, &[sent]);
+                sent = sent.wrapping_add(1);
+            }
+            let _ = producer.advance(region, put);
+            let data = consumer.data(region).unwrap();
+            assert_eq!(len(&data), put);
+            for piece in data {
+                for at in 0..piece.len() {
+                    let mut byte = [0];
+                    piece.read(at, &mut byte);
+                    assert_eq!(byte[0], received);
+                    received = received.wrapping_add(1);
+                }
+            }
+            let _ = consumer.advance(region, put);
+        }
+    }
+
+    #[test]
+    fn a_full_ring_has_no_room_and_an_empty_one_no_data() {
+        let (layout, region) = ring();
+        let mut producer = Producer::new(layout.input);
+        let mut consumer = Consumer::new(layout.input);
+        assert_eq!(len(&consumer.data(region).unwrap()), 0);
+        assert_eq!(len(&producer.room(region).unwrap()), 4096);
+        assert!(producer.advance(region, 4096).is_due());
+        assert!(!producer.advance(region, 0).is_due());
+        assert_eq!(len(&producer.room(region).unwrap()), 0);
+        assert_eq!(producer.unread(region), Ok(4096));
+        assert_eq!(len(&consumer.data(region).unwrap()), 4096);
+    }
+
+    #[test]
+    fn a_peer_with_impossible_indexes_is_found_out() {
+        let (layout, region) = ring();
+        for index in [4097, 1 << 31, u32::MAX] {
+            region.indexes.store_u32(layout.input.prod, index, Ordering::Relaxed);
+            assert!(Consumer::new(layout.input).data(region).is_err());
+            region.indexes.store_u32(layout.output.cons, index, Ordering::Relaxed);
+            assert_eq!(
+                Producer::new(layout.output).room(region).is_err(),
+                // The producer is at 0: u32::MAX means that 1 byte is unread, which it may be.
+                index != u32::MAX
+            );
+        }
+    }
+
+    #[test]
+    fn an_error_is_an_error_whatever_its_sign() {
+        let (layout, region) = ring();
+        let consumer = Consumer::new(layout.input);
+        assert_eq!(consumer.error(region), None);
+        Producer::new(layout.input).set_error(region, Errno::ENOTCONN);
+        assert_eq!(consumer.error(region), Some(Errno::ENOTCONN));
+        for (word, error) in [(5, 5), (i32::MIN, i32::MAX)] {
+            region.indexes.store_u32(layout.input.error, word as u32, Ordering::Relaxed);
+            assert_eq!(consumer.error(region), Some(Errno(error)));
+        }
+    }
+}
