@@ -8,8 +8,11 @@
 
 extern crate alloc;
 
+pub mod abi;
 mod errno;
 pub mod shared;
+pub mod xenbus;
+pub mod xenstore;
 
 pub use errno::Errno;
 pub use shared::Shared;

@@ -1,0 +1,143 @@
+//! How a device's two ends meet: the states in xenstore (`io/xenbus.h`) and the nodes beside them.
+
+use crate::xenstore::{Nodes, Store, Watch};
+use crate::{DomId, Errno};
+use alloc::format;
+use alloc::string::{String, ToString};
+
+/// The state of one end of a device (`enum xenbus_state`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum State {
+    /// There is no such node, or its value is no state.
+    Unknown = 0,
+    /// The toolstack has made the nodes.
+    Initialising = 1,
+    /// The backend is ready and waits for the frontend's nodes.
+    InitWait = 2,
+    /// The frontend's nodes are written and wait for the backend.
+    Initialised = 3,
+    /// This end works.
+    Connected = 4,
+    /// The device is being taken down.
+    Closing = 5,
+    /// The device is down.
+    Closed = 6,
+    /// The device is being changed.
+    Reconfiguring = 7,
+    /// The device was changed.
+    Reconfigured = 8,
+}
+
+impl State {
+    /// Reads a node's value: anything that is no state is [`State::Unknown`].
+    pub fn decode(value: &[u8]) -> State {
+        match value.strip_suffix(&[0]).unwrap_or(value) {
+            b"1" => State::Initialising,
+            b"2" => State::InitWait,
+            b"3" => State::Initialised,
+            b"4" => State::Connected,
+            b"5" => State::Closing,
+            b"6" => State::Closed,
+            b"7" => State::Reconfiguring,
+            b"8" => State::Reconfigured,
+            _ => State::Unknown,
+        }
+    }
+}
+
+/// The state of the end whose folder is `path`. A folder that is gone is [`State::Unknown`].
+pub async fn read_state(nodes: &Nodes, path: &str) -> Result<State, Errno> {
+    match nodes.read(&format!("{path}/state")).await {
+        Ok(value) => Ok(State::decode(&value)),
+        Err(Errno::ENOENT) => Ok(State::Unknown),
+        Err(error) => Err(error),
+    }
+}
+
+/// Moves the end whose folder is `path` to a state, if it is not there already.
+///
+/// [`Errno::ENOENT`] when the toolstack has removed the device: its folder is not made anew.
+pub async fn switch_state(nodes: &Nodes, path: &str, state: State) -> Result<(), Errno> {
+    let node = format!("{path}/state");
+    if State::decode(&nodes.read(&node).await?) == state {
+        return Ok(());
+    }
+    nodes.write(&node, (state as u8).to_string()).await
+}
+
+/// Watches the state of a device's other end.
+pub struct StateWatch {
+    store: Store,
+    path: String,
+    watch: Watch,
+    last: Option<State>,
+}
+
+impl StateWatch {
+    /// Starts to watch the end whose folder is `path`.
+    pub async fn new(store: &Store, path: &str) -> Result<StateWatch, Errno> {
+        let watch = store.watch(&format!("{path}/state")).await?;
+        Ok(StateWatch { store: store.clone(), path: path.to_string(), watch, last: None })
+    }
+
+    /// The state, the first time; after that, the next state that differs from the last one
+    /// returned. States that pass quickly can go unseen.
+    pub async fn next(&mut self) -> Result<State, Errno> {
+        loop {
+            self.watch.next().await;
+            let state = read_state(&self.store, &self.path).await?;
+            if self.last != Some(state) {
+                self.last = Some(state);
+                return Ok(state);
+            }
+        }
+    }
+
+    /// Waits for a state that `wanted` accepts, which may be the present one, and returns it.
+    pub async fn wait_for(&mut self, wanted: impl Fn(State) -> bool) -> Result<State, Errno> {
+        if let Some(state) = self.last
+            && wanted(state)
+        {
+            return Ok(state);
+        }
+        loop {
+            let state = self.next().await?;
+            if wanted(state) {
+                return Ok(state);
+            }
+        }
+    }
+}
+
+/// A device's other end, as the toolstack names it in the folder of this end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtherEnd {
+    /// The domain that serves or uses the device.
+    pub domain: DomId,
+    /// Its folder in xenstore.
+    pub path: String,
+}
+
+impl OtherEnd {
+    /// The backend of the frontend whose folder is `path`.
+    pub async fn backend_of(nodes: &Nodes, path: &str) -> Result<OtherEnd, Errno> {
+        OtherEnd::read(nodes, path, "backend").await
+    }
+
+    /// The frontend of the backend whose folder is `path`.
+    pub async fn frontend_of(nodes: &Nodes, path: &str) -> Result<OtherEnd, Errno> {
+        OtherEnd::read(nodes, path, "frontend").await
+    }
+
+    async fn read(nodes: &Nodes, path: &str, end: &str) -> Result<OtherEnd, Errno> {
+        let other = nodes.read_string(&format!("{path}/{end}")).await?;
+        let domain = read_number(nodes, &format!("{path}/{end}-id")).await?;
+        Ok(OtherEnd { domain: DomId(domain), path: other })
+    }
+}
+
+/// A node's value as a decimal number. [`Errno::EPROTO`] when it is none, or too large for `T`.
+pub async fn read_number<T: core::str::FromStr>(nodes: &Nodes, path: &str) -> Result<T, Errno> {
+    nodes.read_string(path).await?.parse().map_err(|_| Errno::EPROTO)
+}

@@ -1,0 +1,340 @@
+//! What the handles and the driver of one connection share: requests, answers, watches.
+
+use super::wire;
+use crate::Errno;
+use crate::abi::xs_wire::*;
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use core::pin::Pin;
+use core::task::{Context, Poll, Waker};
+
+/// The most paths that wait in one watch. More collapse into the watched path itself, so that
+/// events which nobody fetches take bounded memory.
+const WATCH_QUEUE: usize = 64;
+
+/// One connection's state. Borrowed for a moment at a time, never across an await or a wake.
+#[derive(Default)]
+pub(super) struct Connection(RefCell<State>);
+
+#[derive(Default)]
+struct State {
+    unsent: VecDeque<(u32, Vec<u8>)>,
+    pending: BTreeMap<u32, Pending>,
+    watches: BTreeMap<u32, WatchQueue>,
+    last_request: u32,
+    last_token: u32,
+    driver: Option<Waker>,
+    failure: Option<Errno>,
+}
+
+struct Pending {
+    kind: u32,
+    undo: Undo,
+    slot: Slot,
+}
+
+enum Slot {
+    Waiting(Option<Waker>),
+    Answered(Result<Vec<u8>, Errno>),
+    Abandoned,
+}
+
+/// What gives back the thing that a request acquired, when nobody waits for the answer any more.
+pub(super) enum Undo {
+    Nothing,
+    Unwatch { path: String, token: u32 },
+    EndTransaction,
+}
+
+struct WatchQueue {
+    path: String,
+    fired: VecDeque<String>,
+    waker: Option<Waker>,
+}
+
+impl Connection {
+    /// Queues a request and returns the future of its answer's payload.
+    pub(super) fn request(
+        self: &Rc<Self>,
+        kind: u32,
+        transaction: u32,
+        undo: Undo,
+        parts: &[&[u8]],
+    ) -> Result<Request, Errno> {
+        let id = self.queue(kind, transaction, undo, Slot::Waiting(None), parts)?;
+        Ok(Request { connection: self.clone(), id })
+    }
+
+    /// Queues a request whose answer nobody needs.
+    pub(super) fn send_and_forget(&self, kind: u32, transaction: u32, parts: &[&[u8]]) {
+        // It fails only when the connection did, and then xenstored has forgotten everything.
+        let _ = self.queue(kind, transaction, Undo::Nothing, Slot::Abandoned, parts);
+    }
+
+    fn queue(
+        &self,
+        kind: u32,
+        transaction: u32,
+        undo: Undo,
+        slot: Slot,
+        parts: &[&[u8]],
+    ) -> Result<u32, Errno> {
+        let mut state = self.0.borrow_mut();
+        if let Some(failure) = state.failure {
+            return Err(failure);
+        }
+        // Ids wrap; one that still waits for its answer is not given out again. Zero is left to the
+        // events, which carry it.
+        let mut id = state.last_request;
+        loop {
+            id = id.wrapping_add(1);
+            if id != 0 && !state.pending.contains_key(&id) {
+                break;
+            }
+        }
+        let message = wire::encode(kind, id, transaction, parts)?;
+        state.last_request = id;
+        state.pending.insert(id, Pending { kind, undo, slot });
+        state.unsent.push_back((id, message));
+        let driver = state.driver.take();
+        drop(state);
+        wake(driver);
+        Ok(id)
+    }
+
+    /// The next message to write, once there is one.
+    pub(super) fn poll_unsent(&self, cx: &mut Context<'_>) -> Poll<Vec<u8>> {
+        let mut state = self.0.borrow_mut();
+        match state.unsent.pop_front() {
+            Some((_, message)) => Poll::Ready(message),
+            None => {
+                state.driver = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Whether all messages were taken.
+    pub(super) fn is_sent(&self) -> bool {
+        self.0.borrow().unsent.is_empty()
+    }
+
+    /// Handles a message from xenstored.
+    pub(super) fn receive(&self, header: wire::Header, payload: Vec<u8>) {
+        if header.kind == XS_WATCH_EVENT {
+            self.fire(&payload)
+        } else {
+            self.answer(header, payload)
+        }
+    }
+
+    fn answer(&self, header: wire::Header, payload: Vec<u8>) {
+        let mut state = self.0.borrow_mut();
+        let Some(pending) = state.pending.get_mut(&header.request) else {
+            log::warn!(
+                "xenstored answered request {}, which was not made; its answer (type {}, {} bytes) is ignored",
+                header.request,
+                header.kind,
+                header.len
+            );
+            return;
+        };
+        let answer = match header.kind {
+            XS_ERROR => Err(error_named(&payload)),
+            kind if kind == pending.kind => Ok(payload),
+            kind => {
+                log::warn!(
+                    "xenstored answered a request of type {} with type {kind}",
+                    pending.kind
+                );
+                Err(Errno::EPROTO)
+            }
+        };
+        if matches!(pending.slot, Slot::Waiting(_)) {
+            let slot = core::mem::replace(&mut pending.slot, Slot::Answered(answer));
+            drop(state);
+            if let Slot::Waiting(waker) = slot {
+                wake(waker);
+            }
+        } else if matches!(pending.slot, Slot::Abandoned) {
+            let pending = state.pending.remove(&header.request);
+            drop(state);
+            if let (Some(pending), Ok(payload)) = (pending, answer) {
+                self.undo(pending.undo, &payload);
+            }
+        }
+        // A second answer to the same request changes nothing.
+    }
+
+    fn undo(&self, undo: Undo, payload: &[u8]) {
+        match undo {
+            Undo::Nothing => {}
+            Undo::Unwatch { path, token } => self.unwatch(&path, token),
+            Undo::EndTransaction => {
+                if let Ok(id) = transaction_id(payload) {
+                    self.send_and_forget(XS_TRANSACTION_END, id, &[b"F\0"]);
+                }
+            }
+        }
+    }
+
+    fn fire(&self, payload: &[u8]) {
+        let mut strings = wire::strings(payload).map(core::str::from_utf8);
+        let (Some(Ok(path)), Some(Ok(token))) = (strings.next(), strings.next()) else {
+            log::warn!("xenstored sent a watch event without a path or a token; it is ignored");
+            return;
+        };
+        let mut state = self.0.borrow_mut();
+        // The token of a watch that was just dropped is no surprise.
+        let Some(watch) = token.parse().ok().and_then(|token: u32| state.watches.get_mut(&token))
+        else {
+            return;
+        };
+        if !watch.fired.iter().any(|queued| queued == path) {
+            if watch.fired.len() == WATCH_QUEUE {
+                watch.fired.clear();
+                watch.fired.push_back(watch.path.clone());
+            } else {
+                watch.fired.push_back(path.to_string());
+            }
+        }
+        let waker = watch.waker.take();
+        drop(state);
+        wake(waker);
+    }
+
+    /// Makes room for a watch's events, and a token by which to know them.
+    pub(super) fn open_watch(&self, path: &str) -> u32 {
+        let mut state = self.0.borrow_mut();
+        let mut token = state.last_token;
+        loop {
+            token = token.wrapping_add(1);
+            if !state.watches.contains_key(&token) {
+                break;
+            }
+        }
+        state.last_token = token;
+        let queue = WatchQueue { path: path.to_string(), fired: VecDeque::new(), waker: None };
+        state.watches.insert(token, queue);
+        token
+    }
+
+    /// Forgets a watch's events.
+    pub(super) fn close_watch(&self, token: u32) {
+        self.0.borrow_mut().watches.remove(&token);
+    }
+
+    /// Tells xenstored that a watch is over.
+    pub(super) fn unwatch(&self, path: &str, token: u32) {
+        let token = token.to_string();
+        self.send_and_forget(XS_UNWATCH, 0, &[path.as_bytes(), &[0], token.as_bytes(), &[0]]);
+    }
+
+    /// The next path that fired a watch.
+    pub(super) fn poll_watch(&self, token: u32, cx: &mut Context<'_>) -> Poll<String> {
+        let mut state = self.0.borrow_mut();
+        let Some(watch) = state.watches.get_mut(&token) else { return Poll::Pending };
+        match watch.fired.pop_front() {
+            Some(path) => Poll::Ready(path),
+            None => {
+                watch.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Fails every request that waits, and every one to come.
+    pub(super) fn fail(&self, error: Errno) {
+        let mut state = self.0.borrow_mut();
+        state.failure.get_or_insert(error);
+        state.unsent.clear();
+        let mut wakers = Vec::new();
+        state.pending.retain(|_, pending| {
+            if let Slot::Waiting(waker) = &mut pending.slot {
+                wakers.extend(waker.take());
+                pending.slot = Slot::Answered(Err(error));
+            }
+            !matches!(pending.slot, Slot::Abandoned)
+        });
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
+fn error_named(payload: &[u8]) -> Errno {
+    let name = wire::text(payload).unwrap_or_default();
+    Errno::from_name(&name).unwrap_or_else(|| {
+        log::warn!("xenstored answered with the error {name:?}, which has no known number");
+        Errno::EIO
+    })
+}
+
+/// Reads the answer to `XS_TRANSACTION_START`.
+pub(super) fn transaction_id(payload: &[u8]) -> Result<u32, Errno> {
+    let id = wire::text(payload)?.parse().map_err(|_| Errno::EPROTO)?;
+    // Zero is what every request outside a transaction carries.
+    if id == 0 { Err(Errno::EPROTO) } else { Ok(id) }
+}
+
+/// The future of one answer. Dropped early, it takes its request back if that was not sent yet, and
+/// otherwise leaves the answer to be discarded.
+pub(super) struct Request {
+    connection: Rc<Connection>,
+    id: u32,
+}
+
+impl Future for Request {
+    type Output = Result<Vec<u8>, Errno>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.connection.0.borrow_mut();
+        match state.pending.get_mut(&self.id).map(|pending| &mut pending.slot) {
+            Some(Slot::Waiting(waker)) => {
+                *waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            Some(Slot::Answered(answer)) => {
+                let answer = core::mem::replace(answer, Err(Errno::EINVAL));
+                state.pending.remove(&self.id);
+                Poll::Ready(answer)
+            }
+            _ => Poll::Ready(Err(Errno::EINVAL)),
+        }
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        let mut state = self.connection.0.borrow_mut();
+        let Some(pending) = state.pending.get_mut(&self.id) else { return };
+        if let Slot::Answered(answer) = &mut pending.slot {
+            // The answer came, but nobody fetched it.
+            let answer = core::mem::replace(answer, Err(Errno::EINVAL));
+            let pending = state.pending.remove(&self.id);
+            drop(state);
+            if let (Ok(payload), Some(pending)) = (answer, pending) {
+                self.connection.undo(pending.undo, &payload);
+            }
+            return;
+        }
+        // The end of a transaction goes out whether or not somebody waits to hear of it.
+        let unsent = state.unsent.iter().position(|(id, _)| *id == self.id);
+        match (unsent, state.pending.get_mut(&self.id)) {
+            (Some(at), Some(pending)) if pending.kind != XS_TRANSACTION_END => {
+                state.unsent.remove(at);
+                state.pending.remove(&self.id);
+            }
+            (_, Some(pending)) => pending.slot = Slot::Abandoned,
+            _ => {}
+        }
+    }
+}

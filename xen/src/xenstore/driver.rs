@@ -1,0 +1,136 @@
+//! Moves a connection's messages between its handles and the byte stream.
+
+use super::connection::Connection;
+use super::{Store, wire};
+use crate::Errno;
+use alloc::rc::Rc;
+use alloc::vec;
+use core::future::poll_fn;
+use core::pin::pin;
+use core::task::Poll;
+use embedded_io_async::{Error, ErrorKind, Read, Write};
+use futures_util::future::{Either, select};
+
+/// After so many messages without a pause the driver lets the other tasks run.
+const BURST: usize = 32;
+
+/// Makes a client of the xenstored at the other end of a byte stream.
+///
+/// Nothing happens until the driver runs.
+pub fn connect<R: Read, W: Write>(reader: R, writer: W) -> (Store, Driver<R, W>) {
+    let connection = Rc::new(Connection::default());
+    (Store::new(connection.clone()), Driver { connection, reader, writer })
+}
+
+/// The end of a connection that reads and writes; see [`connect`].
+///
+/// Dropping it (or the future of [`run`](Driver::run)) fails all requests with [`Errno::EPIPE`].
+pub struct Driver<R, W> {
+    connection: Rc<Connection>,
+    reader: R,
+    writer: W,
+}
+
+impl<R: Read, W: Write> Driver<R, W> {
+    /// Runs the connection until its transport fails, and returns why it did.
+    ///
+    /// [`Errno::EPIPE`]: the stream ended. [`Errno::EPROTO`]: what came is no xenstore message, so
+    /// that no later message can be found either. Requests then fail with the same error; watches
+    /// stay silent.
+    pub async fn run(mut self) -> Errno {
+        let Driver { connection, reader, writer } = &mut self;
+        let error = {
+            let sending = pin!(send(connection, writer));
+            let receiving = pin!(receive(connection, reader));
+            match select(sending, receiving).await {
+                Either::Left((error, _)) | Either::Right((error, _)) => error,
+            }
+        };
+        connection.fail(error);
+        error
+    }
+}
+
+impl<R, W> Drop for Driver<R, W> {
+    fn drop(&mut self) {
+        self.connection.fail(Errno::EPIPE);
+    }
+}
+
+async fn send<W: Write>(connection: &Connection, writer: &mut W) -> Errno {
+    loop {
+        let message = poll_fn(|cx| connection.poll_unsent(cx)).await;
+        let mut rest = &message[..];
+        while !rest.is_empty() {
+            match writer.write(rest).await {
+                Ok(0) => return Errno::EPIPE,
+                Ok(written) => rest = &rest[written..],
+                Err(error) => return transport_error(&error),
+            }
+        }
+        if connection.is_sent()
+            && let Err(error) = writer.flush().await
+        {
+            return transport_error(&error);
+        }
+    }
+}
+
+async fn receive<R: Read>(connection: &Connection, reader: &mut R) -> Errno {
+    loop {
+        for _ in 0..BURST {
+            if let Err(error) = receive_one(connection, reader).await {
+                return error;
+            }
+        }
+        pause().await;
+    }
+}
+
+async fn receive_one<R: Read>(connection: &Connection, reader: &mut R) -> Result<(), Errno> {
+    let mut head = [0; wire::HEADER_LEN];
+    fill(reader, &mut head).await?;
+    let header = wire::Header::decode(&head).inspect_err(|_| {
+        log::error!("xenstored sent {head:02x?}, which is not a message's header");
+    })?;
+    let mut payload = vec![0; header.len];
+    fill(reader, &mut payload).await?;
+    connection.receive(header, payload);
+    Ok(())
+}
+
+async fn fill<R: Read>(reader: &mut R, mut to: &mut [u8]) -> Result<(), Errno> {
+    while !to.is_empty() {
+        match reader.read(to).await {
+            Ok(0) => return Err(Errno::EPIPE),
+            Ok(count) => to = &mut to[count..],
+            Err(error) => return Err(transport_error(&error)),
+        }
+    }
+    Ok(())
+}
+
+fn transport_error(error: &impl Error) -> Errno {
+    match error.kind() {
+        ErrorKind::BrokenPipe => Errno::EPIPE,
+        ErrorKind::ConnectionReset => Errno::ECONNRESET,
+        ErrorKind::InvalidData => Errno::EPROTO,
+        ErrorKind::PermissionDenied => Errno::EACCES,
+        ErrorKind::OutOfMemory => Errno::ENOMEM,
+        _ => Errno::EIO,
+    }
+}
+
+/// Lets everything else that is ready run first.
+async fn pause() {
+    let mut paused = false;
+    poll_fn(|cx| {
+        if paused {
+            return Poll::Ready(());
+        }
+        paused = true;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}

@@ -1,0 +1,162 @@
+//! Reading and writing nodes, inside a transaction or outside any.
+
+use super::connection::{Connection, Undo, transaction_id};
+use super::wire::{self, Permission, check_path};
+use super::{Transaction, Watch};
+use crate::abi::xs_wire::*;
+use crate::{DomId, Errno};
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::ops::Deref;
+
+/// Reads and writes the tree's nodes.
+///
+/// [`Store`] and [`Transaction`] both lend one, so that what is written over `&Nodes` works in a
+/// transaction and outside. A path that does not begin with a slash is below the domain's home,
+/// `/local/domain/N`. All methods fail with [`Errno::EINVAL`] for a malformed path, with
+/// [`Errno::E2BIG`] for one that is too long, with what xenstored answered, or with what ended the
+/// connection.
+pub struct Nodes {
+    pub(super) connection: Rc<Connection>,
+    pub(super) transaction: u32,
+}
+
+impl Nodes {
+    /// A node's value.
+    pub async fn read(&self, path: &str) -> Result<Vec<u8>, Errno> {
+        self.ask(XS_READ, path, &[&[0]]).await
+    }
+
+    /// A node's value, as text. [`Errno::EPROTO`] when it is none.
+    pub async fn read_string(&self, path: &str) -> Result<String, Errno> {
+        wire::text(&self.read(path).await?)
+    }
+
+    /// Writes a node's value; creates it, and what is missing above it.
+    pub async fn write(&self, path: &str, value: impl AsRef<[u8]>) -> Result<(), Errno> {
+        self.ask(XS_WRITE, path, &[&[0], value.as_ref()]).await.map(drop)
+    }
+
+    /// Removes a node and all below it.
+    pub async fn rm(&self, path: &str) -> Result<(), Errno> {
+        self.ask(XS_RM, path, &[&[0]]).await.map(drop)
+    }
+
+    /// Creates an empty node; one that exists stays as it is.
+    pub async fn mkdir(&self, path: &str) -> Result<(), Errno> {
+        self.ask(XS_MKDIR, path, &[&[0]]).await.map(drop)
+    }
+
+    /// The names of a node's children.
+    pub async fn directory(&self, path: &str) -> Result<Vec<String>, Errno> {
+        match self.ask(XS_DIRECTORY, path, &[&[0]]).await {
+            Ok(payload) => wire::strings(&payload).map(wire::text).collect(),
+            Err(Errno::E2BIG) => self.directory_in_parts(path).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A node's permissions, its owner's first.
+    pub async fn get_permissions(&self, path: &str) -> Result<Vec<Permission>, Errno> {
+        let payload = self.ask(XS_GET_PERMS, path, &[&[0]]).await?;
+        wire::strings(&payload).map(Permission::decode).collect()
+    }
+
+    /// Replaces a node's permissions. The first one says who owns it.
+    pub async fn set_permissions(
+        &self,
+        path: &str,
+        permissions: &[Permission],
+    ) -> Result<(), Errno> {
+        let permissions = Permission::encode_all(permissions);
+        self.ask(XS_SET_PERMS, path, &[&[0], &permissions]).await.map(drop)
+    }
+
+    /// The absolute path of a domain's home.
+    pub async fn domain_path(&self, domain: DomId) -> Result<String, Errno> {
+        let domain = domain.to_string();
+        let parts: [&[u8]; 2] = [domain.as_bytes(), &[0]];
+        wire::text(&self.connection.request(XS_GET_DOMAIN_PATH, 0, Undo::Nothing, &parts)?.await?)
+    }
+
+    /// A list of children that is too long for one message, piece by piece. It starts again when the
+    /// node changed meanwhile, a few times.
+    async fn directory_in_parts(&self, path: &str) -> Result<Vec<String>, Errno> {
+        const RESTARTS: usize = 8;
+        /// More than any node can have; an endless list is no list.
+        const LONGEST: usize = 1 << 20;
+        'restart: for _ in 0..RESTARTS {
+            let (mut offset, mut generation, mut names) = (0, None, Vec::new());
+            while offset < LONGEST {
+                let from = offset.to_string();
+                let parts: [&[u8]; 3] = [&[0], from.as_bytes(), &[0]];
+                let payload = self.ask(XS_DIRECTORY_PART, path, &parts).await?;
+                let zero = payload.iter().position(|&byte| byte == 0).ok_or(Errno::EPROTO)?;
+                let (count, children) = (payload[..zero].to_vec(), &payload[zero + 1..]);
+                if *generation.get_or_insert_with(|| count.clone()) != count {
+                    continue 'restart;
+                }
+                // An empty name ends the list.
+                let last = children == [0] || children.ends_with(&[0, 0]);
+                for name in wire::strings(children).filter(|name| !name.is_empty()) {
+                    names.push(wire::text(name)?);
+                }
+                if last {
+                    return Ok(names);
+                }
+                if children.is_empty() {
+                    return Err(Errno::EPROTO);
+                }
+                offset += children.len();
+            }
+            return Err(Errno::E2BIG);
+        }
+        Err(Errno::EAGAIN)
+    }
+
+    async fn ask(&self, kind: u32, path: &str, rest: &[&[u8]]) -> Result<Vec<u8>, Errno> {
+        check_path(path)?;
+        let mut parts: [&[u8]; 4] = [path.as_bytes(), &[], &[], &[]];
+        parts[1..=rest.len()].copy_from_slice(rest);
+        self.connection.request(kind, self.transaction, Undo::Nothing, &parts)?.await
+    }
+}
+
+/// A handle on a connection to xenstored; clones are handles on the same one.
+///
+/// Reads and writes are those of [`Nodes`].
+pub struct Store(Nodes);
+
+impl Store {
+    pub(super) fn new(connection: Rc<Connection>) -> Self {
+        Store(Nodes { connection, transaction: 0 })
+    }
+
+    /// Watches a node and all below it, or one of the special paths such as `@releaseDomain`. A
+    /// watch fires once as soon as it is registered.
+    pub async fn watch(&self, path: &str) -> Result<Watch, Errno> {
+        Watch::register(self.0.connection.clone(), path).await
+    }
+
+    /// Starts a transaction.
+    pub async fn transaction(&self) -> Result<Transaction, Errno> {
+        let connection = self.0.connection.clone();
+        let start = connection.request(XS_TRANSACTION_START, 0, Undo::EndTransaction, &[&[0]])?;
+        Ok(Transaction::new(connection, transaction_id(&start.await?)?))
+    }
+}
+
+impl Clone for Store {
+    fn clone(&self) -> Self {
+        Store::new(self.0.connection.clone())
+    }
+}
+
+impl Deref for Store {
+    type Target = Nodes;
+
+    fn deref(&self) -> &Nodes {
+        &self.0
+    }
+}

@@ -1,0 +1,47 @@
+//! Several reads and writes that happen at once or not at all.
+
+use super::Nodes;
+use super::connection::{Connection, Undo};
+use crate::Errno;
+use crate::abi::xs_wire::XS_TRANSACTION_END;
+use alloc::rc::Rc;
+use core::ops::Deref;
+
+/// An open transaction: the same calls as [`Store`](super::Store), seen by others only after
+/// [`commit`](Transaction::commit). Dropping it aborts it.
+pub struct Transaction {
+    nodes: Nodes,
+    open: bool,
+}
+
+impl Transaction {
+    pub(super) fn new(connection: Rc<Connection>, id: u32) -> Self {
+        Transaction { nodes: Nodes { connection, transaction: id }, open: true }
+    }
+
+    /// Makes all changes, or none and [`Errno::EAGAIN`] when somebody else changed what it touched:
+    /// then start again. If the returned future is dropped, whether it happened is unknown.
+    pub async fn commit(mut self) -> Result<(), Errno> {
+        let Nodes { connection, transaction } = &self.nodes;
+        let end = connection.request(XS_TRANSACTION_END, *transaction, Undo::Nothing, &[b"T\0"])?;
+        self.open = false;
+        end.await.map(drop)
+    }
+}
+
+impl Deref for Transaction {
+    type Target = Nodes;
+
+    fn deref(&self) -> &Nodes {
+        &self.nodes
+    }
+}
+
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        if self.open {
+            let Nodes { connection, transaction } = &self.nodes;
+            connection.send_and_forget(XS_TRANSACTION_END, *transaction, &[b"F\0"]);
+        }
+    }
+}
