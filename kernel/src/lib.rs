@@ -1,7 +1,21 @@
 //! A unikernel for Xen PVH domains whose sockets live in dom0.
+//!
+//! The crate is a library: an image of one's own is a binary crate that names its main function with
+//! [`entry!`] and is built for the target `x86_64-xen-pvh.json`. Built for an ordinary operating
+//! system, the crate has those of its parts that need no machine of their own, for their tests.
 #![cfg_attr(target_os = "none", no_std)]
 
 extern crate alloc;
 
+pub mod boot;
 pub mod config;
+pub mod cpu;
+pub mod memory;
 pub mod metrics;
+
+#[cfg(target_os = "none")]
+mod crash;
+#[cfg(target_os = "none")]
+mod debug_port;
+#[cfg(target_os = "none")]
+mod logger;

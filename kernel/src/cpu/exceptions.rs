@@ -1,0 +1,130 @@
+//! Exceptions, all of which are bugs: a message with everything known, and the domain's end.
+
+use super::exception_text::{ErrorCode, Vector};
+use super::segments::Stack;
+use crate::crash;
+use crate::memory::image;
+use core::arch::global_asm;
+use core::fmt;
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, Ordering};
+use spin::Once;
+use x86_64::VirtAddr;
+use x86_64::registers::control::Cr2;
+use x86_64::structures::idt::{Entry, HandlerFunc, InterruptDescriptorTable};
+
+global_asm!(include_str!("exceptions.S"));
+
+unsafe extern "C" {
+    static exception_stubs: [u64; 32];
+    fn event_upcall();
+}
+
+/// The vector at which Xen interrupts when an event is pending. Any above the exceptions' would do.
+pub const EVENT_VECTOR: u8 = 0xf3;
+
+/// The byte in which Xen notes that it has interrupted (`evtchn_upcall_pending`).
+#[unsafe(export_name = "upcall_pending")]
+static UPCALL_PENDING: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
+
+static IDT: Once<InterruptDescriptorTable> = Once::new();
+
+/// What `exceptions.S` and the processor push, from the lowest address on.
+#[repr(C)]
+struct Frame {
+    r15: u64,
+    r14: u64,
+    r13: u64,
+    r12: u64,
+    r11: u64,
+    r10: u64,
+    r9: u64,
+    r8: u64,
+    rbp: u64,
+    rdi: u64,
+    rsi: u64,
+    rdx: u64,
+    rcx: u64,
+    rbx: u64,
+    rax: u64,
+    vector: u64,
+    error_code: u64,
+    rip: u64,
+    cs: u64,
+    rflags: u64,
+    rsp: u64,
+    ss: u64,
+}
+
+/// Loads the interrupt table.
+pub fn init() {
+    let table = IDT.call_once(|| {
+        // SAFETY: the symbol is a table of 32 addresses, in memory that nobody writes.
+        let stubs = unsafe { &exception_stubs };
+        let mut table = InterruptDescriptorTable::new();
+        let mut set = |vector: usize, stub: u64| set_handler(&mut table, vector, stub);
+        stubs.iter().enumerate().for_each(|(vector, stub)| set(vector, *stub));
+        set(EVENT_VECTOR.into(), event_upcall as *const () as u64);
+        table
+    });
+    table.load();
+}
+
+/// Tells the event interrupt which byte to take back. Before that, no event may interrupt.
+///
+/// # Safety
+/// The byte must be `evtchn_upcall_pending` of this vCPU, mapped and writable for ever.
+pub unsafe fn set_upcall_pending(byte: *mut u8) {
+    UPCALL_PENDING.store(byte, Ordering::Release);
+}
+
+fn set_handler(table: &mut InterruptDescriptorTable, vector: usize, stub: u64) {
+    let stack = match Vector(vector as u8) {
+        Vector::DOUBLE_FAULT => Some(Stack::DoubleFault),
+        Vector::NMI => Some(Stack::Nmi),
+        Vector::PAGE_FAULT => Some(Stack::PageFault),
+        _ => None,
+    };
+    let table = ptr::from_mut(table).cast::<Entry<HandlerFunc>>();
+    // SAFETY: the table is an array of 256 entries of one layout, whatever their handlers' types, and
+    // `vector` is below 256.
+    let entry = unsafe { &mut *table.add(vector) };
+    // SAFETY: the stub expects to be entered by an exception or interrupt of this vector.
+    let options = unsafe { entry.set_handler_addr(VirtAddr::new(stub)) };
+    if let Some(stack) = stack {
+        // SAFETY: `segments::init` has put a stack in this place, for this vector alone.
+        unsafe { options.set_stack_index(stack as u16) };
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn exception(frame: &Frame) -> ! {
+    crash::end(format_args!("{frame}"))
+}
+
+impl fmt::Display for Frame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let vector = Vector(self.vector as u8);
+        write!(f, "{} at rip {:#x}", vector.name(), self.rip)?;
+        if vector == Vector::PAGE_FAULT || vector == Vector::DOUBLE_FAULT {
+            let address = Cr2::read_raw();
+            write!(f, ", address {address:#x}")?;
+            if image::guards().contains(&(address & !0xfff)) {
+                write!(f, " (a stack is used up)")?;
+            } else if address < 0x1000 {
+                write!(f, " (page zero: a null pointer)")?;
+            }
+        }
+        writeln!(f, ", {}", ErrorCode(vector, self.error_code))?;
+        writeln!(f, "rax {:016x} rbx {:016x} rcx {:016x}", self.rax, self.rbx, self.rcx)?;
+        writeln!(f, "rdx {:016x} rsi {:016x} rdi {:016x}", self.rdx, self.rsi, self.rdi)?;
+        writeln!(f, "rbp {:016x} rsp {:016x} r8  {:016x}", self.rbp, self.rsp, self.r8)?;
+        writeln!(f, "r9  {:016x} r10 {:016x} r11 {:016x}", self.r9, self.r10, self.r11)?;
+        writeln!(f, "r12 {:016x} r13 {:016x} r14 {:016x}", self.r12, self.r13, self.r14)?;
+        write!(
+            f,
+            "r15 {:016x} rflags {:08x} cs {:x} ss {:x}",
+            self.r15, self.rflags, self.cs, self.ss
+        )
+    }
+}
