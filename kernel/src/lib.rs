@@ -7,6 +7,7 @@
 
 extern crate alloc;
 
+pub mod apps;
 pub mod boot;
 pub mod config;
 pub mod cpu;

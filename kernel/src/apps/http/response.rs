@@ -1,0 +1,73 @@
+//! A response's head.
+
+use super::request::Method;
+use alloc::string::String;
+use core::fmt::Write;
+
+/// A status code and its reason phrase (RFC 9110, section 15).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status(u16, &'static str);
+
+#[allow(missing_docs, reason = "the names are the reason phrases")]
+impl Status {
+    pub const OK: Status = Status(200, "OK");
+    pub const BAD_REQUEST: Status = Status(400, "Bad Request");
+    pub const NOT_FOUND: Status = Status(404, "Not Found");
+    pub const METHOD_NOT_ALLOWED: Status = Status(405, "Method Not Allowed");
+    pub const REQUEST_TIMEOUT: Status = Status(408, "Request Timeout");
+    pub const CONTENT_TOO_LARGE: Status = Status(413, "Content Too Large");
+    pub const URI_TOO_LONG: Status = Status(414, "URI Too Long");
+    pub const EXPECTATION_FAILED: Status = Status(417, "Expectation Failed");
+    pub const HEADERS_TOO_LARGE: Status = Status(431, "Request Header Fields Too Large");
+    pub const NOT_IMPLEMENTED: Status = Status(501, "Not Implemented");
+    pub const VERSION_NOT_SUPPORTED: Status = Status(505, "HTTP Version Not Supported");
+
+    /// The number.
+    pub fn code(self) -> u16 {
+        self.0
+    }
+}
+
+/// Everything of a response but its body.
+#[derive(Clone, Copy, Debug)]
+pub struct Head {
+    /// The status.
+    pub status: Status,
+    /// The body's media type.
+    pub content_type: &'static str,
+    /// The body's length, in bytes.
+    pub length: u64,
+    /// The methods that the path takes, where that was the matter.
+    pub allow: Option<&'static str>,
+    /// Whether the connection stays open.
+    pub keep_alive: bool,
+}
+
+impl Head {
+    /// Puts the head into `out`, empty line included.
+    pub fn write(&self, out: &mut String) {
+        let Status(code, reason) = self.status;
+        let connection = if self.keep_alive { "keep-alive" } else { "close" };
+        let allow = self.allow.map_or(("", "", ""), |allow| ("Allow: ", allow, "\r\n"));
+        // Writing to a `String` cannot fail.
+        let _ = write!(
+            out,
+            "HTTP/1.1 {code} {reason}\r\n\
+             Server: xensock\r\n\
+             Content-Type: {}\r\n\
+             Content-Length: {}\r\n\
+             Cache-Control: no-store\r\n\
+             {}{}{}\
+             Connection: {connection}\r\n\r\n",
+            self.content_type, self.length, allow.0, allow.1, allow.2
+        );
+    }
+}
+
+/// Puts head and body of a short response into `out`; a `HEAD` request gets no body.
+pub fn short(out: &mut String, head: Head, method: Method, body: &str) {
+    Head { length: body.len() as u64, ..head }.write(out);
+    if method != Method::Head {
+        out.push_str(body);
+    }
+}
