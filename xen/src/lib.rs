@@ -10,6 +10,9 @@ extern crate alloc;
 
 pub mod abi;
 mod errno;
+pub mod event;
+pub mod grant;
+pub mod hypercall;
 pub mod shared;
 pub mod xenbus;
 pub mod xenstore;

@@ -1,6 +1,21 @@
 //! Xen's public interface as Rust types: one file per header of `xen/include/public`.
 //!
-//! Constants keep Xen's names, structures take Rust's spelling of them. Sizes and offsets are
-//! asserted at compile time. Nothing here does anything.
+//! Constants keep Xen's names, structures take Rust's spelling of them. Only what a guest of this
+//! project uses is here. Sizes and offsets are asserted at compile time, for x86-64. Nothing here
+//! does anything.
 
+pub mod console;
+pub mod cpuid;
+pub mod elfnote;
+pub mod event_channel;
+pub mod features;
+pub mod grant_table;
+pub mod hvm_op;
+pub mod hvm_params;
+pub mod memory;
+pub mod sched;
+pub mod start_info;
+pub mod vcpu;
+pub mod version;
+pub mod xen;
 pub mod xs_wire;

@@ -1,0 +1,27 @@
+//! `sched.h`: giving up the CPU, and ending the domain.
+
+/// Lets another virtual CPU run.
+pub const SCHEDOP_YIELD: u32 = 0;
+/// Sleeps until an event comes; enables events.
+pub const SCHEDOP_BLOCK: u32 = 1;
+/// Ends or suspends the domain.
+pub const SCHEDOP_SHUTDOWN: u32 = 2;
+
+/// The domain is done.
+pub const SHUTDOWN_POWEROFF: u32 = 0;
+/// The domain wants to be started again.
+pub const SHUTDOWN_REBOOT: u32 = 1;
+/// The domain is ready to be saved.
+pub const SHUTDOWN_SUSPEND: u32 = 2;
+/// The domain found itself broken.
+pub const SHUTDOWN_CRASH: u32 = 3;
+
+/// Argument of [`SCHEDOP_SHUTDOWN`] (`struct sched_shutdown`).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct SchedShutdown {
+    /// `SHUTDOWN_*`.
+    pub reason: u32,
+}
+
+const _: () = assert!(size_of::<SchedShutdown>() == 4);

@@ -1,0 +1,177 @@
+//! Grants: letting another domain map a page of this one (grant table version 1).
+//!
+//! The table's frames are mapped one by one as it fills. A grant is ended by compare-and-swap, and
+//! not while the peer has the page mapped: then the caller keeps page and reference, and tries
+//! again later.
+
+use crate::abi::grant_table::*;
+use crate::hypercall::{Hypervisor, Operations};
+use crate::{DomId, Errno, Gfn, GrantRef, PAGE_SIZE, Shared};
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use core::mem::offset_of;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+
+const ENTRY: usize = size_of::<GrantEntryV1>();
+const PER_FRAME: u32 = (PAGE_SIZE / ENTRY) as u32;
+const FLAGS: usize = offset_of!(GrantEntryV1, flags);
+const DOMID: usize = offset_of!(GrantEntryV1, domid);
+const FRAME: usize = offset_of!(GrantEntryV1, frame);
+
+/// How often ending a grant tries again after Xen changed the entry under its hands. The peer
+/// decides how often that happens, so it cannot be for ever.
+const ATTEMPTS: usize = 16;
+
+/// Whether the other domain may write to a granted page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It may not.
+    ReadOnly,
+    /// It may.
+    ReadWrite,
+}
+
+/// How full a grant table is, in entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Live grants.
+    pub in_use: u32,
+    /// Free entries in the frames that are mapped.
+    pub free: u32,
+    /// The most grants that there can be.
+    pub capacity: u32,
+}
+
+/// Gives the guest frames at which the table's frames appear, each with its virtual address: a page of
+/// memory that nothing uses, or will use.
+///
+/// # Safety
+/// An implementer promises that the page is the frame, is mapped for ever, and is used by nothing
+/// else.
+pub unsafe trait FrameSource {
+    /// Gives a page away for good. [`Errno::ENOMEM`] when there is none.
+    fn take(&self) -> Result<(Gfn, Shared<'static>), Errno>;
+}
+
+/// The domain's grant table.
+pub struct GrantTable<H, F> {
+    hypervisor: H,
+    source: F,
+    max_frames: u32,
+    state: RefCell<State>,
+}
+
+struct State {
+    frames: Vec<Shared<'static>>,
+    /// Entries to hand out; has room for all that exist, so that giving one back never allocates.
+    free: Vec<GrantRef>,
+    in_use: u32,
+}
+
+impl<H: Hypervisor, F: FrameSource> GrantTable<H, F> {
+    /// Maps the table's first frame. The toolstack's entries in it stay as they are.
+    pub fn new(hypervisor: H, source: F) -> Result<Self, Errno> {
+        hypervisor.set_grant_table_version_1()?;
+        let (_, max_frames) = hypervisor.grant_table_size()?;
+        let state = State { frames: Vec::new(), free: Vec::new(), in_use: 0 };
+        let table = GrantTable { hypervisor, source, max_frames, state: RefCell::new(state) };
+        table.grow(&mut table.state.borrow_mut())?;
+        Ok(table)
+    }
+
+    /// Lets `peer` map a page. [`Errno::ENOSPC`] when the table is full.
+    ///
+    /// # Safety
+    /// Until the grant is ended, the page is reached through [`Shared`] alone, and holds nothing
+    /// that the peer must not see.
+    pub unsafe fn grant(&self, peer: DomId, page: Gfn, access: Access) -> Result<GrantRef, Errno> {
+        let frame = u32::try_from(page.0).map_err(|_| Errno::EINVAL)?;
+        let mut state = self.state.borrow_mut();
+        if state.free.is_empty() {
+            self.grow(&mut state)?;
+        }
+        let grant = state.free.pop().ok_or(Errno::ENOSPC)?;
+        state.in_use += 1;
+        let (table, at) = state.entry(grant).ok_or(Errno::EINVAL)?;
+        let readonly = match access {
+            Access::ReadOnly => GTF_READONLY,
+            Access::ReadWrite => 0,
+        };
+        table.store_u16(at + DOMID, peer.0, Relaxed);
+        table.store_u32(at + FRAME, frame, Relaxed);
+        // The flags make the entry valid: they are seen after the rest.
+        table.store_u16(at + FLAGS, GTF_PERMIT_ACCESS | readonly, Release);
+        Ok(grant)
+    }
+
+    /// Ends a grant. After `Ok` the peer cannot reach the page through it.
+    ///
+    /// [`Errno::EBUSY`]: the peer has the page mapped; the grant is live still, and both page and reference
+    /// must be kept. [`Errno::EINVAL`]: there is no such grant.
+    pub fn end(&self, grant: GrantRef) -> Result<(), Errno> {
+        let mut state = self.state.borrow_mut();
+        let (table, at) = state.entry(grant).ok_or(Errno::EINVAL)?;
+        let word = table.atomic_u16(at + FLAGS);
+        let mut flags = word.load(Acquire);
+        for _ in 0..ATTEMPTS {
+            if flags & GTF_TYPE_MASK != GTF_PERMIT_ACCESS {
+                return Err(Errno::EINVAL);
+            }
+            if flags & (GTF_READING | GTF_WRITING) != 0 {
+                return Err(Errno::EBUSY);
+            }
+            match word.compare_exchange(flags, GTF_INVALID, SeqCst, Acquire) {
+                Ok(_) => {
+                    state.in_use -= 1;
+                    state.free.push(grant);
+                    return Ok(());
+                }
+                Err(now) => flags = now,
+            }
+        }
+        Err(Errno::EBUSY)
+    }
+
+    /// How full the table is.
+    pub fn usage(&self) -> Usage {
+        let state = self.state.borrow();
+        Usage {
+            in_use: state.in_use,
+            free: state.free.len() as u32,
+            capacity: (self.max_frames * PER_FRAME).saturating_sub(GNTTAB_NR_RESERVED_ENTRIES),
+        }
+    }
+
+    /// Maps the table's next frame.
+    fn grow(&self, state: &mut State) -> Result<(), Errno> {
+        let index = state.frames.len() as u32;
+        if index >= self.max_frames {
+            return Err(Errno::ENOSPC);
+        }
+        let (gfn, frame) = self.source.take()?;
+        // SAFETY: the source gave the page to this table, for good.
+        unsafe { self.hypervisor.map_grant_frame(index, gfn) }?;
+        state.frames.push(frame);
+        let total = (index + 1) * PER_FRAME;
+        let missing = total as usize - state.free.len();
+        state.free.reserve(missing);
+        // The lowest are handed out first.
+        let first = (index * PER_FRAME).max(GNTTAB_NR_RESERVED_ENTRIES);
+        state.free.extend((first..total).rev().map(GrantRef));
+        Ok(())
+    }
+}
+
+impl State {
+    /// Where an entry is: its frame and the offset in it. The toolstack's entries are not ours.
+    fn entry(&self, grant: GrantRef) -> Option<(Shared<'static>, usize)> {
+        if grant.0 < GNTTAB_NR_RESERVED_ENTRIES {
+            return None;
+        }
+        let frame = self.frames.get((grant.0 / PER_FRAME) as usize)?;
+        Some((*frame, (grant.0 % PER_FRAME) as usize * ENTRY))
+    }
+}
+
+#[cfg(test)]
+mod tests;

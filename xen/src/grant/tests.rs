@@ -1,0 +1,91 @@
+use super::*;
+use crate::abi::memory::XENMAPSPACE_GRANT_TABLE;
+use crate::hypercall::double::{Done, FakeXen};
+use std::collections::HashSet;
+
+/// Leaks plain memory, and remembers it so that a test can play the peer.
+#[derive(Default)]
+struct Memory(RefCell<Vec<Shared<'static>>>);
+
+// SAFETY: the pages are leaked, and used by nothing else.
+unsafe impl FrameSource for &Memory {
+    fn take(&self) -> Result<(Gfn, Shared<'static>), Errno> {
+        let memory = Box::leak(Box::new([0u64; 512]));
+        // SAFETY: as above.
+        let page = unsafe { Shared::new(memory.as_mut_ptr().cast(), PAGE_SIZE) };
+        self.0.borrow_mut().push(page);
+        Ok((Gfn(self.0.borrow().len() as u64), page))
+    }
+}
+
+impl Memory {
+    fn flags(&self, grant: GrantRef) -> &core::sync::atomic::AtomicU16 {
+        let frame = self.0.borrow()[(grant.0 / PER_FRAME) as usize];
+        frame.atomic_u16((grant.0 % PER_FRAME) as usize * ENTRY)
+    }
+}
+
+fn grant<F: FrameSource>(table: &GrantTable<&FakeXen, F>, page: u64) -> Result<GrantRef, Errno> {
+    // SAFETY: no page is really shared.
+    unsafe { table.grant(DomId(7), Gfn(page), Access::ReadWrite) }
+}
+
+#[test]
+fn a_grant_is_written_as_xen_reads_it() {
+    let (xen, memory) = (FakeXen::new(), Memory::default());
+    let table = GrantTable::new(&xen, &memory).unwrap();
+    // SAFETY: no page is really shared.
+    let grant = unsafe { table.grant(DomId(7), Gfn(0x1234), Access::ReadOnly) }.unwrap();
+    assert_eq!(grant, GrantRef(8), "the first eight are the toolstack's");
+    let mut entry = [0; 8];
+    memory.0.borrow()[0].read(64, &mut entry);
+    assert_eq!(entry, [5, 0, 7, 0, 0x34, 0x12, 0, 0]);
+    table.end(grant).unwrap();
+    assert_eq!(memory.flags(grant).load(SeqCst), GTF_INVALID);
+}
+
+#[test]
+fn a_grant_that_the_peer_has_mapped_stays_until_it_lets_go() {
+    let (xen, memory) = (FakeXen::new(), Memory::default());
+    let table = GrantTable::new(&xen, &memory).unwrap();
+    let one = grant(&table, 1).unwrap();
+    memory.flags(one).fetch_or(GTF_READING | GTF_WRITING, SeqCst);
+    assert_eq!(table.end(one), Err(Errno::EBUSY));
+    assert_eq!(table.usage().in_use, 1);
+    assert_ne!(grant(&table, 2).unwrap(), one, "the reference is not given out again");
+    memory.flags(one).fetch_and(!(GTF_READING | GTF_WRITING), SeqCst);
+    table.end(one).unwrap();
+    assert_eq!(table.end(one), Err(Errno::EINVAL));
+}
+
+#[test]
+fn the_table_grows_to_its_limit_and_no_further() {
+    let (xen, memory) = (FakeXen::new(), Memory::default());
+    let table = GrantTable::new(&xen, &memory).unwrap();
+    let capacity = table.usage().capacity;
+    assert_eq!(capacity, 2 * 512 - 8);
+    let grants: Vec<_> = (0..capacity.into()).map(|page| grant(&table, page).unwrap()).collect();
+    assert_eq!(grants.iter().collect::<HashSet<_>>().len(), grants.len());
+    assert!(grants.iter().all(|grant| grant.0 >= 8));
+    assert_eq!(grant(&table, 0), Err(Errno::ENOSPC));
+    assert_eq!(table.usage(), Usage { in_use: capacity, free: 0, capacity });
+    let space = XENMAPSPACE_GRANT_TABLE;
+    let mapped = [1, 2].map(|at| Done::Mapped { space, index: at - 1, at });
+    assert_eq!(xen.take_done(), mapped);
+    let room = table.state.borrow().free.capacity();
+    grants.iter().for_each(|&grant| table.end(grant).unwrap());
+    assert_eq!(table.usage(), Usage { in_use: 0, free: capacity, capacity });
+    assert_eq!(table.state.borrow().free.capacity(), room, "giving back allocates nothing");
+    assert!(grant(&table, 0).is_ok());
+}
+
+#[test]
+fn references_that_are_no_grants_are_refused() {
+    let (xen, memory) = (FakeXen::new(), Memory::default());
+    let table = GrantTable::new(&xen, &memory).unwrap();
+    for reference in [0, 7, 8, 511, 512, u32::MAX] {
+        assert_eq!(table.end(GrantRef(reference)), Err(Errno::EINVAL), "{reference}");
+    }
+    assert_eq!(grant(&table, 1 << 32), Err(Errno::EINVAL));
+    assert_eq!(table.usage().in_use, 0);
+}
