@@ -1,3 +1,22 @@
-//! The XenSock and PV Calls backend as a daemon for dom0.
+//! The daemon's entry: reads the command line and runs until it is told to stop.
 
-fn main() {}
+use clap::Parser;
+use std::process::ExitCode;
+use xensockd::arguments::Arguments;
+use xensockd::daemon;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    env_logger::Builder::new()
+        .filter_level(arguments.log_level)
+        .format_timestamp_millis()
+        .format_target(false)
+        .init();
+    match daemon::run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            eprintln!("xensockd: {reason}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! The command line.
+
+use clap::Parser;
+use clap::builder::RangedU64ValueParser;
+use std::path::PathBuf;
+use xensock::back::Limits;
+
+/// Serves the sockets of Xen guests (PV Calls) from this domain.
+///
+/// Needs root, the kernel modules xen-evtchn and xen-gntdev, and a running xenstored. A guest gets its device
+/// by `pvcalls=["backend=0"]` in its configuration. SIGUSR1 logs what is in use; SIGTERM and SIGINT
+/// end the daemon and close all guests' sockets.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "xensockd", version)]
+pub struct Arguments {
+    /// What to log: off, error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: log::LevelFilter,
+
+    /// The largest data ring that a guest may use: two to this power of pages for each connection
+    #[arg(long, value_name = "ORDER", default_value = "6",
+          value_parser = RangedU64ValueParser::<u32>::new().range(1..=9))]
+    pub max_page_order: u32,
+
+    /// How many sockets each guest may have at a time
+    #[arg(long, value_name = "COUNT", default_value = "1024",
+          value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
+    pub max_sockets: usize,
+
+    /// Lets several guests listen on the same port and share its connections
+    #[arg(long)]
+    pub reuse_port: bool,
+
+    /// The file that keeps a second daemon from starting
+    #[arg(long, value_name = "FILE", default_value = "/run/xensockd.lock")]
+    pub lock_file: PathBuf,
+}
+
+impl Arguments {
+    /// What each guest may have.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            sockets: self.max_sockets,
+            max_ring_order: self.max_page_order,
+            ..Limits::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_arguments_the_defaults_hold() {
+        let arguments = Arguments::try_parse_from(["xensockd"]).unwrap();
+        assert_eq!(arguments.limits().max_ring_order, 6);
+        assert_eq!(arguments.limits().sockets, 1024);
+        assert_eq!(arguments.log_level, log::LevelFilter::Info);
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_refused() {
+        for wrong in [
+            ["--max-page-order", "0"],
+            ["--max-page-order", "10"],
+            ["--max-sockets", "0"],
+            ["--log-level", "loud"],
+        ] {
+            assert!(Arguments::try_parse_from(["xensockd", wrong[0], wrong[1]]).is_err());
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Event channels, through `/dev/xen/evtchn` (Linux's `include/uapi/xen/evtchn.h`).
+//!
+//! One open file serves all channels: each event that comes is a port number to read. The driver
+//! masks a port when it hands out its number, and writing the number back unmasks it; that is done
+//! before anybody looks at a ring, so an event that comes meanwhile is reported again. A guest
+//! that sends events without end is heard once in a turn of the event loop, and so is every other.
+
+use crate::counts::{Counter, Ticket};
+use crate::reactor::{Watched, watch};
+use rustix::fs::{Mode, OFlags};
+use rustix::ioctl::{Direction, Ioctl, IoctlOutput, Opcode, ioctl, opcode};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use tokio::io::Interest;
+use xen::{DomId, Errno, Port};
+use xensock::Signal;
+
+/// The device file for event channels.
+pub const DEVICE: &str = "/dev/xen/evtchn";
+
+/// How many ports are read at a time.
+const BATCH: usize = 256;
+
+/// The device, open, and the channels bound through it.
+#[derive(Clone)]
+pub struct EventChannels(Rc<Inner>);
+
+struct Inner {
+    file: Watched,
+    signals: RefCell<HashMap<u32, Arc<Signal>>>,
+    counter: Counter,
+}
+
+impl EventChannels {
+    /// Opens the device, inside a tokio runtime. Channels are counted in `counter`.
+    pub fn open(counter: Counter) -> io::Result<Self> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let file = rustix::fs::open(DEVICE, flags, Mode::empty())?;
+        let file = watch(Rc::new(file), Interest::READABLE)?;
+        Ok(EventChannels(Rc::new(Inner { file, signals: RefCell::default(), counter })))
+    }
+
+    /// Binds to an event channel that `guest` offers. Its events raise `signal`.
+    pub fn bind(&self, guest: DomId, remote: Port, signal: Arc<Signal>) -> Result<Channel, Errno> {
+        let request = BindInterdomain { domain: u32::from(guest.0), port: remote.0 };
+        // SAFETY: the structure is the one that the driver reads.
+        let port =
+            unsafe { ioctl(&self.0.file, request) }.map_err(|error| Errno(error.raw_os_error()))?;
+        self.0.signals.borrow_mut().insert(port, signal);
+        Ok(Channel { inner: self.0.clone(), port, _ticket: self.0.counter.ticket() })
+    }
+
+    /// Raises the signals of the events that come. Ends only when the device fails.
+    pub async fn run(&self) -> io::Error {
+        loop {
+            match self.turn().await {
+                Ok(()) => tokio::task::yield_now().await,
+                Err(error) => return error,
+            }
+        }
+    }
+
+    /// Handles the events that are there, or those that come next.
+    async fn turn(&self) -> io::Result<()> {
+        let mut ports = [0; BATCH * size_of::<u32>()];
+        let mut ready = self.0.file.readable().await?;
+        let read = ready.try_io(|file| Ok(rustix::io::read(file, &mut ports)?));
+        match read {
+            Err(_would_block) => Ok(()),
+            Ok(Ok(len)) => {
+                rustix::io::write(&self.0.file, &ports[..len])?;
+                let signals = self.0.signals.borrow();
+                for port in ports[..len].as_chunks().0 {
+                    if let Some(signal) = signals.get(&u32::from_ne_bytes(*port)) {
+                        signal.raise();
+                    }
+                }
+                Ok(())
+            }
+            Ok(Err(error)) if error.raw_os_error() == Some(libc::EFBIG) => self.recover(),
+            Ok(Err(error)) => Err(error),
+        }
+    }
+
+    /// The driver lost events, for want of room: clears that state, unmasks and raises them all.
+    fn recover(&self) -> io::Result<()> {
+        log::warn!("{DEVICE}: events were lost, so every ring is looked at");
+        // SAFETY: the request has no argument.
+        unsafe { ioctl(&self.0.file, Reset) }?;
+        for (port, signal) in &*self.0.signals.borrow() {
+            rustix::io::write(&self.0.file, &port.to_ne_bytes())?;
+            signal.raise();
+        }
+        Ok(())
+    }
+}
+
+/// A bound event channel. Dropping it unbinds it.
+pub struct Channel {
+    inner: Rc<Inner>,
+    port: u32,
+    _ticket: Ticket,
+}
+
+impl xensock::back::Channel for Channel {
+    fn notify(&self) {
+        // SAFETY: the structure is the one that the driver reads.
+        if let Err(error) = unsafe { ioctl(&self.inner.file, Notify { port: self.port }) } {
+            // The guest is gone, or closed its end: whoever serves it finds that out elsewhere.
+            log::debug!("{DEVICE}: notifying port {} failed: {error}", self.port);
+        }
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        self.inner.signals.borrow_mut().remove(&self.port);
+        // SAFETY: the structure is the one that the driver reads.
+        if let Err(error) = unsafe { ioctl(&self.inner.file, Unbind { port: self.port }) } {
+            log::error!("{DEVICE}: unbinding port {} failed: {error}", self.port);
+        }
+    }
+}
+
+/// `struct ioctl_evtchn_bind_interdomain`; the driver returns the local port.
+#[repr(C)]
+struct BindInterdomain {
+    domain: u32,
+    port: u32,
+}
+
+/// `struct ioctl_evtchn_unbind`.
+#[repr(C)]
+struct Unbind {
+    port: u32,
+}
+
+/// `struct ioctl_evtchn_notify`.
+#[repr(C)]
+struct Notify {
+    port: u32,
+}
+
+/// `IOCTL_EVTCHN_RESET` has no structure.
+struct Reset;
+
+macro_rules! request {
+    ($request:ty, $number:literal, $output:ty, $result:ident => $value:expr) => {
+        // SAFETY: all of evtchn's requests are `_IOC(_IOC_NONE, 'E', number, size)`; the argument
+        // is a pointer to the structure, which the driver only reads.
+        unsafe impl Ioctl for $request {
+            type Output = $output;
+
+            const IS_MUTATING: bool = false;
+
+            fn opcode(&self) -> Opcode {
+                opcode::from_components(Direction::None, b'E', $number, size_of::<Self>())
+            }
+
+            fn as_ptr(&mut self) -> *mut c_void {
+                std::ptr::from_mut(self).cast()
+            }
+
+            unsafe fn output_from_ptr(
+                $result: IoctlOutput,
+                _: *mut c_void,
+            ) -> rustix::io::Result<$output> {
+                Ok($value)
+            }
+        }
+    };
+}
+
+request!(BindInterdomain, 1, u32, port => port.cast_unsigned());
+request!(Unbind, 3, (), _done => ());
+request!(Notify, 4, (), _done => ());
+request!(Reset, 5, (), _done => ());
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_have_the_numbers_of_the_header() {
+        assert_eq!(BindInterdomain { domain: 0, port: 0 }.opcode(), 0x0008_4501);
+        assert_eq!(Unbind { port: 0 }.opcode(), 0x0004_4503);
+        assert_eq!(Notify { port: 0 }.opcode(), 0x0004_4504);
+        assert_eq!(Reset.opcode(), 0x0000_4505);
+    }
+}

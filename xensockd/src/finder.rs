@@ -1,0 +1,127 @@
+//! Finds the guests' devices of one type, which the toolstack makes and removes in xenstore.
+
+use crate::device::{Backend, Device};
+use futures_util::future::{Either, select};
+use std::collections::{HashMap, HashSet};
+use std::pin::pin;
+use std::rc::Rc;
+use tokio::task::{JoinHandle, spawn_local};
+use xen::{DomId, Errno};
+use xensock::back::Host;
+use xensock::wire::Dialect;
+
+/// Looks after all devices of a type, each by a task of its own on the present
+/// [`LocalSet`](tokio::task::LocalSet). Dropping it drops what all guests have.
+pub struct Finder<H> {
+    backend: Rc<Backend<H>>,
+    dialect: &'static dyn Dialect,
+    /// The folder of the devices, relative to this domain's home.
+    root: String,
+    devices: HashMap<String, Looked>,
+}
+
+/// A device that is looked after.
+struct Looked(JoinHandle<()>);
+
+impl Drop for Looked {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl<H: Host + 'static> Finder<H> {
+    /// A finder that has found nothing yet.
+    pub fn new(backend: Rc<Backend<H>>, dialect: &'static dyn Dialect) -> Self {
+        let root = format!("backend/{}", dialect.device());
+        Finder { backend, dialect, root, devices: HashMap::new() }
+    }
+
+    /// Finds devices until xenstored cannot be asked any more, and returns why.
+    pub async fn run(&mut self) -> Errno {
+        match self.find().await {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    /// Waits until each device has been taken down, after [`Backend::stop`] was raised.
+    pub async fn stopped(&mut self) {
+        for (_, mut device) in self.devices.drain() {
+            // A task that panicked or was stopped has given up everything as well.
+            let _ = (&mut device.0).await;
+        }
+    }
+
+    async fn find(&mut self) -> Result<std::convert::Infallible, Errno> {
+        let backend = self.backend.clone();
+        let mut nodes = backend.store.watch(&self.root).await?;
+        let mut domains = backend.store.watch("@releaseDomain").await?;
+        loop {
+            let path = match select(pin!(nodes.next()), pin!(domains.next())).await {
+                Either::Left((path, _)) => Some(path),
+                Either::Right(_) => None,
+            };
+            // What changes inside a device that is known is that device's own affair.
+            if path.is_none_or(|path| !self.is_inside_known(&path)) {
+                self.look().await?;
+            }
+        }
+    }
+
+    fn is_inside_known(&self, path: &str) -> bool {
+        path.rsplit_once('/')
+            .is_some_and(|(device, _)| self.devices.get(device).is_some_and(|d| !d.0.is_finished()))
+    }
+
+    /// Compares what there is with what is looked after.
+    async fn look(&mut self) -> Result<(), Errno> {
+        let mut present = HashSet::new();
+        for domain in self.directory(&self.root).await? {
+            let Ok(guest) = domain.parse().map(DomId) else { continue };
+            if !self.exists(&format!("/local/domain/{guest}")).await? {
+                continue;
+            }
+            let folder = format!("{}/{domain}", self.root);
+            for device in self.directory(&folder).await? {
+                let path = format!("{folder}/{device}");
+                // The toolstack may not be through with it yet.
+                if self.exists(&format!("{path}/frontend")).await? {
+                    if self.devices.get(&path).is_none_or(|device| device.0.is_finished()) {
+                        self.look_after(guest, path.clone());
+                    }
+                    present.insert(path);
+                }
+            }
+        }
+        self.devices.retain(|path, _| {
+            let stays = present.contains(path);
+            if !stays {
+                log::info!("{path}: the device is gone");
+            }
+            stays
+        });
+        Ok(())
+    }
+
+    fn look_after(&mut self, guest: DomId, path: String) {
+        log::info!("{path}: a device for domain {guest}");
+        let (backend, dialect) = (self.backend.clone(), self.dialect);
+        let device = Device { backend, dialect, guest, path: path.clone() };
+        self.devices.insert(path, Looked(spawn_local(device.run())));
+    }
+
+    async fn directory(&self, path: &str) -> Result<Vec<String>, Errno> {
+        match self.backend.store.directory(path).await {
+            Err(Errno::ENOENT) => Ok(Vec::new()),
+            result => result,
+        }
+    }
+
+    async fn exists(&self, path: &str) -> Result<bool, Errno> {
+        match self.backend.store.read(path).await {
+            Ok(_) => Ok(true),
+            Err(Errno::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Guests' pages, mapped through `/dev/xen/gntdev` (Linux's `include/uapi/xen/gntdev.h`).
+//!
+//! A mapping outlives the guest's wish to revoke it and even the guest itself, so memory that is
+//! mapped stays readable and writable until the mapping is dropped.
+
+use crate::counts::{Counter, Ticket};
+use rustix::fs::{Mode, OFlags};
+use rustix::ioctl::{Direction, Ioctl, IoctlOutput, Opcode, ioctl, opcode};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use std::ffi::c_void;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use xen::{DomId, Errno, GrantRef, PAGE_SIZE, Shared};
+
+/// The device file that maps grants.
+pub const DEVICE: &str = "/dev/xen/gntdev";
+
+/// The device, open.
+pub struct GntDev {
+    file: Rc<OwnedFd>,
+    counter: Counter,
+}
+
+impl GntDev {
+    /// Opens the device. Mappings are counted in `counter`.
+    pub fn open(counter: Counter) -> io::Result<Self> {
+        let file = rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(GntDev { file: Rc::new(file), counter })
+    }
+
+    /// Maps pages that `guest` granted, one after the other, for reading and writing.
+    ///
+    /// [`Errno::EFAULT`] when any of the grants is not a good one.
+    pub fn map(&self, guest: DomId, refs: &[GrantRef]) -> Result<Pages, Errno> {
+        let count = u32::try_from(refs.len()).map_err(|_| Errno::E2BIG)?;
+        if count == 0 {
+            return Err(Errno::EINVAL);
+        }
+        let request = MapGrantRef::new(guest, count, refs);
+        // SAFETY: the request is laid out as the driver reads it: a header that counts the
+        // references, and that many of them behind it.
+        let index = unsafe { ioctl(&self.file, request) }.map_err(errno)?;
+        let len = refs.len() * PAGE_SIZE;
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice disturbs no other memory.
+        let mapped =
+            unsafe { mmap(std::ptr::null_mut(), len, access, MapFlags::SHARED, &self.file, index) };
+        match mapped {
+            Ok(start) => Ok(Pages {
+                file: self.file.clone(),
+                start: start.cast(),
+                len,
+                index,
+                count,
+                _ticket: self.counter.ticket(),
+            }),
+            Err(error) => {
+                log::debug!("mapping {count} grants of domain {guest} failed: {error}");
+                forget(&self.file, index, count);
+                Err(Errno::EFAULT)
+            }
+        }
+    }
+}
+
+/// Pages of a guest. Dropping them unmaps them.
+pub struct Pages {
+    file: Rc<OwnedFd>,
+    start: *mut u8,
+    len: usize,
+    index: u64,
+    count: u32,
+    _ticket: Ticket,
+}
+
+impl xensock::back::Mapping for Pages {
+    fn shared(&self) -> Shared<'_> {
+        // SAFETY: the pages stay mapped until `self` is dropped, nobody else unmaps them, and
+        // nothing makes references to them.
+        unsafe { Shared::new(self.start, self.len) }
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: this very range was mapped by `map`, and every `Shared` of it borrowed `self`.
+        if let Err(error) = unsafe { munmap(self.start.cast::<c_void>(), self.len) } {
+            log::error!("{DEVICE}: unmapping {} pages failed: {error}", self.count);
+            return;
+        }
+        forget(&self.file, self.index, self.count);
+    }
+}
+
+/// Tells the driver that a range of grants is of no more use: it unmaps them, if they were mapped.
+fn forget(file: &OwnedFd, index: u64, count: u32) {
+    let request = UnmapGrantRef { index, count, pad: 0 };
+    // SAFETY: the structure is the one that the driver reads.
+    if let Err(error) = unsafe { ioctl(file, request) } {
+        log::error!("{DEVICE}: giving back {count} grants failed: {error}");
+    }
+}
+
+fn errno(error: rustix::io::Errno) -> Errno {
+    Errno(error.raw_os_error())
+}
+
+/// `struct ioctl_gntdev_map_grant_ref`, whose array is as long as it needs to be.
+struct MapGrantRef {
+    /// `count`, `pad`; `index`; then one word for each pair of `domid` and `ref`.
+    words: Vec<u64>,
+}
+
+impl MapGrantRef {
+    fn new(guest: DomId, count: u32, refs: &[GrantRef]) -> Self {
+        let mut words = Vec::with_capacity(2 + refs.len());
+        words.extend([pair(count, 0), 0]);
+        words.extend(refs.iter().map(|grant| pair(u32::from(guest.0), grant.0)));
+        MapGrantRef { words }
+    }
+}
+
+/// Two 32-bit members of a structure that follow each other, as one word.
+fn pair(first: u32, second: u32) -> u64 {
+    let [a, b, c, d] = first.to_ne_bytes();
+    let [e, f, g, h] = second.to_ne_bytes();
+    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+}
+
+// SAFETY: the opcode is IOCTL_GNTDEV_MAP_GRANT_REF, whose argument is a pointer to the structure
+// that `words` holds; the driver writes `index`, the second word, and nothing else.
+unsafe impl Ioctl for MapGrantRef {
+    type Output = u64;
+
+    const IS_MUTATING: bool = true;
+
+    fn opcode(&self) -> Opcode {
+        // The size is that of the structure with one reference.
+        opcode::from_components(Direction::None, b'G', 0, 24)
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        self.words.as_mut_ptr().cast()
+    }
+
+    unsafe fn output_from_ptr(_: IoctlOutput, argument: *mut c_void) -> rustix::io::Result<u64> {
+        // SAFETY: `argument` is what `as_ptr` gave: at least two words, that nobody else uses now.
+        Ok(unsafe { argument.cast::<u64>().add(1).read() })
+    }
+}
+
+/// `struct ioctl_gntdev_unmap_grant_ref`.
+#[repr(C)]
+struct UnmapGrantRef {
+    index: u64,
+    count: u32,
+    pad: u32,
+}
+
+// SAFETY: the opcode is IOCTL_GNTDEV_UNMAP_GRANT_REF, whose argument is a pointer to this
+// structure, which the driver only reads.
+unsafe impl Ioctl for UnmapGrantRef {
+    type Output = ();
+
+    const IS_MUTATING: bool = false;
+
+    fn opcode(&self) -> Opcode {
+        opcode::from_components(Direction::None, b'G', 1, size_of::<Self>())
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        std::ptr::from_mut(self).cast()
+    }
+
+    unsafe fn output_from_ptr(_: IoctlOutput, _: *mut c_void) -> rustix::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_have_the_numbers_of_the_header() {
+        // _IOC(_IOC_NONE, 'G', 0, 24) and _IOC(_IOC_NONE, 'G', 1, 16) on x86.
+        let map = MapGrantRef::new(DomId(3), 2, &[GrantRef(8), GrantRef(9)]);
+        assert_eq!(map.opcode(), 0x0018_4700);
+        assert_eq!(UnmapGrantRef { index: 0, count: 0, pad: 0 }.opcode(), 0x0010_4701);
+        assert_eq!(map.words, [2, 0, 3 | 8 << 32, 3 | 9 << 32]);
+    }
+}

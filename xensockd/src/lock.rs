@@ -1,0 +1,68 @@
+//! One daemon at a time: two would take the same guests' devices away from each other.
+
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+/// The frontends' kernel-side rival, if it is there.
+const KERNEL_BACKEND: &str = "/sys/bus/xen-backend/drivers/pvcalls";
+
+/// A lock that ends with the process, however that comes about.
+#[derive(Debug)]
+pub struct Lock {
+    _file: OwnedFd,
+}
+
+impl Lock {
+    /// Takes the lock. An error is a line for the user.
+    pub fn take(path: &Path) -> Result<Lock, String> {
+        let name = path.display();
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+        let file = open(path, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|error| format!("cannot open {name}: {error}; run xensockd as root"))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut pid = [0; 16];
+                let len = rustix::io::read(&file, &mut pid).unwrap_or(0);
+                let pid = String::from_utf8_lossy(&pid[..len]);
+                return Err(format!(
+                    "already running as process {}, which holds {name}; stop that one first",
+                    pid.trim()
+                ));
+            }
+            Err(error) => return Err(format!("cannot lock {name}: {error}")),
+        }
+        let pid = format!("{}\n", std::process::id());
+        rustix::fs::ftruncate(&file, 0)
+            .and_then(|()| rustix::io::write(&file, pid.as_bytes()))
+            .map_err(|error| format!("cannot write {name}: {error}"))?;
+        Ok(Lock { _file: file })
+    }
+}
+
+/// Refuses to start beside the kernel's own backend, which would take the same devices.
+pub fn check_kernel_backend() -> Result<(), String> {
+    if Path::new(KERNEL_BACKEND).exists() {
+        return Err("the kernel's own backend is loaded and serves the same devices; \
+                    unload it first: rmmod pvcalls-back"
+            .to_string());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_daemon_is_refused_and_told_of_the_first() {
+        let path = std::env::temp_dir().join(format!("xensockd-lock-{}", std::process::id()));
+        let first = Lock::take(&path).unwrap();
+        let refusal = Lock::take(&path).unwrap_err();
+        assert!(refusal.contains(&format!("process {},", std::process::id())), "{refusal}");
+        drop(first);
+        Lock::take(&path).unwrap();
+        std::fs::remove_file(path).unwrap();
+    }
+}

@@ -1,0 +1,208 @@
+//! Real sockets on tokio's reactor, none of which blocks or has a thread.
+
+use crate::counts::{Counter, Ticket};
+use crate::iovec;
+use crate::reactor::{Watched, watch};
+use rustix::event::{PollFd, PollFlags};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
+use std::cell::OnceCell;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use tokio::io::Interest;
+use xen::{Errno, Shared};
+
+/// Opens sockets.
+#[derive(Clone, Default)]
+pub struct Sockets {
+    counter: Counter,
+    reuse_port: bool,
+}
+
+impl Sockets {
+    /// Sockets counted in `counter`. With `reuse_port`, any number of listening ones may have the same
+    /// address, and share its connections.
+    pub fn new(counter: Counter, reuse_port: bool) -> Self {
+        Sockets { counter, reuse_port }
+    }
+
+    /// Opens a socket and connects it.
+    pub async fn connect(&self, to: SocketAddr) -> Result<Connected, Errno> {
+        let socket = open(to)?;
+        sockopt::set_tcp_nodelay(&socket, true).map_err(errno)?;
+        match rustix::net::connect(&socket, &to) {
+            Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
+            Err(error) => return Err(errno(error)),
+        }
+        // Registered only now: the reactor takes a socket that was never connected for a closed one.
+        let connected = Connected::new(socket, self.counter.ticket())?;
+        connected.socket.writable().await.map_err(io_errno)?.retain_ready();
+        match sockopt::socket_error(&connected.socket).map_err(errno)? {
+            Ok(()) => Ok(connected),
+            Err(error) => Err(errno(error)),
+        }
+    }
+
+    /// Opens a socket and binds it.
+    pub fn bind(&self, at: SocketAddr) -> Result<Bound, Errno> {
+        let socket = open(at)?;
+        sockopt::set_socket_reuseaddr(&socket, true).map_err(errno)?;
+        if self.reuse_port {
+            sockopt::set_socket_reuseport(&socket, true).map_err(errno)?;
+        }
+        rustix::net::bind(&socket, &at).map_err(errno)?;
+        Ok(Bound {
+            socket: Rc::new(socket),
+            ready: OnceCell::new(),
+            counter: self.counter.clone(),
+            _ticket: self.counter.ticket(),
+        })
+    }
+}
+
+fn open(address: SocketAddr) -> Result<OwnedFd, Errno> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    rustix::net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP)).map_err(errno)
+}
+
+/// A connected socket.
+pub struct Connected {
+    socket: Watched,
+    _ticket: Ticket,
+}
+
+impl Connected {
+    fn new(socket: OwnedFd, ticket: Ticket) -> Result<Self, Errno> {
+        let socket =
+            watch(Rc::new(socket), Interest::READABLE | Interest::WRITABLE).map_err(io_errno)?;
+        Ok(Connected { socket, _ticket: ticket })
+    }
+}
+
+impl xensock::back::Stream for Connected {
+    fn poll_recv(&self, cx: &mut Context<'_>, room: [Shared<'_>; 2]) -> Poll<Result<usize, Errno>> {
+        let size = xensock::ring::len(&room);
+        loop {
+            let mut ready = ready!(self.socket.poll_read_ready(cx)).map_err(io_errno)?;
+            match ready.try_io(|socket| uninterrupted(|| iovec::receive(socket, room))) {
+                Ok(result) => {
+                    // Less than there was room for: that was all. The next byte sets the flag again.
+                    if matches!(result, Ok(count) if count > 0 && count < size) {
+                        ready.clear_ready();
+                    }
+                    return Poll::Ready(result.map_err(io_errno));
+                }
+                Err(_would_block) => {}
+            }
+        }
+    }
+
+    fn poll_send(&self, cx: &mut Context<'_>, data: [Shared<'_>; 2]) -> Poll<Result<usize, Errno>> {
+        let size = xensock::ring::len(&data);
+        loop {
+            let mut ready = ready!(self.socket.poll_write_ready(cx)).map_err(io_errno)?;
+            match ready.try_io(|socket| uninterrupted(|| iovec::send(socket, data))) {
+                Ok(result) => {
+                    if matches!(result, Ok(count) if count < size) {
+                        ready.clear_ready();
+                    }
+                    return Poll::Ready(result.map_err(io_errno));
+                }
+                Err(_would_block) => {}
+            }
+        }
+    }
+}
+
+/// A socket that was bound, and perhaps listens.
+pub struct Bound {
+    socket: Rc<OwnedFd>,
+    /// Registered once it listens: the reactor takes it for a closed one before that.
+    ready: OnceCell<Watched>,
+    counter: Counter,
+    _ticket: Ticket,
+}
+
+impl Bound {
+    /// Starts to listen, or changes the backlog.
+    pub fn listen(&self, backlog: u32) -> Result<(), Errno> {
+        rustix::net::listen(&self.socket, i32::try_from(backlog).unwrap_or(i32::MAX))
+            .map_err(errno)?;
+        if self.ready.get().is_none() {
+            let ready = watch(self.socket.clone(), Interest::READABLE);
+            let _ = self.ready.set(ready.map_err(io_errno)?);
+        }
+        Ok(())
+    }
+
+    /// The address that it is bound to.
+    pub fn local_addr(&self) -> Result<SocketAddr, Errno> {
+        let address = rustix::net::getsockname(&self.socket).map_err(errno)?;
+        address.try_into().map_err(|_| Errno::EAFNOSUPPORT)
+    }
+
+    /// Waits for a connection and leaves it there.
+    pub fn poll_acceptable(&self, cx: &mut Context<'_>) -> Poll<Result<(), Errno>> {
+        let waiting = || {
+            let mut socket = [PollFd::new(&self.socket, PollFlags::IN)];
+            let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+            match rustix::event::poll(&mut socket, Some(&now)) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => Err(io::ErrorKind::WouldBlock.into()),
+                Ok(_) => Ok(()),
+                Err(error) => Err(error.into()),
+            }
+        };
+        self.poll_io(cx, waiting)
+    }
+
+    /// Accepts a connection.
+    pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<Result<Connected, Errno>> {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let accept = || match rustix::net::accept_with(&self.socket, flags) {
+            // A connection that went away again is none.
+            Err(rustix::io::Errno::CONNABORTED) => Err(rustix::io::Errno::INTR.into()),
+            result => Ok(result?),
+        };
+        let socket = ready!(self.poll_io(cx, || uninterrupted(accept)))?;
+        sockopt::set_tcp_nodelay(&socket, true).map_err(errno)?;
+        Poll::Ready(Connected::new(socket, self.counter.ticket()))
+    }
+
+    fn poll_io<T>(
+        &self,
+        cx: &mut Context<'_>,
+        io: impl Fn() -> io::Result<T>,
+    ) -> Poll<Result<T, Errno>> {
+        let Some(socket) = self.ready.get() else { return Poll::Ready(Err(Errno::EINVAL)) };
+        loop {
+            let mut ready = ready!(socket.poll_read_ready(cx)).map_err(io_errno)?;
+            if let Ok(result) = ready.try_io(|_| io()) {
+                return Poll::Ready(result.map_err(io_errno));
+            }
+        }
+    }
+}
+
+fn uninterrupted<T>(call: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+/// Linux's error numbers are Xen's, as far as sockets need them.
+fn errno(error: rustix::io::Errno) -> Errno {
+    Errno(error.raw_os_error())
+}
+
+fn io_errno(error: io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno)
+}
