@@ -10,6 +10,7 @@
 extern crate alloc;
 
 pub mod back;
+pub mod front;
 mod machine;
 pub mod ring;
 mod signal;

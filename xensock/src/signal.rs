@@ -52,3 +52,9 @@ impl Signal {
         }
     }
 }
+
+impl xen::event::EventHandler for Signal {
+    fn raise(&self) {
+        Signal::raise(self);
+    }
+}

@@ -17,6 +17,28 @@ pub fn len(pieces: &[Shared<'_>; 2]) -> usize {
     pieces[0].len() + pieces[1].len()
 }
 
+/// Copies from the pieces into private memory, as much as fits, and returns how many bytes that was.
+#[inline]
+pub fn copy_out(data: &[Shared<'_>; 2], to: &mut [u8]) -> usize {
+    let first = data[0].len().min(to.len());
+    let (head, rest) = to.split_at_mut(first);
+    data[0].read(0, head);
+    let second = data[1].len().min(rest.len());
+    data[1].read(0, &mut rest[..second]);
+    first + second
+}
+
+/// Copies private bytes into the pieces, as much as fits, and returns how many bytes that was.
+#[inline]
+pub fn copy_in(room: &[Shared<'_>; 2], from: &[u8]) -> usize {
+    let first = room[0].len().min(from.len());
+    let (head, rest) = from.split_at(first);
+    room[0].write(0, head);
+    let second = room[1].len().min(rest.len());
+    room[1].write(0, &rest[..second]);
+    first + second
+}
+
 /// The `count` bytes from index `from` on: one piece, or two around the end of the ring.
 fn pieces<'a>(way: &Way, region: Region<'a>, from: u32, count: u32) -> [Shared<'a>; 2] {
     let at = from & (way.size - 1);

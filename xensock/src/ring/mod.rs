@@ -8,7 +8,7 @@ mod command;
 mod data;
 
 pub use command::{CommandBack, CommandFront};
-pub use data::{Consumer, Producer, len};
+pub use data::{Consumer, Producer, copy_in, copy_out, len};
 
 /// Whether the other end must be sent an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

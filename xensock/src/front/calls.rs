@@ -1,0 +1,183 @@
+//! Requests on their way: queued, sent, answered.
+//!
+//! The command ring has few slots, and an ACCEPT keeps one until a connection comes. So ACCEPTs queue
+//! apart and never take the last slots, which serve everything else in order.
+
+use crate::ring::{CommandFront, Notify};
+use crate::wire::{Call, Command, Dialect, Request, Response};
+use alloc::collections::{BTreeMap, VecDeque};
+use futures_channel::oneshot::{self, Receiver, Sender};
+use xen::{Errno, Shared};
+
+/// Slots that ACCEPTs leave free.
+const KEPT_FREE: u32 = 2;
+
+pub(super) type Answer = Result<u32, Errno>;
+
+/// The requests of one command ring.
+pub(super) struct Calls {
+    ring: CommandFront,
+    next_id: u32,
+    /// By id: what was sent and not yet answered.
+    outstanding: BTreeMap<u32, Outstanding>,
+    accepts: VecDeque<(u64, Call, Sender<Answer>)>,
+    others: VecDeque<(u64, Call, Sender<Answer>)>,
+}
+
+struct Outstanding {
+    command: Command,
+    socket: u64,
+    answer: Sender<Answer>,
+}
+
+impl Calls {
+    pub(super) fn new(dialect: &'static dyn Dialect, page: Shared<'_>) -> Calls {
+        Calls {
+            ring: CommandFront::new(dialect, page),
+            next_id: 0,
+            outstanding: BTreeMap::new(),
+            accepts: VecDeque::new(),
+            others: VecDeque::new(),
+        }
+    }
+
+    /// Queues a call. Follow with [`send`](Calls::send). The answer never comes when the receiver says
+    /// so: then the ring is gone.
+    pub(super) fn queue(&mut self, socket: u64, call: Call) -> Receiver<Answer> {
+        let (sender, receiver) = oneshot::channel();
+        let queue = match call.command() {
+            Command::Accept => &mut self.accepts,
+            _ => &mut self.others,
+        };
+        queue.push_back((socket, call, sender));
+        receiver
+    }
+
+    /// Sends what there are slots for.
+    pub(super) fn send(&mut self, page: Shared<'_>) -> Notify {
+        loop {
+            let next = match self.ring.free() {
+                0 => None,
+                1..=KEPT_FREE => self.others.pop_front(),
+                _ => self.others.pop_front().or_else(|| self.accepts.pop_front()),
+            };
+            let Some((socket, call, answer)) = next else { return self.ring.publish(page) };
+            let (id, command) = (self.unused_id(), call.command());
+            match self.ring.push(page, &Request { id, socket, call }) {
+                Ok(()) => {
+                    self.outstanding.insert(id, Outstanding { command, socket, answer });
+                }
+                // Nobody may be waiting any more, which is no harm.
+                Err(error) => drop(answer.send(Err(error))),
+            }
+        }
+    }
+
+    /// Takes the responses that are there. Every response but the first of an outstanding request is
+    /// ignored. [`Errno::EPROTO`]: the ring is of no use any more.
+    pub(super) fn receive(&mut self, page: Shared<'_>) -> Result<(), Errno> {
+        loop {
+            while let Some(response) = self.ring.pop(page)? {
+                self.dispatch(response);
+            }
+            if !self.ring.final_check(page) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn dispatch(&mut self, response: Response) {
+        let Response { id, command, socket, result } = response;
+        match self.outstanding.get(&id) {
+            Some(asked) if asked.command == command && asked.socket == socket => {}
+            Some(asked) => {
+                log::warn!(
+                    "the backend answered request {id} ({:?} of socket {}) as {command:?} of \
+                     socket {socket}; the answer is ignored",
+                    asked.command,
+                    asked.socket
+                );
+                return;
+            }
+            None => {
+                log::warn!("the backend answered request {id}, which waits for no answer");
+                return;
+            }
+        }
+        if let Some(asked) = self.outstanding.remove(&id) {
+            // Nobody may be waiting any more, which is no harm.
+            let _ = asked.answer.send(result);
+        }
+    }
+
+    fn unused_id(&mut self) -> u32 {
+        // At most as many ids are outstanding as there are slots: the search is short.
+        while self.outstanding.contains_key(&self.next_id) {
+            self.next_id = self.next_id.wrapping_add(1);
+        }
+        let id = self.next_id;
+        self.next_id = id.wrapping_add(1);
+        id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::CommandBack;
+    use crate::wire::{PVCALLS, RingGrants, RingOffer};
+    use xen::{GrantRef, PAGE_SIZE, Port};
+
+    fn page() -> Shared<'static> {
+        let page = Vec::leak(vec![0u64; PAGE_SIZE / 8]);
+        // SAFETY: the memory is leaked, and nothing else refers to it.
+        unsafe { Shared::new(page.as_mut_ptr().cast(), PAGE_SIZE) }
+    }
+
+    fn accept() -> Call {
+        let grants = RingGrants::Indexes(GrantRef(0));
+        Call::Accept { new: 0, ring: RingOffer { grants, port: Port(1) } }
+    }
+
+    fn taken(back: &mut CommandBack, page: Shared<'_>) -> Vec<Request> {
+        core::iter::from_fn(|| back.pop(page).unwrap()).map(Result::unwrap).collect()
+    }
+
+    #[test]
+    fn accepts_never_take_the_last_slots() {
+        let page = page();
+        let (mut calls, mut back) = (Calls::new(PVCALLS, page), CommandBack::new(PVCALLS));
+        let _accepts: Vec<_> = (0..100).map(|socket| calls.queue(socket, accept())).collect();
+        let _ = calls.send(page);
+        assert_eq!(taken(&mut back, page).len(), 30);
+        let _others: Vec<_> = (0..3).map(|socket| calls.queue(socket, Call::Poll)).collect();
+        let _ = calls.send(page);
+        let others = taken(&mut back, page);
+        assert_eq!(others.len(), 2);
+        back.push(page, &others[0].answer(Ok(0)));
+        let _ = back.publish(page);
+        calls.receive(page).unwrap();
+        let _ = calls.send(page);
+        assert_eq!(taken(&mut back, page)[0].call, Call::Poll, "not one of the 70 ACCEPTs");
+    }
+
+    #[test]
+    fn only_the_first_fitting_answer_counts() {
+        let page = page();
+        let (mut calls, mut back) = (Calls::new(PVCALLS, page), CommandBack::new(PVCALLS));
+        let mut answers: Vec<_> = (0..4).map(|socket| calls.queue(socket, Call::Poll)).collect();
+        let _ = calls.send(page);
+        let requests = taken(&mut back, page);
+        let good = requests[0].answer(Err(Errno::EINVAL));
+        back.push(page, &Response { id: 77, ..good });
+        back.push(page, &Response { socket: 3, ..good });
+        back.push(page, &good);
+        back.push(page, &Response { result: Ok(0), ..good });
+        let _ = back.publish(page);
+        calls.receive(page).unwrap();
+        assert_eq!(answers[0].try_recv(), Ok(Some(Err(Errno::EINVAL))));
+        assert_eq!(answers[1].try_recv(), Ok(None));
+        drop(calls);
+        assert!(answers[1].try_recv().is_err(), "the ring is gone");
+    }
+}

@@ -1,0 +1,233 @@
+//! The pages that the frontend shares: allocated, granted, taken back, kept for the next ring.
+//!
+//! A page is in exactly one place: in a ring, in the pool (granted to nobody), or in quarantine: the
+//! backend still has it mapped, so neither it nor its grants can be used again until it lets go.
+
+use super::counters::Counters;
+use super::wait::WaitList;
+use crate::wire::{Dialect, Layout, Region, RingOffer};
+use crate::{Machine, Pages, Signal};
+use alloc::rc::Rc;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use xen::{DomId, Errno, GrantRef, PAGE_SIZE, Port};
+
+/// Rings kept for reuse.
+const POOL: usize = 64;
+
+/// Pages and the grants of them.
+pub(super) struct Granted {
+    pub(super) pages: Pages,
+    grants: Vec<GrantRef>,
+    peer: DomId,
+}
+
+impl Granted {
+    pub(super) fn grants(&self) -> &[GrantRef] {
+        &self.grants
+    }
+}
+
+/// A connection's data ring and its event channel.
+pub(super) struct Ring {
+    granted: Granted,
+    layout: Layout,
+    port: Port,
+    pub(super) signal: Arc<Signal>,
+}
+
+impl Ring {
+    pub(super) fn region(&self) -> Region<'_> {
+        self.layout.split(self.granted.pages.shared())
+    }
+
+    pub(super) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    pub(super) fn port(&self) -> Port {
+        self.port
+    }
+}
+
+/// All memory and all ports of a frontend.
+pub(super) struct Memory<M: Machine> {
+    machine: M,
+    counters: Rc<Counters>,
+    /// Pages of closed rings, which only this domain ever shared with them.
+    pool: RefCell<Vec<(DomId, Pages)>>,
+    quarantine: RefCell<Vec<Granted>>,
+    /// Told when something enters the quarantine.
+    pub(super) quarantined: WaitList,
+}
+
+impl<M: Machine> Memory<M> {
+    pub(super) fn new(machine: M, counters: Rc<Counters>) -> Self {
+        Memory {
+            machine,
+            counters,
+            pool: RefCell::default(),
+            quarantine: RefCell::default(),
+            quarantined: WaitList::default(),
+        }
+    }
+
+    /// Opens a data ring and its event channel: what a CONNECT or an ACCEPT offers.
+    pub(super) fn open_ring(
+        &self,
+        peer: DomId,
+        dialect: &dyn Dialect,
+        order: u32,
+    ) -> Result<(Ring, RingOffer), Errno> {
+        let layout = dialect.layout(order)?;
+        let pages = self.pages(peer, &layout)?;
+        let granted = self.grant(peer, pages)?;
+        let signal = Arc::new(Signal::new());
+        let port = match self.open_port(peer, signal.clone()) {
+            Ok(port) => port,
+            Err(error) => {
+                self.withdraw(granted);
+                return Err(error);
+            }
+        };
+        let ring = Ring { granted, layout, port, signal };
+        let grants = dialect.offer_ring(ring.region().indexes, order, ring.granted.grants());
+        Ok((ring, RingOffer { grants, port }))
+    }
+
+    /// Closes a ring that the backend was told to release, or never heard of.
+    pub(super) fn close_ring(&self, ring: Ring) {
+        self.close_port(ring.port);
+        self.withdraw(ring.granted);
+    }
+
+    /// Allocates and grants the single page of a command ring.
+    pub(super) fn grant_page(&self, peer: DomId) -> Result<Granted, Errno> {
+        let pages = self.machine.alloc(1)?;
+        self.counters.pages.add(1);
+        self.grant(peer, pages)
+    }
+
+    pub(super) fn open_port(&self, peer: DomId, signal: Arc<Signal>) -> Result<Port, Errno> {
+        self.machine.open_port(peer, signal)
+    }
+
+    pub(super) fn close_port(&self, port: Port) {
+        self.machine.close_port(port);
+    }
+
+    pub(super) fn notify(&self, port: Port) {
+        self.counters.notifications_sent.add(1);
+        self.machine.notify(port);
+    }
+
+    /// Ends the grants of pages, and keeps the pages for the next ring, or frees them. Those that the
+    /// peer still maps go into quarantine.
+    pub(super) fn withdraw(&self, mut granted: Granted) {
+        if self.revoke(&mut granted) {
+            self.keep(granted);
+            return;
+        }
+        self.counters.quarantined_pages.add(granted.pages.count());
+        self.quarantine.borrow_mut().push(granted);
+        self.quarantined.wake_all();
+    }
+
+    /// Whether there is no page in quarantine.
+    pub(super) fn quarantine_is_empty(&self) -> bool {
+        self.quarantine.borrow().is_empty()
+    }
+
+    /// Tries again to end the grants in quarantine.
+    pub(super) fn retry_quarantine(&self) {
+        for mut granted in self.quarantine.take() {
+            if self.revoke(&mut granted) {
+                self.counters.quarantined_pages.sub(granted.pages.count());
+                self.keep(granted);
+            } else {
+                self.quarantine.borrow_mut().push(granted);
+            }
+        }
+    }
+
+    /// Frees the pool.
+    pub(super) fn drain_pool(&self) {
+        for (_, pages) in self.pool.take() {
+            self.free(pages);
+        }
+    }
+
+    /// Zeroed pages for a ring.
+    fn pages(&self, peer: DomId, layout: &Layout) -> Result<Pages, Errno> {
+        let mut pool = self.pool.borrow_mut();
+        let fits =
+            |(owner, pages): &(DomId, Pages)| *owner == peer && pages.count() == layout.pages;
+        if let Some(at) = pool.iter().rposition(fits) {
+            let (_, pages) = pool.swap_remove(at);
+            // What the data pages still hold, this same peer has seen: only indexes must be zero.
+            pages.shared().slice(layout.indexes_page * PAGE_SIZE, PAGE_SIZE).zero();
+            return Ok(pages);
+        }
+        drop(pool);
+        let pages = match self.machine.alloc(layout.pages) {
+            Err(Errno::ENOMEM) if !self.pool.borrow().is_empty() => {
+                self.drain_pool();
+                self.machine.alloc(layout.pages)?
+            }
+            pages => pages?,
+        };
+        self.counters.pages.add(pages.count());
+        Ok(pages)
+    }
+
+    /// Grants all pages, or none.
+    fn grant(&self, peer: DomId, pages: Pages) -> Result<Granted, Errno> {
+        let count = pages.count();
+        let mut granted = Granted { pages, grants: Vec::with_capacity(count), peer };
+        for index in 0..count {
+            match self.machine.grant(peer, &granted.pages, index) {
+                Ok(grant) => granted.grants.push(grant),
+                Err(error) => {
+                    self.counters.grants.add(granted.grants.len());
+                    self.withdraw(granted);
+                    return Err(error);
+                }
+            }
+        }
+        self.counters.grants.add(count);
+        Ok(granted)
+    }
+
+    /// Ends as many grants as the peer lets go of; whether that was all.
+    fn revoke(&self, granted: &mut Granted) -> bool {
+        let before = granted.grants.len();
+        granted.grants.retain(|&grant| match self.machine.revoke(grant) {
+            Ok(()) => false,
+            Err(error) => {
+                if error != Errno::EBUSY {
+                    log::error!("revoking grant {} failed: {error}; its page is kept", grant.0);
+                }
+                true
+            }
+        });
+        self.counters.grants.sub(before - granted.grants.len());
+        granted.grants.is_empty()
+    }
+
+    fn keep(&self, granted: Granted) {
+        let mut pool = self.pool.borrow_mut();
+        if pool.len() < POOL && granted.pages.count() > 1 {
+            pool.push((granted.peer, granted.pages));
+        } else {
+            self.free(granted.pages);
+        }
+    }
+
+    fn free(&self, pages: Pages) {
+        self.counters.pages.sub(pages.count());
+        // SAFETY: pages come here from `keep`, after all of their grants were revoked, and they came
+        // from this machine's `alloc`.
+        unsafe { self.machine.free(pages) }
+    }
+}

@@ -1,0 +1,36 @@
+//! The frontend as a network of `edge-nal`.
+
+use super::{Frontend, Listener, Stream};
+use crate::Machine;
+use core::net::{Ipv4Addr, SocketAddr};
+use edge_nal::{TcpAccept, TcpBind, TcpConnect};
+use xen::Errno;
+
+impl<M: Machine> TcpConnect for Frontend<M> {
+    type Error = Errno;
+    type Socket<'a> = Stream<M>;
+
+    async fn connect(&self, remote: SocketAddr) -> Result<Stream<M>, Errno> {
+        Frontend::connect(self, remote).await
+    }
+}
+
+impl<M: Machine> TcpBind for Frontend<M> {
+    type Error = Errno;
+    type Accept<'a> = Listener<M>;
+
+    async fn bind(&self, local: SocketAddr) -> Result<Listener<M>, Errno> {
+        Frontend::bind(self, local).await
+    }
+}
+
+impl<M: Machine> TcpAccept for Listener<M> {
+    type Error = Errno;
+    type Socket<'a> = Stream<M>;
+
+    /// The address is unspecified (`0.0.0.0:0`): the protocol does not tell who connected.
+    async fn accept(&self) -> Result<(SocketAddr, Stream<M>), Errno> {
+        let stream = Listener::accept(self).await?;
+        Ok((SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), stream))
+    }
+}

@@ -1,0 +1,222 @@
+//! The handshake with the backend in xenstore, and the command ring while it lasts.
+
+use super::calls::Calls;
+use super::device::{Attachment, Device, Link, Session};
+use crate::{Machine, Side, Signal};
+use alloc::format;
+use alloc::string::ToString;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::future::poll_fn;
+use core::pin::pin;
+use core::task::Poll;
+use embassy_time::{Duration, with_timeout};
+use futures_util::future::{Either, select};
+use xen::Errno;
+use xen::xenbus::{self, OtherEnd, State, StateWatch};
+use xen::xenstore::Store;
+
+/// How long a backend may take to let go of what it has mapped, before the frontend goes on.
+const LETTING_GO: Duration = Duration::from_secs(5);
+
+/// A transaction that is disturbed so many times in a row is given up.
+const TRANSACTION_TRIES: usize = 16;
+
+/// Why a session ended.
+enum End {
+    /// Somebody asked for it.
+    Shutdown,
+    /// The backend left, or broke the protocol. It may come back.
+    BackendGone,
+}
+
+/// Connects to the backend, again and again, until the device goes down for good.
+pub(super) async fn serve<M: Machine>(device: &Device<M>, store: &Store, path: &str) -> Errno {
+    for number in 0.. {
+        match serve_once(device, store, path, number).await {
+            Ok(End::BackendGone) => log::warn!("{path}: the backend is gone; waiting for it"),
+            Ok(End::Shutdown) => break,
+            Err(Errno::ENOENT) => {
+                log::error!("{path}: the toolstack has removed the device");
+                break;
+            }
+            Err(error) => {
+                log::error!("{path}: the device cannot be used: {error}");
+                return error;
+            }
+        }
+    }
+    Errno::ENODEV
+}
+
+async fn serve_once<M: Machine>(
+    device: &Device<M>,
+    store: &Store,
+    path: &str,
+    number: u32,
+) -> Result<End, Errno> {
+    let backend = OtherEnd::backend_of(store, path).await?;
+    let mut watch = StateWatch::new(store, &backend.path).await?;
+    if number > 0 {
+        // A device that was closed is not opened again before its backend is.
+        let back = |state| matches!(state, State::Initialising | State::InitWait);
+        if wait_for(device, &mut watch, back).await?.is_none() {
+            return Ok(End::Shutdown);
+        }
+    }
+    xenbus::switch_state(store, path, State::Initialising).await?;
+    if wait_for(device, &mut watch, |state| state == State::InitWait).await?.is_none() {
+        xenbus::switch_state(store, path, State::Closed).await?;
+        return Ok(End::Shutdown);
+    }
+    let dialect = device.config.dialect;
+    let mut nodes = Vec::new();
+    for name in dialect.wanted_of_backend() {
+        nodes.push(store.read_string(&format!("{}/{name}", backend.path)).await.ok());
+    }
+    let offer = dialect.check_backend(&nodes).map_err(|message| {
+        log::error!("{path}: {message}");
+        Errno::EOPNOTSUPP
+    })?;
+    let ring_order = device.config.ring_order.min(offer.max_ring_order);
+    let attachment = Attachment { session: number, backend: backend.domain, ring_order };
+    let session = open(device, attachment)?;
+    match publish(device, store, path, &mut watch, &session).await {
+        Ok(None) => {}
+        other => {
+            close(store, path, &mut watch).await;
+            free(device, session);
+            return other.map(|end| end.unwrap_or(End::BackendGone));
+        }
+    }
+    let signal = session.signal.clone();
+    device.set_link(Link::Up(session));
+    let end = run(device, &mut watch, &signal).await;
+    let link = device.set_link(Link::Waiting);
+    close(store, path, &mut watch).await;
+    device.end_sockets(if let Ok(End::Shutdown) = end { Errno::ENODEV } else { Errno::ENETDOWN });
+    if let Link::Up(session) = link {
+        free(device, session);
+    }
+    end
+}
+
+/// Allocates the command ring.
+fn open<M: Machine>(device: &Device<M>, attachment: Attachment) -> Result<Session, Errno> {
+    let page = device.memory.grant_page(attachment.backend)?;
+    let signal = Arc::new(Signal::new());
+    let port = match device.memory.open_port(attachment.backend, signal.clone()) {
+        Ok(port) => port,
+        Err(error) => {
+            device.memory.withdraw(page);
+            return Err(error);
+        }
+    };
+    let calls = Calls::new(device.config.dialect, page.pages.shared());
+    Ok(Session { attachment, calls, page, port, signal })
+}
+
+/// Gives the command ring back. Whoever waits for an answer learns that none will come.
+fn free<M: Machine>(device: &Device<M>, session: Session) {
+    device.memory.close_port(session.port);
+    device.memory.withdraw(session.page);
+}
+
+/// Tells the backend of the command ring, and waits until it is connected.
+async fn publish<M: Machine>(
+    device: &Device<M>,
+    store: &Store,
+    path: &str,
+    watch: &mut StateWatch,
+    session: &Session,
+) -> Result<Option<End>, Errno> {
+    let mut nodes = device.config.dialect.frontend_nodes();
+    nodes.push(("port", session.port.0.to_string()));
+    nodes.push(("ring-ref", session.page.grants()[0].0.to_string()));
+    let mut tries = 0;
+    loop {
+        let transaction = store.transaction().await?;
+        for (name, value) in &nodes {
+            transaction.write(&format!("{path}/{name}"), value).await?;
+        }
+        match transaction.commit().await {
+            Err(Errno::EAGAIN) if tries < TRANSACTION_TRIES => tries += 1,
+            result => break result?,
+        }
+    }
+    xenbus::switch_state(store, path, State::Initialised).await?;
+    let wanted = |state| !matches!(state, State::InitWait | State::Initialised);
+    match wait_for(device, watch, wanted).await? {
+        None => Ok(Some(End::Shutdown)),
+        Some(State::Connected) => {
+            xenbus::switch_state(store, path, State::Connected).await?;
+            Ok(None)
+        }
+        Some(state) => {
+            log::warn!("{path}: instead of connecting, the backend went to {state:?}");
+            Ok(Some(End::BackendGone))
+        }
+    }
+}
+
+/// Serves the command ring until the end.
+async fn run<M: Machine>(
+    device: &Device<M>,
+    watch: &mut StateWatch,
+    signal: &Signal,
+) -> Result<End, Errno> {
+    let responses = pin!(responses(device, signal));
+    let gone = |state| !matches!(state, State::Connected | State::Reconfiguring);
+    let gone = pin!(wait_for(device, watch, gone));
+    match select(responses, gone).await {
+        Either::Left(_) => Ok(End::BackendGone),
+        Either::Right((Ok(None), _)) => Ok(End::Shutdown),
+        Either::Right((Ok(Some(_)), _)) => Ok(End::BackendGone),
+        Either::Right((Err(error), _)) => Err(error),
+    }
+}
+
+/// Hands responses to those who wait for them, until the backend breaks the protocol.
+async fn responses<M: Machine>(device: &Device<M>, signal: &Signal) {
+    poll_fn(|cx| {
+        signal.register(Side::Rx, cx.waker());
+        let mut link = device.link.borrow_mut();
+        let Link::Up(session) = &mut *link else { return Poll::Ready(()) };
+        let received = session.calls.receive(session.page.pages.shared());
+        device.send(session);
+        match received {
+            Ok(()) => Poll::Pending,
+            Err(error) => {
+                log::error!("the backend's command ring: {error}; all of its sockets are closed");
+                Poll::Ready(())
+            }
+        }
+    })
+    .await;
+}
+
+/// Waits for a state of the backend, or, with `None`, until the device is to be closed.
+async fn wait_for<M: Machine>(
+    device: &Device<M>,
+    watch: &mut StateWatch,
+    wanted: impl Fn(State) -> bool,
+) -> Result<Option<State>, Errno> {
+    match select(pin!(watch.wait_for(wanted)), pin!(device.closing())).await {
+        Either::Left((state, _)) => state.map(Some),
+        Either::Right(_) => Ok(None),
+    }
+}
+
+/// Closes this end: the backend gets some time to let go of what it has mapped. What it keeps all the
+/// same goes into quarantine, so that nothing here depends on it.
+async fn close(store: &Store, path: &str, watch: &mut StateWatch) {
+    if xenbus::switch_state(store, path, State::Closing).await.is_err() {
+        // The folder is gone, or xenstore is: nobody is there to be told.
+        return;
+    }
+    let let_go = |state| !matches!(state, State::Connected | State::Initialised);
+    if with_timeout(LETTING_GO, watch.wait_for(let_go)).await.is_err() {
+        log::warn!("{path}: the backend does not close; going on without it");
+    }
+    let _ = xenbus::switch_state(store, path, State::Closed).await;
+}

@@ -1,0 +1,116 @@
+//! Tasks that wait for something to become true, first come first served.
+
+use alloc::collections::BTreeMap;
+use core::cell::{Cell, RefCell};
+use core::future::poll_fn;
+use core::task::{Poll, Waker};
+
+/// The tasks that wait for one thing. For a single thread.
+#[derive(Default)]
+pub(super) struct WaitList {
+    wakers: RefCell<BTreeMap<u64, Waker>>,
+    next: Cell<u64>,
+}
+
+/// A waiter's place in the list, left when the wait ends or is given up.
+struct Place<'a> {
+    list: &'a WaitList,
+    key: u64,
+    waits: bool,
+}
+
+impl WaitList {
+    /// Waits until `ready` gives a value. It is asked at once and after each wake.
+    pub(super) async fn until<T>(&self, mut ready: impl FnMut() -> Option<T>) -> T {
+        let key = self.next.get();
+        self.next.set(key + 1);
+        let mut place = Place { list: self, key, waits: false };
+        poll_fn(|cx| match ready() {
+            Some(value) => {
+                place.leave();
+                Poll::Ready(value)
+            }
+            None => {
+                self.wakers.borrow_mut().insert(key, cx.waker().clone());
+                place.waits = true;
+                Poll::Pending
+            }
+        })
+        .await
+    }
+
+    /// Whether no task waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.wakers.borrow().is_empty()
+    }
+
+    /// Wakes the task that has waited longest.
+    pub(super) fn wake_one(&self) {
+        let first = self.wakers.borrow_mut().pop_first();
+        if let Some((_, waker)) = first {
+            waker.wake();
+        }
+    }
+
+    /// Wakes all tasks.
+    pub(super) fn wake_all(&self) {
+        for waker in self.wakers.take().into_values() {
+            waker.wake();
+        }
+    }
+}
+
+impl Place<'_> {
+    fn leave(&mut self) {
+        self.list.wakers.borrow_mut().remove(&self.key);
+        self.waits = false;
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        // Who was woken alone and leaves without looking passes the wake on.
+        if self.waits && self.list.wakers.borrow_mut().remove(&self.key).is_none() {
+            self.list.wake_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+    use std::pin::pin;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Context, Wake};
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_wake_is_passed_on_by_a_waiter_that_gives_up() {
+        let (list, there) = (WaitList::default(), Cell::new(false));
+        let ready = || there.get().then_some(());
+        let (first_woken, second_woken) = (Arc::new(Count::default()), Arc::new(Count::default()));
+        let mut first = Box::pin(list.until(ready));
+        let mut second = pin!(list.until(ready));
+        let (first_waker, second_waker) = (first_woken.clone().into(), second_woken.clone().into());
+        assert!(first.poll_unpin(&mut Context::from_waker(&first_waker)).is_pending());
+        assert!(second.poll_unpin(&mut Context::from_waker(&second_waker)).is_pending());
+        there.set(true);
+        list.wake_one();
+        assert_eq!(first_woken.0.load(Ordering::Relaxed), 1);
+        assert_eq!(second_woken.0.load(Ordering::Relaxed), 0);
+        drop(first);
+        assert_eq!(second_woken.0.load(Ordering::Relaxed), 1);
+        assert!(second.poll_unpin(&mut Context::from_waker(&second_waker)).is_ready());
+        assert!(list.wakers.borrow().is_empty());
+    }
+}
