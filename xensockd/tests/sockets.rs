@@ -1,0 +1,197 @@
+//! Real sockets on the loopback interface, through the interface that the engine uses.
+
+use std::future::poll_fn;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+use std::{io::Read, io::Write, thread};
+use tokio::time::timeout;
+use xen::{Errno, Shared};
+use xensock::back::Stream;
+use xensockd::counts::Counts;
+use xensockd::sockets::{Bound, Connected, Sockets};
+
+const LONG: Duration = Duration::from_secs(60);
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { timeout(LONG, test).await.expect("the test takes too long") });
+}
+
+/// Memory of this process, as if a guest shared it.
+fn memory(len: usize) -> Shared<'static> {
+    let memory = Vec::leak(vec![0u8; len]);
+    // SAFETY: the memory is leaked, and nothing else refers to it.
+    unsafe { Shared::new(memory.as_mut_ptr(), len) }
+}
+
+fn bytes(memory: Shared<'_>) -> Vec<u8> {
+    let mut bytes = vec![0; memory.len()];
+    memory.read(0, &mut bytes);
+    bytes
+}
+
+async fn receive(stream: &Connected, room: [Shared<'_>; 2]) -> Result<usize, Errno> {
+    poll_fn(|cx| stream.poll_recv(cx, room)).await
+}
+
+async fn send(stream: &Connected, data: [Shared<'_>; 2]) -> Result<usize, Errno> {
+    poll_fn(|cx| stream.poll_send(cx, data)).await
+}
+
+async fn accept(listener: &Bound) -> Connected {
+    poll_fn(|cx| listener.poll_accept(cx)).await.unwrap()
+}
+
+fn any() -> SocketAddr {
+    "127.0.0.1:0".parse().unwrap()
+}
+
+#[test]
+fn bytes_go_both_ways_between_two_pieces_of_memory_and_a_socket() {
+    run(async {
+        let server = TcpListener::bind(any()).unwrap();
+        let stream = Sockets::default().connect(server.local_addr().unwrap()).await.unwrap();
+        let (mut peer, _) = server.accept().unwrap();
+
+        let data = memory(8);
+        data.write(0, b"lohel");
+        assert_eq!(send(&stream, [data.slice(2, 3), data.slice(0, 2)]).await, Ok(5));
+        let mut got = [0; 5];
+        peer.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"hello");
+
+        let room = memory(8);
+        let pieces = [room.slice(5, 3), room.slice(0, 4)];
+        let writer = thread::spawn(move || {
+            // Later, so that the receiver waits first.
+            thread::sleep(Duration::from_millis(50));
+            peer.write_all(b"abcde").unwrap();
+            peer
+        });
+        assert_eq!(receive(&stream, pieces).await, Ok(5));
+        assert_eq!(bytes(room), b"de\0\0\0abc");
+        drop(writer.join().unwrap());
+        assert_eq!(receive(&stream, pieces).await, Ok(0), "the end of the stream");
+    });
+}
+
+#[test]
+fn an_end_that_comes_with_the_last_bytes_is_not_missed() {
+    run(async {
+        for _ in 0..50 {
+            let server = TcpListener::bind(any()).unwrap();
+            let address = server.local_addr().unwrap();
+            let peer = thread::spawn(move || {
+                let (mut peer, _) = server.accept().unwrap();
+                peer.write_all(b"bye").unwrap();
+            });
+            let stream = Sockets::default().connect(address).await.unwrap();
+            let room = memory(64);
+            assert_eq!(receive(&stream, [room, room.slice(0, 0)]).await, Ok(3));
+            assert_eq!(receive(&stream, [room, room.slice(0, 0)]).await, Ok(0));
+            peer.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_connection_that_is_refused_says_so() {
+    run(async {
+        let address = TcpListener::bind(any()).unwrap().local_addr().unwrap();
+        let result = Sockets::default().connect(address).await;
+        assert_eq!(result.err(), Some(Errno::ECONNREFUSED));
+    });
+}
+
+#[test]
+fn a_peer_that_resets_the_connection_is_an_error_and_no_end() {
+    run(async {
+        let server = TcpListener::bind(any()).unwrap();
+        let stream = Sockets::default().connect(server.local_addr().unwrap()).await.unwrap();
+        let (peer, _) = server.accept().unwrap();
+        let data = memory(1);
+        send(&stream, [data, data.slice(0, 0)]).await.unwrap();
+        // Closing a socket that has unread bytes resets its connection.
+        thread::sleep(Duration::from_millis(50));
+        drop(peer);
+        let room = memory(8);
+        assert_eq!(receive(&stream, [room, room.slice(0, 0)]).await, Err(Errno::ECONNRESET));
+    });
+}
+
+#[test]
+fn a_peer_that_does_not_read_makes_the_sender_wait_and_then_go_on() {
+    run(async {
+        let server = TcpListener::bind(any()).unwrap();
+        let stream = Sockets::default().connect(server.local_addr().unwrap()).await.unwrap();
+        let (mut peer, _) = server.accept().unwrap();
+        let data = memory(1 << 20);
+        let pieces = [data, data.slice(0, 0)];
+        let mut sent = 0;
+        while let Ok(result) = timeout(Duration::from_millis(200), send(&stream, pieces)).await {
+            sent += result.unwrap();
+        }
+        assert!(sent > 0);
+        let reader = thread::spawn(move || {
+            let mut got = 0;
+            let mut buffer = vec![0; 1 << 16];
+            loop {
+                match peer.read(&mut buffer).unwrap() {
+                    0 => return got,
+                    count => got += count,
+                }
+            }
+        });
+        sent += send(&stream, pieces).await.unwrap();
+        drop(stream);
+        assert_eq!(reader.join().unwrap(), sent);
+    });
+}
+
+#[test]
+fn a_listener_waits_accepts_and_can_be_asked_without_accepting() {
+    run(async {
+        let counts = Counts::default();
+        let sockets = Sockets::new(counts.sockets.clone(), false);
+        let listener = sockets.bind(any()).unwrap();
+        assert_eq!(
+            poll_fn(|cx| listener.poll_accept(cx)).await.err(),
+            Some(Errno::EINVAL),
+            "it does not listen yet"
+        );
+        listener.listen(4).unwrap();
+        listener.listen(8).unwrap();
+        let address = listener.local_addr().unwrap();
+        let nobody = poll_fn(|cx| listener.poll_acceptable(cx));
+        timeout(Duration::from_millis(100), nobody).await.expect_err("nobody has connected");
+        let mut peer = TcpStream::connect(address).unwrap();
+        for _ in 0..2 {
+            poll_fn(|cx| listener.poll_acceptable(cx)).await.unwrap();
+        }
+        let stream = accept(&listener).await;
+        peer.write_all(b"x").unwrap();
+        let room = memory(4);
+        assert_eq!(receive(&stream, [room, room.slice(0, 0)]).await, Ok(1));
+        assert_eq!(counts.sockets.get(), 2);
+        drop((listener, stream));
+        assert_eq!(counts.sockets.get(), 0);
+        assert_eq!(peer.read(&mut [0]).unwrap(), 0);
+    });
+}
+
+#[test]
+fn an_address_that_somebody_listens_on_is_taken_unless_it_is_to_be_shared() {
+    run(async {
+        let alone = Sockets::default();
+        let first = alone.bind(any()).unwrap();
+        first.listen(1).unwrap();
+        let taken = first.local_addr().unwrap();
+        assert_eq!(alone.bind(taken).err(), Some(Errno::EADDRINUSE));
+
+        let sharing = Sockets::new(Counts::default().sockets, true);
+        let first = sharing.bind(any()).unwrap();
+        first.listen(1).unwrap();
+        let second = sharing.bind(first.local_addr().unwrap()).unwrap();
+        second.listen(1).unwrap();
+    });
+}
