@@ -1,0 +1,161 @@
+//! The command line: one file for each command that is more than a call.
+
+mod boot;
+mod run;
+mod up;
+
+use anyhow::{Result, bail};
+use boot::Boot;
+use clap::{Parser, Subcommand};
+use lab::{Dom0, Tree};
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, ExitStatus};
+
+/// Boots real Xen in QEMU and drives it.
+#[derive(Parser)]
+#[command(name = "lab", version)]
+pub struct Cli {
+    /// The machine's folder, with its logs [default: target/lab-state]
+    #[arg(long, global = true, value_name = "FOLDER")]
+    state: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boots Xen and dom0, and leaves them running
+    Up(Boot),
+    /// Keeps the machine that `up` asked for
+    #[command(name = up::KEEP, hide = true)]
+    Keep(Boot),
+    /// Ends the machine that `up` left running
+    Down,
+    /// Runs a command in dom0: one word is a shell's command line, more are a program and its arguments
+    Exec {
+        /// The command
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
+    /// Copies a file into dom0
+    Push {
+        /// The file of this machine
+        from: PathBuf,
+        /// Its path in dom0
+        to: String,
+    },
+    /// Copies a file out of dom0
+    Pull {
+        /// The path in dom0
+        from: String,
+        /// The file of this machine
+        to: PathBuf,
+    },
+    /// Makes a TCP port of dom0 reachable on this machine's loopback
+    Forward {
+        /// HOSTPORT:DOM0PORT
+        #[arg(value_parser = parse_ports)]
+        ports: (u16, u16),
+    },
+    /// Shows a domain's console, and takes input when on a terminal (Ctrl-] ends it)
+    Console {
+        /// The domain's name
+        domain: String,
+    },
+    /// Gives a prompt in dom0: in the lab that is up, or in one booted for it
+    Shell(Boot),
+    /// Boots a lab, runs one guest in it, and ends both on Ctrl-C
+    Run(run::Run),
+}
+
+impl Cli {
+    /// Does what the command line asks; the status to exit with.
+    pub fn execute(self) -> Result<ExitCode> {
+        let tree = Tree::here();
+        let folder = self.state.unwrap_or_else(|| tree.state());
+        match self.command {
+            Command::Up(boot) => up::up(&folder, &boot),
+            Command::Keep(boot) => up::keep(&tree, &folder, &boot),
+            Command::Down => up::down(&folder),
+            Command::Exec { words } => {
+                let line = match &words[..] {
+                    [line] => line.clone(),
+                    words => shlex::try_join(words.iter().map(String::as_str))?,
+                };
+                Ok(passed_on(Dom0::attach(folder)?.stream(&line)?))
+            }
+            Command::Push { from, to } => {
+                Dom0::attach(folder)?.push(&from, &to)?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Pull { from, to } => {
+                Dom0::attach(folder)?.pull(&from, &to)?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Forward { ports: (host, dom0) } => {
+                Dom0::attach(folder)?.forward(host, dom0)?;
+                println!("localhost:{host} is dom0's port {dom0}");
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Console { domain } => console(&Dom0::attach(folder)?, &domain),
+            Command::Shell(boot) => shell(&tree, &folder, &boot),
+            Command::Run(run) => run.execute(&tree),
+        }
+    }
+}
+
+fn console(dom0: &Dom0, domain: &str) -> Result<ExitCode> {
+    let name = shlex::try_quote(domain)?;
+    if dom0.exec(&format!("xl domid {name}"))?.status != 0 {
+        bail!("no domain {domain:?} runs; `lab exec xl list` shows those that do");
+    }
+    if std::io::stdin().is_terminal() {
+        return Ok(passed_on(dom0.interact(&format!("xl console -t pv {name}"))?));
+    }
+    Ok(passed_on(dom0.follow_console(domain)?.status()?))
+}
+
+fn shell(tree: &Tree, folder: &Path, boot: &Boot) -> Result<ExitCode> {
+    if lab::keeper(folder)?.is_some() {
+        return Ok(passed_on(Dom0::attach(folder)?.interact("")?));
+    }
+    let lab = lab::Lab::boot(tree, &boot.options(tree, folder)?, &boot::say)?;
+    println!("`exit` ends the lab");
+    Ok(passed_on(lab.interact("")?))
+}
+
+/// The exit status of a command in dom0 as this program's own.
+fn passed_on(status: ExitStatus) -> ExitCode {
+    // Without a code it was a signal that ended the client.
+    ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+}
+
+fn parse_ports(text: &str) -> Result<(u16, u16), String> {
+    let ports = text
+        .split_once(':')
+        .and_then(|(host, dom0)| Some((host.parse::<u16>().ok()?, dom0.parse::<u16>().ok()?)));
+    match ports {
+        Some((host, dom0)) if host != 0 && dom0 != 0 => Ok((host, dom0)),
+        _ => Err("expected HOSTPORT:DOM0PORT, such as 8080:80".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn ports_are_two_numbers_and_never_zero() {
+        assert_eq!(parse_ports("8080:80"), Ok((8080, 80)));
+        for wrong in ["80", "0:80", "80:0", "x:80", "80:70000", "1:2:3"] {
+            assert!(parse_ports(wrong).is_err(), "{wrong}");
+        }
+    }
+}

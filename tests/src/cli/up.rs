@@ -1,0 +1,107 @@
+//! `lab up` and `lab down`: a machine that outlives the command.
+//!
+//! `up` starts a keeper, which boots and keeps the machine. Until the machine is up, the keeper lives no
+//! longer than `up` does: it holds one end of a pipe and ends when the other end closes, so an
+//! interrupted `up` leaves nothing behind. Then `up` tells it to stay.
+
+use super::boot::Boot;
+use anyhow::{Context, Result, bail};
+use lab::{Lab, Tree};
+use rustix::process::{Pid, Signal, kill_process, setsid};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write, stdin, stdout};
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The keeper's command.
+pub const KEEP: &str = "keep";
+/// What the keeper says once the machine is up.
+const UP: &str = "up";
+/// What `up` answers.
+const STAY: &str = "stay";
+/// How long a keeper may take to end.
+const DOWN_TIME: Duration = Duration::from_secs(10);
+
+/// Boots a machine and leaves it running.
+pub fn up(folder: &Path, boot: &Boot) -> Result<ExitCode> {
+    if lab::keeper(folder)?.is_some() {
+        println!("lab: it is up already ({})", folder.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    fs::create_dir_all(folder)
+        .with_context(|| format!("cannot create the folder {}", folder.display()))?;
+    let log = folder.join("keeper.log");
+    let mut keeper = Command::new(std::env::current_exe()?)
+        .arg("--state")
+        .arg(folder)
+        .arg(KEEP)
+        .args(boot.words())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(File::create(&log)?)
+        .spawn()
+        .context("cannot start the lab's keeper")?;
+    let (Some(mut lifeline), Some(said)) = (keeper.stdin.take(), keeper.stdout.take()) else {
+        bail!("the lab's keeper has no pipes");
+    };
+    for line in BufReader::new(said).lines() {
+        let line = line?;
+        if line == UP {
+            writeln!(lifeline, "{STAY}").context("the lab's keeper ended too early")?;
+            println!("lab: `lab exec`, `lab shell`, `lab down`; logs are in {}", folder.display());
+            return Ok(ExitCode::SUCCESS);
+        }
+        println!("{line}");
+    }
+    let status = keeper.wait()?;
+    let error = fs::read_to_string(&log).unwrap_or_default();
+    let error = error.trim().trim_start_matches("lab: ");
+    if error.is_empty() {
+        bail!("the lab's keeper ended ({status})");
+    }
+    bail!("{error}")
+}
+
+/// Boots a machine, and keeps it once told to stay.
+pub fn keep(tree: &Tree, folder: &Path, boot: &Boot) -> Result<ExitCode> {
+    // Away from the terminal, whose Ctrl-C and whose end are meant for `up`.
+    setsid().context("cannot leave the terminal")?;
+    thread::spawn(|| {
+        let mut line = String::new();
+        let _ = stdin().read_line(&mut line);
+        if line.trim_end() != STAY {
+            // The machine dies with this process.
+            std::process::exit(1);
+        }
+    });
+    let lab = Lab::boot(tree, &boot.options(tree, folder)?, &super::boot::say)?;
+    writeln!(stdout(), "{UP}")?;
+    while lab.is_running() {
+        thread::sleep(Duration::from_millis(200));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Ends the machine, booted or booting.
+pub fn down(folder: &Path) -> Result<ExitCode> {
+    let Some(keeper) = lab::keeper(folder)? else {
+        bail!("no lab is up ({})", folder.display());
+    };
+    let keeper = i32::try_from(keeper).ok().and_then(Pid::from_raw);
+    let keeper = keeper.context("the lab's lock names no process")?;
+    // The keeper's end, by whatever signal, is the machine's end.
+    for signal in [Signal::TERM, Signal::KILL] {
+        kill_process(keeper, signal).context("cannot end the lab's keeper")?;
+        let deadline = Instant::now() + DOWN_TIME;
+        while Instant::now() < deadline {
+            if lab::keeper(folder)?.is_none() {
+                println!("lab: down; logs are in {}", folder.display());
+                return Ok(ExitCode::SUCCESS);
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+    bail!("the lab's keeper (process {}) does not end", keeper.as_raw_nonzero())
+}

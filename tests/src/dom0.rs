@@ -1,0 +1,236 @@
+//! dom0 of a machine that is up: commands, files, ports, consoles.
+
+use crate::state::State;
+use crate::{qmp, ssh};
+use anyhow::{Context, Result, bail};
+use std::fs::{self, File};
+use std::io::Write;
+use std::net::TcpListener;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+
+/// How long a command of [`Dom0::exec`] may take, in seconds.
+const EXEC_SECONDS: u64 = 180;
+/// How `timeout` says that it ended a command.
+const TIMED_OUT: i32 = 124;
+
+/// What a command in dom0 came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// What it wrote to standard output.
+    pub stdout: Vec<u8>,
+    /// What it wrote to standard error.
+    pub stderr: Vec<u8>,
+    /// Its exit status.
+    pub status: i32,
+}
+
+impl Output {
+    /// Standard output as text, without the white space at its end.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).trim_end().to_owned()
+    }
+}
+
+/// dom0 of a machine that is up. Cheap to clone; each command is a process of its own.
+#[derive(Clone, Debug)]
+pub struct Dom0 {
+    folder: PathBuf,
+}
+
+impl Dom0 {
+    /// dom0 of the machine that some process keeps in `folder`.
+    pub fn attach(folder: impl Into<PathBuf>) -> Result<Self> {
+        let folder = folder.into();
+        State::read(&folder)?;
+        Ok(Self { folder })
+    }
+
+    pub(crate) fn new(folder: PathBuf) -> Self {
+        Self { folder }
+    }
+
+    /// The machine's folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Runs a shell command line to its end. Its status is part of the answer, whatever it is; an
+    /// error means that dom0 could not be reached or that the command did not end in three minutes.
+    pub fn exec(&self, line: &str) -> Result<Output> {
+        self.exec_with(line, Stdio::null())
+    }
+
+    /// Runs a shell command line whose status must be 0, and returns what it wrote, as text.
+    pub fn run(&self, line: &str) -> Result<String> {
+        let output = self.exec(line)?;
+        if output.status != 0 {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            bail!("dom0: `{line}` ended with status {}: {}", output.status, stderr.trim());
+        }
+        Ok(output.text())
+    }
+
+    /// Copies the host's file `from` to the path `to` in dom0, with its permissions.
+    pub fn push(&self, from: &Path, to: &str) -> Result<()> {
+        let file = File::open(from).with_context(|| format!("cannot read {}", from.display()))?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            bail!("{} is not a plain file", from.display());
+        }
+        let mode = metadata.permissions().mode() & 0o777;
+        let to = shlex::try_quote(to)?;
+        // Through a new file: the old one may be a program that runs.
+        let line = format!("cat > {to}.new && chmod {mode:o} {to}.new && mv -f {to}.new {to}");
+        let output = self.exec_with(&line, file.into())?;
+        if output.status != 0 {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            bail!("dom0: cannot write {to}: {}", stderr.trim());
+        }
+        Ok(())
+    }
+
+    /// Copies dom0's file `from` to the host's path `to`.
+    pub fn pull(&self, from: &str, to: &Path) -> Result<()> {
+        let output = self.exec(&format!("cat {}", shlex::try_quote(from)?))?;
+        if output.status != 0 {
+            bail!("dom0: cannot read {from}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        fs::write(to, output.stdout).with_context(|| format!("cannot write {}", to.display()))
+    }
+
+    /// Writes a text file in dom0.
+    pub fn write(&self, path: &str, content: &str) -> Result<()> {
+        let local = self.folder.join("write.tmp");
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&local)?;
+        file.write_all(content.as_bytes())?;
+        let input = File::open(&local)?;
+        let _ = fs::remove_file(&local);
+        let output = self.exec_with(&format!("cat > {}", shlex::try_quote(path)?), input.into())?;
+        if output.status != 0 {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            bail!("dom0: cannot write {path}: {}", stderr.trim());
+        }
+        Ok(())
+    }
+
+    /// Makes dom0's TCP port `dom0` reachable as the host's port `host`, on loopback.
+    pub fn forward(&self, host: u16, dom0: u16) -> Result<()> {
+        // QEMU only says that it failed; asking first tells why.
+        check_port(host)?;
+        let rule = format!("hostfwd_add n0 tcp:127.0.0.1:{host}-:{dom0}");
+        let said = qmp::monitor(&self.folder, &rule)?;
+        if !said.is_empty() {
+            bail!("cannot forward port {host}: {said}");
+        }
+        Ok(())
+    }
+
+    /// What a domain has written to its console, from its creation on.
+    pub fn console(&self, domain: &str) -> Result<String> {
+        let log = console_log(domain)?;
+        let output = self.exec(&format!("cat {log}"))?;
+        if output.status != 0 {
+            bail!("dom0 has no console log of a domain {domain:?}");
+        }
+        Ok(output.text())
+    }
+
+    /// A command that prints what a domain writes to its console, from its creation until the domain ends.
+    /// It ends with the thread that spawns it.
+    pub fn follow_console(&self, domain: &str) -> Result<Command> {
+        let log = console_log(domain)?;
+        let line = format!(
+            "tail -n +1 -F {log} 2>/dev/null & tail=$!; \
+             while xl domid {domain} >/dev/null 2>&1; do sleep 2; done; kill $tail"
+        );
+        let mut command = crate::process::owned("ssh");
+        command.args(ssh::CLIENT).args(["-T", "dom0", "--", &line]).current_dir(&self.folder);
+        Ok(command)
+    }
+
+    /// Xen's serial console, dom0's kernel and init included.
+    pub fn serial_log(&self) -> Result<String> {
+        let log = fs::read(self.folder.join("serial.log"))?;
+        Ok(String::from_utf8_lossy(&log).into_owned())
+    }
+
+    /// Brings dom0's logs (consoles, backend, toolstack, Xen's messages) into the folder's `dom0-logs`,
+    /// and returns that.
+    pub fn pull_logs(&self) -> Result<PathBuf> {
+        let logs = self.folder.join("dom0-logs");
+        fs::create_dir_all(&logs)?;
+        let line = "xl dmesg > /var/log/xl-dmesg.log; xl list > /var/log/xl-list.log; \
+                    xenstore-ls -fp > /var/log/xenstore.log; dmesg > /var/log/linux-dmesg.log; \
+                    tar -C /var/log -cf - .";
+        let output = self.exec(line)?;
+        let archive = logs.join("logs.tar");
+        fs::write(&archive, output.stdout)?;
+        let mut tar = Command::new("tar");
+        crate::process::output(tar.arg("-xf").arg(&archive).arg("-C").arg(&logs))?;
+        fs::remove_file(archive)?;
+        Ok(logs)
+    }
+
+    /// Runs a command line in dom0 with this process's own input and outputs.
+    pub fn stream(&self, line: &str) -> Result<ExitStatus> {
+        let mut command = ssh::client(&self.folder);
+        command.args(["-T", "dom0", "--", line]).status().context("cannot run ssh")
+    }
+
+    /// Runs a command line in dom0 on this process's terminal; a login shell when it is empty.
+    pub fn interact(&self, line: &str) -> Result<ExitStatus> {
+        let mut command = ssh::client(&self.folder);
+        command.args(["-t", "dom0"]);
+        if !line.is_empty() {
+            command.args(["--", line]);
+        }
+        command.status().context("cannot run ssh")
+    }
+
+    fn exec_with(&self, line: &str, stdin: Stdio) -> Result<Output> {
+        let mut command = ssh::bounded_client(&self.folder, EXEC_SECONDS);
+        command.args(["-T", "dom0", "--", line]).stdin(stdin);
+        let output = command.output().context("cannot run ssh")?;
+        match output.status.code() {
+            Some(TIMED_OUT) => bail!("dom0: `{line}` did not end in {EXEC_SECONDS} s"),
+            // ssh's own failures; a command that ends so says nothing of this kind.
+            Some(255) if output.stdout.is_empty() && is_connection_error(&output.stderr) => {
+                let stderr = String::from_utf8_lossy(&output.stderr);
+                bail!("cannot reach dom0: {}", stderr.trim())
+            }
+            Some(status) => Ok(Output { stdout: output.stdout, stderr: output.stderr, status }),
+            None => bail!("the ssh client was ended by a signal ({})", output.status),
+        }
+    }
+}
+
+/// Fails when another program listens on this loopback port.
+pub fn check_port(port: u16) -> Result<()> {
+    TcpListener::bind(("127.0.0.1", port))
+        .map(drop)
+        .with_context(|| format!("port {port} of this machine cannot be used"))
+}
+
+/// Where dom0 logs a domain's console.
+pub(crate) fn console_log(domain: &str) -> Result<String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if domain.is_empty() || !domain.chars().all(plain) {
+        bail!("{domain:?} is not the name of a domain");
+    }
+    Ok(format!("/var/log/xen/guest-{domain}.log"))
+}
+
+fn is_connection_error(stderr: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(stderr);
+    ["ssh:", "Connection", "mux_client", "kex_exchange", "Host key"]
+        .iter()
+        .any(|start| text.lines().any(|line| line.starts_with(start)))
+}

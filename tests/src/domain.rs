@@ -1,0 +1,94 @@
+//! A guest of the lab: created from a configuration, destroyed on drop.
+
+use crate::dom0::Dom0;
+use anyhow::{Result, bail};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const POLL: Duration = Duration::from_millis(200);
+
+static CREATED: AtomicU32 = AtomicU32::new(0);
+
+/// A domain that this value owns. Its console's log stays in dom0 after its end.
+#[derive(Debug)]
+pub struct Domain {
+    dom0: Dom0,
+    name: String,
+}
+
+impl Domain {
+    /// Creates a domain from the text of an xl configuration. Its name begins with `name` and is unlike
+    /// that of any other domain of this process, so that its console's log is its own.
+    pub fn create(dom0: &Dom0, name: &str, config: &str) -> Result<Self> {
+        let name = format!("{name}-{}", CREATED.fetch_add(1, Ordering::Relaxed));
+        let file = format!("/root/{name}.cfg");
+        // Later settings replace earlier ones. A domain that reboots or crashes unasked shall end.
+        let config = format!(
+            "{config}\nname = \"{name}\"\non_reboot = \"destroy\"\non_crash = \"destroy\"\n"
+        );
+        dom0.write(&file, &config)?;
+        // Owned from here on: a creation that fails half way may leave a domain, too.
+        let domain = Self { dom0: dom0.clone(), name };
+        dom0.run(&format!("xl create -q {file}"))?;
+        Ok(domain)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its number; none once it is gone.
+    pub fn id(&self) -> Result<Option<u32>> {
+        let output = self.dom0.exec(&format!("xl domid {}", self.name))?;
+        Ok(output.text().parse().ok())
+    }
+
+    /// What it has written to its console.
+    pub fn console(&self) -> Result<String> {
+        self.dom0.console(&self.name)
+    }
+
+    /// Waits until a line of its console contains `text`, and returns that line.
+    pub fn wait_for(&self, text: &str, at_most: Duration) -> Result<String> {
+        let deadline = Instant::now() + at_most;
+        loop {
+            // Asked first, so that nothing written before its end is missed.
+            let gone = self.id()?.is_none();
+            let console = self.console().unwrap_or_default();
+            if let Some(line) = console.lines().find(|line| line.contains(text)) {
+                return Ok(line.to_owned());
+            }
+            if gone {
+                bail!("{} ended and never said {text:?}; its console:\n{console}", self.name);
+            }
+            if Instant::now() > deadline {
+                bail!("{} did not say {text:?} in {at_most:?}; its console:\n{console}", self.name);
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn wait_for_end(&self, at_most: Duration) -> Result<()> {
+        let deadline = Instant::now() + at_most;
+        while self.id()?.is_some() {
+            if Instant::now() > deadline {
+                bail!("{} still runs after {at_most:?}", self.name);
+            }
+            thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// Destroys it now.
+    pub fn destroy(self) {}
+}
+
+impl Drop for Domain {
+    fn drop(&mut self) {
+        // It may be gone already, and the machine too: nothing is left to do then.
+        let _ = self.dom0.exec(&format!("xl destroy {}", self.name));
+    }
+}

@@ -1,0 +1,235 @@
+//! A machine that this process keeps: booted, watched, ended.
+
+use crate::dom0::{Dom0, check_port};
+use crate::image::{Base, Content};
+use crate::process::Kept;
+use crate::qemu::{self, Options};
+use crate::serial::Tail;
+use crate::state::{Lock, State};
+use crate::tree::Tree;
+use crate::{qmp, ssh};
+use anyhow::{Context, Result, bail};
+use std::fs::{self, File};
+use std::ops::Deref;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long the way from power-on to a working `xl` may take; ten seconds are usual.
+const BOOT_TIME: Duration = Duration::from_secs(300);
+/// How long ssh's first connection may take after that.
+const CONNECT_TIME: Duration = Duration::from_secs(60);
+/// How long QEMU may take to open its control socket.
+const QMP_TIME: Duration = Duration::from_secs(30);
+/// How often to look whether what one waits for has come.
+const POLL: Duration = Duration::from_millis(50);
+/// How much of the serial log an error quotes.
+const TAIL_LINES: usize = 30;
+
+/// A machine that runs Xen, kept by this value: its drop is the machine's end, and so is the end of
+/// the process, whatever ends it. Everything that [`Dom0`] can do, it can do too.
+#[derive(Debug)]
+pub struct Lab {
+    dom0: Dom0,
+    // In the order in which they are to end.
+    _master: Kept,
+    qemu: Kept,
+    _lock: Lock,
+}
+
+impl Deref for Lab {
+    type Target = Dom0;
+
+    fn deref(&self) -> &Dom0 {
+        &self.dom0
+    }
+}
+
+impl Lab {
+    /// Boots a machine and waits until `xl` works in its dom0. Tells `say` what it does.
+    pub fn boot(tree: &Tree, options: &Options, say: &dyn Fn(&str)) -> Result<Self> {
+        Booting::start(tree, options, say)?.wait(say)
+    }
+
+    /// QEMU's process.
+    pub fn qemu_id(&self) -> u32 {
+        self.qemu.id()
+    }
+
+    /// Whether the machine still runs.
+    pub fn is_running(&self) -> bool {
+        self.qemu.ended().is_none()
+    }
+}
+
+/// A machine that was switched on and does not serve yet.
+#[derive(Debug)]
+pub struct Booting {
+    dom0: Dom0,
+    qemu: Kept,
+    lock: Lock,
+    ssh_port: u16,
+    since: Instant,
+}
+
+impl Booting {
+    /// Builds the images as needed and switches the machine on.
+    pub fn start(tree: &Tree, options: &Options, say: &dyn Fn(&str)) -> Result<Self> {
+        for (host, _) in &options.forwards {
+            check_port(*host)?;
+        }
+        let lock = Lock::take(&options.folder)?;
+        let folder = fs::canonicalize(&options.folder)?;
+        let options = &Options { folder: folder.clone(), ..options.clone() };
+        let mut command = qemu::command(options)?;
+        let base = Base::get(tree, say)?;
+        clear(&folder)?;
+        symlink(base.xen(), folder.join("xen"))?;
+        symlink(base.linux(), folder.join("vmlinuz"))?;
+        let content = Content { xensockd: options.xensockd.clone(), files: options.files.clone() };
+        base.write_initramfs(&folder.join("dom0.cpio"), &content)?;
+
+        say(&format!("in {}:", folder.display()));
+        say(&qemu::printable(&command));
+        let log = File::create(folder.join("qemu.log"))?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        // Away from the terminal's Ctrl-C: the owner decides when the machine ends.
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let since = Instant::now();
+        let qemu = Kept::spawn(command)?;
+        let ssh_port = find_ssh_port(&folder, &qemu)?;
+        ssh::configure(&folder, &base, ssh_port)?;
+        Ok(Self { dom0: Dom0::new(folder), qemu, lock, ssh_port, since })
+    }
+
+    /// QEMU's process.
+    pub fn qemu_id(&self) -> u32 {
+        self.qemu.id()
+    }
+
+    /// Waits until `xl` works.
+    pub fn wait(self, say: &dyn Fn(&str)) -> Result<Lab> {
+        let folder = self.dom0.folder().to_path_buf();
+        self.wait_for_init().map_err(|error| with_serial_tail(error, &folder))?;
+        let master = ssh::master(&folder)?;
+        let deadline = Instant::now() + CONNECT_TIME;
+        while !ssh::is_open(&folder) {
+            if master.ended().is_some() || Instant::now() > deadline {
+                let log = fs::read_to_string(folder.join("ssh.log")).unwrap_or_default();
+                let error = anyhow::anyhow!("cannot connect to dom0: {}", log.trim());
+                return Err(with_serial_tail(error, &folder));
+            }
+            thread::sleep(POLL);
+        }
+        State { keeper: std::process::id(), qemu: self.qemu.id(), ssh_port: self.ssh_port }
+            .publish(&folder)?;
+        say(&format!("Xen is up after {:.1} s", self.since.elapsed().as_secs_f32()));
+        Ok(Lab { dom0: self.dom0, _master: master, qemu: self.qemu, _lock: self.lock })
+    }
+
+    fn wait_for_init(&self) -> Result<()> {
+        let mut serial = Tail::new(self.dom0.folder().join("serial.log"));
+        let deadline = self.since + BOOT_TIME;
+        loop {
+            for line in serial.lines()? {
+                match line.split_once("lab: ") {
+                    Some((_, said)) if said.starts_with("ready") => return Ok(()),
+                    Some((_, said)) if said.starts_with("failed: ") => bail!("dom0: {said}"),
+                    _ => {}
+                }
+                if line.contains("Kernel panic - not syncing") {
+                    bail!("dom0's kernel panicked");
+                }
+            }
+            if let Some(status) = self.qemu.ended() {
+                bail!("QEMU ended while Xen booted ({status}): {}", qemu_log(self.dom0.folder()));
+            }
+            if Instant::now() > deadline {
+                bail!("Xen did not boot in {} s", BOOT_TIME.as_secs());
+            }
+            thread::sleep(POLL);
+        }
+    }
+}
+
+/// Removes what an earlier machine left in the folder, but for the lock.
+fn clear(folder: &Path) -> Result<()> {
+    const OURS: &[&str] = &[
+        "xen",
+        "vmlinuz",
+        "dom0.cpio",
+        "serial.log",
+        "qemu.log",
+        "qmp.sock",
+        "ssh.sock",
+        "ssh.log",
+        "ssh_config",
+        "known_hosts",
+    ];
+    for name in OURS {
+        let path = folder.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error)
+                    .with_context(|| format!("cannot remove the old {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    let logs = folder.join("dom0-logs");
+    if logs.exists() {
+        fs::remove_dir_all(logs)?;
+    }
+    Ok(())
+}
+
+/// Asks QEMU which port the system chose for ssh.
+fn find_ssh_port(folder: &Path, qemu: &Kept) -> Result<u16> {
+    let deadline = Instant::now() + QMP_TIME;
+    loop {
+        let error = match qmp::monitor(folder, "info usernet") {
+            Ok(table) => {
+                return parse_usernet(&table)
+                    .with_context(|| format!("QEMU forwards no port to ssh: {table}"));
+            }
+            Err(error) => error,
+        };
+        if let Some(status) = qemu.ended() {
+            bail!("QEMU did not start ({status}): {}", qemu_log(folder));
+        }
+        if Instant::now() > deadline {
+            return Err(error);
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// Finds the forward to port 22 in lines such as
+/// `TCP[HOST_FORWARD]  13       127.0.0.1 38465       10.0.2.15    22     0     0`.
+fn parse_usernet(table: &str) -> Option<u16> {
+    table.lines().find_map(|line| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        match words[..] {
+            ["TCP[HOST_FORWARD]", _, _, port, _, "22", ..] => port.parse().ok(),
+            _ => None,
+        }
+    })
+}
+
+fn qemu_log(folder: &Path) -> String {
+    let log = fs::read_to_string(folder.join("qemu.log")).unwrap_or_default();
+    log.trim().to_owned()
+}
+
+fn with_serial_tail(error: anyhow::Error, folder: &Path) -> anyhow::Error {
+    let log = fs::read(folder.join("serial.log")).unwrap_or_default();
+    let log = String::from_utf8_lossy(&log);
+    let lines: Vec<_> = log.lines().collect();
+    let tail = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n");
+    anyhow::anyhow!(
+        "{error:#}\nthe end of Xen's serial console:\n{tail}\nall logs are in {}",
+        folder.display()
+    )
+}

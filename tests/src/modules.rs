@@ -1,0 +1,91 @@
+//! Linux modules for dom0: found by name, decompressed, put into the order in which they load.
+
+use crate::process;
+use anyhow::{Context, Result};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A module, ready for `insmod`.
+pub struct Module {
+    /// Its name, with underscores as the kernel writes it.
+    pub name: String,
+    /// The ELF file.
+    pub content: Vec<u8>,
+}
+
+/// The modules with these names, and those that they need, in loading order.
+pub fn resolve(folder: &Path, names: &[&str]) -> Result<Vec<Module>> {
+    let mut files = BTreeMap::new();
+    index(folder, &mut files)?;
+    let mut loader = Loader { files, seen: BTreeSet::new(), order: Vec::new() };
+    for name in names {
+        loader.load(&name.replace('-', "_"))?;
+    }
+    Ok(loader.order)
+}
+
+struct Loader {
+    files: BTreeMap<String, PathBuf>,
+    seen: BTreeSet<String>,
+    order: Vec<Module>,
+}
+
+impl Loader {
+    fn load(&mut self, name: &str) -> Result<()> {
+        if !self.seen.insert(name.to_owned()) {
+            return Ok(());
+        }
+        let file = self.files.get(name).with_context(|| format!("no module {name}"))?;
+        let content = process::output(Command::new("xz").arg("-dc").arg(file))?.stdout;
+        for needed in depends(&content) {
+            self.load(&needed)?;
+        }
+        self.order.push(Module { name: name.to_owned(), content });
+        Ok(())
+    }
+}
+
+fn index(folder: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<()> {
+    let entries =
+        fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            index(&entry.path(), files)?;
+        } else if let Some(name) = entry.file_name().to_string_lossy().strip_suffix(".ko.xz") {
+            files.insert(name.replace('-', "_"), entry.path());
+        }
+    }
+    Ok(())
+}
+
+/// What a module's `.modinfo` section says it depends on.
+fn depends(module: &[u8]) -> Vec<String> {
+    let key = b"\0depends=";
+    let Some(start) = module.windows(key.len()).position(|window| window == key) else {
+        return Vec::new();
+    };
+    let value = module[start + key.len()..].split(|&byte| byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(value)
+        .split(',')
+        .filter(|name| !name.is_empty())
+        .map(|name| name.replace('-', "_"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dependencies_are_read_from_modinfo() {
+        assert_eq!(
+            depends(b"ELF\0license=GPL\0depends=mii,xen-privcmd\0x"),
+            ["mii", "xen_privcmd"]
+        );
+        assert!(depends(b"ELF\0depends=\0name=x\0").is_empty());
+        assert!(depends(b"ELF").is_empty());
+    }
+}

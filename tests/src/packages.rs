@@ -1,0 +1,179 @@
+//! Debian packages for dom0: downloaded and unpacked, never installed.
+
+use crate::process;
+use crate::tree::Tree;
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// What dom0 is made of, besides the kernel. The C library and busybox are the host's own.
+const PACKAGES: &[&str] = &[
+    "xen-hypervisor-4.17-amd64",
+    "xen-utils-4.17",
+    "xen-utils-common",
+    "xenstore-utils",
+    "libxencall1",
+    "libxendevicemodel1",
+    "libxenevtchn1",
+    "libxenforeignmemory1",
+    "libxengnttab1",
+    "libxenhypfs1",
+    "libxenmisc4.17",
+    "libxenstore4",
+    "libxentoolcore1",
+    "libxentoollog1",
+    "libyajl2",
+    "libuuid1",
+    "libzstd1",
+    "liblzma5",
+    "libbz2-1.0",
+    "libncurses6",
+    "libtinfo6",
+    "libgcc-s1",
+    "dropbear-bin",
+    "libcrypt1",
+    "libtomcrypt1",
+    "libtommath1",
+    "libgmp10",
+    "zlib1g",
+];
+
+/// The package that names the current kernel of the wanted series. Linux 6.12 rather than Debian
+/// 12's own 6.1: its backend drivers are the better reference.
+const KERNEL: &str = "linux-image-6.12-amd64";
+
+/// The unpacked packages, as one tree of files.
+pub struct Packages {
+    root: PathBuf,
+}
+
+impl Packages {
+    /// Downloads and unpacks what is not there yet.
+    pub fn get(tree: &Tree, say: &dyn Fn(&str)) -> Result<Self> {
+        let root = tree.cache().join("root");
+        let stamp = tree.cache().join("root.packages");
+        let wanted = format!("{KERNEL}\n{}\n", PACKAGES.join("\n"));
+        if fs::read_to_string(&stamp).is_ok_and(|got| got == wanted) {
+            return Ok(Self { root });
+        }
+        let _ = fs::remove_file(&stamp);
+        let debs = tree.cache().join("debs");
+        for folder in [&root, &debs] {
+            if folder.exists() {
+                fs::remove_dir_all(folder)?;
+            }
+            fs::create_dir_all(folder)?;
+        }
+        say("downloading dom0's packages from Debian (about 120 MB)");
+        if let Err(first) = download(&debs) {
+            // The usual cause is a package index older than the packages on the servers.
+            say("the download failed; updating the list of packages and trying again");
+            let updated = Command::new(tree.setup()).arg("update").stdin(Stdio::null()).status()?;
+            if !updated.success() {
+                return Err(first);
+            }
+            download(&debs)?;
+        }
+        say("unpacking dom0's packages");
+        for deb in fs::read_dir(&debs)? {
+            process::output(Command::new("dpkg").arg("-x").arg(deb?.path()).arg(&root))?;
+        }
+        fs::remove_dir_all(&debs)?;
+        fs::write(&stamp, wanted)?;
+        Ok(Self { root })
+    }
+
+    /// Where a file of the packages is on the host.
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.root.join(path.trim_start_matches('/'))
+    }
+
+    /// The one file in `folder` whose name starts and ends like this.
+    pub fn find(&self, folder: &str, start: &str, end: &str) -> Result<PathBuf> {
+        let folder = self.path(folder);
+        let entries =
+            fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with(start) && name.ends_with(end) {
+                return Ok(entry.path());
+            }
+        }
+        bail!("the packages hold no {start}*{end} in {}", folder.display())
+    }
+
+    /// The shared libraries that `program` needs, by the names that it asks for. The packages' own
+    /// come before the host's.
+    pub fn libraries(&self, program: &Path) -> Result<Vec<(String, PathBuf)>> {
+        let search = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"]
+            .map(|folder| self.root.join(folder).display().to_string())
+            .join(":");
+        let output =
+            process::output(Command::new("ldd").arg(program).env("LD_LIBRARY_PATH", search))?;
+        parse_ldd(&String::from_utf8_lossy(&output.stdout))
+            .with_context(|| format!("libraries of {}", program.display()))
+    }
+}
+
+fn download(into: &Path) -> Result<()> {
+    let depends = process::output(Command::new("apt-cache").args(["depends", KERNEL]))
+        .with_context(|| {
+            format!("no package {KERNEL}: is Debian's security repository enabled?")
+        })?;
+    let depends = String::from_utf8_lossy(&depends.stdout).into_owned();
+    let kernel = depends
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Depends: "))
+        .with_context(|| format!("package {KERNEL} depends on no kernel"))?;
+    let mut command = Command::new("apt-get");
+    command.args(["download", "-q"]).args(PACKAGES).arg(kernel).current_dir(into);
+    process::output(&mut command).context("cannot download dom0's packages")?;
+    Ok(())
+}
+
+/// Reads `ldd`'s answer: lines such as `libc.so.6 => /lib/libc.so.6 (0x…)`, and the loader's bare path.
+fn parse_ldd(text: &str) -> Result<Vec<(String, PathBuf)>> {
+    let mut libraries = Vec::new();
+    for line in text.lines() {
+        let line = line.trim();
+        let (name, path) = match line.split_once(" => ") {
+            Some((name, rest)) => (name, rest),
+            None if line.starts_with('/') => (line, line),
+            None => continue,
+        };
+        if path == "not found" {
+            bail!("{name} was not found");
+        }
+        let path = path.rsplit_once(" (").map_or(path, |(path, _)| path);
+        let name = name.split(" (").next().unwrap_or(name);
+        libraries.push((name.to_owned(), PathBuf::from(path)));
+    }
+    Ok(libraries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loader_keeps_its_path_and_libraries_their_names() {
+        let text = "\tlinux-vdso.so.1 (0x00007ffd)\n\
+                    \tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f2e)\n\
+                    \t/lib64/ld-linux-x86-64.so.2 (0x00007f2f)\n";
+        let expected = [
+            ("libc.so.6", "/lib/x86_64-linux-gnu/libc.so.6"),
+            ("/lib64/ld-linux-x86-64.so.2", "/lib64/ld-linux-x86-64.so.2"),
+        ];
+        let expected = expected.map(|(name, path)| (name.to_owned(), PathBuf::from(path)));
+        assert_eq!(parse_ldd(text).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_missing_library_is_an_error_that_names_it() {
+        let error = parse_ldd("\tlibyajl.so.2 => not found\n").unwrap_err();
+        assert!(error.to_string().contains("libyajl.so.2"));
+    }
+}

@@ -1,0 +1,116 @@
+//! Child processes that end with the process that started them.
+
+use anyhow::{Context, Result, bail};
+use shared_child::SharedChild;
+use std::ffi::OsStr;
+use std::process::{Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+/// A command whose process the kernel kills when the *thread* that spawned it ends.
+///
+/// `setpriv` asks for the signal. The shell then looks whether the owner was already gone by that
+/// time, because then no signal would ever come; after that it becomes the program itself.
+pub fn owned(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "KILL", "sh", "-c", r#"[ "$PPID" = "$0" ] || exit 1; exec "$@""#])
+        .arg(std::process::id().to_string())
+        .arg(program);
+    command
+}
+
+/// Runs a command to its end and fails, with what it said on stderr, when it does not succeed.
+pub fn output(command: &mut Command) -> Result<Output> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output =
+        command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {name}"))?;
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!("{name} failed ({}): {}", output.status, stderr.trim());
+    }
+    Ok(output)
+}
+
+/// A long-lived child process, killed when this value is dropped or the process ends.
+#[derive(Debug)]
+pub struct Kept {
+    child: Arc<SharedChild>,
+}
+
+impl Kept {
+    /// Spawns `command`, which should come from [`owned`], from a thread that lives as long as the
+    /// child: the thread that called this may end earlier.
+    pub fn spawn(mut command: Command) -> Result<Self> {
+        let (sender, receiver) = mpsc::channel();
+        thread::Builder::new().name("child-keeper".into()).spawn(
+            move || match SharedChild::spawn(&mut command) {
+                Ok(child) => {
+                    let child = Arc::new(child);
+                    let _ = sender.send(Ok(Arc::clone(&child)));
+                    let _ = child.wait();
+                }
+                Err(error) => {
+                    let program = command.get_program().to_string_lossy().into_owned();
+                    let _ = sender.send(Err((program, error)));
+                }
+            },
+        )?;
+        match receiver.recv()? {
+            Ok(child) => Ok(Self { child }),
+            Err((program, error)) => Err(error).with_context(|| format!("cannot run {program}")),
+        }
+    }
+
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it ended, when it has.
+    pub fn ended(&self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// Kills it and waits for its end.
+    pub fn kill(&self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_kept_child_outlives_the_thread_that_asked_for_it_but_not_its_handle() {
+        let mut command = owned("sleep");
+        command.arg("600");
+        let kept = thread::spawn(move || Kept::spawn(command)).join().unwrap().unwrap();
+        thread::sleep(Duration::from_millis(300));
+        assert_eq!(kept.ended(), None);
+        let child = Arc::clone(&kept.child);
+        drop(kept);
+        assert!(child.try_wait().unwrap().is_some());
+    }
+
+    #[test]
+    fn an_owned_program_gets_its_arguments_unchanged() {
+        let output = output(owned("printf").args(["%s|", "a b", "$HOME", "'"])).unwrap();
+        assert_eq!(output.stdout, b"a b|$HOME|'|");
+    }
+
+    #[test]
+    fn a_failing_command_is_reported_with_its_stderr() {
+        let error = output(Command::new("sh").args(["-c", "echo no such luck >&2; exit 3"]));
+        assert!(error.unwrap_err().to_string().contains("no such luck"));
+    }
+}

@@ -1,0 +1,155 @@
+//! QEMU's command line: a machine in which Xen runs.
+
+use crate::process;
+use anyhow::{Result, bail};
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::Command;
+
+/// Memory for dom0, in MiB. Guests have what QEMU gets beyond it, less what Xen keeps.
+const DOM0_MEMORY: u32 = 1024;
+/// The least memory, in MiB, with which small guests fit beside dom0.
+const LEAST_MEMORY: u32 = 1536;
+
+/// Features that this emulation gets wrong under Xen:
+/// - `smap`: dom0 dies at its first IRET, whose frame QEMU 7.2 reads with supervisor rights;
+/// - `rdtscp`: its interception in a guest ends in an endless loop;
+/// - `xsave`, `avx`, `avx2`: dom0's registers are corrupted once a PVH domain has run;
+/// - `pku`: Linux guests warn about XSAVE's layout.
+const EMULATED_CPU: &str = "max,-smap,-rdtscp,-pku,-xsave,-avx,-avx2";
+
+/// What executes the machine's instructions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Accel {
+    /// KVM where it can nest, emulation elsewhere.
+    #[default]
+    Auto,
+    /// Nested hardware virtualization.
+    Kvm,
+    /// Emulation.
+    Tcg,
+}
+
+/// How to boot a lab.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The machine's folder: its logs, sockets and state.
+    pub folder: PathBuf,
+    /// Processors.
+    pub smp: u32,
+    /// Memory of the whole machine, in MiB.
+    pub memory: u32,
+    /// What executes the machine's instructions.
+    pub accel: Accel,
+    /// A loopback port on which QEMU serves a debugger.
+    pub gdb: Option<u16>,
+    /// Ports forwarded from the start: the host's on loopback, and dom0's.
+    pub forwards: Vec<(u16, u16)>,
+    /// The backend daemon to put into dom0.
+    pub xensockd: Option<PathBuf>,
+    /// Files to put into dom0: where they are on the host, and their path in dom0.
+    pub files: Vec<(PathBuf, String)>,
+}
+
+impl Options {
+    /// Two processors, 2 GiB, nothing added to dom0.
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self {
+            folder: folder.into(),
+            smp: 2,
+            memory: 2048,
+            accel: Accel::Auto,
+            gdb: None,
+            forwards: Vec::new(),
+            xensockd: None,
+            files: Vec::new(),
+        }
+    }
+}
+
+/// QEMU's command line. Paths are relative to the machine's folder, so no character of the folder's
+/// own path can be taken for a separator, and no socket's path is too long.
+pub fn command(options: &Options) -> Result<Command> {
+    if options.memory < LEAST_MEMORY {
+        bail!("{} MiB are too little: dom0 alone has {DOM0_MEMORY}", options.memory);
+    }
+    let kvm = match options.accel {
+        Accel::Auto => kvm_nests(),
+        Accel::Kvm => true,
+        Accel::Tcg => false,
+    };
+    let mut command = process::owned("qemu-system-x86_64");
+    command.args(if kvm {
+        ["-accel", "kvm", "-cpu", "host"]
+    } else {
+        ["-accel", "tcg,thread=multi", "-cpu", EMULATED_CPU]
+    });
+    command.args(["-machine", "q35", "-nodefaults", "-no-user-config", "-no-reboot"]);
+    command.args(["-display", "none", "-name", "lab"]);
+    command.args(["-smp", &options.smp.to_string(), "-m", &options.memory.to_string()]);
+    command.args(["-kernel", "xen", "-append"]).arg(format!(
+        "console=com1 com1=115200,8n1 console_timestamps=boot \
+         dom0_mem={DOM0_MEMORY}M,max:{DOM0_MEMORY}M loglvl=all guest_loglvl=all"
+    ));
+    command.args(["-initrd", "vmlinuz console=hvc0 earlyprintk=xen rdinit=/init,dom0.cpio"]);
+    command.args(["-serial", "file:serial.log", "-qmp", "unix:qmp.sock,server=on,wait=off"]);
+    // Port 0: the system chooses a free one for ssh, which QMP then tells.
+    let mut network = String::from("user,id=n0,restrict=on,hostfwd=tcp:127.0.0.1:0-:22");
+    for (host, dom0) in &options.forwards {
+        network += &format!(",hostfwd=tcp:127.0.0.1:{host}-:{dom0}");
+    }
+    command.arg("-netdev").arg(network).args(["-device", "e1000,netdev=n0,romfile="]);
+    if let Some(port) = options.gdb {
+        command.arg("-gdb").arg(format!("tcp:127.0.0.1:{port}"));
+    }
+    command.current_dir(&options.folder);
+    Ok(command)
+}
+
+/// Whether KVM can run a hypervisor inside a guest: a `/dev/kvm` that opens does not prove it.
+fn kvm_nests() -> bool {
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flag = |wanted: &str| {
+        cpu.lines()
+            .filter(|line| line.starts_with("flags"))
+            .any(|line| line.split_whitespace().any(|flag| flag == wanted))
+    };
+    let nested = |module: &str| {
+        fs::read_to_string(format!("/sys/module/{module}/parameters/nested"))
+            .is_ok_and(|value| matches!(value.trim(), "Y" | "1"))
+    };
+    ((flag("svm") && nested("kvm_amd")) || (flag("vmx") && nested("kvm_intel")))
+        && File::options().read(true).write(true).open("/dev/kvm").is_ok()
+}
+
+/// A command as one could type it.
+pub fn printable(command: &Command) -> String {
+    let words = command.get_args().skip_while(|word| *word != "qemu-system-x86_64");
+    let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
+    shlex::try_join(words.iter().map(|word| &**word)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forwards_and_debugger_listen_on_loopback_only() {
+        let mut options = Options::new("/nowhere");
+        options.accel = Accel::Tcg;
+        options.forwards = vec![(8080, 80)];
+        options.gdb = Some(1234);
+        let line = printable(&command(&options).unwrap());
+        assert!(line.contains("hostfwd=tcp:127.0.0.1:8080-:80"), "{line}");
+        assert!(line.contains("-gdb tcp:127.0.0.1:1234"), "{line}");
+        assert!(line.contains("restrict=on"), "{line}");
+        assert!(line.starts_with("qemu-system-x86_64 "), "{line}");
+    }
+
+    #[test]
+    fn too_little_memory_is_refused() {
+        let mut options = Options::new("/nowhere");
+        options.memory = 1024;
+        assert!(command(&options).is_err());
+    }
+}

@@ -1,0 +1,2 @@
+//! Integration tests in real Xen.
+fn main() {}
