@@ -9,10 +9,14 @@
 extern crate alloc;
 
 pub mod abi;
+mod byte_ring;
+pub mod clock;
+pub mod console;
 mod errno;
 pub mod event;
 pub mod grant;
 pub mod hypercall;
+pub mod lifecycle;
 pub mod shared;
 pub mod xenbus;
 pub mod xenstore;

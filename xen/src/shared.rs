@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 ///
 /// Offsets are in bytes from the start of the run. An access outside the run or, for words, one
 /// that is not aligned is a bug of the caller's own and panics: offsets never come from a peer.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Shared<'a> {
     start: *mut u8,
     len: usize,

@@ -17,8 +17,11 @@
 //! and what it had acquired (a watch, a transaction) is given back.
 
 mod connection;
+#[cfg(any(test, feature = "double"))]
+pub mod double;
 mod driver;
 mod nodes;
+pub mod ring;
 mod transaction;
 mod watch;
 pub mod wire;

@@ -1,0 +1,82 @@
+use super::*;
+use crate::byte_ring::tests::page;
+use crate::hypercall::double::{Done, FakeXen};
+use proptest::prelude::*;
+
+fn info(tsc_timestamp: u64, system_time: u64, mul: u32, shift: i8) -> VcpuTimeInfo {
+    let tsc_to_system_mul = mul;
+    let tsc_shift = shift;
+    VcpuTimeInfo { tsc_timestamp, system_time, tsc_to_system_mul, tsc_shift, ..Default::default() }
+}
+
+#[test]
+fn ticks_become_nanoseconds() {
+    // 2 GHz: half a nanosecond a tick.
+    let two = TimeInfo(info(1000, 50, 1 << 31, 0));
+    assert_eq!(two.system_time(1000), 50);
+    assert_eq!(two.system_time(1000 + 4_000_000_000), 50 + 2_000_000_000);
+    assert_eq!(two.frequency(), 2_000_000_000);
+    // 500 MHz: ticks are shifted to the left.
+    let half = TimeInfo(info(0, 0, 1 << 31, 2));
+    assert_eq!(half.system_time(500), 1000);
+    assert_eq!(half.frequency(), 500_000_000);
+    // 4 GHz: to the right.
+    let four = TimeInfo(info(0, 0, 1 << 31, -1));
+    assert_eq!(four.system_time(4000), 1000);
+    assert_eq!(four.frequency(), 4_000_000_000);
+}
+
+#[test]
+fn a_tsc_from_before_the_update_counts_as_the_update() {
+    assert_eq!(TimeInfo(info(1000, 50, 1 << 31, 0)).system_time(900), 50);
+}
+
+#[test]
+fn a_reading_during_an_update_is_not_believed() {
+    let page = page();
+    let clock = Clock::new(page);
+    let mut time = info(0, 777, 1 << 31, 0);
+    time.version = 3;
+    page.write(TIME, time.as_bytes());
+    assert_eq!(clock.time_info(), Err(Errno::EAGAIN));
+    assert_eq!(clock.now_by(|| 0), 0);
+    page.store_u32(VERSION, 4, Relaxed);
+    assert_eq!(clock.now_by(|| 20), 787);
+    assert_eq!(clock.now_by(|| 10), 787, "time does not go back");
+}
+
+#[test]
+fn the_wall_clock_is_that_of_the_boot_and_the_time_since() {
+    let page = page();
+    page.write(WALL, [2u32, 5, 999_999_999, 1].as_bytes());
+    let clock = Clock::new(page);
+    assert_eq!(clock.wall_clock(1), Ok(Duration::from_secs((1 << 32) + 6)));
+    page.store_u32(WALL, 3, Relaxed);
+    assert_eq!(clock.wall_clock(1), Err(Errno::EAGAIN));
+}
+
+#[test]
+fn the_timer_stops_the_ticking_and_fires_when_told() {
+    let xen = FakeXen::new();
+    let timer = Timer::new(&xen).unwrap();
+    timer.set(123).unwrap();
+    timer.set(u64::MAX).unwrap();
+    timer.stop().unwrap();
+    let last = Done::TimerSet(i64::MAX as u64 / 2);
+    assert_eq!(xen.take_done(), [Done::TickStopped, Done::TimerSet(123), last, Done::TimerStopped]);
+}
+
+proptest! {
+    #[test]
+    fn no_numbers_make_it_panic(stamp: u64, time: u64, mul: u32, shift: i8, tsc: u64) {
+        let info = TimeInfo(info(stamp, time, mul, shift));
+        prop_assert!(info.system_time(tsc) >= time);
+        info.frequency();
+    }
+
+    #[test]
+    fn later_ticks_are_never_earlier(mul: u32, shift in -31i8..=8, tsc in 0..1u64 << 50, more in 0..1u64 << 40) {
+        let info = TimeInfo(info(0, 0, mul, shift));
+        prop_assert!(info.system_time(tsc + more) >= info.system_time(tsc));
+    }
+}

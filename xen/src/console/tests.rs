@@ -1,0 +1,83 @@
+use super::*;
+use crate::byte_ring::tests::page;
+use core::sync::atomic::Ordering::Relaxed;
+use futures_util::FutureExt;
+
+/// The console daemon's end.
+struct Daemon {
+    output: Consumer,
+    input: Producer,
+}
+
+fn pair() -> (Console<impl Fn()>, Daemon, std::rc::Rc<Cell<u32>>, Shared<'static>) {
+    let page = page();
+    let events = std::rc::Rc::new(Cell::new(0));
+    let count = events.clone();
+    let console =
+        Console::new(page, move || count.set(count.get() + 1), Arc::new(PairWaker::default()));
+    let daemon = Daemon { output: Consumer::new(page, OUTPUT), input: Producer::new(page, INPUT) };
+    (console, daemon, events, page)
+}
+
+impl Daemon {
+    fn take(&self) -> String {
+        let mut bytes = vec![0; 4096];
+        let count = self.output.read(&mut bytes).unwrap();
+        String::from_utf8(bytes[..count].to_vec()).unwrap()
+    }
+}
+
+#[test]
+fn output_arrives_and_the_daemon_is_told() {
+    let (console, daemon, events, _) = pair();
+    write!(&console, "hello {}", 7).unwrap();
+    assert_eq!(daemon.take(), "hello 7");
+    assert!(events.get() > 0);
+    assert_eq!(console.dropped(), 0);
+    assert_eq!(console.flush().now_or_never(), Some(Ok(())));
+}
+
+#[test]
+fn a_full_ring_drops_output_counts_it_and_says_so_later() {
+    let (console, daemon, _, _) = pair();
+    console.write(&[b'a'; XENCONS_OUT_SIZE]);
+    console.write(b"12345");
+    assert_eq!(console.dropped(), 5);
+    assert_eq!(console.flush().now_or_never(), None);
+    assert_eq!(daemon.take().len(), XENCONS_OUT_SIZE);
+    console.write(b"after");
+    assert_eq!(daemon.take(), "\r\n[5 bytes of output lost]\r\nafter");
+    assert_eq!(console.dropped(), 5);
+}
+
+#[test]
+fn output_that_must_arrive_waits_for_room() {
+    let (console, daemon, _, _) = pair();
+    let text = [b'x'; XENCONS_OUT_SIZE + 10];
+    let mut writing = Box::pin(console.write_all(&text));
+    assert_eq!(writing.as_mut().now_or_never(), None);
+    assert_eq!(daemon.take().len(), XENCONS_OUT_SIZE);
+    assert_eq!(writing.as_mut().now_or_never(), Some(Ok(())));
+    assert_eq!(daemon.take(), "x".repeat(10));
+}
+
+#[test]
+fn input_arrives() {
+    let (console, daemon, _, _) = pair();
+    let mut bytes = [0; 8];
+    assert_eq!(console.read(&mut bytes).now_or_never(), None);
+    daemon.input.write(b"ls\n").unwrap();
+    assert_eq!(console.read(&mut bytes).now_or_never(), Some(Ok(3)));
+    assert_eq!(&bytes[..3], b"ls\n");
+}
+
+#[test]
+fn a_broken_ring_loses_output_and_nothing_else() {
+    let (console, _, _, page) = pair();
+    page.store_u32(OUTPUT.cons, 5, Relaxed);
+    page.store_u32(INPUT.prod, 5000, Relaxed);
+    console.write(b"abc");
+    assert_eq!(console.dropped(), 3);
+    assert_eq!(console.write_all(b"abc").now_or_never(), Some(Err(Errno::EPROTO)));
+    assert_eq!(console.read(&mut [0; 4]).now_or_never(), Some(Err(Errno::EPROTO)));
+}

@@ -1,0 +1,159 @@
+//! The fake's nodes: values, permissions, and what changed when.
+
+use crate::xenstore::{Access, Permission};
+use crate::{DomId, Errno};
+use alloc::collections::BTreeMap;
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
+
+#[derive(Clone)]
+pub(super) struct Node {
+    pub(super) value: Vec<u8>,
+    pub(super) permissions: Vec<Permission>,
+    /// The change that last touched the node or the list of its children.
+    generation: u64,
+}
+
+/// All nodes by absolute path. The parents of every node are there.
+#[derive(Clone)]
+pub(super) struct Tree {
+    nodes: BTreeMap<String, Node>,
+    generation: u64,
+}
+
+pub(super) fn parent(path: &str) -> &str {
+    match path.rfind('/') {
+        Some(0) | None => "/",
+        Some(at) => &path[..at],
+    }
+}
+
+/// Whether `path` is `above` or lies below it.
+pub(super) fn is_within(path: &str, above: &str) -> bool {
+    above == "/"
+        || path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+impl Tree {
+    pub(super) fn new() -> Self {
+        let permissions = vec![Permission { access: Access::None, domain: DomId(0) }];
+        let root = Node { value: Vec::new(), permissions, generation: 0 };
+        Tree { nodes: [("/".to_string(), root)].into(), generation: 0 }
+    }
+
+    pub(super) fn generation_of(&self, path: &str) -> Option<u64> {
+        self.nodes.get(path).map(|node| node.generation)
+    }
+
+    pub(super) fn exists(&self, path: &str) -> bool {
+        self.nodes.contains_key(path)
+    }
+
+    fn may(&self, who: DomId, path: &str, wanted: Access) -> bool {
+        let Some(node) = self.nodes.get(path) else { return false };
+        let owner = node.permissions[0];
+        if who == DomId(0) || owner.domain == who {
+            return true;
+        }
+        let own = node.permissions[1..].iter().find(|entry| entry.domain == who);
+        let access = own.unwrap_or(&owner).access;
+        access == Access::Both || access == wanted
+    }
+
+    /// A node that `who` may use in this way.
+    pub(super) fn get(&self, who: DomId, path: &str, wanted: Access) -> Result<&Node, Errno> {
+        match self.nodes.get(path) {
+            Some(node) if self.may(who, path, wanted) => Ok(node),
+            Some(_) => Err(Errno::EACCES),
+            // Who may not look into the parent does not learn that the node is missing.
+            None if path == "/" => Err(Errno::ENOENT),
+            None => match self.get(who, parent(path), Access::Read) {
+                Err(Errno::EACCES) => Err(Errno::EACCES),
+                _ => Err(Errno::ENOENT),
+            },
+        }
+    }
+
+    pub(super) fn children(&self, path: &str) -> Vec<String> {
+        let prefix = if path == "/" { "/".to_string() } else { path.to_string() + "/" };
+        let below =
+            self.nodes.range(prefix.clone()..).map_while(|(at, _)| at.strip_prefix(&prefix));
+        below.filter(|name| !name.is_empty() && !name.contains('/')).map(String::from).collect()
+    }
+
+    fn touch(&mut self, path: &str) {
+        self.generation += 1;
+        if let Some(node) = self.nodes.get_mut(path) {
+            node.generation = self.generation;
+        }
+    }
+
+    fn create(&mut self, who: DomId, path: &str) -> Result<(), Errno> {
+        let above = parent(path).to_string();
+        if !self.nodes.contains_key(&above) {
+            self.create(who, &above)?;
+        } else if !self.may(who, &above, Access::Write) {
+            return Err(Errno::EACCES);
+        }
+        let mut permissions = self.nodes[&above].permissions.clone();
+        if who != DomId(0) {
+            permissions[0].domain = who;
+        }
+        self.touch(&above);
+        let node = Node { value: Vec::new(), permissions, generation: self.generation };
+        self.nodes.insert(path.to_string(), node);
+        Ok(())
+    }
+
+    pub(super) fn write(&mut self, who: DomId, path: &str, value: &[u8]) -> Result<(), Errno> {
+        if !self.nodes.contains_key(path) {
+            self.create(who, path)?;
+        } else if !self.may(who, path, Access::Write) {
+            return Err(Errno::EACCES);
+        }
+        self.touch(path);
+        self.nodes.get_mut(path).ok_or(Errno::EIO)?.value = value.to_vec();
+        Ok(())
+    }
+
+    /// Returns whether the node is new.
+    pub(super) fn mkdir(&mut self, who: DomId, path: &str) -> Result<bool, Errno> {
+        if self.nodes.contains_key(path) {
+            return Ok(false);
+        }
+        self.create(who, path).map(|()| true)
+    }
+
+    /// Returns whether something was removed: removing what is not there is fine if its parent is.
+    pub(super) fn rm(&mut self, who: DomId, path: &str) -> Result<bool, Errno> {
+        if path == "/" {
+            return Err(Errno::EINVAL);
+        }
+        match self.get(who, path, Access::Write) {
+            Ok(_) => {}
+            Err(Errno::ENOENT) if self.nodes.contains_key(parent(path)) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        self.nodes.retain(|at, _| !is_within(at, path));
+        let above = parent(path).to_string();
+        self.touch(&above);
+        Ok(true)
+    }
+
+    pub(super) fn set_permissions(
+        &mut self,
+        who: DomId,
+        path: &str,
+        permissions: Vec<Permission>,
+    ) -> Result<(), Errno> {
+        let owner = self.get(who, path, Access::Write)?.permissions[0].domain;
+        let first = permissions.first().ok_or(Errno::EINVAL)?;
+        if who != DomId(0) && (owner != who || first.domain != who) {
+            return Err(Errno::EPERM);
+        }
+        self.touch(path);
+        self.nodes.get_mut(path).ok_or(Errno::EIO)?.permissions = permissions;
+        Ok(())
+    }
+}

@@ -1,0 +1,101 @@
+//! A domain's own way to xenstored: two rings of bytes in a page that both share.
+
+use crate::abi::xs_wire::{XENSTORE_RING_SIZE, XenstoreDomainInterface};
+use crate::byte_ring::{Consumer, Layout, Producer};
+use crate::event::PairWaker;
+use crate::{Errno, Shared};
+use alloc::sync::Arc;
+use core::future::poll_fn;
+use core::mem::offset_of;
+use core::task::Poll;
+use embedded_io_async::{ErrorType, Read, Write};
+
+const REQUESTS: Layout = Layout {
+    data: offset_of!(XenstoreDomainInterface, req),
+    size: XENSTORE_RING_SIZE as u32,
+    cons: offset_of!(XenstoreDomainInterface, req_cons),
+    prod: offset_of!(XenstoreDomainInterface, req_prod),
+};
+
+const ANSWERS: Layout = Layout {
+    data: offset_of!(XenstoreDomainInterface, rsp),
+    size: XENSTORE_RING_SIZE as u32,
+    cons: offset_of!(XenstoreDomainInterface, rsp_cons),
+    prod: offset_of!(XenstoreDomainInterface, rsp_prod),
+};
+
+/// Opens the ring for [`connect`](super::connect).
+///
+/// `page` is the one that `HVM_PARAM_STORE_PFN` names; `notify` sends an event to xenstored over
+/// the port of `HVM_PARAM_STORE_EVTCHN`, and `events` hears of those that come back.
+pub fn open<N: Fn() + Clone>(
+    page: Shared<'static>,
+    notify: N,
+    events: Arc<PairWaker>,
+) -> (RingReader<N>, RingWriter<N>) {
+    let ring = Consumer::new(page, ANSWERS);
+    let reader = RingReader { ring, notify: notify.clone(), events: events.clone() };
+    (reader, RingWriter { ring: Producer::new(page, REQUESTS), notify, events })
+}
+
+/// Answers and events from xenstored.
+pub struct RingReader<N> {
+    ring: Consumer,
+    notify: N,
+    events: Arc<PairWaker>,
+}
+
+impl<N> ErrorType for RingReader<N> {
+    type Error = Errno;
+}
+
+impl<N: Fn()> Read for RingReader<N> {
+    async fn read(&mut self, to: &mut [u8]) -> Result<usize, Errno> {
+        if to.is_empty() {
+            return Ok(0);
+        }
+        poll_fn(|cx| {
+            self.events.rx.register(cx.waker());
+            match self.ring.read(to) {
+                Ok(0) => Poll::Pending,
+                result => Poll::Ready(result),
+            }
+        })
+        .await
+        .inspect(|_| (self.notify)())
+        .inspect_err(|_| log::error!("xenstored's index of its answers is out of range"))
+    }
+}
+
+/// Requests to xenstored.
+pub struct RingWriter<N> {
+    ring: Producer,
+    notify: N,
+    events: Arc<PairWaker>,
+}
+
+impl<N> ErrorType for RingWriter<N> {
+    type Error = Errno;
+}
+
+impl<N: Fn()> Write for RingWriter<N> {
+    async fn write(&mut self, from: &[u8]) -> Result<usize, Errno> {
+        if from.is_empty() {
+            return Ok(0);
+        }
+        poll_fn(|cx| {
+            self.events.tx.register(cx.waker());
+            match self.ring.write(from) {
+                Ok(0) => Poll::Pending,
+                result => Poll::Ready(result),
+            }
+        })
+        .await
+        .inspect(|_| (self.notify)())
+        .inspect_err(|_| log::error!("xenstored's index of the requests is out of range"))
+    }
+
+    async fn flush(&mut self) -> Result<(), Errno> {
+        Ok(())
+    }
+}

@@ -1,0 +1,53 @@
+//! The toolstack's requests, as it makes them.
+
+use futures_executor::LocalPool;
+use futures_util::future::poll_immediate;
+use futures_util::task::LocalSpawnExt;
+use std::pin::pin;
+use xen::DomId;
+use xen::lifecycle::{Request, Requests};
+use xen::xenstore::{self, double::FakeStore};
+
+const NODE: &str = "/local/domain/5/control/shutdown";
+
+#[test]
+fn requests_are_announced_acknowledged_and_told() {
+    let fake = FakeStore::new();
+    fake.add_domain(DomId(5));
+    let (reader, writer) = fake.connect(DomId(5));
+    let (store, driver) = xenstore::connect(reader, writer);
+    let mut pool = LocalPool::new();
+    pool.spawner()
+        .spawn_local(async move {
+            driver.run().await;
+        })
+        .unwrap();
+    let supported = [Request::Poweroff, Request::Reboot];
+    let mut requests = pool.run_until(Requests::watch(&store, &supported)).unwrap();
+    assert_eq!(fake.read("/local/domain/5/control/feature-poweroff").as_deref(), Some("1"));
+    assert_eq!(fake.read("/local/domain/5/control/feature-reboot").as_deref(), Some("1"));
+    assert_eq!(fake.read("/local/domain/5/control/feature-suspend"), None);
+
+    for (word, request) in
+        [("poweroff", Request::Poweroff), ("halt", Request::Poweroff), ("reboot", Request::Reboot)]
+    {
+        fake.write(NODE, word);
+        assert_eq!(pool.run_until(requests.next()), Ok(request));
+        assert_eq!(fake.read(NODE).as_deref(), Some(""), "acknowledged");
+    }
+
+    let mut next = pin!(requests.next());
+    for (word, left) in [("dance", ""), ("suspend", "suspend"), ("", "")] {
+        fake.write(NODE, word);
+        assert_eq!(pool.run_until(poll_immediate(&mut next)), None);
+        pool.run_until_stalled();
+        assert_eq!(pool.run_until(poll_immediate(&mut next)), None);
+        for _ in 0..10 {
+            pool.run_until_stalled();
+            assert_eq!(pool.run_until(poll_immediate(&mut next)), None, "{word:?} is no request");
+        }
+        assert_eq!(fake.read(NODE).as_deref(), Some(left));
+    }
+    fake.write(NODE, "reboot");
+    assert_eq!(pool.run_until(next), Ok(Request::Reboot));
+}

@@ -1,0 +1,358 @@
+//! The xenstore client against a xenstored in memory.
+
+use futures_executor::LocalPool;
+use futures_util::future::{join_all, poll_immediate};
+use futures_util::task::LocalSpawnExt;
+use std::cell::{Cell, RefCell};
+use std::pin::pin;
+use std::rc::Rc;
+use xen::xenbus::{self, OtherEnd, State, StateWatch};
+use xen::xenstore::double::FakeStore;
+use xen::xenstore::{self, Access, Permission, Store};
+use xen::{DomId, Errno};
+
+const GUEST: DomId = DomId(5);
+const HOME: &str = "/local/domain/5";
+
+/// A fake store, a domain's connection to it, and a pool that runs the driver.
+struct World {
+    fake: FakeStore,
+    store: Store,
+    pool: RefCell<LocalPool>,
+    ended: Rc<Cell<Option<Errno>>>,
+}
+
+impl World {
+    fn new() -> World {
+        let fake = FakeStore::new();
+        fake.add_domain(GUEST);
+        let pool = LocalPool::new();
+        let ended = Rc::new(Cell::new(None));
+        let (reader, writer) = fake.connect(GUEST);
+        let (store, driver) = xenstore::connect(reader, writer);
+        let end = ended.clone();
+        pool.spawner().spawn_local(async move { end.set(Some(driver.run().await)) }).unwrap();
+        World { fake, store, pool: RefCell::new(pool), ended }
+    }
+
+    /// Runs until nothing moves any more; the future must be done by then.
+    fn run<T>(&self, future: impl Future<Output = T>) -> T {
+        let mut future = pin!(future);
+        for _ in 0..100_000 {
+            let mut pool = self.pool.borrow_mut();
+            let polled = pool.run_until(poll_immediate(&mut future));
+            if let Some(output) = polled {
+                return output;
+            }
+            pool.run_until_stalled();
+        }
+        panic!("the future waits for something that does not come");
+    }
+
+    fn settle(&self) {
+        self.pool.borrow_mut().run_until_stalled();
+    }
+}
+
+#[test]
+fn what_is_written_is_read_back() {
+    let world = World::new();
+    world.run(async {
+        let store = &world.store;
+        store.write("device/a", "value").await.unwrap();
+        assert_eq!(store.read_string("device/a").await.unwrap(), "value");
+        assert_eq!(store.read("/local/domain/5/device/a").await.unwrap(), b"value");
+        store.mkdir("device/b").await.unwrap();
+        assert_eq!(store.read("device/b").await.unwrap(), b"");
+        assert_eq!(store.directory("device").await.unwrap(), ["a", "b"]);
+        store.rm("device/a").await.unwrap();
+        assert_eq!(store.read("device/a").await, Err(Errno::ENOENT));
+        assert_eq!(store.directory("device").await.unwrap(), ["b"]);
+        assert!(store.directory("device/b").await.unwrap().is_empty());
+        assert_eq!(store.domain_path(DomId(9)).await.unwrap(), "/local/domain/9");
+    });
+    assert_eq!(world.fake.read(&format!("{HOME}/device/b")).as_deref(), Some(""));
+}
+
+#[test]
+fn paths_and_values_are_checked_before_they_are_sent() {
+    let world = World::new();
+    world.run(async {
+        let store = &world.store;
+        assert_eq!(store.read("a b").await, Err(Errno::EINVAL));
+        assert_eq!(store.read("a\0b").await, Err(Errno::EINVAL));
+        assert_eq!(store.write("a", [0; 4096]).await, Err(Errno::E2BIG));
+        assert_eq!(store.watch("//").await.err(), Some(Errno::EINVAL));
+        let longest = vec![b'x'; 4094];
+        store.write("a", &longest).await.unwrap();
+        assert_eq!(store.read("a").await.unwrap(), longest);
+    });
+}
+
+#[test]
+fn many_requests_go_on_at_once() {
+    let world = World::new();
+    world.run(async {
+        let writes = (0..200).map(|n| {
+            let store = world.store.clone();
+            async move {
+                let (path, value) = (format!("n/{n}"), n.to_string());
+                store.write(&path, &value).await.unwrap();
+                assert_eq!(store.read_string(&path).await.unwrap(), value);
+            }
+        });
+        join_all(writes).await;
+    });
+}
+
+#[test]
+fn permissions_keep_domains_apart() {
+    let world = World::new();
+    world.fake.write("/secret/node", "x");
+    world.run(async {
+        let store = &world.store;
+        assert_eq!(store.read("/secret/node").await, Err(Errno::EACCES));
+        assert_eq!(store.write("/secret/node", "y").await, Err(Errno::EACCES));
+        let mine = Permission { access: Access::None, domain: GUEST };
+        let backend = Permission { access: Access::Read, domain: DomId(3) };
+        store.write("shared", "z").await.unwrap();
+        assert_eq!(store.get_permissions("shared").await.unwrap(), [mine]);
+        store.set_permissions("shared", &[mine, backend]).await.unwrap();
+        assert_eq!(store.get_permissions("shared").await.unwrap(), [mine, backend]);
+    });
+}
+
+#[test]
+fn a_long_directory_comes_in_parts() {
+    let world = World::new();
+    let names: Vec<_> = (0..900).map(|n| format!("child-number-{n:05}")).collect();
+    names.iter().for_each(|name| world.fake.write(&format!("{HOME}/long/{name}"), ""));
+    world.fake.set_permissions(
+        &format!("{HOME}/long"),
+        &[Permission { access: Access::None, domain: GUEST }],
+    );
+    assert_eq!(world.run(world.store.directory("long")).unwrap(), names);
+}
+
+#[test]
+fn a_watch_fires_at_once_and_upon_changes_below() {
+    let world = World::new();
+    world.run(async {
+        let mut watch = world.store.watch("device").await.unwrap();
+        assert_eq!(watch.next().await, "device");
+        world.fake.write(&format!("{HOME}/device/0/state"), "2");
+        world.fake.write(&format!("{HOME}/device/0/state"), "3");
+        world.fake.write(&format!("{HOME}/other"), "3");
+        assert_eq!(watch.next().await, "device/0/state");
+        assert_eq!(poll_immediate(pin!(watch.next())).await, None, "told once of two changes");
+        world.fake.rm(HOME);
+        assert_eq!(watch.next().await, "device");
+        let mut absolute = world.store.watch("/local/domain/5/x").await.unwrap();
+        assert_eq!(absolute.next().await, "/local/domain/5/x");
+    });
+}
+
+#[test]
+fn two_watches_of_one_path_both_fire() {
+    let world = World::new();
+    world.run(async {
+        let mut first = world.store.watch("a").await.unwrap();
+        let mut second = world.store.watch("a").await.unwrap();
+        assert_eq!((first.next().await, second.next().await), ("a".into(), "a".into()));
+        drop(first);
+        world.fake.write(&format!("{HOME}/a/b"), "");
+        assert_eq!(second.next().await, "a/b");
+    });
+    assert_eq!(world.fake.watches(), 1, "the watch of the second ended with the future");
+    world.settle();
+}
+
+#[test]
+fn events_that_nobody_fetches_take_bounded_memory() {
+    let world = World::new();
+    world.run(async {
+        let mut watch = world.store.watch("a").await.unwrap();
+        (0..1000).for_each(|n| world.fake.write(&format!("{HOME}/a/{n}"), ""));
+        world.store.read("a").await.unwrap();
+        let mut fired = Vec::new();
+        while let Some(path) = poll_immediate(pin!(watch.next())).await {
+            fired.push(path);
+        }
+        assert!(fired.len() <= 64, "{} events were kept", fired.len());
+        assert!(fired.contains(&"a".to_string()), "the loss shows as the watched path");
+    });
+}
+
+#[test]
+fn a_dropped_watch_is_unwatched() {
+    let world = World::new();
+    let watch = world.run(world.store.watch("a")).unwrap();
+    assert_eq!(world.fake.watches(), 1);
+    drop(watch);
+    world.settle();
+    assert_eq!(world.fake.watches(), 0);
+}
+
+#[test]
+fn a_transaction_happens_at_once_or_not_at_all() {
+    let world = World::new();
+    world.run(async {
+        let transaction = world.store.transaction().await.unwrap();
+        transaction.write("a", "1").await.unwrap();
+        assert_eq!(transaction.read_string("a").await.unwrap(), "1");
+        assert_eq!(world.store.read("a").await, Err(Errno::ENOENT));
+        transaction.commit().await.unwrap();
+        assert_eq!(world.store.read_string("a").await.unwrap(), "1");
+
+        let transaction = world.store.transaction().await.unwrap();
+        transaction.read("a").await.unwrap();
+        transaction.write("b", "2").await.unwrap();
+        world.fake.write(&format!("{HOME}/a"), "changed");
+        assert_eq!(transaction.commit().await, Err(Errno::EAGAIN));
+        assert_eq!(world.store.read("b").await, Err(Errno::ENOENT));
+
+        let transaction = world.store.transaction().await.unwrap();
+        transaction.write("c", "3").await.unwrap();
+        drop(transaction);
+        assert_eq!(world.store.read("c").await, Err(Errno::ENOENT));
+    });
+    assert_eq!(world.fake.transactions(), 0);
+}
+
+#[test]
+fn a_watch_hears_of_a_transaction_when_it_is_committed() {
+    let world = World::new();
+    world.run(async {
+        let mut watch = world.store.watch("a").await.unwrap();
+        watch.next().await;
+        let transaction = world.store.transaction().await.unwrap();
+        transaction.write("a/b", "1").await.unwrap();
+        assert_eq!(poll_immediate(pin!(watch.next())).await, None);
+        transaction.commit().await.unwrap();
+        assert_eq!(watch.next().await, "a/b");
+    });
+}
+
+/// Polls a request once, lets `steps` pieces of it be written, then drops it.
+fn dropped_after<T>(world: &World, steps: usize, request: impl Future<Output = T>) {
+    let mut request = Box::pin(request);
+    let mut pool = world.pool.borrow_mut();
+    for _ in 0..=steps {
+        if pool.run_until(poll_immediate(&mut request)).is_some() {
+            return;
+        }
+        pool.try_run_one();
+    }
+}
+
+#[test]
+fn a_request_dropped_at_any_point_breaks_nothing_and_leaks_nothing() {
+    for steps in 0..60 {
+        let world = World::new();
+        let store = &world.store;
+        dropped_after(&world, steps, store.write("long", [b'x'; 100]));
+        dropped_after(&world, steps, store.watch("a"));
+        dropped_after(&world, steps, store.transaction());
+        dropped_after(&world, steps, async {
+            let transaction = store.transaction().await.unwrap();
+            transaction.write("t", "1").await.unwrap();
+            transaction.commit().await.unwrap();
+        });
+        world.run(async {
+            store.write("after", "1").await.unwrap();
+            assert_eq!(store.read_string("after").await.unwrap(), "1", "after {steps} steps");
+        });
+        world.settle();
+        assert_eq!(world.fake.watches(), 0, "after {steps} steps");
+        assert_eq!(world.fake.transactions(), 0, "after {steps} steps");
+    }
+}
+
+#[test]
+fn a_request_that_was_not_sent_is_taken_back() {
+    let world = World::new();
+    let write = Box::pin(world.store.write("a", "1"));
+    let mut write = write;
+    assert!(world.pool.borrow_mut().run_until(poll_immediate(&mut write)).is_none());
+    drop(write);
+    world.settle();
+    assert_eq!(world.fake.read(&format!("{HOME}/a")), None);
+}
+
+#[test]
+fn answers_to_nothing_are_ignored() {
+    let world = World::new();
+    let mut bytes = Vec::new();
+    for (kind, request) in [(2u32, 77u32), (16, 78), (15, 0), (99, 0)] {
+        [kind, request, 0, 3].iter().for_each(|word| bytes.extend(word.to_le_bytes()));
+        bytes.extend(b"ab\xff");
+    }
+    world.fake.inject(&bytes);
+    world.run(async { world.store.write("a", "1").await.unwrap() });
+    assert_eq!(world.ended.get(), None);
+}
+
+#[test]
+fn a_message_that_cannot_be_ends_the_connection_with_an_error() {
+    let world = World::new();
+    world.fake.pause();
+    let mut read = Box::pin(world.store.read("a"));
+    assert!(world.pool.borrow_mut().run_until(poll_immediate(&mut read)).is_none());
+    world.fake.inject(&[0xff; 16]);
+    assert_eq!(world.run(read), Err(Errno::EPROTO));
+    assert_eq!(world.ended.get(), Some(Errno::EPROTO));
+    assert_eq!(world.run(world.store.write("a", "1")), Err(Errno::EPROTO));
+}
+
+#[test]
+fn requests_fail_when_their_driver_is_gone() {
+    let fake = FakeStore::new();
+    let (reader, writer) = fake.connect(GUEST);
+    let (store, driver) = xenstore::connect(reader, writer);
+    let mut pool = LocalPool::new();
+    let mut read = Box::pin(store.read("a"));
+    assert!(pool.run_until(poll_immediate(&mut read)).is_none());
+    drop(driver);
+    assert_eq!(pool.run_until(read), Err(Errno::EPIPE));
+}
+
+#[test]
+fn a_connection_that_ends_takes_its_watches_along() {
+    let world = World::new();
+    let watch = world.run(world.store.watch("a")).unwrap();
+    let World { fake, pool, .. } = world;
+    drop(pool);
+    assert_eq!(fake.watches(), 0);
+    drop(watch);
+}
+
+#[test]
+fn a_devices_two_ends_see_each_other_change() {
+    let world = World::new();
+    let (front, back) = ("device/pvcalls/0", "/local/domain/0/backend/pvcalls/5/0");
+    world.fake.write(&format!("{HOME}/{front}/state"), "1");
+    world.fake.write(&format!("{HOME}/{front}/backend"), back);
+    world.fake.write(&format!("{HOME}/{front}/backend-id"), "0");
+    world.fake.write(back, "");
+    world.fake.set_permissions(back, &[Permission { access: Access::Read, domain: DomId(0) }]);
+    world.run(async {
+        let store = &world.store;
+        let other = OtherEnd::backend_of(store, front).await.unwrap();
+        assert_eq!(other, OtherEnd { domain: DomId(0), path: back.into() });
+        let mut watch = StateWatch::new(store, &other.path).await.unwrap();
+        assert_eq!(watch.next().await, Ok(State::Unknown));
+        world.fake.write(&format!("{back}/state"), "2");
+        assert_eq!(watch.wait_for(|state| state == State::InitWait).await, Ok(State::InitWait));
+        assert_eq!(watch.wait_for(|state| state == State::InitWait).await, Ok(State::InitWait));
+        world.fake.write(&format!("{back}/state"), "nonsense");
+        assert_eq!(watch.next().await, Ok(State::Unknown));
+
+        xenbus::switch_state(store, front, State::Initialised).await.unwrap();
+        assert_eq!(xenbus::read_state(store, front).await, Ok(State::Initialised));
+        world.fake.rm(&format!("{HOME}/{front}"));
+        let gone = xenbus::switch_state(store, front, State::Closed).await;
+        assert_eq!(gone, Err(Errno::ENOENT));
+        assert_eq!(world.fake.read(&format!("{HOME}/{front}/state")), None);
+        assert_eq!(xenbus::read_state(store, front).await, Ok(State::Unknown));
+    });
+}
