@@ -1,0 +1,159 @@
+//! The fetch app against servers that play a script.
+
+mod apps_stack;
+
+use kernel::apps::fetch::Report;
+use kernel::apps::{AppError, fetch};
+use kernel::config::{Config, Url};
+use kernel::metrics::{Metrics, Snapshot};
+use sha2::{Digest, Sha256};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+/// Fetches from a server that answers with `script`, piece by piece, then closes; gives what the
+/// server was asked, too.
+fn play(script: &[&[u8]]) -> (Result<Report, String>, String) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let url: Url = format!("http://{}/x?y=z", listener.local_addr().unwrap()).parse().unwrap();
+    let script: Vec<Vec<u8>> = script.iter().map(|piece| piece.to_vec()).collect();
+    let server = thread::spawn(move || {
+        let (mut socket, _) = listener.accept().unwrap();
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            socket.read_exact(&mut byte).unwrap();
+            request.push(byte[0]);
+        }
+        for piece in script {
+            // A client that has seen enough may be gone.
+            let _ = socket.write_all(&piece);
+            thread::sleep(Duration::from_millis(20));
+        }
+        String::from_utf8(request).unwrap()
+    });
+    let metrics = Metrics::new(Snapshot::default);
+    let report = apps_stack::block_on(|stack| async move {
+        fetch::fetch(&url, &stack, Some(Duration::from_secs(20)), &metrics).await
+    });
+    (report.map_err(|error| error.to_string()), server.join().unwrap())
+}
+
+fn body(script: &[&[u8]]) -> Report {
+    play(script).0.unwrap()
+}
+
+fn sha256(data: impl AsRef<[u8]>) -> [u8; 32] {
+    Sha256::digest(data).into()
+}
+
+#[test]
+fn a_body_with_a_length_is_summed() {
+    let script: [&[u8]; 2] = [b"HTTP/1.1 200 OK\r\nContent-Le", b"ngth: 5\r\n\r\nhello"];
+    let (report, request) = play(&script);
+    let report = report.unwrap();
+    assert_eq!((report.status, report.length, report.sha256), (200, 5, sha256("hello")));
+    assert_eq!(
+        report.to_string(),
+        "200 OK, 5 bytes, sha256 2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
+    );
+    assert!(request.starts_with("GET /x?y=z HTTP/1.1\r\nHost: 127.0.0.1:"), "{request}");
+}
+
+#[test]
+fn a_chunked_body_is_summed_however_it_is_cut() {
+    let whole = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\
+                  5\r\nhello\r\n6;x=y\r\n world\r\n0\r\nTrailer: t\r\n\r\n";
+    let bytes: Vec<&[u8]> = whole.chunks(1).collect();
+    for script in [vec![whole.as_slice()], whole.chunks(7).collect(), bytes] {
+        let report = body(&script);
+        assert_eq!((report.length, report.sha256), (11, sha256("hello world")));
+    }
+}
+
+#[test]
+fn a_body_without_length_goes_on_until_the_server_closes() {
+    let big = vec![b'x'; 3_000_000];
+    let report = body(&[b"HTTP/1.0 200 OK\r\n\r\n", &big, b"end"]);
+    assert_eq!(report.length, 3_000_003);
+    assert_eq!(report.sha256, sha256([big.as_slice(), b"end"].concat()));
+}
+
+#[test]
+fn interim_answers_are_passed_over() {
+    let report = body(&[b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 204 None\r\n\r\n"]);
+    assert_eq!((report.status, report.length), (204, 0));
+}
+
+#[test]
+fn a_redirect_is_told_and_not_followed() {
+    let report = body(&[b"HTTP/1.1 302 Found\r\nLocation: /there\r\nContent-Length: 0\r\n\r\n"]);
+    assert_eq!((report.status, report.location.as_deref()), (302, Some("/there")));
+    assert!(report.to_string().ends_with("redirects to /there (not followed)"));
+}
+
+#[test]
+fn what_breaks_off_is_an_error_and_says_where() {
+    let head = "HTTP/1.1 200 OK\r\n";
+    let many = format!("{head}{}", "N: v\r\n".repeat(101));
+    let long = format!("{head}N: {}", "v".repeat(20_000));
+    for (script, part) in [
+        ("", "closed the connection before it had answered"),
+        ("HTTP/1.1 200 OK\r\nContent", "closed the connection before it had answered"),
+        ("SSH-2.0-OpenSSH\r\n", "not HTTP: its status line"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello", "after 5 bytes of the body"),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello", "after 5 bytes"),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "not a hexadecimal number"),
+        (&many, "too many header lines"),
+        (&long, "its header is too long"),
+    ] {
+        let error = play(&[script.as_bytes()]).0.unwrap_err();
+        assert!(error.contains(part), "{script:.60}: {error}");
+    }
+}
+
+#[test]
+fn a_refused_connection_is_a_readable_error() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let text = format!("app=fetch url=http://{address}/");
+    let config = Config::parse(text.as_bytes()).unwrap();
+    let error = apps_stack::run(&config, &Metrics::new(Snapshot::default)).unwrap_err();
+    assert!(matches!(error, AppError::Fetch { .. }));
+    let text = error.to_string();
+    assert!(text.starts_with(&format!("fetch http://{address}/: cannot connect: ")), "{text}");
+    assert!(text.contains("refused"), "{text}");
+}
+
+#[test]
+fn a_silent_server_is_given_up() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let text = format!("app=fetch url=http://{address}/ idle-timeout=1");
+    let config = Config::parse(text.as_bytes()).unwrap();
+    let error = apps_stack::run(&config, &Metrics::new(Snapshot::default)).unwrap_err();
+    assert!(error.to_string().contains("did nothing for too long"), "{error}");
+}
+
+#[test]
+fn the_app_ends_when_its_work_is_done() {
+    let (asked, was_asked) = mpsc::channel();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = thread::spawn(move || {
+        let (mut socket, _) = listener.accept().unwrap();
+        let mut head = [0; 16];
+        socket.read_exact(&mut head).unwrap();
+        asked.send(head).unwrap();
+        socket.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n").unwrap();
+    });
+    let config = Config::parse(format!("app=fetch url=http://{address}").as_bytes()).unwrap();
+    let metrics = Metrics::new(Snapshot::default);
+    apps_stack::run(&config, &metrics).unwrap();
+    server.join().unwrap();
+    assert_eq!(was_asked.recv().unwrap(), *b"GET / HTTP/1.1\r\n");
+    assert_eq!((metrics.counters.connections_total(), metrics.counters.connections_open()), (1, 0));
+}
