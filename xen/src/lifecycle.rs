@@ -45,6 +45,7 @@ impl Request {
 }
 
 /// Hears of the toolstack's requests.
+#[derive(Debug)]
 pub struct Requests {
     store: Store,
     watch: Watch,

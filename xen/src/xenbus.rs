@@ -67,6 +67,7 @@ pub async fn switch_state(nodes: &Nodes, path: &str, state: State) -> Result<(),
 }
 
 /// Watches the state of a device's other end.
+#[derive(Debug)]
 pub struct StateWatch {
     store: Store,
     path: String,

@@ -3,11 +3,13 @@
 use futures_executor::LocalPool;
 use futures_util::future::{join_all, poll_immediate};
 use futures_util::task::LocalSpawnExt;
+use proptest::prelude::*;
 use std::cell::{Cell, RefCell};
 use std::pin::pin;
 use std::rc::Rc;
 use xen::xenbus::{self, OtherEnd, State, StateWatch};
 use xen::xenstore::double::FakeStore;
+use xen::xenstore::wire;
 use xen::xenstore::{self, Access, Permission, Store};
 use xen::{DomId, Errno};
 
@@ -355,4 +357,31 @@ fn a_devices_two_ends_see_each_other_change() {
         assert_eq!(world.fake.read(&format!("{HOME}/{front}/state")), None);
         assert_eq!(xenbus::read_state(store, front).await, Ok(State::Unknown));
     });
+}
+
+proptest! {
+    #[test]
+    fn whatever_the_server_sends_the_client_lives(
+        bytes in proptest::collection::vec(any::<u8>(), 0..600),
+        messages in proptest::collection::vec(
+            (0u32..24, 0u32..4, proptest::collection::vec(any::<u8>(), 0..40)), 0..12),
+    ) {
+        let world = World::new();
+        world.fake.pause();
+        let store = &world.store;
+        let spawner = world.pool.borrow().spawner();
+        let (reader, watcher, starter) = (store.clone(), store.clone(), store.clone());
+        spawner.spawn_local(async move { drop(reader.directory("a").await) }).unwrap();
+        spawner.spawn_local(async move { drop(watcher.watch("a").await) }).unwrap();
+        spawner.spawn_local(async move { drop(starter.transaction().await) }).unwrap();
+        world.settle();
+        for (kind, request, payload) in messages {
+            world.fake.inject(&wire::encode(kind, request, 0, &[&payload]).unwrap());
+        }
+        world.settle();
+        prop_assert_eq!(world.ended.get(), None);
+        world.fake.inject(&bytes);
+        world.settle();
+        prop_assert!(matches!(world.ended.get(), None | Some(Errno::EPROTO)));
+    }
 }

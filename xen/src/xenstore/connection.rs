@@ -16,10 +16,10 @@ use core::task::{Context, Poll, Waker};
 const WATCH_QUEUE: usize = 64;
 
 /// One connection's state. Borrowed for a moment at a time, never across an await or a wake.
-#[derive(Default)]
+#[derive(Default, Debug)]
 pub(super) struct Connection(RefCell<State>);
 
-#[derive(Default)]
+#[derive(Default, Debug)]
 struct State {
     unsent: VecDeque<(u32, Vec<u8>)>,
     pending: BTreeMap<u32, Pending>,
@@ -30,12 +30,14 @@ struct State {
     failure: Option<Errno>,
 }
 
+#[derive(Debug)]
 struct Pending {
     kind: u32,
     undo: Undo,
     slot: Slot,
 }
 
+#[derive(Debug)]
 enum Slot {
     Waiting(Option<Waker>),
     Answered(Result<Vec<u8>, Errno>),
@@ -43,12 +45,14 @@ enum Slot {
 }
 
 /// What gives back the thing that a request acquired, when nobody waits for the answer any more.
+#[derive(Debug)]
 pub(super) enum Undo {
     Nothing,
     Unwatch { path: String, token: u32 },
     EndTransaction,
 }
 
+#[derive(Debug)]
 struct WatchQueue {
     path: String,
     fired: VecDeque<String>,

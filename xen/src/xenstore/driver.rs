@@ -25,6 +25,7 @@ pub fn connect<R: Read, W: Write>(reader: R, writer: W) -> (Store, Driver<R, W>)
 /// The end of a connection that reads and writes; see [`connect`].
 ///
 /// Dropping it (or the future of [`run`](Driver::run)) fails all requests with [`Errno::EPIPE`].
+#[derive(Debug)]
 pub struct Driver<R, W> {
     connection: Rc<Connection>,
     reader: R,

@@ -5,12 +5,18 @@
 //! the bytes. Any number of requests, watches and transactions go on at once. Everything is for one
 //! thread.
 //!
-//! ```ignore
+//! ```
+//! # use xen::{DomId, Errno, xenstore::{self, double::FakeStore}};
+//! # fn spawn<T>(task: impl Future<Output = T>) {}
+//! # async fn example() -> Result<(), Errno> {
+//! # let (reader, writer) = FakeStore::new().connect(DomId(0));
 //! let (store, driver) = xenstore::connect(reader, writer);
-//! // Elsewhere: driver.run().await
-//! let backend = store.read_string("device/vif/0/backend").await?;
+//! spawn(driver.run());
+//! let backend = store.read_string("device/pvcalls/0/backend").await?;
 //! let mut watch = store.watch(&format!("{backend}/state")).await?;
-//! watch.next().await;
+//! let changed = watch.next().await;
+//! # Ok(())
+//! # }
 //! ```
 //!
 //! A request may be dropped at any time: it is either not sent at all or its answer is discarded,

@@ -17,6 +17,7 @@ use core::ops::Deref;
 /// `/local/domain/N`. All methods fail with [`Errno::EINVAL`] for a malformed path, with
 /// [`Errno::E2BIG`] for one that is too long, with what xenstored answered, or with what ended the
 /// connection.
+#[derive(Debug)]
 pub struct Nodes {
     pub(super) connection: Rc<Connection>,
     pub(super) transaction: u32,
@@ -126,6 +127,7 @@ impl Nodes {
 /// A handle on a connection to xenstored; clones are handles on the same one.
 ///
 /// Reads and writes are those of [`Nodes`].
+#[derive(Debug)]
 pub struct Store(Nodes);
 
 impl Store {

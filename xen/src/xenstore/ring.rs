@@ -99,3 +99,6 @@ impl<N: Fn()> Write for RingWriter<N> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

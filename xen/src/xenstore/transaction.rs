@@ -9,6 +9,7 @@ use core::ops::Deref;
 
 /// An open transaction: the same calls as [`Store`](super::Store), seen by others only after
 /// [`commit`](Transaction::commit). Dropping it aborts it.
+#[derive(Debug)]
 pub struct Transaction {
     nodes: Nodes,
     open: bool,

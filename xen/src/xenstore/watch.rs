@@ -12,6 +12,7 @@ use core::future::poll_fn;
 ///
 /// A path that fires again before it was fetched is reported once. After very many different paths
 /// the watched path itself is reported in their place: look at the whole then.
+#[derive(Debug)]
 pub struct Watch {
     connection: Rc<Connection>,
     path: String,
