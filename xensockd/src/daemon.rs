@@ -7,7 +7,7 @@ use crate::dom0::Dom0;
 use crate::finder::Finder;
 use crate::lock::{Lock, check_kernel_backend};
 use crate::sockets::Sockets;
-use crate::xenbus::XenBus;
+use crate::xenstored;
 use futures_util::future::{Either, join_all, select, select_all};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::future::pending;
@@ -45,13 +45,13 @@ async fn serve(arguments: &Arguments) -> Result<(), String> {
     let counts = Counts::default();
     let sockets = Sockets::new(counts.sockets.clone(), arguments.reuse_port);
     let host = Dom0::open(&counts, sockets)?;
-    let bus = XenBus::open()?;
+    let (reader, writer) = xenstored::connect().await?;
     let _lock = Lock::take(&arguments.lock_file)?;
     check_kernel_backend()?;
     raise_file_limit();
 
     let events = host.events().clone();
-    let (store, driver) = xenstore::connect(bus.clone(), bus);
+    let (store, driver) = xenstore::connect(reader, writer);
     let (stop, stopping) = watch::channel(false);
     let backend = Rc::new(Backend {
         store,

@@ -17,3 +17,4 @@ pub mod lock;
 pub mod reactor;
 pub mod sockets;
 pub mod xenbus;
+pub mod xenstored;

@@ -1,60 +1,232 @@
 //! The way to xenstored through the kernel: `/dev/xen/xenbus`, a stream of xenstore messages.
+//!
+//! The device is opened twice, once for what concerns watches and once for all else. Linux carries out
+//! `XS_WATCH` and `XS_UNWATCH` within the `write`, holding a lock of the open file that it needs to
+//! hand out any other reply of the same file: with a request underway on it, the kernel's xenbus thread and
+//! the writer would wait for each other for ever, and with them the whole domain's xenstore.
 
 use crate::dom0::explain;
 use crate::reactor::{Watched, watch};
 use rustix::fs::{Mode, OFlags};
+use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 use tokio::io::Interest;
-use xen::Errno;
+use xen::abi::xs_wire::{XS_UNWATCH, XS_WATCH};
 
 /// The device file, and where it is on a kernel that has only xenfs.
 const DEVICES: [&str; 2] = ["/dev/xen/xenbus", "/proc/xen/xenbus"];
 
-/// One half of the open device; the other is its clone.
-#[derive(Clone)]
-pub struct XenBus(Rc<Watched>);
+/// The size of a message's header: four words (`struct xsd_sockmsg`).
+const HEADER: usize = 16;
 
-impl XenBus {
-    /// Opens the device, inside a tokio runtime. An error is a line for the user.
-    pub fn open() -> Result<Self, String> {
-        let open = |path| {
-            let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
-            let file = rustix::fs::open(path, flags, Mode::empty())?;
-            // It says when it can be read; it can always be written.
-            watch(Rc::new(file), Interest::READABLE)
+/// The open files: for requests, and for watches.
+type Files = [Rc<Watched>; 2];
+
+const REQUESTS: usize = 0;
+const WATCHES: usize = 1;
+
+/// Opens the device, inside a tokio runtime. An error is a line for the user.
+pub fn open() -> Result<(XenBusReader, XenBusWriter), String> {
+    let open = |path| {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let file = rustix::fs::open(path, flags, Mode::empty())?;
+        // It says when it can be read; it can always be written.
+        watch(Rc::new(file), Interest::READABLE).map(Rc::new)
+    };
+    let files = |path| Ok([open(path)?, open(path)?]);
+    let files = files(DEVICES[0])
+        .or_else(|first| files(DEVICES[1]).map_err(|_| first))
+        .map_err(|error| explain(DEVICES[0], "xenfs", &error))?;
+    Ok((XenBusReader::new(files.clone()), XenBusWriter { files, message: Vec::new() }))
+}
+
+/// A word of a header: 0 is the message's type, 3 the length of what follows.
+fn word(header: &[u8], index: usize) -> u32 {
+    let bytes = &header[4 * index..4 * index + 4];
+    u32::from_ne_bytes(bytes.try_into().expect("four bytes"))
+}
+
+/// Puts the messages that come through both files into one stream.
+pub struct XenBusReader {
+    files: Files,
+    /// The beginning of the message that each file is about to give.
+    headers: [Vec<u8>; 2],
+    /// Which file the present message comes from.
+    current: usize,
+    /// How much of the present message's header was read from here already.
+    given: usize,
+    /// How much of the rest is still to be read.
+    rest: usize,
+}
+
+impl XenBusReader {
+    fn new(files: Files) -> Self {
+        let headers = [Vec::with_capacity(HEADER), Vec::with_capacity(HEADER)];
+        XenBusReader { files, headers, current: 0, given: HEADER, rest: 0 }
+    }
+
+    /// Reads some bytes of the present message, or of the next one.
+    pub async fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        if bytes.is_empty() {
+            return Ok(0);
+        }
+        if self.given == HEADER && self.rest == 0 {
+            self.current = poll_fn(|cx| self.poll_header(cx)).await?;
+            self.given = 0;
+            self.rest = word(&self.headers[self.current], 3) as usize;
+        }
+        if self.given < HEADER {
+            let header = &self.headers[self.current][self.given..];
+            let count = header.len().min(bytes.len());
+            bytes[..count].copy_from_slice(&header[..count]);
+            self.given += count;
+            if self.given == HEADER {
+                self.headers[self.current].clear();
+            }
+            return Ok(count);
+        }
+        let most = bytes.len().min(self.rest);
+        let file = &self.files[self.current];
+        let count = poll_fn(|cx| poll_read(file, cx, &mut bytes[..most])).await?;
+        self.rest -= count;
+        Ok(count)
+    }
+
+    /// Waits for a whole header, from either file.
+    fn poll_header(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        for (number, (file, header)) in self.files.iter().zip(&mut self.headers).enumerate() {
+            while header.len() < HEADER {
+                let mut bytes = [0; HEADER];
+                let missing = HEADER - header.len();
+                match poll_read(file, cx, &mut bytes[..missing]) {
+                    Poll::Pending => break,
+                    Poll::Ready(Ok(0)) => {
+                        return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+                    }
+                    Poll::Ready(result) => header.extend(&bytes[..result?]),
+                }
+            }
+            if header.len() == HEADER {
+                return Poll::Ready(Ok(number));
+            }
+        }
+        Poll::Pending
+    }
+}
+
+fn poll_read(file: &Watched, cx: &mut Context<'_>, bytes: &mut [u8]) -> Poll<io::Result<usize>> {
+    loop {
+        let mut ready = ready!(file.poll_read_ready(cx))?;
+        if let Ok(result) = ready.try_io(|file| Ok(rustix::io::read(file.get_ref(), &mut *bytes)?))
+        {
+            return Poll::Ready(result);
+        }
+    }
+}
+
+/// Gives each message to the file that it belongs to.
+pub struct XenBusWriter {
+    files: Files,
+    /// The beginning of a message.
+    message: Vec<u8>,
+}
+
+impl XenBusWriter {
+    /// Takes some bytes of a message.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let missing = match self.message.get(..HEADER) {
+            Some(header) => HEADER + word(header, 3) as usize - self.message.len(),
+            None => HEADER - self.message.len(),
         };
-        open(DEVICES[0])
-            .or_else(|first| open(DEVICES[1]).map_err(|_| first))
-            .map(|file| XenBus(Rc::new(file)))
-            .map_err(|error| explain(DEVICES[0], "xenfs", &error))
+        let count = missing.min(bytes.len());
+        self.message.extend(&bytes[..count]);
+        if let Some(header) = self.message.get(..HEADER)
+            && self.message.len() == HEADER + word(header, 3) as usize
+        {
+            let which = match word(header, 0) {
+                XS_WATCH | XS_UNWATCH => WATCHES,
+                _ => REQUESTS,
+            };
+            let mut rest = &self.message[..];
+            while !rest.is_empty() {
+                let written =
+                    rustix::io::retry_on_intr(|| rustix::io::write(&*self.files[which], rest))?;
+                rest = &rest[written..];
+            }
+            self.message.clear();
+        }
+        Ok(count)
     }
 }
 
-fn errno(error: io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EIO, Errno)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    use std::os::fd::OwnedFd;
 
-impl embedded_io::ErrorType for XenBus {
-    type Error = Errno;
-}
-
-impl embedded_io_async::Read for XenBus {
-    async fn read(&mut self, bytes: &mut [u8]) -> Result<usize, Errno> {
-        self.0
-            .async_io(Interest::READABLE, |file| Ok(rustix::io::read(file, &mut *bytes)?))
-            .await
-            .map_err(errno)
-    }
-}
-
-impl embedded_io_async::Write for XenBus {
-    async fn write(&mut self, bytes: &[u8]) -> Result<usize, Errno> {
-        rustix::io::retry_on_intr(|| rustix::io::write(&*self.0, bytes))
-            .map_err(|error| Errno(error.raw_os_error()))
+    fn message(kind: u32, payload: &[u8]) -> Vec<u8> {
+        let words = [kind, 1, 0, payload.len() as u32];
+        let mut message: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        message.extend(payload);
+        message
     }
 
-    async fn flush(&mut self) -> Result<(), Errno> {
-        Ok(())
+    fn pair() -> (Rc<Watched>, OwnedFd) {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let (near, far) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+        (Rc::new(watch(Rc::new(near), Interest::READABLE).unwrap()), far)
+    }
+
+    fn taken(file: &OwnedFd) -> Vec<u8> {
+        let mut bytes = [0; 256];
+        let count = rustix::io::read(file, &mut bytes).unwrap_or(0);
+        bytes[..count].to_vec()
+    }
+
+    #[test]
+    fn watches_have_a_file_of_their_own_and_all_that_comes_is_one_stream() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let ((first, requests), (second, watches)) = (pair(), pair());
+            let files = [first, second];
+            let mut writer = XenBusWriter { files: files.clone(), message: Vec::new() };
+            let (read, watch) = (message(2, b"path\0"), message(XS_WATCH, b"path\0token\0"));
+            let unwatch = message(XS_UNWATCH, b"path\0token\0");
+            let all = [&read[..], &watch, &unwatch].concat();
+            for piece in all.chunks(7) {
+                let mut rest = piece;
+                while !rest.is_empty() {
+                    rest = &rest[writer.write(rest).unwrap()..];
+                }
+            }
+            assert_eq!(taken(&requests), read);
+            assert_eq!(taken(&watches), [&watch[..], &unwatch].concat());
+
+            // Half of an event, then a whole answer: the answer comes first, neither is torn.
+            let mut reader = XenBusReader::new(files);
+            let (event, answer) = (message(15, b"path\0token\0"), message(2, b"value"));
+            rustix::io::write(&watches, &event[..9]).unwrap();
+            rustix::io::write(&requests, &answer).unwrap();
+            let mut got: Vec<u8> = Vec::new();
+            while got.len() < answer.len() {
+                let mut bytes = [0; 5];
+                let count = reader.read(&mut bytes).await.unwrap();
+                got.extend(&bytes[..count]);
+            }
+            assert_eq!(got, answer);
+            rustix::io::write(&watches, &event[9..]).unwrap();
+            got.clear();
+            while got.len() < event.len() {
+                let mut bytes = [0; 64];
+                let count = reader.read(&mut bytes).await.unwrap();
+                got.extend(&bytes[..count]);
+            }
+            assert_eq!(got, event);
+            drop(requests);
+            assert!(reader.read(&mut [0]).await.is_err(), "the end of a file is an error");
+        });
     }
 }
