@@ -2,7 +2,7 @@
 
 mod apps_stack;
 
-use apps_stack::{Server, is_closed, rest};
+use apps_stack::{HalfClose, Server, is_closed, rest};
 use sha2::{Digest, Sha256};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -309,12 +309,32 @@ fn a_small_body_that_nobody_wants_is_passed_over_and_a_large_one_is_not() {
 
 #[test]
 fn an_answer_arrives_although_the_client_is_still_sending() {
-    let server = Server::start("");
-    let mut client = server.connect();
-    write!(client, "POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n").unwrap();
-    client.write_all(&[b'x'; 900_000]).unwrap();
-    assert_eq!(response(&mut client).status, 404);
-    assert_eq!(rest(&mut client), "");
+    for half_close in [HalfClose::Works, HalfClose::IsUnknown] {
+        let server = Server::start_where(half_close, "");
+        for (path, status) in [("/nowhere", 404), ("/healthz", 413)] {
+            let mut client = server.connect();
+            let request =
+                format!("GET {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n");
+            client.write_all(request.as_bytes()).unwrap();
+            client.write_all(&[b'x'; 900_000]).unwrap();
+            assert_eq!(response(&mut client).status, status);
+            assert_eq!(rest(&mut client), "");
+        }
+    }
+}
+
+#[test]
+fn a_stack_without_half_close_ends_connections_at_once() {
+    let server = Server::start_where(HalfClose::IsUnknown, "");
+    let start = Instant::now();
+    for _ in 0..20 {
+        let mut client = server.connect();
+        client.write_all(b"GET /bytes/100000 HTTP/1.0\r\n\r\n").unwrap();
+        assert_eq!(response(&mut client).body.len(), 100_000);
+        assert_eq!(rest(&mut client), "");
+    }
+    // Waiting for the client each time would take twice as long.
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
 }
 
 #[test]

@@ -79,6 +79,7 @@ pub struct Wire<'c, S> {
     start: usize,
     end: usize,
     unflushed: bool,
+    unread: bool,
     /// The time limit of all that waits.
     pub deadline: Deadline,
     metrics: &'c Metrics,
@@ -91,7 +92,16 @@ where
     /// Puts a buffer of `size` bytes before the socket.
     pub fn new(socket: S, size: usize, deadline: Deadline, metrics: &'c Metrics) -> Self {
         let buffer = vec![0; size].into_boxed_slice();
-        Wire { socket, buffer, start: 0, end: 0, unflushed: false, deadline, metrics }
+        Wire {
+            socket,
+            buffer,
+            start: 0,
+            end: 0,
+            unflushed: false,
+            unread: false,
+            deadline,
+            metrics,
+        }
     }
 
     /// The bytes that were read and not yet consumed.
@@ -166,16 +176,22 @@ where
         result
     }
 
+    /// The peer may be sending what nobody will read.
+    pub fn leave_unread(&mut self) {
+        self.unread = true;
+    }
+
     /// Ends the connection so that the peer gets all that was written: sends the end of the stream,
     /// then waits a little for the peer's, since unread bytes at a close can make the peer's side
     /// throw away what it has not read yet.
     pub async fn close(mut self) -> Result<(), WireError> {
         self.flush().await?;
         self.deadline.shorten(LINGER);
-        match self.deadline.guard(self.socket.close(Close::Write)).await? {
-            Ok(()) => {}
-            // Not every stack can close one direction; dropping the socket closes both.
-            Err(_) => return Ok(()),
+        let half_closed = self.deadline.guard(self.socket.close(Close::Write)).await?.is_ok();
+        // Not every stack can close one direction. Dropping the socket closes both, and the peer
+        // learns of the end only then: so it comes at once, unless it would do harm.
+        if !half_closed && !self.unread {
+            return Ok(());
         }
         let mut drained = 0;
         while drained < LINGER_BYTES {

@@ -26,9 +26,17 @@ const MAX_UNFLUSHED: usize = 4_000;
 /// Long enough for anything that a test waits for on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Whether the stack can close one direction of a connection alone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum HalfClose {
+    Works,
+    IsUnknown,
+}
+
 /// Binds any port on loopback, whichever was asked for, and tells which.
 pub struct Loopback {
     bound: mpsc::Sender<SocketAddr>,
+    half_close: HalfClose,
 }
 
 impl TcpBind for Loopback {
@@ -38,7 +46,7 @@ impl TcpBind for Loopback {
     async fn bind(&self, _: SocketAddr) -> io::Result<Acceptor> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let _ = self.bound.send(listener.local_addr()?);
-        Ok(Acceptor(listener))
+        Ok(Acceptor(listener, self.half_close))
     }
 }
 
@@ -47,11 +55,11 @@ impl TcpConnect for Loopback {
     type Socket<'a> = Socket;
 
     async fn connect(&self, remote: SocketAddr) -> io::Result<Socket> {
-        Ok(Socket::new(TcpStream::connect(remote).await?))
+        Ok(Socket::new(TcpStream::connect(remote).await?, self.half_close))
     }
 }
 
-pub struct Acceptor(TcpListener);
+pub struct Acceptor(TcpListener, HalfClose);
 
 impl TcpAccept for Acceptor {
     type Error = io::Error;
@@ -59,18 +67,19 @@ impl TcpAccept for Acceptor {
 
     async fn accept(&self) -> io::Result<(SocketAddr, Socket)> {
         let (stream, peer) = self.0.accept().await?;
-        Ok((peer, Socket::new(stream)))
+        Ok((peer, Socket::new(stream, self.1)))
     }
 }
 
 pub struct Socket {
     stream: TcpStream,
     unflushed: Vec<u8>,
+    half_close: HalfClose,
 }
 
 impl Socket {
-    fn new(stream: TcpStream) -> Socket {
-        Socket { stream, unflushed: Vec::new() }
+    fn new(stream: TcpStream, half_close: HalfClose) -> Socket {
+        Socket { stream, unflushed: Vec::new(), half_close }
     }
 }
 
@@ -110,6 +119,9 @@ impl Readable for Socket {
 impl TcpShutdown for Socket {
     async fn close(&mut self, what: Close) -> io::Result<()> {
         match what {
+            Close::Read | Close::Write if self.half_close == HalfClose::IsUnknown => {
+                Err(ErrorKind::Unsupported.into())
+            }
             Close::Read => Ok(()),
             Close::Write | Close::Both => {
                 tokio::io::AsyncWriteExt::shutdown(&mut self.stream).await
@@ -168,7 +180,7 @@ pub fn run(config: &Config, metrics: &Metrics) -> Result<(), AppError> {
 /// Runs what `work` makes of a stack, on this thread.
 pub fn block_on<F: Future>(work: impl FnOnce(Loopback) -> F) -> F::Output {
     let (bound, _) = mpsc::channel();
-    runtime().block_on(work(Loopback { bound }))
+    runtime().block_on(work(Loopback { bound, half_close: HalfClose::Works }))
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -185,12 +197,17 @@ pub struct Server {
 impl Server {
     /// Starts the server that `command_line` asks for.
     pub fn start(command_line: &str) -> Server {
+        Server::start_where(HalfClose::Works, command_line)
+    }
+
+    /// Starts it on a stack where `half_close` is so.
+    pub fn start_where(half_close: HalfClose, command_line: &str) -> Server {
         let config = Config::parse(command_line.as_bytes()).unwrap();
         let (bound, address) = mpsc::channel();
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::spawn(move || {
             let metrics = Metrics::new(|| Snapshot { ports_open: 7, ..Snapshot::default() });
-            let stack = Loopback { bound };
+            let stack = Loopback { bound, half_close };
             runtime().block_on(async {
                 tokio::select! {
                     end = apps::run(&config, &stack, &metrics) => panic!("{end:?}"),

@@ -187,6 +187,9 @@ where
         // answer, so that nothing behind it could be understood.
         let drained = !asked.expects_continue && self.drain(asked.framing).await?;
         let keep_alive = asked.keep_alive && drained;
+        if !drained {
+            self.wire.leave_unread();
+        }
         let takes = route.takes(method);
         if takes && !drained && !asked.expects_continue {
             return Err(End::Refused(TOO_LARGE));
@@ -321,6 +324,55 @@ where
         self.out.push('\n');
         self.wire.deadline.extend();
         self.send().await?;
+        self.wire.leave_unread();
         self.wire.close().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Snapshot;
+    use core::convert::Infallible;
+    use edge_nal::Close;
+
+    /// A socket without a body.
+    struct Nothing;
+
+    impl embedded_io_async::ErrorType for Nothing {
+        type Error = Infallible;
+    }
+
+    impl Read for Nothing {
+        async fn read(&mut self, _: &mut [u8]) -> Result<usize, Infallible> {
+            Ok(0)
+        }
+    }
+
+    impl Write for Nothing {
+        async fn write(&mut self, data: &[u8]) -> Result<usize, Infallible> {
+            Ok(data.len())
+        }
+
+        async fn flush(&mut self) -> Result<(), Infallible> {
+            Ok(())
+        }
+    }
+
+    impl TcpShutdown for Nothing {
+        async fn close(&mut self, _: Close) -> Result<(), Infallible> {
+            Ok(())
+        }
+
+        async fn abort(&mut self) -> Result<(), Infallible> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_conversation_costs_what_it_says() {
+        let metrics = Metrics::new(Snapshot::default);
+        let future = size_of_val(&converse(Nothing, None, &metrics));
+        assert!(BUFFER + 2 * page::CAPACITY + future <= CONNECTION_MEMORY, "{future}");
     }
 }

@@ -365,4 +365,21 @@ mod tests {
         let many: Vec<String> = (0..65).map(|n| format!("N{n}: v\r\n")).collect();
         assert_eq!(status(&get(&many.concat())), 431);
     }
+
+    #[test]
+    fn no_single_wrong_byte_upsets_the_parser() {
+        let text = get("Content-Length: 3\r\nExpect: 100-continue\r\nConnection: close\r\n");
+        for at in 0..text.len() {
+            for byte in 0..=255 {
+                let mut bytes = Vec::from(text.as_bytes());
+                bytes[at] = byte;
+                for full in [false, true] {
+                    if let Ok(Some(request)) = parse(&bytes, full) {
+                        assert!(request.length <= bytes.len());
+                        assert!(request.path.starts_with('/') || request.path == "*");
+                    }
+                }
+            }
+        }
+    }
 }
