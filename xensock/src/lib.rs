@@ -10,6 +10,8 @@
 extern crate alloc;
 
 pub mod back;
+#[cfg(feature = "double")]
+pub mod double;
 pub mod front;
 mod machine;
 pub mod ring;

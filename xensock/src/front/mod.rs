@@ -29,6 +29,8 @@ pub use counters::Statistics;
 pub use driver::Driver;
 pub use listener::Listener;
 pub use stream::{ReadHalf, Stream, WriteHalf};
+#[cfg(feature = "double")]
+pub(crate) use wait::WaitList;
 
 use crate::Machine;
 use crate::wire::{Dialect, PVCALLS};

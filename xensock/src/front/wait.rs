@@ -7,7 +7,7 @@ use core::task::{Poll, Waker};
 
 /// The tasks that wait for one thing. For a single thread.
 #[derive(Default)]
-pub(super) struct WaitList {
+pub(crate) struct WaitList {
     wakers: RefCell<BTreeMap<u64, Waker>>,
     next: Cell<u64>,
 }
@@ -21,7 +21,7 @@ struct Place<'a> {
 
 impl WaitList {
     /// Waits until `ready` gives a value. It is asked at once and after each wake.
-    pub(super) async fn until<T>(&self, mut ready: impl FnMut() -> Option<T>) -> T {
+    pub(crate) async fn until<T>(&self, mut ready: impl FnMut() -> Option<T>) -> T {
         let key = self.next.get();
         self.next.set(key + 1);
         let mut place = Place { list: self, key, waits: false };
@@ -40,12 +40,12 @@ impl WaitList {
     }
 
     /// Whether no task waits.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.wakers.borrow().is_empty()
     }
 
     /// Wakes the task that has waited longest.
-    pub(super) fn wake_one(&self) {
+    pub(crate) fn wake_one(&self) {
         let first = self.wakers.borrow_mut().pop_first();
         if let Some((_, waker)) = first {
             waker.wake();
@@ -53,7 +53,7 @@ impl WaitList {
     }
 
     /// Wakes all tasks.
-    pub(super) fn wake_all(&self) {
+    pub(crate) fn wake_all(&self) {
         for waker in self.wakers.take().into_values() {
             waker.wake();
         }

@@ -1,0 +1,68 @@
+//! A backend's device: the handshake in xenstore, and the engine while it lasts.
+
+use super::Dom0;
+use crate::Signal;
+use crate::back::{CommandLink, Host, Limits, Violation, serve};
+use crate::wire::Dialect;
+use std::pin::pin;
+use std::sync::Arc;
+use xen::xenbus::{self, OtherEnd, State, StateWatch};
+use xen::xenstore::Store;
+use xen::{Errno, GrantRef, Port};
+
+use futures_util::future::{Either, select};
+
+/// Serves the device whose backend's folder is `path`, connection after connection, until xenstore
+/// fails.
+pub async fn backend(
+    host: &Dom0,
+    store: &Store,
+    path: &str,
+    dialect: &'static dyn Dialect,
+    limits: Limits,
+) -> Errno {
+    loop {
+        if let Err(error) = serve_once(host, store, path, dialect, limits).await {
+            return error;
+        }
+    }
+}
+
+async fn serve_once(
+    host: &Dom0,
+    store: &Store,
+    path: &str,
+    dialect: &'static dyn Dialect,
+    limits: Limits,
+) -> Result<(), Errno> {
+    let frontend = OtherEnd::frontend_of(store, path).await?;
+    let mut watch = StateWatch::new(store, &frontend.path).await?;
+    for (name, value) in dialect.backend_nodes(limits.max_ring_order) {
+        store.write(&format!("{path}/{name}"), value).await?;
+    }
+    watch.wait_for(|state| matches!(state, State::Initialising | State::Initialised)).await?;
+    xenbus::switch_state(store, path, State::InitWait).await?;
+    watch.wait_for(|state| state == State::Initialised).await?;
+    let grant = xenbus::read_number(store, &format!("{}/ring-ref", frontend.path)).await?;
+    let port = xenbus::read_number(store, &format!("{}/port", frontend.path)).await?;
+    let signal = Arc::new(Signal::new());
+    let link = CommandLink {
+        ring: host.map(frontend.domain, &[GrantRef(grant)])?,
+        channel: host.bind_port(frontend.domain, Port(port), signal.clone())?,
+        signal,
+    };
+    xenbus::switch_state(store, path, State::Connected).await?;
+    {
+        let engine = pin!(serve(host, frontend.domain, link, dialect, limits));
+        let left = pin!(
+            watch.wait_for(|state| { !matches!(state, State::Initialised | State::Connected) })
+        );
+        if let Either::Left((Violation, _)) = select(engine, left).await {
+            log::error!("the guest has broken the protocol");
+        }
+    }
+    // Everything is unmapped by now.
+    xenbus::switch_state(store, path, State::Closing).await?;
+    watch.wait_for(|state| matches!(state, State::Closed | State::Initialising)).await?;
+    xenbus::switch_state(store, path, State::Closed).await
+}

@@ -1,0 +1,303 @@
+//! What Xen knows: pages, grants and event channels of all domains.
+
+use super::{Dom0, Guest, Net};
+use crate::Signal;
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use xen::{DomId, Errno, GrantRef, PAGE_SIZE, Port};
+
+/// What freed pages are filled with.
+const POISON: u8 = 0xa5;
+
+/// A machine with Xen on it. Clones are the same machine.
+#[derive(Clone, Default)]
+pub struct World {
+    pub(super) state: Rc<State>,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    runs: RefCell<BTreeMap<usize, Run>>,
+    grants: RefCell<BTreeMap<(DomId, GrantRef), Grant>>,
+    ports: RefCell<BTreeMap<(DomId, Port), Channel>>,
+    /// What is left for guests to take.
+    pages_left: Cell<Option<usize>>,
+    grants_left: Cell<Option<usize>>,
+    ports_left: Cell<Option<usize>>,
+    last_grant: Cell<u32>,
+    last_port: Cell<u32>,
+    events: Cell<u64>,
+}
+
+/// Pages that were allocated together, by their address.
+struct Run {
+    owner: DomId,
+    pages: usize,
+    free: bool,
+}
+
+struct Grant {
+    peer: DomId,
+    page: *mut u8,
+    /// How many times it is mapped now.
+    mapped: usize,
+}
+
+/// An event channel, kept under the port of the guest's end.
+struct Channel {
+    peer: DomId,
+    guest: Arc<Signal>,
+    backend: Option<Arc<Signal>>,
+}
+
+impl World {
+    /// A machine with enough of everything.
+    pub fn new() -> World {
+        World::default()
+    }
+
+    /// A guest's view of it.
+    pub fn guest(&self, id: DomId) -> Guest {
+        Guest::new(self.clone(), id)
+    }
+
+    /// The view of the domain with the backends, whose sockets are on `net`.
+    pub fn dom0(&self, id: DomId, net: &Net) -> Dom0 {
+        Dom0::new(self.clone(), id, net.clone())
+    }
+
+    /// From now on guests can allocate so many pages, and no more.
+    pub fn limit_pages(&self, pages: usize) {
+        self.state.pages_left.set(Some(pages));
+    }
+
+    /// From now on guests can make so many grants, and no more.
+    pub fn limit_grants(&self, grants: usize) {
+        self.state.grants_left.set(Some(grants));
+    }
+
+    /// From now on guests can open so many ports, and no more.
+    pub fn limit_ports(&self, ports: usize) {
+        self.state.ports_left.set(Some(ports));
+    }
+
+    /// How many events were sent, in both directions.
+    pub fn events(&self) -> u64 {
+        self.state.events.get()
+    }
+
+    /// How many grants are in force.
+    pub fn grants(&self) -> usize {
+        self.state.grants.borrow().len()
+    }
+
+    /// How many ports are open.
+    pub fn ports(&self) -> usize {
+        self.state.ports.borrow().len()
+    }
+
+    /// How many pages are allocated.
+    pub fn pages(&self) -> usize {
+        self.state.runs.borrow().values().filter(|run| !run.free).map(|run| run.pages).sum()
+    }
+
+    /// Checks that nothing was left behind.
+    ///
+    /// # Panics
+    /// When a page is still allocated, a grant still in force, or a port still open; and when a page
+    /// was written after it was freed.
+    pub fn assert_clean(&self) {
+        assert_eq!(self.grants(), 0, "grants were never revoked");
+        assert_eq!(self.ports(), 0, "ports were never closed");
+        assert_eq!(self.pages(), 0, "pages were never freed");
+        self.state.check_poison();
+    }
+}
+
+/// Takes one of a limited number of things.
+fn take(left: &Cell<Option<usize>>, count: usize, error: Errno) -> Result<(), Errno> {
+    match left.get() {
+        None => Ok(()),
+        Some(some) if some >= count => {
+            left.set(Some(some - count));
+            Ok(())
+        }
+        Some(_) => Err(error),
+    }
+}
+
+fn give_back(left: &Cell<Option<usize>>, count: usize) {
+    left.set(left.get().map(|left| left + count));
+}
+
+fn memory_of(pages: usize) -> Layout {
+    Layout::from_size_align(pages * PAGE_SIZE, PAGE_SIZE).expect("a few pages")
+}
+
+impl State {
+    pub(super) fn alloc(&self, owner: DomId, pages: usize) -> Result<*mut u8, Errno> {
+        assert!(pages > 0, "no page is not worth an allocation");
+        take(&self.pages_left, pages, Errno::ENOMEM)?;
+        // SAFETY: the layout is not of size zero.
+        let start = unsafe { alloc_zeroed(memory_of(pages)) };
+        assert!(!start.is_null(), "the test's own memory is used up");
+        self.runs.borrow_mut().insert(start.addr(), Run { owner, pages, free: false });
+        Ok(start)
+    }
+
+    /// Frees a run: it stays mapped and poisoned, so that a late write is noticed.
+    pub(super) fn free(&self, owner: DomId, start: *mut u8, pages: usize) {
+        let mut runs = self.runs.borrow_mut();
+        let run = runs.get_mut(&start.addr()).expect("pages were freed that nobody allocated");
+        assert_eq!((run.owner, run.pages), (owner, pages), "pages were freed by halves");
+        assert!(!run.free, "pages were freed twice");
+        let end = start.addr() + pages * PAGE_SIZE;
+        let granted = |grant: &Grant| (start.addr()..end).contains(&grant.page.addr());
+        assert!(!self.grants.borrow().values().any(granted), "pages were freed while granted");
+        // SAFETY: the run was allocated with this size, and its owner has just given it up.
+        unsafe { start.write_bytes(POISON, pages * PAGE_SIZE) };
+        run.free = true;
+        give_back(&self.pages_left, pages);
+    }
+
+    fn check_poison(&self) {
+        for (&start, run) in self.runs.borrow().iter().filter(|(_, run)| run.free) {
+            let start = std::ptr::with_exposed_provenance::<u8>(start);
+            for offset in 0..run.pages * PAGE_SIZE {
+                // SAFETY: the run stays allocated until the state is dropped.
+                let byte = unsafe { start.add(offset).read_volatile() };
+                assert_eq!(byte, POISON, "a page was written after it was freed");
+            }
+        }
+    }
+
+    pub(super) fn grant(
+        &self,
+        owner: DomId,
+        peer: DomId,
+        page: *mut u8,
+    ) -> Result<GrantRef, Errno> {
+        take(&self.grants_left, 1, Errno::ENOSPC)?;
+        let grant = GrantRef(self.last_grant.get() + 8);
+        self.last_grant.set(grant.0);
+        self.grants.borrow_mut().insert((owner, grant), Grant { peer, page, mapped: 0 });
+        Ok(grant)
+    }
+
+    pub(super) fn revoke(&self, owner: DomId, grant: GrantRef) -> Result<(), Errno> {
+        let mut grants = self.grants.borrow_mut();
+        let state = grants.get(&(owner, grant)).expect("a grant was revoked that is none");
+        if state.mapped > 0 {
+            return Err(Errno::EBUSY);
+        }
+        grants.remove(&(owner, grant));
+        give_back(&self.grants_left, 1);
+        Ok(())
+    }
+
+    /// Maps grants: they must be of pages that lie one after the other, as there is no second address
+    /// space to put them in order.
+    pub(super) fn map(&self, by: DomId, owner: DomId, refs: &[GrantRef]) -> Result<*mut u8, Errno> {
+        let mut grants = self.grants.borrow_mut();
+        let mut start: Option<*mut u8> = None;
+        for (index, grant) in refs.iter().enumerate() {
+            let state = grants.get(&(owner, *grant)).ok_or(Errno::EINVAL)?;
+            if state.peer != by {
+                return Err(Errno::EPERM);
+            }
+            let start = *start.get_or_insert(state.page);
+            if start.wrapping_add(index * PAGE_SIZE) != state.page {
+                return Err(Errno::EFAULT);
+            }
+        }
+        for grant in refs {
+            grants.get_mut(&(owner, *grant)).expect("found above").mapped += 1;
+        }
+        start.ok_or(Errno::EINVAL)
+    }
+
+    pub(super) fn unmap(&self, owner: DomId, refs: &[GrantRef]) {
+        let mut grants = self.grants.borrow_mut();
+        for grant in refs {
+            let state = grants.get_mut(&(owner, *grant));
+            state.expect("a mapped grant was revoked").mapped -= 1;
+        }
+    }
+
+    pub(super) fn open_port(
+        &self,
+        owner: DomId,
+        peer: DomId,
+        signal: Arc<Signal>,
+    ) -> Result<Port, Errno> {
+        take(&self.ports_left, 1, Errno::ENOSPC)?;
+        let port = Port(self.last_port.get() + 1);
+        self.last_port.set(port.0);
+        let channel = Channel { peer, guest: signal, backend: None };
+        self.ports.borrow_mut().insert((owner, port), channel);
+        Ok(port)
+    }
+
+    pub(super) fn close_port(&self, owner: DomId, port: Port) {
+        let channel = self.ports.borrow_mut().remove(&(owner, port));
+        assert!(channel.is_some(), "port {} was closed and is not open", port.0);
+        give_back(&self.ports_left, 1);
+    }
+
+    pub(super) fn notify_backend(&self, owner: DomId, port: Port) {
+        let ports = self.ports.borrow();
+        let channel = ports.get(&(owner, port));
+        let channel = channel.unwrap_or_else(|| panic!("port {} is used and not open", port.0));
+        self.events.set(self.events.get() + 1);
+        if let Some(signal) = &channel.backend {
+            signal.raise();
+        }
+    }
+
+    pub(super) fn bind_port(
+        &self,
+        by: DomId,
+        owner: DomId,
+        port: Port,
+        signal: Arc<Signal>,
+    ) -> Result<(), Errno> {
+        let mut ports = self.ports.borrow_mut();
+        let channel = ports.get_mut(&(owner, port)).ok_or(Errno::EINVAL)?;
+        if channel.peer != by || channel.backend.is_some() {
+            return Err(Errno::EINVAL);
+        }
+        // A channel that was just bound has an event pending at both ends, as in Xen.
+        signal.raise();
+        channel.guest.raise();
+        channel.backend = Some(signal);
+        Ok(())
+    }
+
+    pub(super) fn unbind_port(&self, owner: DomId, port: Port) {
+        if let Some(channel) = self.ports.borrow_mut().get_mut(&(owner, port)) {
+            channel.backend = None;
+        }
+    }
+
+    /// Sends an event to the guest, unless it has closed its end.
+    pub(super) fn notify_guest(&self, owner: DomId, port: Port) {
+        if let Some(channel) = self.ports.borrow().get(&(owner, port)) {
+            self.events.set(self.events.get() + 1);
+            channel.guest.raise();
+        }
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        for (&start, run) in self.runs.borrow().iter() {
+            let start = std::ptr::with_exposed_provenance_mut::<u8>(start);
+            // SAFETY: it was allocated with this layout, and nobody can reach the state, and so the
+            // run, any more: a `Guest`, a `Dom0` and its mappings all hold the state.
+            unsafe { dealloc(start, memory_of(run.pages)) };
+        }
+    }
+}

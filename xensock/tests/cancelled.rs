@@ -1,0 +1,191 @@
+//! Futures that are dropped half-way leave nothing behind: the rig checks it after each test.
+
+mod rig;
+
+use embassy_time::{Duration, Timer, with_timeout};
+use embedded_io_async::{Read, Write};
+use futures_util::future::{join, poll_immediate};
+use rig::{address, pattern, with_backend};
+use std::future::Future;
+use std::pin::pin;
+use xensock::Errno;
+
+/// Polls a future for a while, then drops it.
+async fn give_up_on(future: impl Future, after: Duration) {
+    assert!(with_timeout(after, future).await.is_err(), "it was to be given up");
+}
+
+const SOON: Duration = Duration::from_millis(20);
+
+#[test]
+fn a_connect_that_is_given_up_is_released_once_it_succeeds() {
+    with_backend(|rig| async move {
+        let server = rig.net.listen(address(80)).unwrap();
+        rig.net.silence(address(80));
+        give_up_on(rig.frontend.connect(address(80)), SOON).await;
+        rig.net.speak(address(80));
+        let socket = server.accept().await;
+        assert_eq!(socket.read_to_end().await, Ok(Vec::new()), "nobody talks to it");
+        drop(socket);
+        rig.until(|| rig.net.open_sockets() == 0 && rig.world.ports() == 1).await;
+    });
+}
+
+#[test]
+fn a_connect_that_is_given_up_is_forgotten_once_it_fails() {
+    with_backend(|rig| async move {
+        rig.net.silence(address(80));
+        give_up_on(rig.frontend.connect(address(80)), SOON).await;
+        rig.net.speak(address(80));
+        rig.until(|| rig.world.ports() == 1).await;
+    });
+}
+
+#[test]
+fn a_connect_can_be_given_up_at_every_step() {
+    with_backend(|rig| async move {
+        let server = rig.net.listen(address(80)).unwrap();
+        rig.frontend.connected().await.unwrap();
+        for step in 0..200 {
+            // Each poll gets the future, and the world around it, a little further.
+            let given_up = async {
+                let mut connect = pin!(rig.frontend.connect(address(80)));
+                for _ in 0..step {
+                    if poll_immediate(connect.as_mut()).await.is_some() {
+                        return false;
+                    }
+                    let mut yielded = false;
+                    std::future::poll_fn(|cx| {
+                        if std::mem::replace(&mut yielded, true) {
+                            return std::task::Poll::Ready(());
+                        }
+                        cx.waker().wake_by_ref();
+                        std::task::Poll::Pending
+                    })
+                    .await;
+                }
+                true
+            };
+            if !given_up.await {
+                assert!(step > 3, "it took several steps");
+                break;
+            }
+            assert!(step < 199, "it never connected");
+        }
+        rig.until(|| rig.frontend.statistics().streams_open == 0).await;
+        drop(server);
+    });
+}
+
+#[test]
+fn an_accept_that_is_given_up_leaves_its_connection_to_the_next() {
+    with_backend(|rig| async move {
+        let listener = rig.frontend.bind(address(80)).await.unwrap();
+        give_up_on(listener.accept(), SOON).await;
+        let client = rig.net.connect(address(80)).await.unwrap();
+        Timer::after(SOON).await;
+        let mut stream = listener.accept().await.unwrap();
+        client.write_all(b"x").await.unwrap();
+        assert_eq!(stream.read(&mut [0; 2]).await, Ok(1));
+    });
+}
+
+#[test]
+fn a_listener_that_is_dropped_takes_its_accept_along() {
+    with_backend(|rig| async move {
+        let listener = rig.frontend.bind(address(80)).await.unwrap();
+        give_up_on(listener.accept(), SOON).await;
+        drop(listener);
+        rig.until(|| rig.net.bound_sockets() == 0 && rig.world.ports() == 1).await;
+    });
+}
+
+#[test]
+fn a_listener_that_is_dropped_closes_connections_that_nobody_fetched() {
+    with_backend(|rig| async move {
+        let listener = rig.frontend.bind(address(80)).await.unwrap();
+        give_up_on(listener.accept(), SOON).await;
+        let client = rig.net.connect(address(80)).await.unwrap();
+        Timer::after(SOON).await;
+        drop(listener);
+        assert_eq!(client.read_to_end().await, Ok(Vec::new()));
+        drop(client);
+        rig.until(|| rig.net.open_sockets() == 0 && rig.world.ports() == 1).await;
+    });
+}
+
+#[test]
+fn a_bind_that_is_given_up_frees_its_address() {
+    with_backend(|rig| async move {
+        rig.frontend.connected().await.unwrap();
+        {
+            let mut bind = pin!(rig.frontend.bind(address(80)));
+            assert!(poll_immediate(bind.as_mut()).await.is_none());
+        }
+        let bound = async {
+            while rig.frontend.bind(address(80)).await.map(drop) == Err(Errno::EADDRINUSE) {
+                Timer::after_millis(1).await;
+            }
+        };
+        bound.await;
+    });
+}
+
+#[test]
+fn reads_and_writes_that_are_given_up_have_done_nothing() {
+    with_backend(|rig| async move {
+        let server = rig.net.listen(address(80)).unwrap();
+        let mut stream = rig.frontend.connect(address(80)).await.unwrap();
+        let socket = server.accept().await;
+        give_up_on(stream.read(&mut [0; 10]), SOON).await;
+        // Fill the ring and the network.
+        let data = pattern(1 << 20);
+        let mut sent = 0;
+        while let Ok(count) = with_timeout(SOON, stream.write(&data[sent..])).await {
+            sent += count.unwrap();
+        }
+        give_up_on(stream.write(&data[sent..]), SOON).await;
+        drop(stream);
+        assert!(socket.read_to_end().await.unwrap() == data[..sent]);
+    });
+}
+
+#[test]
+fn a_shutdown_during_everything_leaves_nothing_behind() {
+    with_backend(|rig| async move {
+        let server = rig.net.listen(address(80)).unwrap();
+        let mut stream = rig.frontend.connect(address(80)).await.unwrap();
+        let _socket = server.accept().await;
+        let listener = rig.frontend.bind(address(81)).await.unwrap();
+        give_up_on(listener.accept(), SOON).await;
+        rig.net.silence(address(82));
+        give_up_on(rig.frontend.connect(address(82)), SOON).await;
+        let mut byte = [0];
+        let (read, ()) = join(stream.read(&mut byte), rig.frontend.shutdown()).await;
+        assert_eq!(read, Err(Errno::ENODEV));
+        assert_eq!(listener.accept().await.map(drop), Err(Errno::ENETDOWN));
+        assert_eq!(rig.frontend.connect(address(80)).await.map(drop), Err(Errno::ENODEV));
+    });
+}
+
+#[test]
+fn what_runs_out_is_an_error_and_nothing_is_lost() {
+    with_backend(|rig| async move {
+        let _server = rig.net.listen(address(80)).unwrap();
+        rig.frontend.connected().await.unwrap();
+        rig.world.limit_grants(16);
+        assert_eq!(rig.frontend.connect(address(80)).await.map(drop), Err(Errno::ENOSPC));
+        rig.world.limit_grants(1000);
+        rig.world.limit_ports(0);
+        assert_eq!(rig.frontend.connect(address(80)).await.map(drop), Err(Errno::ENOSPC));
+        rig.world.limit_ports(1000);
+        // The 17 pages that are pooled by now serve one connection, but not two.
+        rig.world.limit_pages(16);
+        let stream = rig.frontend.connect(address(80)).await.unwrap();
+        assert_eq!(rig.frontend.connect(address(80)).await.map(drop), Err(Errno::ENOMEM));
+        drop(stream);
+        rig.until(|| rig.world.ports() == 1).await;
+        rig.frontend.connect(address(80)).await.unwrap();
+        assert_eq!(rig.world.grants(), 1 + 17);
+    });
+}

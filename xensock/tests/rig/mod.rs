@@ -1,0 +1,164 @@
+//! A guest and its backend in one process, and what a test needs around them.
+#![allow(dead_code, reason = "each test file uses its own part of it")]
+
+use embassy_time::{Duration, Timer, with_timeout};
+use futures_executor::{LocalPool, LocalSpawner};
+use futures_util::task::LocalSpawnExt;
+use std::cell::RefCell;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use xen::DomId;
+use xen::xenstore::double::FakeStore;
+use xen::xenstore::{self, Access, Permission, Store};
+use xensock::Errno;
+use xensock::back::Limits;
+use xensock::double::{Dom0, Guest, Net, World, backend};
+use xensock::front::{Config, Frontend};
+use xensock::wire::PVCALLS;
+
+pub const DOM0: DomId = DomId(0);
+pub const GUEST: DomId = DomId(7);
+pub const FRONT: &str = "/local/domain/7/device/pvcalls/0";
+pub const BACK: &str = "/local/domain/0/backend/pvcalls/7/0";
+
+/// No test takes longer, even on a slow and busy machine.
+const LIMIT: Duration = Duration::from_secs(60);
+
+pub struct Rig {
+    pub world: World,
+    pub net: Net,
+    pub store: FakeStore,
+    pub frontend: Frontend<Guest>,
+    pub dom0: Dom0,
+    pub spawner: LocalSpawner,
+    driver_ended: Rc<RefCell<Option<Errno>>>,
+}
+
+/// An address of the double's network.
+pub fn address(port: u16) -> SocketAddr {
+    ([127, 0, 0, 1], port).into()
+}
+
+/// Short times, so that what waits for them can be tested.
+pub fn config() -> Config {
+    Config {
+        answer_within: Duration::from_secs(20),
+        linger: Duration::from_millis(200),
+        ..Config::default()
+    }
+}
+
+/// Runs a test with a connected frontend and backend; afterwards nothing must be left behind.
+pub fn with_backend<F: Future<Output = ()>>(test: impl FnOnce(Rc<Rig>) -> F) {
+    let limits = Limits { linger: core::time::Duration::from_millis(200), ..Limits::default() };
+    with_backend_and(config(), limits, test);
+}
+
+pub fn with_backend_and<F: Future<Output = ()>>(
+    config: Config,
+    limits: Limits,
+    test: impl FnOnce(Rc<Rig>) -> F,
+) {
+    with_frontend(config, |rig| {
+        rig.start_backend(limits);
+        test(rig)
+    });
+}
+
+/// Runs a test with a frontend whose backend the test plays.
+pub fn with_frontend<F: Future<Output = ()>>(config: Config, test: impl FnOnce(Rc<Rig>) -> F) {
+    let mut pool = LocalPool::new();
+    let spawner = pool.spawner();
+    let (world, net, store) = (World::new(), Net::new(), FakeStore::new());
+    store.add_domain(DOM0);
+    store.add_domain(GUEST);
+    make_device(&store);
+    let client = connect(&store, GUEST, &spawner);
+    let (frontend, driver) = Frontend::new(world.guest(GUEST), client, FRONT, config);
+    let driver_ended = Rc::new(RefCell::new(None));
+    let ended = driver_ended.clone();
+    spawner
+        .spawn_local(async move {
+            let error = driver.run().await;
+            *ended.borrow_mut() = Some(error);
+        })
+        .unwrap();
+    let dom0 = world.dom0(DOM0, &net);
+    let rig = Rc::new(Rig { world, net, store, frontend, dom0, spawner, driver_ended });
+    let running = test(rig.clone());
+    pool.run_until(async {
+        let in_time = with_timeout(LIMIT, async {
+            running.await;
+            rig.frontend.shutdown().await;
+            rig.until(|| rig.driver_ended.borrow().is_some()).await;
+        });
+        in_time.await.expect("the test takes too long");
+    });
+    rig.world.assert_clean();
+    let statistics = rig.frontend.statistics();
+    assert_eq!((statistics.streams_open, statistics.grants, statistics.pages), (0, 0, 0));
+}
+
+/// Makes the nodes of the device, as the toolstack does.
+fn make_device(store: &FakeStore) {
+    for (path, owner, name, other, other_path) in
+        [(FRONT, GUEST, "backend", DOM0, BACK), (BACK, DOM0, "frontend", GUEST, FRONT)]
+    {
+        store.write(path, "");
+        store.set_permissions(
+            path,
+            &[
+                Permission { access: Access::None, domain: owner },
+                Permission { access: Access::Read, domain: other },
+            ],
+        );
+        store.write(&format!("{path}/{name}"), other_path);
+        store.write(&format!("{path}/{name}-id"), other.to_string());
+        store.write(&format!("{path}/state"), "1");
+    }
+}
+
+/// A connection to xenstore with its driver running.
+pub fn connect(store: &FakeStore, domain: DomId, spawner: &LocalSpawner) -> Store {
+    let (reader, writer) = store.connect(domain);
+    let (client, driver) = xenstore::connect(reader, writer);
+    spawner
+        .spawn_local(async move {
+            driver.run().await;
+        })
+        .unwrap();
+    client
+}
+
+impl Rig {
+    pub fn start_backend(&self, limits: Limits) {
+        let client = connect(&self.store, DOM0, &self.spawner);
+        let dom0 = self.dom0.clone();
+        let serving = async move {
+            backend(&dom0, &client, BACK, PVCALLS, limits).await;
+        };
+        self.spawner.spawn_local(serving).unwrap();
+    }
+
+    pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        self.spawner.spawn_local(task).unwrap();
+    }
+
+    /// How the driver ended, if it did.
+    pub fn driver_ended(&self) -> Option<Errno> {
+        *self.driver_ended.borrow()
+    }
+
+    /// Waits for something that nothing tells of.
+    pub async fn until(&self, mut done: impl FnMut() -> bool) {
+        while !done() {
+            Timer::after_millis(1).await;
+        }
+    }
+}
+
+/// Bytes that show when they are out of order or lost.
+pub fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|at| (at ^ (at >> 8) ^ (at >> 16)) as u8).collect()
+}
