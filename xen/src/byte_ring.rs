@@ -166,6 +166,32 @@ pub(crate) mod tests {
         assert_eq!(back[0], b'c');
     }
 
+    #[test]
+    fn bytes_pass_in_order_between_two_cpus() {
+        const BYTES: usize = 200_000;
+        let page = page();
+        let (producer, consumer) = (Producer::new(page, RING), Consumer::new(page, RING));
+        let writer = std::thread::spawn(move || {
+            let mut sent = 0;
+            while sent < BYTES {
+                let next: Vec<u8> = (sent..BYTES.min(sent + 11)).map(|n| n as u8).collect();
+                sent += producer.write(&next).unwrap();
+                std::thread::yield_now();
+            }
+        });
+        let mut received = 0;
+        let mut bytes = [0; 7];
+        while received < BYTES {
+            let count = consumer.read(&mut bytes).unwrap();
+            for &byte in &bytes[..count] {
+                assert_eq!(byte, received as u8, "byte {received}");
+                received += 1;
+            }
+            std::thread::yield_now();
+        }
+        writer.join().unwrap();
+    }
+
     proptest! {
         #[test]
         fn no_index_makes_it_panic(prod: u32, cons: u32, at: u32) {

@@ -79,7 +79,8 @@ names! {
 impl Errno {
     /// Reads a result as Xen returns it: a negative value is an error, anything else a success.
     pub fn check(result: i64) -> Result<u64, Errno> {
-        u64::try_from(result).map_err(|_| Errno(i32::try_from(-result).unwrap_or(i32::MAX)))
+        let error = |_| Errno(i32::try_from(result.unsigned_abs()).unwrap_or(i32::MAX));
+        u64::try_from(result).map_err(error)
     }
 
     /// The value that goes over a wire: the number, negated.
@@ -113,7 +114,7 @@ mod tests {
     fn a_negative_result_is_an_error_and_keeps_its_number() {
         assert_eq!(Errno::check(-111), Err(Errno::ECONNREFUSED));
         assert_eq!(Errno::check(7), Ok(7));
-        assert_eq!(Errno::check(i64::MIN + 1), Err(Errno(i32::MAX)));
+        assert_eq!(Errno::check(i64::MIN), Err(Errno(i32::MAX)));
     }
 
     #[test]

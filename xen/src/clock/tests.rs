@@ -66,6 +66,39 @@ fn the_timer_stops_the_ticking_and_fires_when_told() {
     assert_eq!(xen.take_done(), [Done::TickStopped, Done::TimerSet(123), last, Done::TimerStopped]);
 }
 
+#[test]
+fn a_reading_is_whole_while_another_cpu_writes() {
+    use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    use std::sync::Arc;
+    let page = page();
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = stop.clone();
+    let writer = std::thread::spawn(move || {
+        let mut n = 0u32;
+        while !stopped.load(SeqCst) {
+            n = n.wrapping_add(1);
+            page.store_u32(VERSION, n.wrapping_mul(2).wrapping_add(1), SeqCst);
+            // Half of it belongs to the next value for a while.
+            page.store_u64(TIME + offset_of!(VcpuTimeInfo, tsc_timestamp), n.into(), SeqCst);
+            page.store_u64(TIME + offset_of!(VcpuTimeInfo, system_time), n.into(), SeqCst);
+            page.store_u32(VERSION, n.wrapping_mul(2).wrapping_add(2), SeqCst);
+            std::thread::yield_now();
+        }
+    });
+    let clock = Clock::new(page);
+    let mut readings = 0;
+    let start = std::time::Instant::now();
+    while readings < 20_000 && start.elapsed().as_secs() < 60 {
+        if let Ok(TimeInfo(info)) = clock.time_info() {
+            assert_eq!(info.tsc_timestamp, info.system_time);
+            readings += 1;
+        }
+    }
+    stop.store(true, SeqCst);
+    writer.join().unwrap();
+    assert_eq!(readings, 20_000);
+}
+
 proptest! {
     #[test]
     fn no_numbers_make_it_panic(stamp: u64, time: u64, mul: u32, shift: i8, tsc: u64) {

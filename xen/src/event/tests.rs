@@ -1,5 +1,7 @@
 use super::*;
 use crate::hypercall::double::{Done, FakeXen};
+use proptest::prelude::*;
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicUsize;
 
 #[derive(Default)]
@@ -136,4 +138,94 @@ fn a_port_beyond_the_table_is_closed_again() {
     assert_eq!(channels.alloc_unbound(DomId(0), handler.clone()), Err(Errno::EINVAL));
     assert_eq!(xen.take_done(), [Done::Opened(4096), Done::Closed(4096)]);
     assert_eq!(channels.close(Port(70_000)), Err(Errno::EINVAL));
+}
+
+#[test]
+fn no_event_is_lost_while_another_cpu_sends() {
+    let (xen, page) = (FakeXen::new(), page());
+    let channels = EventChannels::new(&xen, page);
+    let ports = [1u32, 63, 64, 4095];
+    let counters = ports.map(|port| {
+        let counter = Arc::new(Counter::default());
+        channels.register(Port(port), counter.clone()).unwrap();
+        counter
+    });
+    let seen = counters.clone();
+    // Each event is sent after the one before was heard: one that is lost stops the test.
+    let sender = std::thread::spawn(move || {
+        for round in 1..=500 {
+            for (port, counter) in ports.iter().zip(&seen) {
+                set_pending(page, *port);
+                let start = std::time::Instant::now();
+                while counter.0.load(SeqCst) < round {
+                    assert!(start.elapsed().as_secs() < 60, "event {round} of port {port} is lost");
+                    std::thread::yield_now();
+                }
+            }
+        }
+    });
+    while !sender.is_finished() {
+        channels.mask(Port(64));
+        channels.dispatch();
+        channels.unmask(Port(64));
+        channels.dispatch();
+        std::thread::yield_now();
+    }
+    sender.join().unwrap();
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Event(u32),
+    Mask(u32),
+    Unmask(u32),
+    Dispatch(usize),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let port = prop_oneof![1u32..5, 60u32..70, 4090u32..4096];
+    let step = (0..6, port, 1usize..20).prop_map(|(kind, port, budget)| match kind {
+        0..=2 => Step::Event(port),
+        3 => Step::Mask(port),
+        4 => Step::Unmask(port),
+        _ => Step::Dispatch(budget),
+    });
+    proptest::collection::vec(step, 0..200)
+}
+
+proptest! {
+    #[test]
+    fn every_event_of_an_unmasked_port_is_raised_once_and_none_of_a_masked_one(steps in steps()) {
+        let bits = Bits { shared: page(), next_word: Cell::new(0) };
+        bits.mask_all();
+        let (mut pending, mut open) = (BTreeSet::new(), BTreeSet::new());
+        let check = |bits: &Bits, budget, pending: &mut BTreeSet<u32>, open: &BTreeSet<u32>| {
+            let mut raised = Vec::new();
+            let more = bits.dispatch(budget, |port| raised.push(port.0));
+            let due = pending.intersection(open).count();
+            assert_eq!(raised.len(), due.min(budget));
+            assert_eq!(more, due > budget);
+            for port in raised {
+                assert!(open.contains(&port) && pending.remove(&port), "port {port} had no event");
+            }
+        };
+        for step in steps {
+            match step {
+                Step::Event(port) => {
+                    set_pending(bits.shared, port);
+                    pending.insert(port);
+                }
+                Step::Mask(port) => {
+                    bits.mask(Port(port));
+                    open.remove(&port);
+                }
+                Step::Unmask(port) => {
+                    bits.unmask(Port(port));
+                    open.insert(port);
+                }
+                Step::Dispatch(budget) => check(&bits, budget, &mut pending, &open),
+            }
+        }
+        check(&bits, usize::MAX, &mut pending, &open);
+    }
 }

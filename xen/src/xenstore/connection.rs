@@ -1,5 +1,6 @@
 //! What the handles and the driver of one connection share: requests, answers, watches.
 
+use super::request::Request;
 use super::wire;
 use crate::Errno;
 use crate::abi::xs_wire::*;
@@ -8,7 +9,6 @@ use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::cell::RefCell;
-use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
 
 /// The most paths that wait in one watch. More collapse into the watched path itself, so that
@@ -17,12 +17,12 @@ const WATCH_QUEUE: usize = 64;
 
 /// One connection's state. Borrowed for a moment at a time, never across an await or a wake.
 #[derive(Default, Debug)]
-pub(super) struct Connection(RefCell<State>);
+pub(super) struct Connection(pub(super) RefCell<State>);
 
 #[derive(Default, Debug)]
-struct State {
-    unsent: VecDeque<(u32, Vec<u8>)>,
-    pending: BTreeMap<u32, Pending>,
+pub(super) struct State {
+    pub(super) unsent: VecDeque<(u32, Vec<u8>)>,
+    pub(super) pending: BTreeMap<u32, Pending>,
     watches: BTreeMap<u32, WatchQueue>,
     last_request: u32,
     last_token: u32,
@@ -31,14 +31,14 @@ struct State {
 }
 
 #[derive(Debug)]
-struct Pending {
-    kind: u32,
-    undo: Undo,
-    slot: Slot,
+pub(super) struct Pending {
+    pub(super) kind: u32,
+    pub(super) undo: Undo,
+    pub(super) slot: Slot,
 }
 
 #[derive(Debug)]
-enum Slot {
+pub(super) enum Slot {
     Waiting(Option<Waker>),
     Answered(Result<Vec<u8>, Errno>),
     Abandoned,
@@ -69,7 +69,7 @@ impl Connection {
         parts: &[&[u8]],
     ) -> Result<Request, Errno> {
         let id = self.queue(kind, transaction, undo, Slot::Waiting(None), parts)?;
-        Ok(Request { connection: self.clone(), id })
+        Ok(Request::new(self.clone(), id))
     }
 
     /// Queues a request whose answer nobody needs.
@@ -173,7 +173,8 @@ impl Connection {
         // A second answer to the same request changes nothing.
     }
 
-    fn undo(&self, undo: Undo, payload: &[u8]) {
+    /// Gives back what an answer brought that nobody waits for.
+    pub(super) fn undo(&self, undo: Undo, payload: &[u8]) {
         match undo {
             Undo::Nothing => {}
             Undo::Unwatch { path, token } => self.unwatch(&path, token),
@@ -287,58 +288,4 @@ pub(super) fn transaction_id(payload: &[u8]) -> Result<u32, Errno> {
     let id = wire::text(payload)?.parse().map_err(|_| Errno::EPROTO)?;
     // Zero is what every request outside a transaction carries.
     if id == 0 { Err(Errno::EPROTO) } else { Ok(id) }
-}
-
-/// The future of one answer. Dropped early, it takes its request back if that was not sent yet, and
-/// otherwise leaves the answer to be discarded.
-pub(super) struct Request {
-    connection: Rc<Connection>,
-    id: u32,
-}
-
-impl Future for Request {
-    type Output = Result<Vec<u8>, Errno>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut state = self.connection.0.borrow_mut();
-        match state.pending.get_mut(&self.id).map(|pending| &mut pending.slot) {
-            Some(Slot::Waiting(waker)) => {
-                *waker = Some(cx.waker().clone());
-                Poll::Pending
-            }
-            Some(Slot::Answered(answer)) => {
-                let answer = core::mem::replace(answer, Err(Errno::EINVAL));
-                state.pending.remove(&self.id);
-                Poll::Ready(answer)
-            }
-            _ => Poll::Ready(Err(Errno::EINVAL)),
-        }
-    }
-}
-
-impl Drop for Request {
-    fn drop(&mut self) {
-        let mut state = self.connection.0.borrow_mut();
-        let Some(pending) = state.pending.get_mut(&self.id) else { return };
-        if let Slot::Answered(answer) = &mut pending.slot {
-            // The answer came, but nobody fetched it.
-            let answer = core::mem::replace(answer, Err(Errno::EINVAL));
-            let pending = state.pending.remove(&self.id);
-            drop(state);
-            if let (Ok(payload), Some(pending)) = (answer, pending) {
-                self.connection.undo(pending.undo, &payload);
-            }
-            return;
-        }
-        // The end of a transaction goes out whether or not somebody waits to hear of it.
-        let unsent = state.unsent.iter().position(|(id, _)| *id == self.id);
-        match (unsent, state.pending.get_mut(&self.id)) {
-            (Some(at), Some(pending)) if pending.kind != XS_TRANSACTION_END => {
-                state.unsent.remove(at);
-                state.pending.remove(&self.id);
-            }
-            (_, Some(pending)) => pending.slot = Slot::Abandoned,
-            _ => {}
-        }
-    }
 }

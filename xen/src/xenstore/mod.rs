@@ -27,6 +27,7 @@ mod connection;
 pub mod double;
 mod driver;
 mod nodes;
+mod request;
 pub mod ring;
 mod transaction;
 mod watch;

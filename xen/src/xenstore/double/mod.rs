@@ -5,9 +5,11 @@
 //! polled. Bytes go through its pipes in small pieces, so that a client which expects whole messages
 //! fails.
 
+mod change;
 mod pipe;
 mod server;
+mod store;
 mod tree;
 
 pub use pipe::{PipeReader, PipeWriter};
-pub use server::FakeStore;
+pub use store::FakeStore;

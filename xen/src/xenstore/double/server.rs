@@ -1,236 +1,49 @@
 //! The fake's answers to requests.
 
+use super::change::Change;
 use super::tree::{Tree, is_within};
-use super::{PipeReader, PipeWriter};
 use crate::abi::xs_wire::*;
 use crate::xenstore::wire::{self, Access, HEADER_LEN, Header, Permission, check_path};
 use crate::{DomId, Errno};
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
-use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use core::cell::RefCell;
-use core::task::{Context, Poll, Waker};
+use core::task::Waker;
 
-/// A xenstored in memory; clones are the same one.
-#[derive(Clone)]
-pub struct FakeStore(Rc<RefCell<Server>>);
-
-struct Server {
-    tree: Tree,
-    clients: BTreeMap<u32, Client>,
-    last_client: u32,
-    last_transaction: u32,
-    paused: bool,
+pub(super) struct Server {
+    pub(super) tree: Tree,
+    pub(super) clients: BTreeMap<u32, Client>,
+    pub(super) last_client: u32,
+    pub(super) last_transaction: u32,
+    pub(super) paused: bool,
 }
 
-struct Client {
-    domain: DomId,
-    input: Vec<u8>,
-    output: VecDeque<u8>,
-    reader: Option<Waker>,
-    open: bool,
-    watches: Vec<Watched>,
-    transactions: BTreeMap<u32, Work>,
+pub(super) struct Client {
+    pub(super) domain: DomId,
+    pub(super) input: Vec<u8>,
+    pub(super) output: VecDeque<u8>,
+    pub(super) reader: Option<Waker>,
+    pub(super) open: bool,
+    pub(super) watches: Vec<Watched>,
+    pub(super) transactions: BTreeMap<u32, Work>,
 }
 
-struct Watched {
+pub(super) struct Watched {
     /// As the client named it.
     path: String,
     token: String,
 }
 
 /// A transaction: a tree of its own, what it looked at, and what it did.
-struct Work {
+pub(super) struct Work {
     base: Tree,
     tree: Tree,
     touched: BTreeSet<String>,
     changes: Vec<Change>,
 }
 
-#[derive(Clone)]
-enum Change {
-    Write(String, Vec<u8>),
-    Mkdir(String),
-    Rm(String),
-    SetPermissions(String, Vec<Permission>),
-}
-
-impl Change {
-    fn path(&self) -> &str {
-        let (Change::Write(path, _)
-        | Change::Mkdir(path)
-        | Change::Rm(path)
-        | Change::SetPermissions(path, _)) = self;
-        path
-    }
-
-    /// Returns whether something changed.
-    fn apply(&self, tree: &mut Tree, who: DomId) -> Result<bool, Errno> {
-        match self {
-            Change::Write(path, value) => tree.write(who, path, value).map(|()| true),
-            Change::Mkdir(path) => tree.mkdir(who, path),
-            Change::Rm(path) => tree.rm(who, path),
-            Change::SetPermissions(path, permissions) => {
-                tree.set_permissions(who, path, permissions.clone()).map(|()| true)
-            }
-        }
-    }
-}
-
-impl Default for FakeStore {
-    fn default() -> Self {
-        FakeStore::new()
-    }
-}
-
-impl FakeStore {
-    /// An empty store.
-    pub fn new() -> Self {
-        FakeStore(Rc::new(RefCell::new(Server {
-            tree: Tree::new(),
-            clients: BTreeMap::new(),
-            last_client: 0,
-            last_transaction: 0,
-            paused: false,
-        })))
-    }
-
-    /// A connection of a domain; relative paths are below its home. Give both ends to
-    /// [`connect`](crate::xenstore::connect).
-    pub fn connect(&self, domain: DomId) -> (PipeReader, PipeWriter) {
-        let mut server = self.0.borrow_mut();
-        server.last_client += 1;
-        let client = server.last_client;
-        let state = Client {
-            domain,
-            input: Vec::new(),
-            output: VecDeque::new(),
-            reader: None,
-            open: true,
-            watches: Vec::new(),
-            transactions: BTreeMap::new(),
-        };
-        server.clients.insert(client, state);
-        (PipeReader { store: self.clone(), client }, PipeWriter { store: self.clone(), client })
-    }
-
-    /// A node's value, as text.
-    pub fn read(&self, path: &str) -> Option<String> {
-        let server = self.0.borrow();
-        let node = server.tree.get(DomId(0), path, Access::Read).ok()?;
-        Some(String::from_utf8_lossy(&node.value).into_owned())
-    }
-
-    /// Writes a node, as dom0.
-    pub fn write(&self, path: &str, value: impl AsRef<[u8]>) {
-        self.change(Change::Write(path.to_string(), value.as_ref().to_vec()));
-    }
-
-    /// Removes a node and all below it, as dom0.
-    pub fn rm(&self, path: &str) {
-        self.change(Change::Rm(path.to_string()));
-    }
-
-    /// Sets a node's permissions, as dom0. Children made later inherit them.
-    pub fn set_permissions(&self, path: &str, permissions: &[Permission]) {
-        self.change(Change::SetPermissions(path.to_string(), permissions.to_vec()));
-    }
-
-    /// Makes a domain's home, which it owns, as the toolstack would.
-    pub fn add_domain(&self, domain: DomId) {
-        let home = home(domain);
-        self.write(&home, "");
-        self.set_permissions(&home, &[Permission { access: Access::None, domain }]);
-    }
-
-    /// Fires the watches of a path, such as `@releaseDomain`.
-    pub fn fire(&self, path: &str) {
-        self.update(|server| server.fire(path, false));
-    }
-
-    /// Leaves requests unanswered from now on.
-    pub fn pause(&self) {
-        self.0.borrow_mut().paused = true;
-    }
-
-    /// Answers requests again, those that came meanwhile first.
-    pub fn resume(&self) {
-        self.update(|server| {
-            server.paused = false;
-            let clients: Vec<u32> = server.clients.keys().copied().collect();
-            clients.into_iter().for_each(|client| server.serve(client));
-        });
-    }
-
-    /// Sends raw bytes to every client, to see what they make of them.
-    pub fn inject(&self, bytes: &[u8]) {
-        self.update(|server| {
-            server.clients.values_mut().for_each(|client| client.output.extend(bytes));
-        });
-    }
-
-    /// The watches that are registered, over all clients.
-    pub fn watches(&self) -> usize {
-        self.0.borrow().clients.values().map(|client| client.watches.len()).sum()
-    }
-
-    /// The transactions that are open, over all clients.
-    pub fn transactions(&self) -> usize {
-        self.0.borrow().clients.values().map(|client| client.transactions.len()).sum()
-    }
-
-    fn change(&self, change: Change) {
-        self.update(|server| {
-            let changed = change.apply(&mut server.tree, DomId(0));
-            assert!(changed.is_ok(), "the test changes {}, which cannot be", change.path());
-            server.fire(change.path(), matches!(change, Change::Rm(_)));
-        });
-    }
-
-    /// Changes the state, then wakes the clients that got something; not while it is borrowed.
-    fn update(&self, change: impl FnOnce(&mut Server)) {
-        let mut server = self.0.borrow_mut();
-        change(&mut server);
-        let ready = server.clients.values_mut().filter(|it| !it.output.is_empty() || !it.open);
-        let wakers: Vec<Waker> = ready.filter_map(|client| client.reader.take()).collect();
-        drop(server);
-        wakers.into_iter().for_each(Waker::wake);
-    }
-
-    pub(super) fn input(&self, client: u32, bytes: &[u8]) {
-        self.update(|server| {
-            if let Some(client) = server.clients.get_mut(&client) {
-                client.input.extend_from_slice(bytes);
-            }
-            server.serve(client);
-        });
-    }
-
-    pub(super) fn disconnect(&self, client: u32) {
-        self.update(|server| drop(server.clients.remove(&client)));
-    }
-
-    pub(super) fn poll_output(
-        &self,
-        client: u32,
-        to: &mut [u8],
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<usize, Errno>> {
-        let mut server = self.0.borrow_mut();
-        let Some(client) = server.clients.get_mut(&client) else { return Poll::Ready(Ok(0)) };
-        if client.output.is_empty() && client.open {
-            client.reader = Some(cx.waker().clone());
-            return Poll::Pending;
-        }
-        let count = to.len().min(client.output.len());
-        to.iter_mut().zip(client.output.drain(..count)).for_each(|(to, byte)| *to = byte);
-        Poll::Ready(Ok(count))
-    }
-}
-
-fn home(domain: DomId) -> String {
+pub(super) fn home(domain: DomId) -> String {
     format!("/local/domain/{domain}")
 }
 
@@ -239,8 +52,28 @@ fn absolute(domain: DomId, path: &str) -> String {
 }
 
 impl Server {
+    pub(super) fn new() -> Self {
+        let (tree, clients) = (Tree::new(), BTreeMap::new());
+        Server { tree, clients, last_client: 0, last_transaction: 0, paused: false }
+    }
+
+    pub(super) fn connect(&mut self, domain: DomId) -> u32 {
+        let client = Client {
+            domain,
+            input: Vec::new(),
+            output: VecDeque::new(),
+            reader: None,
+            open: true,
+            watches: Vec::new(),
+            transactions: BTreeMap::new(),
+        };
+        self.last_client += 1;
+        self.clients.insert(self.last_client, client);
+        self.last_client
+    }
+
     /// Answers the complete requests of a client.
-    fn serve(&mut self, id: u32) {
+    pub(super) fn serve(&mut self, id: u32) {
         while !self.paused
             && let Some(client) = self.clients.get_mut(&id)
             && client.open
@@ -384,7 +217,7 @@ impl Server {
     }
 
     /// Sends events to the watches of a path and of those above it, and if `below`, of those below.
-    fn fire(&mut self, path: &str, below: bool) {
+    pub(super) fn fire(&mut self, path: &str, below: bool) {
         let tree = &self.tree;
         for client in self.clients.values_mut() {
             let domain = client.domain;

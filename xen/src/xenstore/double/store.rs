@@ -1,0 +1,149 @@
+//! The fake as a test sees it: connections for clients, and dom0's hands on the tree.
+
+use super::change::Change;
+use super::server::{Server, home};
+use super::{PipeReader, PipeWriter};
+use crate::xenstore::{Access, Permission};
+use crate::{DomId, Errno};
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use core::task::{Context, Poll, Waker};
+
+/// A xenstored in memory; clones are the same one.
+#[derive(Clone)]
+pub struct FakeStore(Rc<RefCell<Server>>);
+
+impl Default for FakeStore {
+    fn default() -> Self {
+        FakeStore::new()
+    }
+}
+
+impl FakeStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        FakeStore(Rc::new(RefCell::new(Server::new())))
+    }
+
+    /// A connection of a domain; relative paths are below its home. Give both ends to
+    /// [`connect`](crate::xenstore::connect).
+    pub fn connect(&self, domain: DomId) -> (PipeReader, PipeWriter) {
+        let client = self.0.borrow_mut().connect(domain);
+        (PipeReader { store: self.clone(), client }, PipeWriter { store: self.clone(), client })
+    }
+
+    /// A node's value, as text.
+    pub fn read(&self, path: &str) -> Option<String> {
+        let server = self.0.borrow();
+        let node = server.tree.get(DomId(0), path, Access::Read).ok()?;
+        Some(String::from_utf8_lossy(&node.value).into_owned())
+    }
+
+    /// Writes a node, as dom0.
+    pub fn write(&self, path: &str, value: impl AsRef<[u8]>) {
+        self.change(Change::Write(path.to_string(), value.as_ref().to_vec()));
+    }
+
+    /// Removes a node and all below it, as dom0.
+    pub fn rm(&self, path: &str) {
+        self.change(Change::Rm(path.to_string()));
+    }
+
+    /// Sets a node's permissions, as dom0. Children made later inherit them.
+    pub fn set_permissions(&self, path: &str, permissions: &[Permission]) {
+        self.change(Change::SetPermissions(path.to_string(), permissions.to_vec()));
+    }
+
+    /// Makes a domain's home, which it owns, as the toolstack would.
+    pub fn add_domain(&self, domain: DomId) {
+        let home = home(domain);
+        self.write(&home, "");
+        self.set_permissions(&home, &[Permission { access: Access::None, domain }]);
+    }
+
+    /// Fires the watches of a path, such as `@releaseDomain`.
+    pub fn fire(&self, path: &str) {
+        self.update(|server| server.fire(path, false));
+    }
+
+    /// Leaves requests unanswered from now on.
+    pub fn pause(&self) {
+        self.0.borrow_mut().paused = true;
+    }
+
+    /// Answers requests again, those that came meanwhile first.
+    pub fn resume(&self) {
+        self.update(|server| {
+            server.paused = false;
+            let clients: Vec<u32> = server.clients.keys().copied().collect();
+            clients.into_iter().for_each(|client| server.serve(client));
+        });
+    }
+
+    /// Sends raw bytes to every client, to see what they make of them.
+    pub fn inject(&self, bytes: &[u8]) {
+        self.update(|server| {
+            server.clients.values_mut().for_each(|client| client.output.extend(bytes));
+        });
+    }
+
+    /// The watches that are registered, over all clients.
+    pub fn watches(&self) -> usize {
+        self.0.borrow().clients.values().map(|client| client.watches.len()).sum()
+    }
+
+    /// The transactions that are open, over all clients.
+    pub fn transactions(&self) -> usize {
+        self.0.borrow().clients.values().map(|client| client.transactions.len()).sum()
+    }
+
+    fn change(&self, change: Change) {
+        self.update(|server| {
+            let changed = change.apply(&mut server.tree, DomId(0));
+            assert!(changed.is_ok(), "the test changes {}, which cannot be", change.path());
+            server.fire(change.path(), matches!(change, Change::Rm(_)));
+        });
+    }
+
+    /// Changes the state, then wakes the clients that got something; not while it is borrowed.
+    fn update(&self, change: impl FnOnce(&mut Server)) {
+        let mut server = self.0.borrow_mut();
+        change(&mut server);
+        let ready = server.clients.values_mut().filter(|it| !it.output.is_empty() || !it.open);
+        let wakers: Vec<Waker> = ready.filter_map(|client| client.reader.take()).collect();
+        drop(server);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    pub(super) fn input(&self, client: u32, bytes: &[u8]) {
+        self.update(|server| {
+            if let Some(client) = server.clients.get_mut(&client) {
+                client.input.extend_from_slice(bytes);
+            }
+            server.serve(client);
+        });
+    }
+
+    pub(super) fn disconnect(&self, client: u32) {
+        self.update(|server| drop(server.clients.remove(&client)));
+    }
+
+    pub(super) fn poll_output(
+        &self,
+        client: u32,
+        to: &mut [u8],
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<usize, Errno>> {
+        let mut server = self.0.borrow_mut();
+        let Some(client) = server.clients.get_mut(&client) else { return Poll::Ready(Ok(0)) };
+        if client.output.is_empty() && client.open {
+            client.reader = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        let count = to.len().min(client.output.len());
+        to.iter_mut().zip(client.output.drain(..count)).for_each(|(to, byte)| *to = byte);
+        Poll::Ready(Ok(count))
+    }
+}

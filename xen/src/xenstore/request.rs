@@ -1,0 +1,69 @@
+//! Waiting for the answer to one request.
+
+use super::connection::{Connection, Slot};
+use crate::Errno;
+use crate::abi::xs_wire::XS_TRANSACTION_END;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::pin::Pin;
+use core::task::{Context, Poll};
+
+/// The future of one answer. Dropped early, it takes its request back if that was not sent yet, and
+/// otherwise leaves the answer to be discarded.
+pub(super) struct Request {
+    connection: Rc<Connection>,
+    id: u32,
+}
+
+impl Request {
+    pub(super) fn new(connection: Rc<Connection>, id: u32) -> Self {
+        Request { connection, id }
+    }
+}
+
+impl Future for Request {
+    type Output = Result<Vec<u8>, Errno>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.connection.0.borrow_mut();
+        match state.pending.get_mut(&self.id).map(|pending| &mut pending.slot) {
+            Some(Slot::Waiting(waker)) => {
+                *waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            Some(Slot::Answered(answer)) => {
+                let answer = core::mem::replace(answer, Err(Errno::EINVAL));
+                state.pending.remove(&self.id);
+                Poll::Ready(answer)
+            }
+            _ => Poll::Ready(Err(Errno::EINVAL)),
+        }
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        let mut state = self.connection.0.borrow_mut();
+        let Some(pending) = state.pending.get_mut(&self.id) else { return };
+        if let Slot::Answered(answer) = &mut pending.slot {
+            // The answer came, but nobody fetched it.
+            let answer = core::mem::replace(answer, Err(Errno::EINVAL));
+            let pending = state.pending.remove(&self.id);
+            drop(state);
+            if let (Ok(payload), Some(pending)) = (answer, pending) {
+                self.connection.undo(pending.undo, &payload);
+            }
+            return;
+        }
+        // The end of a transaction goes out whether or not somebody waits to hear of it.
+        let unsent = state.unsent.iter().position(|(id, _)| *id == self.id);
+        match (unsent, state.pending.get_mut(&self.id)) {
+            (Some(at), Some(pending)) if pending.kind != XS_TRANSACTION_END => {
+                state.unsent.remove(at);
+                state.pending.remove(&self.id);
+            }
+            (_, Some(pending)) => pending.slot = Slot::Abandoned,
+            _ => {}
+        }
+    }
+}
