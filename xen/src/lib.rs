@@ -1,9 +1,21 @@
 //! A guest's view of Xen.
 //!
-//! What a domain needs to talk to the hypervisor and to other domains: hypercalls, event channels,
-//! grants, xenstore, the console and the clock. It knows nothing of sockets. The parts that need no
-//! hypercall (types, [`shared`] memory, the xenstore client) also build for an ordinary operating
-//! system, where a backend uses them.
+//! What a domain needs to talk to the hypervisor and to other domains; it knows nothing of sockets.
+//!
+//! | module | what it has |
+//! |---|---|
+//! | [`abi`] | Xen's public structures and numbers, a file for each header |
+//! | [`hypercall`] | the calls into the hypervisor, typed |
+//! | [`event`] | event channels, and who hears of their events |
+//! | [`grant`] | letting another domain map a page |
+//! | [`xenstore`], [`xenbus`] | the tree in which domains find each other, and a device's states in it |
+//! | [`console`], [`clock`], [`lifecycle`] | output and input, time and the timer, requests to shut down |
+//! | [`shared`] | the only way to touch memory that another domain can write |
+//!
+//! The parts that make no hypercall also build for an ordinary operating system: a backend uses
+//! them, and so do the tests. Those that do make any are generic over [`hypercall::Hypervisor`].
+//! Everything is for one thread, `async` where it waits, and allocates nothing on the way of an
+//! event or a grant.
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
