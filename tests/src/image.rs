@@ -262,9 +262,7 @@ fn add_busybox<W: Write>(archive: &mut Archive<W>) -> Result<()> {
 /// Everything that the base is made from, besides the packages, as text: compared, never parsed.
 fn key(tree: &Tree) -> Result<String> {
     let mut key = format!("format {FORMAT}\n");
-    for name in ["root.packages"] {
-        key += &fs::read_to_string(tree.cache().join(name)).unwrap_or_default();
-    }
+    key += &fs::read_to_string(tree.cache().join("root.packages")).unwrap_or_default();
     for path in [BUSYBOX, "/lib/x86_64-linux-gnu/libc.so.6"] {
         let file = fs::metadata(path).with_context(|| format!("{path} is missing"))?;
         key += &format!("{path} {} {}\n", file.len(), file.mtime());

@@ -9,6 +9,7 @@
 mod archive;
 mod dom0;
 mod domain;
+pub mod http;
 mod image;
 mod machine;
 mod modules;

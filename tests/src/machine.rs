@@ -13,7 +13,6 @@ use std::fs::{self, File};
 use std::ops::Deref;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -94,7 +93,8 @@ impl Booting {
         say(&format!("in {}:", folder.display()));
         say(&qemu::printable(&command));
         let log = File::create(folder.join("qemu.log"))?;
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        // QEMU reads nothing there; it only holds the lock open.
+        command.stdin(lock.share()?).stdout(log.try_clone()?).stderr(log);
         // Away from the terminal's Ctrl-C: the owner decides when the machine ends.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let since = Instant::now();

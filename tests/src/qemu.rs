@@ -1,6 +1,7 @@
 //! QEMU's command line: a machine in which Xen runs.
 
 use crate::process;
+use crate::tree::Tree;
 use anyhow::{Result, bail};
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -10,6 +11,9 @@ use std::process::Command;
 const DOM0_MEMORY: u32 = 1024;
 /// The least memory, in MiB, with which small guests fit beside dom0.
 const LEAST_MEMORY: u32 = 1536;
+
+/// Where guests find their kernel in dom0.
+const GUEST_KERNEL: &str = "/root/xensock-kernel";
 
 /// Features that this emulation gets wrong under Xen:
 /// - `smap`: dom0 dies at its first IRET, whose frame QEMU 7.2 reads with supervisor rights;
@@ -64,6 +68,32 @@ impl Options {
             xensockd: None,
             files: Vec::new(),
         }
+    }
+
+    /// Adds what was built for dom0: the guest's kernel and the backend, as far as they are there, and
+    /// the guests' configurations.
+    pub fn add_built(&mut self, tree: &Tree) -> Result<()> {
+        if tree.xensockd().is_file() {
+            self.xensockd = Some(tree.xensockd());
+        }
+        if tree.kernel().is_file() {
+            self.add_kernel(tree.kernel());
+        }
+        for (name, path) in tree.guests()? {
+            self.files.push((path, format!("/root/{name}.cfg")));
+        }
+        Ok(())
+    }
+
+    /// Sets the kernel that the guests' configurations name.
+    pub fn add_kernel(&mut self, file: PathBuf) {
+        self.files.retain(|(_, to)| to != GUEST_KERNEL);
+        self.files.push((file, GUEST_KERNEL.into()));
+    }
+
+    /// Whether there is a kernel for guests.
+    pub fn has_kernel(&self) -> bool {
+        self.files.iter().any(|(_, to)| to == GUEST_KERNEL)
     }
 }
 

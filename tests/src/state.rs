@@ -1,14 +1,15 @@
 //! A machine's folder: who keeps it, and how to reach it.
 //!
-//! The keeper holds a lock on a file in the folder for as long as it lives. So a machine is up exactly
-//! when the lock is held, however its keeper ended, and a process id that the system has given away
-//! again cannot mislead anyone.
+//! Keeper and QEMU hold a lock on a file in the folder for as long as they live. So a machine is up
+//! exactly when the lock is held, however its keeper ended, and a process id that the system has given
+//! away again cannot mislead anyone.
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, TryLockError};
 use std::io::Write;
 use std::path::Path;
+use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ pub struct State {
 /// The duty to keep the machine of a folder.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
 }
 
 impl Lock {
@@ -58,7 +59,12 @@ impl Lock {
         let _ = fs::remove_file(folder.join(STATE));
         file.set_len(0)?;
         write!(file, "{}", std::process::id())?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
+    }
+
+    /// The lock for a child to share: it is held until the last of the processes that have it ends.
+    pub fn share(&self) -> Result<Stdio> {
+        Ok(self.file.try_clone()?.into())
     }
 }
 

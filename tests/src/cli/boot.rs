@@ -54,12 +54,12 @@ impl Boot {
         if let Some(port) = self.gdb {
             lab::check_port(port)?;
         }
-        options.xensockd = chosen(self.xensockd.as_ref(), tree.xensockd())?;
-        if let Some(kernel) = chosen(self.kernel.as_ref(), tree.kernel())? {
-            options.files.push((kernel, "/root/xensock-kernel".into()));
+        options.add_built(tree)?;
+        if let Some(kernel) = &self.kernel {
+            options.add_kernel(existing(kernel)?);
         }
-        for (name, path) in tree.guests()? {
-            options.files.push((path, format!("/root/{name}.cfg")));
+        if let Some(xensockd) = &self.xensockd {
+            options.xensockd = Some(existing(xensockd)?);
         }
         Ok(options)
     }
@@ -88,11 +88,10 @@ pub fn say(text: &str) {
     println!("lab: {text}");
 }
 
-/// The file that the user named, which must be there, or else the built one when it is there.
-fn chosen(named: Option<&PathBuf>, built: PathBuf) -> Result<Option<PathBuf>> {
-    match named {
-        Some(file) if file.is_file() => Ok(Some(file.clone())),
-        Some(file) => bail!("there is no file {}", file.display()),
-        None => Ok(built.is_file().then_some(built)),
+/// A file that the user named, as long as it is there.
+fn existing(file: &Path) -> Result<PathBuf> {
+    if !file.is_file() {
+        bail!("there is no file {}", file.display());
     }
+    Ok(file.to_path_buf())
 }

@@ -46,7 +46,7 @@ impl Run {
         // A folder for each port, so that several may run.
         let folder = tree.target().join("lab-run").join(self.port.to_string());
         let mut options = self.boot.options(tree, &folder)?;
-        if !options.files.iter().any(|(_, to)| to == "/root/xensock-kernel") {
+        if !options.has_kernel() {
             bail!("there is no {}; `make kernel` builds it", tree.kernel().display());
         }
         if options.xensockd.is_none() {

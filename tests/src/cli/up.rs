@@ -7,6 +7,7 @@
 use super::boot::Boot;
 use anyhow::{Context, Result, bail};
 use lab::{Lab, Tree};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process, setsid};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write, stdin, stdout};
@@ -93,7 +94,11 @@ pub fn down(folder: &Path) -> Result<ExitCode> {
     let keeper = keeper.context("the lab's lock names no process")?;
     // The keeper's end, by whatever signal, is the machine's end.
     for signal in [Signal::TERM, Signal::KILL] {
-        kill_process(keeper, signal).context("cannot end the lab's keeper")?;
+        match kill_process(keeper, signal) {
+            // It has ended, and its machine is about to.
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(error) => return Err(error).context("cannot end the lab's keeper"),
+        }
         let deadline = Instant::now() + DOWN_TIME;
         while Instant::now() < deadline {
             if lab::keeper(folder)?.is_none() {

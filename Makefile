@@ -1,0 +1,71 @@
+# What there is to do here. `make help` lists it; README.md explains it.
+#
+# Debian's Rust toolchain builds everything. It is called by its full path, because a rustup that
+# comes first in PATH lacks the core library's source and cannot get it without a network.
+
+export RUSTC := /usr/bin/rustc
+export RUSTDOC := /usr/bin/rustdoc
+export RUSTFMT := /usr/bin/rustfmt
+export CARGO := /usr/bin/cargo
+# The guest's kernel is built with its own core library, and that is an unstable feature.
+export RUSTC_BOOTSTRAP := 1
+export CARGO_TARGET_DIR := $(CURDIR)/target
+export PATH := /usr/bin:/bin:/usr/sbin:/sbin:$(PATH)
+
+# The guest that `make run` serves, and the port of this machine that leads to it.
+APP ?= http
+PORT ?= 8080
+# Options for the lab, such as LAB="--memory 8192 --gdb 1234".
+LAB ?=
+
+KERNEL_FLAGS := --target x86_64-xen-pvh.json -Zbuild-std=core,alloc,compiler_builtins \
+	-Zbuild-std-features=compiler-builtins-mem -Zjson-target-spec
+export KERNEL_FLAGS
+
+.DEFAULT_GOAL := help
+.PHONY: help setup kernel xensockd lab run shell test clean
+
+help:
+	@echo 'make run         boots Xen and serves a guest: APP=http or echo, PORT=8080'
+	@echo 'make shell       boots Xen and gives a prompt in dom0'
+	@echo 'make test        checks, host tests, then tests in real Xen'
+	@echo 'make test TEST=… only the tests in real Xen whose names contain this'
+	@echo 'make kernel      builds the guest: target/xensock-kernel'
+	@echo 'make xensockd    builds the backend daemon: target/xensockd'
+	@echo 'make lab         builds the lab: target/lab; `target/lab help` tells more'
+	@echo 'make setup       installs what is missing from Debian'
+	@echo 'make clean       removes all that was built, but for dom0'\''s packages'
+
+# Each prerequisite is up to date or not by cargo's own judgement, so all of them are asked always.
+setup:
+	@tests/setup
+
+kernel: setup
+	$(CARGO) build -p kernel --release $(KERNEL_FLAGS)
+	@strip -o target/xensock-kernel.new target/x86_64-xen-pvh/release/xensock-kernel
+	@mv target/xensock-kernel.new target/xensock-kernel
+
+xensockd: setup
+	$(CARGO) build -p xensockd --profile host
+	@cp target/host/xensockd target/xensockd.new
+	@mv target/xensockd.new target/xensockd
+
+lab: setup
+	$(CARGO) build -p lab --bin lab --profile host
+	@cp target/host/lab target/lab.new
+	@mv target/lab.new target/lab
+
+run: kernel xensockd lab
+	@target/lab run --app '$(APP)' --port '$(PORT)' $(LAB)
+
+shell: kernel xensockd lab
+	@target/lab shell $(LAB)
+
+test: setup
+	@tests/check '$(TEST)'
+
+# dom0's packages stay: they are the only part that needs the network.
+clean:
+	@if [ -d target ]; then \
+		find target -mindepth 1 -maxdepth 1 ! -name lab-cache -exec rm -rf {} +; \
+	fi

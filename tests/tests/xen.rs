@@ -1,2 +1,0 @@
-//! Integration tests in real Xen.
-fn main() {}

@@ -1,0 +1,95 @@
+//! What the cases share: the machine, booted once, and the words to write them in.
+
+use anyhow::{Result, anyhow};
+use lab::{Lab, Options, Tree};
+use std::path::PathBuf;
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+/// One case: it fails by an error or by a panic.
+pub type Case = fn(&Bench) -> Result<()>;
+
+/// Names each case by its function.
+macro_rules! cases {
+    ($($case:ident),* $(,)?) => {
+        /// The cases of this file.
+        pub const CASES: &[(&str, $crate::bench::Case)] = &[$((stringify!($case), $case)),*];
+    };
+}
+pub(crate) use cases;
+
+/// The machine that the cases share.
+#[derive(Default)]
+pub struct Bench {
+    lab: OnceLock<Result<Lab, String>>,
+    next_port: Mutex<u16>,
+}
+
+impl Bench {
+    /// The shared machine; the first call boots it.
+    pub fn lab(&self) -> Result<&Lab> {
+        let lab = self.lab.get_or_init(|| boot().map_err(|error| format!("{error:#}")));
+        lab.as_ref().map_err(|error| anyhow!("the lab did not boot: {error}"))
+    }
+
+    /// A port of dom0 that no other case uses, and the host's port that leads to it.
+    pub fn port(&self) -> Result<Ports> {
+        let mut next = self.next_port.lock().map_err(|_| anyhow!("another case panicked here"))?;
+        *next += 1;
+        let dom0 = FIRST_PORT + *next;
+        let host = free_port()?;
+        self.lab()?.forward(host, dom0)?;
+        Ok(Ports { host, dom0 })
+    }
+
+    /// After a failure: everything that may explain it, in one folder.
+    pub fn keep_logs(&self) {
+        let Some(Ok(lab)) = self.lab.get() else {
+            println!("logs are in {}", folder().display());
+            return;
+        };
+        if let Err(error) = lab.pull_logs() {
+            println!("dom0's own logs could not be had: {error:#}");
+        }
+        println!("logs are in {}", lab.folder().display());
+    }
+}
+
+/// A port of dom0, reachable from here.
+pub struct Ports {
+    /// On this machine's loopback.
+    pub host: u16,
+    /// The one that it leads to.
+    pub dom0: u16,
+}
+
+const FIRST_PORT: u16 = 20_000;
+
+fn boot() -> Result<Lab> {
+    let tree = Tree::here();
+    let mut options = Options::new(folder());
+    options.add_built(&tree)?;
+    Lab::boot(&tree, &options, &|text| println!("lab: {text}"))
+}
+
+/// Where the machine's logs are.
+pub fn folder() -> PathBuf {
+    Tree::here().target().join("test-logs/lab")
+}
+
+/// A port of this machine that was free a moment ago.
+pub fn free_port() -> Result<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// Waits until something holds; `what` it is goes into the error.
+pub fn wait_until(what: &str, at_most: Duration, holds: impl Fn() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + at_most;
+    while !holds()? {
+        if Instant::now() > deadline {
+            return Err(anyhow!("waited {at_most:?} in vain: {what}"));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}

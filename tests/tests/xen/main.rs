@@ -1,0 +1,36 @@
+//! Integration tests in real Xen. One boot serves all cases, and happens when the first one needs it.
+//!
+//! Arguments are those of Rust's own test programs: `cargo test -p lab --test xen -- NAME`.
+#![forbid(unsafe_code)]
+
+mod bench;
+mod ends;
+mod guests;
+mod machine;
+
+use bench::Bench;
+use libtest_mimic::{Arguments, Trial};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+fn main() -> ExitCode {
+    if let Some(code) = ends::be_the_owner() {
+        return code;
+    }
+    let mut arguments = Arguments::from_args();
+    // They share a machine, and an emulated one: side by side they would only time each other out.
+    arguments.test_threads = Some(1);
+    let bench = Arc::new(Bench::default());
+    let cases = [machine::CASES, guests::CASES, ends::CASES].concat();
+    let trials = cases.into_iter().map(|(name, case)| {
+        let bench = Arc::clone(&bench);
+        Trial::test(name, move || case(&bench).map_err(|error| format!("{error:#}").into()))
+    });
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    if conclusion.has_failed() {
+        bench.keep_logs();
+    }
+    // The last one that knows the machine: this ends it.
+    drop(bench);
+    conclusion.exit_code()
+}

@@ -1,0 +1,140 @@
+//! A guest that serves on a port, and a client's ways to use it.
+
+use anyhow::{Context, Result, bail, ensure};
+use lab::{Dom0, Domain};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::Command;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+/// The very configurations that users are given.
+pub const HTTP: &str = include_str!("../../dom0/http.cfg");
+pub const ECHO: &str = include_str!("../../dom0/echo.cfg");
+
+/// How long anything may take that is expected to happen at all.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// dom0's ports for guests; each gets its own, so none meets what an earlier one left.
+static NEXT_PORT: AtomicU16 = AtomicU16::new(8000);
+
+pub fn next_port() -> u16 {
+    NEXT_PORT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// A domain with an app in it that listens, reachable from this machine.
+pub struct Service {
+    pub domain: Domain,
+    /// The port on this machine's loopback.
+    pub port: u16,
+}
+
+impl Service {
+    /// Starts `app` from a user's configuration. `settings` are further lines of it; later lines win.
+    pub fn start(dom0: &Dom0, config: &str, app: &str, settings: &str) -> Result<Self> {
+        let inner = next_port();
+        let config = format!("{config}\ncmdline = \"app={app} port={inner}\"\n{settings}\n");
+        let domain = Domain::create(dom0, app, &config)?;
+        domain.wait_for(&format!("serving on port {inner}"), PATIENCE)?;
+        let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+        dom0.forward(port, inner)?;
+        Ok(Service { domain, port })
+    }
+
+    pub fn http(dom0: &Dom0) -> Result<Self> {
+        Service::start(dom0, HTTP, "http", "")
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    pub fn connect(&self) -> Result<TcpStream> {
+        let stream = TcpStream::connect(("127.0.0.1", self.port))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(stream)
+    }
+
+    /// A whole exchange on a connection of its own, by hand: status line and body.
+    pub fn get(&self, path: &str) -> Result<(String, Vec<u8>)> {
+        let mut stream = self.connect()?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: guest\r\nConnection: close\r\n\r\n")?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n");
+        let end = end.with_context(|| format!("{path}: no HTTP answer, {} bytes", answer.len()))?;
+        let body = answer.split_off(end + 4);
+        let head = String::from_utf8(answer)?;
+        Ok((head.lines().next().unwrap_or_default().to_owned(), body))
+    }
+
+    /// What curl prints for these arguments.
+    pub fn curl(&self, arguments: &[&str]) -> Result<Vec<u8>> {
+        let output = Command::new("curl")
+            .args(["--silent", "--show-error", "--max-time", "300"])
+            .args(arguments)
+            .output()?;
+        if !output.status.success() {
+            bail!("curl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(output.stdout)
+    }
+
+    /// The guest's numbers, without their common prefix.
+    pub fn metrics(&self) -> Result<BTreeMap<String, u64>> {
+        let (status, body) = self.get("/metrics")?;
+        ensure!(status.contains("200"), "/metrics: {status}");
+        let numbers = String::from_utf8(body)?.lines().filter_map(number).collect();
+        Ok(numbers)
+    }
+}
+
+fn number(line: &str) -> Option<(String, u64)> {
+    let (name, value) = line.strip_prefix("xensock_")?.split_once(' ')?;
+    Some((name.to_owned(), value.parse().ok()?))
+}
+
+/// What `/bytes/N` is specified to send.
+pub fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|offset| (offset % 251) as u8).collect()
+}
+
+pub fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What the backend holds of guests: mapped grants and open files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub mappings: u64,
+    pub files: u64,
+}
+
+impl Held {
+    pub fn by_backend(dom0: &Dom0) -> Result<Held> {
+        let pid = "$(cat /run/xensockd.pid)";
+        let mappings = dom0.run(&format!("grep -c gntdev /proc/{pid}/maps || true"))?;
+        let files = dom0.run(&format!("ls /proc/{pid}/fd | wc -l"))?;
+        Ok(Held { mappings: mappings.parse()?, files: files.parse()? })
+    }
+}
+
+/// Asks again and again until what is measured is `wanted`: resources come back a little after the
+/// client has seen its connection end.
+pub fn comes_back_to<T: PartialEq + std::fmt::Debug>(
+    wanted: &T,
+    mut measure: impl FnMut() -> Result<T>,
+) -> Result<()> {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    loop {
+        let now = measure()?;
+        if now == *wanted {
+            return Ok(());
+        }
+        ensure!(std::time::Instant::now() < deadline, "{now:?} did not come back to {wanted:?}");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
