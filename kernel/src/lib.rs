@@ -11,8 +11,10 @@ pub mod apps;
 pub mod boot;
 pub mod config;
 pub mod cpu;
+pub mod executor;
 pub mod memory;
 pub mod metrics;
+pub mod time;
 
 #[cfg(target_os = "none")]
 mod crash;
@@ -20,3 +22,10 @@ mod crash;
 mod debug_port;
 #[cfg(target_os = "none")]
 mod logger;
+#[cfg(target_os = "none")]
+pub mod machine;
+#[cfg(target_os = "none")]
+pub mod system;
+
+#[cfg(target_os = "none")]
+pub use system::System;

@@ -3,12 +3,26 @@
 
 #[cfg(target_os = "none")]
 mod image {
-    use kernel::boot::{Boot, Entry};
-    #[unsafe(no_mangle)]
-    static XENSOCK_KERNEL_ENTRY: Entry = main;
+    extern crate alloc;
 
-    fn main(_boot: Boot) -> ! {
-        panic!("nothing to do yet");
+    use alloc::string::{String, ToString};
+    use kernel::System;
+    use kernel::apps;
+    use kernel::config::Config;
+    use kernel::metrics::Metrics;
+    use xensock::front;
+
+    kernel::entry!(main);
+
+    async fn main(system: System) -> Result<(), String> {
+        let config = Config::parse(system.command_line()).map_err(|error| error.to_string())?;
+        let mut sockets = front::Config::default();
+        if let Some(order) = config.ring_order {
+            sockets.ring_order = order.into();
+        }
+        let stack = system.sockets(sockets).await.map_err(|error| error.to_string())?;
+        let metrics = Metrics::new(move || system.snapshot());
+        apps::run(&config, &stack, &metrics).await.map_err(|error| error.to_string())
     }
 }
 

@@ -8,33 +8,20 @@ mod no_xen;
 mod physical;
 
 #[cfg(target_os = "none")]
-pub use machine::{Boot, Entry};
-
-#[cfg(target_os = "none")]
-mod machine {
+mod enter {
+    use super::no_xen;
     use super::physical::{self, Loaded};
-    use super::{no_xen, start_info::MemoryMap};
     use crate::memory::ram::{self, Kind, Region};
-    use crate::memory::{image, pages, paging};
-    use crate::{cpu, logger};
+    use crate::memory::{pages, paging};
+    use crate::system::{self, Main};
+    use crate::{cpu, logger, machine};
     use core::arch::global_asm;
 
     global_asm!(include_str!("pvh.S"));
 
-    /// What boot leaves to whoever goes on.
-    #[derive(Debug)]
-    pub struct Boot {
-        /// The command line, as the loader handed it over.
-        pub command_line: &'static [u8],
-        /// The memory map.
-        pub memory_map: MemoryMap,
-    }
-
-    /// Where an image's own code begins; [`entry!`](crate::entry) defines it.
-    pub type Entry = fn(Boot) -> !;
-
     unsafe extern "Rust" {
-        safe static XENSOCK_KERNEL_ENTRY: Entry;
+        /// The image's main function; [`entry!`](crate::entry) defines it.
+        safe static XENSOCK_KERNEL_MAIN: Main;
     }
 
     /// Where `pvh.S` goes on, in 64-bit mode, on the kernel's stack, with interrupts off.
@@ -43,6 +30,8 @@ mod machine {
         cpu::init_segments();
         cpu::exceptions::init();
         logger::init();
+        // SAFETY: the image lies where it was linked, below 4 GiB, mapped to itself and executable.
+        let xen = unsafe { xen::hypercall::install() };
         // SAFETY: the loader passes the address of `hvm_start_info`, and everything below 4 GiB is
         // mapped to itself.
         let loaded = unsafe { physical::read(start_info) };
@@ -56,10 +45,15 @@ mod machine {
         unsafe { paging::activate(memory_map.iter().copied().filter(is_ram), largest) };
         // SAFETY: here, once; all RAM is mapped now, and nobody has been given any.
         unsafe { pages::add(free) };
-        if no_xen::xen_leaf().is_none() {
-            no_xen::stop();
-        }
-        log::debug!("image {:#x}..{:#x}", image::text_start(), image::end());
-        XENSOCK_KERNEL_ENTRY(Boot { command_line, memory_map })
+        let xen = match xen {
+            Ok(xen) => xen,
+            Err(error) => no_xen::stop(&error),
+        };
+        // SAFETY: here, once; memory and interrupts are set up.
+        let guest = match unsafe { machine::start(xen, &memory_map) } {
+            Ok(guest) => guest,
+            Err(error) => panic!("cannot set up the machine with Xen: {error}"),
+        };
+        system::run(guest, command_line, XENSOCK_KERNEL_MAIN)
     }
 }

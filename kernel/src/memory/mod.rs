@@ -10,6 +10,8 @@ pub mod image;
 pub mod pages;
 #[cfg(target_os = "none")]
 pub mod paging;
+#[cfg(target_os = "none")]
+pub mod window;
 
 #[cfg(target_os = "none")]
 pub use heap::{HeapFigures, figures as heap_figures};

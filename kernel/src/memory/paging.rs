@@ -3,8 +3,8 @@
 //! Code can be executed and not written, constants only read, everything else read and written and
 //! never executed. Page zero, the pages below stacks and whatever is not memory are not mapped.
 
-use super::image;
 use super::ram::{LOW_END, Region};
+use super::{image, pages};
 use x86_64::registers::control::{Cr3, Cr3Flags};
 use x86_64::structures::paging::mapper::MapToError;
 use x86_64::structures::paging::{
@@ -67,19 +67,18 @@ pub unsafe fn activate(ram: impl Iterator<Item = Region>, free: &mut Region) {
     *table = PageTable::new();
     // SAFETY: frames for tables lie below 4 GiB, where memory is mapped to itself.
     let mut tables = unsafe { OffsetPageTable::new(table, VirtAddr::zero()) };
-    let image = Region { end: image::end(), ..image::region() };
-    for region in ram.map(Region::pages_within).chain([image]) {
+    for region in ram.map(Region::pages_within).chain([image::region()]) {
         let mut at = region.start;
         while at < region.end {
             let large = at.is_multiple_of(Size2MiB::SIZE)
                 && region.end - at >= Size2MiB::SIZE
                 && is_plain(at);
             if large {
-                map::<Size2MiB>(&mut tables, at, DATA | Flags::HUGE_PAGE, free);
+                map::<Size2MiB>(&mut tables, at, DATA, &mut Front(free));
                 at += Size2MiB::SIZE;
             } else {
                 if let Some(rights) = rights(at) {
-                    map::<Size4KiB>(&mut tables, at, rights, free);
+                    map::<Size4KiB>(&mut tables, at, rights, &mut Front(free));
                 }
                 at += Size4KiB::SIZE;
             }
@@ -89,16 +88,19 @@ pub unsafe fn activate(ram: impl Iterator<Item = Region>, free: &mut Region) {
     unsafe { Cr3::write(root, Cr3Flags::empty()) };
 }
 
-fn map<'t, S: PageSize>(tables: &mut OffsetPageTable<'t>, at: u64, flags: Flags, free: &mut Region)
-where
+fn map<'t, S: PageSize>(
+    tables: &mut OffsetPageTable<'t>,
+    at: u64,
+    flags: Flags,
+    frames: &mut impl FrameAllocator<Size4KiB>,
+) where
     OffsetPageTable<'t>: Mapper<S>,
 {
     let page = Page::<S>::containing_address(VirtAddr::new(at));
     let frame = PhysFrame::containing_address(PhysAddr::new(at));
     // SAFETY: an address maps to itself, so no memory gets a second name; the rights are those that
     // its use needs.
-    let mapped =
-        unsafe { tables.map_to_with_table_flags(page, frame, flags, TABLES, &mut Front(free)) };
+    let mapped = unsafe { tables.map_to_with_table_flags(page, frame, flags, TABLES, frames) };
     match mapped {
         Ok(flush) => flush.ignore(),
         // The image lies in RAM, so its pages come twice.
@@ -107,19 +109,30 @@ where
     }
 }
 
+/// Takes frames for tables from the free pages.
+struct FromPages;
+
+// SAFETY: the allocator gives each page to one owner.
+unsafe impl FrameAllocator<Size4KiB> for FromPages {
+    fn allocate_frame(&mut self) -> Option<PhysFrame> {
+        let page = pages::alloc(1)?.addr().get() as u64;
+        Some(PhysFrame::containing_address(PhysAddr::new(page)))
+    }
+}
+
 /// Maps pages that are not RAM (Xen's special pages, grant frames) for reading and writing.
 ///
 /// # Safety
-/// The pages must be none of the kernel's, and `free` as for [`activate`], which came before.
-pub unsafe fn map_special(region: Region, free: &mut Region) {
+/// They must be none of the kernel's own pages. [`activate`] and `pages::add` came before.
+pub unsafe fn map_special(region: Region) {
     let (root, _) = Cr3::read();
     // SAFETY: `activate`'s tables are mapped to themselves, and nobody else refers to them: there is
     // one CPU, and this function is not entered twice.
     let table = unsafe { &mut *(root.start_address().as_u64() as *mut PageTable) };
-    // SAFETY: as in `activate`.
+    // SAFETY: all tables lie in RAM, which is mapped to itself.
     let mut tables = unsafe { OffsetPageTable::new(table, VirtAddr::zero()) };
     let region = region.pages_around();
     for at in (region.start..region.end).step_by(Size4KiB::SIZE as usize) {
-        map::<Size4KiB>(&mut tables, at, DATA, free);
+        map::<Size4KiB>(&mut tables, at, DATA, &mut FromPages);
     }
 }

@@ -1,0 +1,69 @@
+//! What a frontend needs of the machine: pages, grants and ports.
+
+use super::{Guest, notify, on_event};
+use crate::memory::pages;
+use alloc::sync::Arc;
+use core::ptr::NonNull;
+use xen::grant::Access;
+use xen::{DomId, Errno, Gfn, GrantRef, PAGE_SIZE, Port};
+use xensock::{Machine, Pages, Signal};
+
+/// The kernel's [`Machine`].
+#[derive(Clone, Copy)]
+pub struct Sockets(&'static Guest);
+
+impl Sockets {
+    /// The machine for frontends.
+    pub fn new(guest: &'static Guest) -> Sockets {
+        Sockets(guest)
+    }
+}
+
+// SAFETY: `pages` hands out each page once, and they are zeroed here; the grant table answers EBUSY
+// while the peer has the page mapped, and Xen lets nobody map it afterwards; the event channels call
+// the handler after every event until the port is closed.
+unsafe impl Machine for Sockets {
+    fn alloc(&self, count: usize) -> Result<Pages, Errno> {
+        let start = pages::alloc(count).ok_or(Errno::ENOMEM)?;
+        // SAFETY: the pages are whole, mapped for ever, and this value's alone from here on.
+        let pages = unsafe { Pages::new(start.as_ptr(), count) };
+        pages.shared().zero();
+        Ok(pages)
+    }
+
+    unsafe fn free(&self, pages: Pages) {
+        let start = NonNull::new(pages.start()).expect("pages have an address");
+        // SAFETY: they came from `alloc`, whole, and no grant lets a peer reach them (the caller's
+        // promise).
+        unsafe { pages::free(start, pages.count()) };
+    }
+
+    fn grant(&self, peer: DomId, pages: &Pages, index: usize) -> Result<GrantRef, Errno> {
+        assert!(index < pages.count(), "page {index} of {} is to be granted", pages.count());
+        let first = pages.start().addr() / PAGE_SIZE;
+        // SAFETY: `Pages` are reached as `Shared` alone, were zeroed when they were allocated, and hold
+        // only what their owner shares.
+        unsafe { self.0.grants.grant(peer, Gfn((first + index) as u64), Access::ReadWrite) }
+    }
+
+    fn revoke(&self, grant: GrantRef) -> Result<(), Errno> {
+        self.0.grants.end(grant)
+    }
+
+    fn open_port(&self, peer: DomId, signal: Arc<Signal>) -> Result<Port, Errno> {
+        let port = self.0.events.alloc_unbound(peer, on_event(move || signal.raise()))?;
+        self.0.ports_open.set(self.0.ports_open.get() + 1);
+        Ok(port)
+    }
+
+    fn close_port(&self, port: Port) {
+        match self.0.events.close(port) {
+            Ok(()) => self.0.ports_open.set(self.0.ports_open.get().saturating_sub(1)),
+            Err(error) => log::warn!("cannot close port {}: {error}", port.0),
+        }
+    }
+
+    fn notify(&self, port: Port) {
+        notify(self.0.xen, port);
+    }
+}

@@ -1,0 +1,251 @@
+//! What an image's main function gets, and the life around it: start, requests of the toolstack, an
+//! orderly end.
+
+use crate::executor::{self, Spawner, Tasks};
+use crate::machine::{self, Guest, Sockets};
+use crate::memory::{heap_figures, pages};
+use crate::metrics::Snapshot;
+use crate::{crash, logger, time};
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+use core::fmt::{self, Display};
+use core::future::poll_fn;
+use core::pin::Pin;
+use core::task::Poll;
+use embassy_time::{Duration, Timer, with_timeout};
+use xen::hypercall::{Operations, ShutdownReason};
+use xen::lifecycle::{Request, Requests};
+use xen::xenstore::{self, Store};
+use xen::{Errno, PAGE_SIZE};
+use xensock::front::{self, Frontend};
+
+/// An image's main function, as [`entry!`](crate::entry) passes it.
+pub type Main = fn(System) -> Pin<Box<dyn Future<Output = ()>>>;
+
+/// How long an orderly end waits for data on its way, for the backend, and for the console's reader.
+const DRAIN: Duration = Duration::from_secs(10);
+const CLOSE: Duration = Duration::from_secs(5);
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// A socket's bookkeeping in the heap, roughly, in bytes.
+const SOCKET_HEAP: u64 = 2048;
+
+/// The guest, for its main function. Clones are the same guest.
+#[derive(Clone)]
+pub struct System(Rc<Inner>);
+
+struct Inner {
+    guest: &'static Guest,
+    store: Store,
+    command_line: &'static [u8],
+    tasks: Spawner,
+    background: Spawner,
+    frontends: RefCell<Vec<(Frontend<Sockets>, front::Config)>>,
+    end: Cell<Option<ShutdownReason>>,
+}
+
+/// What a main function may return: nothing, or an error that is logged before the domain ends.
+pub trait Outcome {
+    /// Logs an error.
+    fn report(self);
+}
+
+impl Outcome for () {
+    fn report(self) {}
+}
+
+impl<E: Display> Outcome for Result<(), E> {
+    fn report(self) {
+        if let Err(error) = self {
+            log::error!("{error}");
+        }
+    }
+}
+
+/// Makes a [`Main`]'s result of a main function's; part of [`entry!`](crate::entry).
+pub fn main_task<T: Outcome>(
+    main: impl Future<Output = T> + 'static,
+) -> Pin<Box<dyn Future<Output = ()>>> {
+    Box::pin(async { main.await.report() })
+}
+
+/// Names the image's main function: `async fn(System)`, whose result is `()` or `Result<(), E>` of an
+/// error that can be shown. When it returns, the domain ends in an orderly way.
+#[macro_export]
+macro_rules! entry {
+    ($main:path) => {
+        /// What the kernel runs once it has booted.
+        #[unsafe(no_mangle)]
+        static XENSOCK_KERNEL_MAIN: $crate::system::Main =
+            |system| $crate::system::main_task($main(system));
+    };
+}
+
+impl System {
+    /// The sockets that the toolstack gave this domain: the first device for which there is a
+    /// protocol. [`Errno::ENODEV`] if there is none.
+    pub async fn sockets(&self, config: front::Config) -> Result<Frontend<Sockets>, Errno> {
+        let path = self.device().await?;
+        let machine = Sockets::new(self.0.guest);
+        let (frontend, driver) = Frontend::new(machine, self.0.store.clone(), &path, config);
+        self.0.frontends.borrow_mut().push((frontend.clone(), config));
+        self.0.background.spawn(async move {
+            let error = driver.run().await;
+            log::debug!("{path}: the frontend has ended: {error}");
+        });
+        Ok(frontend)
+    }
+
+    async fn device(&self) -> Result<String, Errno> {
+        let folder = "device/pvcalls";
+        let devices = match self.0.store.directory(folder).await {
+            Err(Errno::ENOENT) => Vec::new(),
+            devices => devices?,
+        };
+        let device = devices.into_iter().min().ok_or(Errno::ENODEV).inspect_err(|_| {
+            log::error!("no sockets: say pvcalls=[\"backend=0\"] in the domain's configuration");
+        })?;
+        Ok(format!("{folder}/{device}"))
+    }
+
+    /// The command line, as the loader handed it over.
+    pub fn command_line(&self) -> &'static [u8] {
+        self.0.command_line
+    }
+
+    /// Xenstore.
+    pub fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    /// Starts a task beside the main function. It is dropped when the domain ends.
+    pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        self.0.tasks.spawn(task);
+    }
+
+    /// What the kernel knows about itself, now.
+    pub fn snapshot(&self) -> Snapshot {
+        let (heap, (free_pages, _)) = (heap_figures(), pages::count());
+        let (events_received, notifications_sent) = machine::event_counts();
+        let grants = self.0.guest.grants.usage();
+        let mut snapshot = Snapshot {
+            uptime: self.0.guest.uptime(),
+            heap_used: heap.used as u64,
+            heap_total: heap.total as u64,
+            heap_high_water: heap.high_water as u64,
+            free_pages: free_pages as u64,
+            events_received,
+            notifications_sent,
+            grants_in_use: grants.in_use.into(),
+            grants_capacity: grants.capacity.into(),
+            ports_open: self.0.guest.ports_open(),
+            timers: time::waiting() as u64,
+            ..Snapshot::default()
+        };
+        for (frontend, config) in self.0.frontends.borrow().iter() {
+            let counted = frontend.statistics();
+            let pages = 1 + (1 << config.ring_order);
+            snapshot.socket_bytes = SOCKET_HEAP + pages * PAGE_SIZE as u64;
+            snapshot.sockets_open += counted.streams_open;
+            snapshot.sockets_total += counted.streams_opened;
+            snapshot.bytes_in += counted.bytes_in;
+            snapshot.bytes_out += counted.bytes_out;
+        }
+        snapshot
+    }
+
+    fn end(&self, reason: ShutdownReason) {
+        if self.0.end.get().is_none() {
+            self.0.end.set(Some(reason));
+        }
+    }
+
+    async fn ended(&self) -> ShutdownReason {
+        // Whoever sets it is a task, and the executor polls this after tasks.
+        poll_fn(|_| self.0.end.get().map_or(Poll::Pending, Poll::Ready)).await
+    }
+
+    async fn obey_toolstack(self) {
+        let obey = async || {
+            let supported = [Request::Poweroff, Request::Reboot];
+            Requests::watch(&self.0.store, &supported).await?.next().await
+        };
+        match obey().await {
+            Ok(Request::Reboot) => self.end(ShutdownReason::Reboot),
+            Ok(_) => self.end(ShutdownReason::Poweroff),
+            Err(error) => log::warn!("requests to shut down are not heard: {error}"),
+        }
+    }
+
+    /// Waits until what the app wrote has left, and gives back all that other domains share.
+    async fn close(&self) {
+        let frontends = self.0.frontends.take();
+        for (frontend, _) in &frontends {
+            let drained = async {
+                while frontend.statistics().streams_open + frontend.statistics().listeners_open > 0 {
+                    Timer::after_millis(10).await;
+                }
+            };
+            if with_timeout(DRAIN, drained).await.is_err() {
+                log::warn!("data is left that the backend does not take");
+            }
+            if with_timeout(CLOSE, frontend.shutdown()).await.is_err() {
+                log::warn!("the backend does not let go of the device");
+            }
+        }
+        if let Some(console) = &self.0.guest.console {
+            let _ = with_timeout(FLUSH, console.flush()).await;
+        }
+    }
+}
+
+impl fmt::Debug for System {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("System").field("snapshot", &self.snapshot()).finish()
+    }
+}
+
+/// Runs the image's main function, and ends the domain when it returns or the toolstack asks.
+pub(crate) fn run(guest: &'static Guest, command_line: &'static [u8], main: Main) -> ! {
+    logger::configure(command_line);
+    let version = guest.xen.version().map_or((0, 0), |version| (version.major, version.minor));
+    let pages = pages::count().1;
+    log::info!("xensock-kernel on Xen {}.{}, {} KiB free", version.0, version.1, pages * 4);
+    log::debug!("command line: {}", command_line.escape_ascii());
+
+    let (reader, writer) = match machine::xenstore(guest) {
+        Ok(ring) => ring,
+        Err(error) => panic!("no way to xenstore: {error}"),
+    };
+    let (store, driver) = xenstore::connect(reader, writer);
+    let (mut background, mut tasks) = (Tasks::new(), Tasks::new());
+    let system = System(Rc::new(Inner {
+        guest,
+        store,
+        command_line,
+        tasks: tasks.spawner(),
+        background: background.spawner(),
+        frontends: RefCell::default(),
+        end: Cell::new(None),
+    }));
+    background.spawner().spawn(async {
+        let error = driver.run().await;
+        log::error!("the way to xenstore is broken: {error}");
+    });
+    background.spawner().spawn(system.clone().obey_toolstack());
+    let running = system.clone();
+    tasks.spawner().spawn(async move {
+        main(running.clone()).await;
+        running.end(ShutdownReason::Poweroff);
+    });
+
+    let reason = executor::run(&guest, &mut [&mut background, &mut tasks], system.ended());
+    log::info!("shutting down: {reason:?}");
+    drop(tasks);
+    executor::run(&guest, &mut [&mut background], system.close());
+    crash::shut_down(reason)
+}

@@ -1,0 +1,156 @@
+//! Timers: which task is to be woken when.
+//!
+//! Each task (each waker) stands here at most once, with the earliest time it asked for; when that has
+//! come, the task is polled and asks again for what it still waits for. So a task that sets a new
+//! time limit for every byte it reads costs one look-up each, grows nothing, and is woken in vain at
+//! most once in each such time.
+
+use alloc::collections::BTreeMap;
+use alloc::collections::btree_map::Entry;
+use core::task::Waker;
+
+/// What tells tasks apart: a waker's data and functions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Task(usize, usize);
+
+impl Task {
+    fn of(waker: &Waker) -> Task {
+        Task(waker.data().addr(), core::ptr::from_ref(waker.vtable()).addr())
+    }
+}
+
+/// The waiting tasks. Times are in ticks of any unit.
+#[derive(Debug, Default)]
+pub struct Timers {
+    by_time: BTreeMap<(u64, Task), Waker>,
+    by_task: BTreeMap<Task, u64>,
+}
+
+impl Timers {
+    /// No timers.
+    pub const fn new() -> Timers {
+        Timers { by_time: BTreeMap::new(), by_task: BTreeMap::new() }
+    }
+
+    /// Has `waker` woken at `time`, or before if it asked so earlier.
+    pub fn schedule(&mut self, time: u64, waker: &Waker) {
+        // A waker that is kept here keeps its data alive, so its address names no other task.
+        let task = Task::of(waker);
+        let waker = match self.by_task.entry(task) {
+            Entry::Occupied(known) if *known.get() <= time => return,
+            Entry::Occupied(mut known) => {
+                let former = self.by_time.remove(&(known.insert(time), task));
+                former.unwrap_or_else(|| waker.clone())
+            }
+            Entry::Vacant(place) => {
+                place.insert(time);
+                waker.clone()
+            }
+        };
+        self.by_time.insert((time, task), waker);
+    }
+
+    /// Takes out a task whose time has come.
+    pub fn pop(&mut self, now: u64) -> Option<Waker> {
+        let first = self.by_time.first_entry().filter(|first| first.key().0 <= now)?;
+        let ((_, task), waker) = first.remove_entry();
+        self.by_task.remove(&task);
+        Some(waker)
+    }
+
+    /// The earliest time.
+    pub fn next(&self) -> Option<u64> {
+        self.by_time.first_key_value().map(|((time, _), _)| *time)
+    }
+
+    /// The number of waiting tasks.
+    pub fn len(&self) -> usize {
+        self.by_time.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::sync::Arc;
+    use alloc::task::Wake;
+    use core::sync::atomic::{AtomicU32, Ordering};
+
+    #[derive(Default)]
+    struct Count(AtomicU32);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn tasks<const N: usize>() -> [(Arc<Count>, Waker); N] {
+        core::array::from_fn(|_| {
+            let count = Arc::new(Count::default());
+            (count.clone(), Waker::from(count))
+        })
+    }
+
+    fn wakes(task: &(Arc<Count>, Waker)) -> u32 {
+        task.0.0.load(Ordering::Relaxed)
+    }
+
+    fn expire(timers: &mut Timers, now: u64) {
+        while let Some(waker) = timers.pop(now) {
+            waker.wake();
+        }
+    }
+
+    #[test]
+    fn tasks_are_woken_when_their_time_has_come_and_not_before() {
+        let [first, second, third] = tasks();
+        let mut timers = Timers::new();
+        timers.schedule(30, &third.1);
+        timers.schedule(10, &first.1);
+        timers.schedule(20, &second.1);
+        assert_eq!(timers.next(), Some(10));
+        expire(&mut timers, 9);
+        assert_eq!([&first, &second, &third].map(wakes), [0, 0, 0]);
+        expire(&mut timers, 20);
+        assert_eq!([&first, &second, &third].map(wakes), [1, 1, 0]);
+        assert_eq!((timers.next(), timers.len()), (Some(30), 1));
+    }
+
+    #[test]
+    fn tasks_of_the_same_time_are_all_woken() {
+        let [first, second] = tasks();
+        let mut timers = Timers::new();
+        timers.schedule(10, &first.1);
+        timers.schedule(10, &second.1);
+        expire(&mut timers, 10);
+        assert_eq!([&first, &second].map(wakes), [1, 1]);
+    }
+
+    #[test]
+    fn a_task_stands_once_with_its_earliest_time() {
+        let [task] = tasks();
+        let mut timers = Timers::new();
+        for time in [50, 70, 40, 60, 40] {
+            timers.schedule(time, &task.1.clone());
+        }
+        assert_eq!((timers.next(), timers.len()), (Some(40), 1));
+        expire(&mut timers, 100);
+        assert_eq!(wakes(&task), 1);
+        assert_eq!((timers.next(), timers.len()), (None, 0));
+    }
+
+    #[test]
+    fn ten_thousand_timers_leave_nothing_behind() {
+        let tasks: Vec<_> = (0..10_000).map(|_| tasks::<1>()).collect();
+        let mut timers = Timers::new();
+        for (n, [task]) in tasks.iter().enumerate() {
+            timers.schedule((n as u64 * 7919) % 10_000, &task.1);
+        }
+        for now in 0..10_000 {
+            expire(&mut timers, now);
+            assert_eq!(timers.len() as u64, 9_999 - now);
+        }
+        assert!(tasks.iter().all(|[task]| wakes(task) == 1 && Arc::strong_count(&task.0) == 2));
+    }
+}
