@@ -180,6 +180,20 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
+fn more_requests_than_fit_in_the_buffer_are_answered_whole() {
+    let server = Server::start("");
+    let mut client = server.connect();
+    let count = 2000;
+    let requests: String = (0..count).map(|number| get(&format!("/bytes/{number}"))).collect();
+    let mut sender = client.try_clone().unwrap();
+    let sending = std::thread::spawn(move || sender.write_all(requests.as_bytes()).unwrap());
+    for number in 0..count {
+        assert_eq!(response(&mut client).length(), number);
+    }
+    sending.join().unwrap();
+}
+
+#[test]
 fn ten_megabytes_are_summed_by_length_and_in_chunks() {
     let server = Server::start("");
     let data: Vec<u8> =
