@@ -59,5 +59,5 @@ pub fn next_deadline() -> Option<u64> {
 
 /// The number of tasks that wait for their time.
 pub fn waiting() -> usize {
-    DRIVER.0.lock().len()
+    DRIVER.0.lock().waiting()
 }

@@ -64,7 +64,7 @@ impl Timers {
     }
 
     /// The number of waiting tasks.
-    pub fn len(&self) -> usize {
+    pub fn waiting(&self) -> usize {
         self.by_time.len()
     }
 }
@@ -114,7 +114,7 @@ mod tests {
         assert_eq!([&first, &second, &third].map(wakes), [0, 0, 0]);
         expire(&mut timers, 20);
         assert_eq!([&first, &second, &third].map(wakes), [1, 1, 0]);
-        assert_eq!((timers.next(), timers.len()), (Some(30), 1));
+        assert_eq!((timers.next(), timers.waiting()), (Some(30), 1));
     }
 
     #[test]
@@ -134,10 +134,10 @@ mod tests {
         for time in [50, 70, 40, 60, 40] {
             timers.schedule(time, &task.1.clone());
         }
-        assert_eq!((timers.next(), timers.len()), (Some(40), 1));
+        assert_eq!((timers.next(), timers.waiting()), (Some(40), 1));
         expire(&mut timers, 100);
         assert_eq!(wakes(&task), 1);
-        assert_eq!((timers.next(), timers.len()), (None, 0));
+        assert_eq!((timers.next(), timers.waiting()), (None, 0));
     }
 
     #[test]
@@ -149,7 +149,7 @@ mod tests {
         }
         for now in 0..10_000 {
             expire(&mut timers, now);
-            assert_eq!(timers.len() as u64, 9_999 - now);
+            assert_eq!(timers.waiting() as u64, 9_999 - now);
         }
         assert!(tasks.iter().all(|[task]| wakes(task) == 1 && Arc::strong_count(&task.0) == 2));
     }
