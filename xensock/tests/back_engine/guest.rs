@@ -1,0 +1,373 @@
+//! A guest that speaks the protocol by hand, and may do it wrong.
+
+use embassy_time::{Duration, Timer, with_timeout};
+use futures_executor::LocalPool;
+use futures_util::future::{Either, select};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::{Future, pending, poll_fn};
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use xen::{DomId, Errno, GrantRef, Port, Shared};
+use xensock::back::{CommandLink, Host, Limits, Violation, serve};
+use xensock::double::{Guest, Net, World};
+use xensock::ring::{CommandFront, Consumer, Producer, copy_in, copy_out, len};
+use xensock::wire::{Call, Layout, PVCALLS, Region, Request, RingGrants, RingOffer};
+use xensock::{Machine, Pages, Side, Signal};
+
+pub const DOM0: DomId = DomId(0);
+pub const GUEST: DomId = DomId(7);
+
+/// No test takes longer, even on a slow and busy machine.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Short, so that what waits for it can be tested.
+pub const LINGER: core::time::Duration = core::time::Duration::from_millis(150);
+
+pub fn limits() -> Limits {
+    Limits { sockets: 16, max_ring_order: 4, linger: LINGER }
+}
+
+/// An address of the double's network.
+pub fn address(port: u16) -> SocketAddr {
+    ([127, 0, 0, 1], port).into()
+}
+
+/// A guest with its command ring.
+pub struct Raw {
+    pub world: World,
+    pub net: Net,
+    pub machine: Guest,
+    page: Pages,
+    pub port: Port,
+    signal: Arc<Signal>,
+    commands: RefCell<CommandFront>,
+    answers: RefCell<BTreeMap<u32, Result<u32, Errno>>>,
+    next: Cell<u32>,
+    /// How the engine ended, if it did.
+    pub ended: Cell<Option<Violation>>,
+    /// How often the engine was polled.
+    pub polls: Cell<usize>,
+}
+
+/// Runs a test against the engine. Then the engine is dropped, then what the test returns, and
+/// nothing must be left behind.
+pub fn run<F: Future>(test: impl FnOnce(Rc<Raw>) -> F) {
+    run_with(limits(), test);
+}
+
+pub fn run_with<F: Future>(limits: Limits, test: impl FnOnce(Rc<Raw>) -> F) {
+    let (world, net) = (World::new(), Net::new());
+    let machine = world.guest(GUEST);
+    let page = machine.alloc(1).unwrap();
+    let commands = RefCell::new(CommandFront::new(PVCALLS, page.shared()));
+    let grant = machine.grant(DOM0, &page, 0).unwrap();
+    let signal = Arc::new(Signal::new());
+    let port = machine.open_port(DOM0, signal.clone()).unwrap();
+    let dom0 = world.dom0(DOM0, &net);
+    let events = Arc::new(Signal::new());
+    let link = CommandLink {
+        ring: dom0.map(GUEST, &[grant]).unwrap(),
+        channel: dom0.bind_port(GUEST, port, events.clone()).unwrap(),
+        signal: events,
+    };
+    let raw = Rc::new(Raw {
+        world,
+        net,
+        machine,
+        page,
+        port,
+        signal,
+        commands,
+        answers: RefCell::default(),
+        next: Cell::new(0),
+        ended: Cell::new(None),
+        polls: Cell::new(0),
+    });
+    let kept = LocalPool::new().run_until(async {
+        let engine = async {
+            {
+                let mut engine = pin!(serve(&dom0, GUEST, link, PVCALLS, limits));
+                let violation = poll_fn(|cx| {
+                    raw.polls.set(raw.polls.get() + 1);
+                    engine.as_mut().poll(cx)
+                });
+                raw.ended.set(Some(violation.await));
+            }
+            pending::<()>().await
+        };
+        // A task of its own: what wakes the test does not wake the engine.
+        let mut engine = FuturesUnordered::from_iter([engine]);
+        let test = with_timeout(LIMIT, test(raw.clone()));
+        match select(pin!(test), engine.next()).await {
+            Either::Left((in_time, _)) => in_time.expect("the test takes too long"),
+            Either::Right(_) => unreachable!("the engine is pending for ever"),
+        }
+    });
+    drop(kept);
+    assert_eq!(raw.net.open_sockets(), 0, "the engine left a socket open");
+    assert_eq!(raw.net.bound_sockets(), 0, "the engine left a listening socket behind");
+    let Raw { machine, page, port, world, .. } = Rc::into_inner(raw).expect("the test's own");
+    machine.close_port(port);
+    machine.revoke(grant).expect("the engine left the command ring mapped");
+    // SAFETY: its only grant was revoked, and it came from this machine.
+    unsafe { machine.free(page) };
+    world.assert_clean();
+}
+
+impl Raw {
+    pub fn commands_page(&self) -> Shared<'_> {
+        self.page.shared()
+    }
+
+    /// Makes a request.
+    pub fn ask(&self, socket: u64, call: Call) -> u32 {
+        let id = self.push(socket, call);
+        self.publish();
+        id
+    }
+
+    /// Writes a request that the backend does not see yet.
+    pub fn push(&self, socket: u64, call: Call) -> u32 {
+        let id = self.next.get();
+        self.next.set(id + 1);
+        let mut commands = self.commands.borrow_mut();
+        commands.push(self.page.shared(), &Request { id, socket, call }).expect("a free slot");
+        id
+    }
+
+    /// Writes a request of these bytes, whose number is set right. The backend does not see it yet.
+    pub fn push_bytes(&self, mut bytes: [u8; 64]) -> u32 {
+        let id = self.push(0, Call::Poll);
+        bytes[..4].copy_from_slice(&id.to_ne_bytes());
+        self.page.shared().write(64 + (id as usize % 32) * 64, &bytes);
+        id
+    }
+
+    pub fn publish(&self) {
+        let _ = self.commands.borrow_mut().publish(self.page.shared());
+        self.knock();
+    }
+
+    /// Sends an event on the command ring's channel.
+    pub fn knock(&self) {
+        self.machine.notify(self.port);
+    }
+
+    /// The answer to a request, if it is there.
+    pub fn answered(&self, id: u32) -> Option<Result<u32, Errno>> {
+        let mut commands = self.commands.borrow_mut();
+        while let Some(response) = commands.pop(self.page.shared()).expect("a good ring") {
+            let former = self.answers.borrow_mut().insert(response.id, response.result);
+            assert!(former.is_none(), "a second answer to request {}", response.id);
+        }
+        self.answers.borrow().get(&id).copied()
+    }
+
+    pub async fn answer(&self, id: u32) -> Result<u32, Errno> {
+        poll_fn(|cx| {
+            self.signal.register(Side::Rx, cx.waker());
+            loop {
+                if let Some(answer) = self.answered(id) {
+                    return Poll::Ready(answer);
+                }
+                if !self.commands.borrow().final_check(self.page.shared()) {
+                    return Poll::Pending;
+                }
+            }
+        })
+        .await
+    }
+
+    pub async fn call(&self, socket: u64, call: Call) -> Result<u32, Errno> {
+        self.answer(self.ask(socket, call)).await
+    }
+
+    pub async fn release(&self, socket: u64) -> Result<u32, Errno> {
+        self.call(socket, Call::Release { reuse: false }).await
+    }
+
+    /// Memory for a data ring, granted and described.
+    pub fn ring(&self, order: u32) -> Ring {
+        let layout = PVCALLS.layout(order).unwrap();
+        let pages = self.machine.alloc(layout.pages).unwrap();
+        let grants: Vec<GrantRef> = (0..layout.pages)
+            .map(|index| self.machine.grant(DOM0, &pages, index).unwrap())
+            .collect();
+        let described = PVCALLS.offer_ring(layout.split(pages.shared()).indexes, order, &grants);
+        let signal = Arc::new(Signal::new());
+        let port = self.machine.open_port(DOM0, signal.clone()).unwrap();
+        Ring {
+            machine: self.machine.clone(),
+            offer: RingOffer { grants: described, port },
+            producer: RefCell::new(Producer::new(layout.output)),
+            consumer: RefCell::new(Consumer::new(layout.input)),
+            pages: Some(pages),
+            grants,
+            layout,
+            signal,
+        }
+    }
+
+    /// A socket that is connected to a socket of the test.
+    pub async fn connect(&self, socket: u64, order: u32) -> (Ring, xensock::double::Socket) {
+        let server = self.net.listen(address(0)).unwrap();
+        let ring = self.ring(order);
+        assert_eq!(self.call(socket, Call::Socket).await, Ok(0));
+        assert_eq!(self.call(socket, ring.connect(server.address())).await, Ok(0));
+        (ring, server.accept().await)
+    }
+
+    /// A listening socket.
+    pub async fn listen(&self, socket: u64, port: u16) {
+        assert_eq!(self.call(socket, Call::Socket).await, Ok(0));
+        assert_eq!(self.call(socket, Call::Bind { addr: address(port) }).await, Ok(0));
+        assert_eq!(self.call(socket, Call::Listen { backlog: 8 }).await, Ok(0));
+    }
+
+    /// Lets everything that can happen happen.
+    pub async fn settle(&self) {
+        Timer::after_millis(10).await;
+    }
+}
+
+/// A data ring, the guest's end.
+pub struct Ring {
+    machine: Guest,
+    pub offer: RingOffer,
+    pages: Option<Pages>,
+    grants: Vec<GrantRef>,
+    pub layout: Layout,
+    signal: Arc<Signal>,
+    producer: RefCell<Producer>,
+    consumer: RefCell<Consumer>,
+}
+
+impl Ring {
+    pub fn connect(&self, addr: SocketAddr) -> Call {
+        Call::Connect { addr, flags: 0, ring: self.offer.clone() }
+    }
+
+    pub fn accept(&self, new: u64) -> Call {
+        Call::Accept { new, ring: self.offer.clone() }
+    }
+
+    pub fn region(&self) -> Region<'_> {
+        self.layout.split(self.pages.as_ref().expect("not freed").shared())
+    }
+
+    pub fn notify(&self) {
+        self.machine.notify(self.offer.port);
+    }
+
+    pub fn in_error(&self) -> Option<Errno> {
+        self.consumer.borrow().error(self.region())
+    }
+
+    pub fn out_error(&self) -> Option<Errno> {
+        self.producer.borrow().error(self.region())
+    }
+
+    /// Waits until `look` sees something, looking again after each event.
+    pub async fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
+        poll_fn(|cx| {
+            self.signal.register(Side::Rx, cx.waker());
+            look().map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
+
+    /// Reads what comes next; nothing at the end, whose reason is [`in_error`](Ring::in_error).
+    pub async fn read(&self) -> Vec<u8> {
+        self.until(|| {
+            let region = self.region();
+            let mut consumer = self.consumer.borrow_mut();
+            let error = consumer.error(region);
+            let data = consumer.data(region).unwrap();
+            if len(&data) == 0 && error.is_none() {
+                return None;
+            }
+            let mut bytes = vec![0; len(&data)];
+            assert_eq!(copy_out(&data, &mut bytes), bytes.len());
+            if consumer.advance(region, bytes.len()).is_due() {
+                self.notify();
+            }
+            Some(bytes)
+        })
+        .await
+    }
+
+    pub async fn read_to_end(&self) -> (Vec<u8>, Option<Errno>) {
+        let mut all = Vec::new();
+        loop {
+            let some = self.read().await;
+            if some.is_empty() {
+                return (all, self.in_error());
+            }
+            all.extend(some);
+        }
+    }
+
+    /// Puts what there is room for.
+    pub fn put(&self, bytes: &[u8]) -> usize {
+        let region = self.region();
+        let mut producer = self.producer.borrow_mut();
+        let room = producer.room(region).unwrap();
+        let count = copy_in(&room, bytes);
+        if producer.advance(region, count).is_due() {
+            self.notify();
+        }
+        count
+    }
+
+    pub async fn write(&self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let put = self.until(|| Some(self.put(bytes)).filter(|put| *put > 0)).await;
+            bytes = &bytes[put..];
+        }
+    }
+
+    pub fn unsent(&self) -> u32 {
+        self.producer.borrow().unread(self.region()).unwrap()
+    }
+}
+
+impl Drop for Ring {
+    /// Takes the memory back, which must not be mapped any more.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        self.machine.close_port(self.offer.port);
+        for grant in &self.grants {
+            self.machine.revoke(*grant).expect("the engine left a page mapped");
+        }
+        if let Some(pages) = self.pages.take() {
+            // SAFETY: all grants were revoked, and the pages came from this machine.
+            unsafe { self.machine.free(pages) };
+        }
+    }
+}
+
+/// The references of a ring's data pages, in its indexes page.
+pub fn set_ref(ring: &Ring, index: usize, grant: u32) {
+    ring.region().indexes.store_u32(132 + 4 * index, grant, std::sync::atomic::Ordering::Relaxed);
+}
+
+pub fn set_order(ring: &Ring, order: u32) {
+    ring.region().indexes.store_u32(128, order, std::sync::atomic::Ordering::Relaxed);
+}
+
+/// An offer that names one grant as the indexes page.
+pub fn offer(grant: u32, port: u32) -> RingOffer {
+    RingOffer { grants: RingGrants::Indexes(GrantRef(grant)), port: Port(port) }
+}
+
+/// Bytes that show when they are out of order or lost.
+pub fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|at| (at ^ (at >> 8) ^ (at >> 16)) as u8).collect()
+}

@@ -1,0 +1,144 @@
+//! Listening sockets and those who wait for their connections.
+
+use crate::guest::{address, limits, run, run_with};
+use xen::Errno;
+use xensock::back::Limits;
+use xensock::wire::Call;
+
+#[test]
+fn accepts_that_wait_are_served_in_the_order_in_which_they_came() {
+    run(|guest| async move {
+        guest.listen(1, 80).await;
+        let rings: Vec<_> = (0..4).map(|_| guest.ring(1)).collect();
+        let answers: Vec<_> = rings
+            .iter()
+            .enumerate()
+            .map(|(at, ring)| guest.ask(1, ring.accept(10 + at as u64)))
+            .collect();
+        guest.settle().await;
+        assert!(answers.iter().all(|answer| guest.answered(*answer).is_none()));
+        for (at, ring) in rings.iter().enumerate() {
+            let peer = guest.net.connect(address(80)).await.unwrap();
+            assert_eq!(guest.answer(answers[at]).await, Ok(0));
+            assert!(answers[at + 1..].iter().all(|answer| guest.answered(*answer).is_none()));
+            peer.write_all(&[at as u8]).await.unwrap();
+            assert_eq!(ring.read().await, [at as u8]);
+        }
+        for at in 0..4 {
+            assert_eq!(guest.release(10 + at).await, Ok(0));
+        }
+        assert_eq!(guest.release(1).await, Ok(0));
+    });
+}
+
+#[test]
+fn a_poll_is_answered_when_a_connection_waits_and_leaves_it_there() {
+    run(|guest| async move {
+        guest.listen(1, 80).await;
+        let polls = [guest.ask(1, Call::Poll), guest.ask(1, Call::Poll)];
+        guest.settle().await;
+        assert_eq!(guest.answered(polls[0]), None);
+        let peer = guest.net.connect(address(80)).await.unwrap();
+        assert_eq!(guest.answer(polls[0]).await, Ok(0));
+        assert_eq!(guest.answer(polls[1]).await, Ok(0));
+        assert_eq!(guest.call(1, Call::Poll).await, Ok(0));
+        let ring = guest.ring(1);
+        assert_eq!(guest.call(1, ring.accept(2)).await, Ok(0));
+        let poll = guest.ask(1, Call::Poll);
+        guest.settle().await;
+        assert_eq!(guest.answered(poll), None, "there is no other connection");
+        guest.release(2).await.unwrap();
+        drop(peer);
+    });
+}
+
+#[test]
+fn the_release_of_a_listener_answers_all_who_wait_and_gives_their_rings_back() {
+    run(|guest| async move {
+        guest.listen(1, 80).await;
+        let rings = [guest.ring(1), guest.ring(2)];
+        let accepts = [guest.ask(1, rings[0].accept(2)), guest.ask(1, rings[1].accept(3))];
+        let poll = guest.ask(1, Call::Poll);
+        guest.settle().await;
+        assert_eq!(guest.release(1).await, Ok(0));
+        for waiting in [accepts[0], accepts[1], poll] {
+            assert_eq!(guest.answered(waiting), Some(Err(Errno::ECONNABORTED)));
+        }
+        drop(rings);
+        // Name and address are free.
+        guest.listen(1, 80).await;
+        assert_eq!(guest.release(2).await, Err(Errno::EINVAL));
+    });
+}
+
+#[test]
+fn an_accept_that_waits_can_be_taken_back_by_releasing_its_new_socket() {
+    run(|guest| async move {
+        guest.listen(1, 80).await;
+        let (first, second) = (guest.ring(1), guest.ring(1));
+        let taken_back = guest.ask(1, first.accept(2));
+        let waiting = guest.ask(1, second.accept(3));
+        guest.settle().await;
+        assert_eq!(guest.release(2).await, Ok(0));
+        assert_eq!(guest.answered(taken_back), Some(Err(Errno::ECONNABORTED)));
+        drop(first);
+        let peer = guest.net.connect(address(80)).await.unwrap();
+        assert_eq!(guest.answer(waiting).await, Ok(0));
+        guest.release(3).await.unwrap();
+        drop(peer);
+    });
+}
+
+#[test]
+fn commands_in_the_wrong_order_are_refused() {
+    run(|guest| async move {
+        let ring = guest.ring(1);
+        let bind = |port| Call::Bind { addr: address(port) };
+        // A name that nobody took.
+        for call in [
+            bind(80),
+            Call::Listen { backlog: 1 },
+            Call::Poll,
+            ring.accept(9),
+            ring.connect(address(80)),
+            Call::Release { reuse: false },
+        ] {
+            assert_eq!(guest.call(1, call.clone()).await, Err(Errno::EINVAL), "{call:?}");
+        }
+        guest.call(1, Call::Socket).await.unwrap();
+        assert_eq!(guest.call(1, Call::Socket).await, Err(Errno::EEXIST));
+        for call in [Call::Listen { backlog: 1 }, Call::Poll, ring.accept(9)] {
+            assert_eq!(guest.call(1, call.clone()).await, Err(Errno::EINVAL), "{call:?}");
+        }
+        guest.call(1, bind(80)).await.unwrap();
+        for call in [bind(81), Call::Poll, ring.accept(9)] {
+            assert_eq!(guest.call(1, call.clone()).await, Err(Errno::EINVAL), "{call:?}");
+        }
+        assert_eq!(guest.call(1, ring.connect(address(80))).await, Err(Errno::EOPNOTSUPP));
+        guest.call(1, Call::Listen { backlog: 1 }).await.unwrap();
+        guest.call(1, Call::Listen { backlog: 2 }).await.unwrap();
+        assert_eq!(guest.call(1, ring.accept(1)).await, Err(Errno::EEXIST), "its own name");
+        // An address that is taken.
+        guest.call(2, Call::Socket).await.unwrap();
+        assert_eq!(guest.call(2, bind(80)).await, Err(Errno::EADDRINUSE));
+        assert_eq!(guest.call(2, bind(81)).await, Ok(0));
+        assert_eq!(guest.release(2).await, Ok(0));
+        assert_eq!(guest.release(1).await, Ok(0));
+    });
+}
+
+#[test]
+fn a_guest_gets_only_so_many_sockets_those_to_come_included() {
+    run_with(Limits { sockets: 3, ..limits() }, |guest| async move {
+        guest.listen(1, 80).await;
+        guest.call(2, Call::Socket).await.unwrap();
+        let (first, second) = (guest.ring(1), guest.ring(1));
+        let waiting = guest.ask(1, first.accept(3));
+        assert_eq!(guest.call(1, second.accept(4)).await, Err(Errno::EMFILE));
+        assert_eq!(guest.call(4, Call::Socket).await, Err(Errno::EMFILE));
+        guest.release(2).await.unwrap();
+        assert_eq!(guest.call(4, Call::Socket).await, Ok(0));
+        assert_eq!(guest.answered(waiting), None);
+        (first, second)
+    });
+}
