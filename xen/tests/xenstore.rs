@@ -1,11 +1,12 @@
 //! The xenstore client against a xenstored in memory.
 
 use futures_executor::LocalPool;
+use futures_util::FutureExt;
 use futures_util::future::{join_all, poll_immediate};
 use futures_util::task::LocalSpawnExt;
 use proptest::prelude::*;
 use std::cell::{Cell, RefCell};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use xen::xenbus::{self, OtherEnd, State, StateWatch};
 use xen::xenstore::double::FakeStore;
@@ -235,39 +236,109 @@ fn a_watch_hears_of_a_transaction_when_it_is_committed() {
     });
 }
 
-/// Polls a request once, lets `steps` pieces of it be written, then drops it.
-fn dropped_after<T>(world: &World, steps: usize, request: impl Future<Output = T>) {
-    let mut request = Box::pin(request);
-    let mut pool = world.pool.borrow_mut();
-    for _ in 0..=steps {
-        if pool.run_until(poll_immediate(&mut request)).is_some() {
-            return;
+/// A connection whose driver moves one piece of a message each time that it is polled.
+struct Steps {
+    fake: FakeStore,
+    store: Store,
+    driver: Pin<Box<dyn Future<Output = Errno>>>,
+}
+
+impl Steps {
+    fn new() -> Steps {
+        let fake = FakeStore::new();
+        fake.add_domain(GUEST);
+        let (reader, writer) = fake.connect(GUEST);
+        let (store, driver) = xenstore::connect(reader, writer);
+        Steps { fake, store, driver: Box::pin(driver.run()) }
+    }
+
+    fn step(&mut self) {
+        assert_eq!(self.driver.as_mut().now_or_never(), None, "the connection ended");
+    }
+
+    fn finish<T>(&mut self, future: impl Future<Output = T>) -> T {
+        let mut future = pin!(future);
+        for _ in 0..10_000 {
+            if let Some(output) = future.as_mut().now_or_never() {
+                return output;
+            }
+            self.step();
         }
-        pool.try_run_one();
+        panic!("the future waits for something that does not come");
     }
 }
 
 #[test]
 fn a_request_dropped_at_any_point_breaks_nothing_and_leaks_nothing() {
-    for steps in 0..60 {
-        let world = World::new();
-        let store = &world.store;
-        dropped_after(&world, steps, store.write("long", [b'x'; 100]));
-        dropped_after(&world, steps, store.watch("a"));
-        dropped_after(&world, steps, store.transaction());
-        dropped_after(&world, steps, async {
-            let transaction = store.transaction().await.unwrap();
-            transaction.write("t", "1").await.unwrap();
-            transaction.commit().await.unwrap();
-        });
-        world.run(async {
+    type Task = Pin<Box<dyn Future<Output = ()>>>;
+    let tasks: [fn(Store) -> Task; 4] = [
+        |store| Box::pin(async move { store.write("long", [b'x'; 100]).await.unwrap() }),
+        |store| Box::pin(async move { drop(store.watch("a").await.unwrap()) }),
+        |store| Box::pin(async move { drop(store.transaction().await.unwrap()) }),
+        |store| {
+            Box::pin(async move {
+                let transaction = store.transaction().await.unwrap();
+                transaction.write("t", "1").await.unwrap();
+                transaction.commit().await.unwrap();
+            })
+        },
+    ];
+    // Either nobody polls the task any more for some steps before it is dropped, or somebody does.
+    for (task, steps, polled) in (0..4)
+        .flat_map(|task| (0..30).flat_map(move |steps| [(task, steps, false), (task, steps, true)]))
+    {
+        let mut world = Steps::new();
+        let mut task = tasks[task](world.store.clone());
+        let mut done = task.as_mut().now_or_never().is_some();
+        for _ in 0..steps {
+            world.step();
+            done = done || polled && task.as_mut().now_or_never().is_some();
+        }
+        drop(task);
+        let store = world.store.clone();
+        world.finish(async {
             store.write("after", "1").await.unwrap();
             assert_eq!(store.read_string("after").await.unwrap(), "1", "after {steps} steps");
         });
-        world.settle();
+        (0..100).for_each(|_| world.step());
         assert_eq!(world.fake.watches(), 0, "after {steps} steps");
         assert_eq!(world.fake.transactions(), 0, "after {steps} steps");
     }
+}
+
+#[test]
+fn a_directory_that_changes_while_it_is_read_is_read_whole() {
+    let names: Vec<_> = (0..900).map(|n| format!("child-number-{n:05}")).collect();
+    for steps in (0..2000).step_by(97) {
+        let mut world = Steps::new();
+        names.iter().for_each(|name| world.fake.write(&format!("{HOME}/long/{name}"), ""));
+        let mine = Permission { access: Access::None, domain: GUEST };
+        world.fake.set_permissions(&format!("{HOME}/long"), &[mine]);
+        let store = world.store.clone();
+        let mut listing = Box::pin(store.directory("long"));
+        let mut found = None;
+        for _ in 0..steps {
+            found = found.or_else(|| listing.as_mut().now_or_never());
+            world.step();
+        }
+        world.fake.write(&format!("{HOME}/long/a-new-one"), "");
+        let found = found.unwrap_or_else(|| world.finish(listing)).unwrap();
+        let old = found.iter().filter(|name| *name != "a-new-one");
+        assert!(old.eq(&names), "after {steps} steps {} names were found", found.len());
+    }
+}
+
+#[test]
+fn an_answer_of_another_type_fails_its_request() {
+    let world = World::new();
+    world.fake.pause();
+    let mut write = Box::pin(world.store.write("a", "1"));
+    assert!(world.pool.borrow_mut().run_until(poll_immediate(&mut write)).is_none());
+    world.settle();
+    // The connection's first request is number 1.
+    world.fake.inject(&wire::encode(2, 1, 0, &[b"OK\0"]).unwrap());
+    assert_eq!(world.run(write), Err(Errno::EPROTO));
+    assert_eq!(world.ended.get(), None);
 }
 
 #[test]
@@ -346,6 +417,12 @@ fn a_devices_two_ends_see_each_other_change() {
         world.fake.write(&format!("{back}/state"), "2");
         assert_eq!(watch.wait_for(|state| state == State::InitWait).await, Ok(State::InitWait));
         assert_eq!(watch.wait_for(|state| state == State::InitWait).await, Ok(State::InitWait));
+        world.fake.write(&format!("{back}/state"), "2");
+        world.store.read(&format!("{back}/state")).await.unwrap();
+        let again = poll_immediate(pin!(watch.next())).await;
+        assert_eq!(again, None, "the state is the same");
+        world.store.read(&format!("{back}/state")).await.unwrap();
+        assert_eq!(poll_immediate(pin!(watch.next())).await, None);
         world.fake.write(&format!("{back}/state"), "nonsense");
         assert_eq!(watch.next().await, Ok(State::Unknown));
 

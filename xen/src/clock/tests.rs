@@ -41,6 +41,12 @@ fn a_reading_during_an_update_is_not_believed() {
     assert_eq!(clock.time_info(), Err(Errno::EAGAIN));
     assert_eq!(clock.now_by(|| 0), 0);
     page.store_u32(VERSION, 4, Relaxed);
+    let mut version = 4;
+    let never_still = clock.versioned(VERSION, || {
+        version += 2;
+        page.store_u32(VERSION, version, Relaxed);
+    });
+    assert_eq!(never_still, Err(Errno::EAGAIN), "and it is not waited for without end");
     assert_eq!(clock.now_by(|| 20), 787);
     assert_eq!(clock.now_by(|| 10), 787, "time does not go back");
 }

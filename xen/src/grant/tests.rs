@@ -53,7 +53,9 @@ fn a_grant_that_the_peer_has_mapped_stays_until_it_lets_go() {
     assert_eq!(table.end(one), Err(Errno::EBUSY));
     assert_eq!(table.usage().in_use, 1);
     assert_ne!(grant(&table, 2).unwrap(), one, "the reference is not given out again");
-    memory.flags(one).fetch_and(!(GTF_READING | GTF_WRITING), SeqCst);
+    memory.flags(one).fetch_and(!GTF_WRITING, SeqCst);
+    assert_eq!(table.end(one), Err(Errno::EBUSY), "it can still read");
+    memory.flags(one).fetch_and(!GTF_READING, SeqCst);
     table.end(one).unwrap();
     assert_eq!(table.end(one), Err(Errno::EINVAL));
 }

@@ -289,3 +289,19 @@ pub(super) fn transaction_id(payload: &[u8]) -> Result<u32, Errno> {
     // Zero is what every request outside a transaction carries.
     if id == 0 { Err(Errno::EPROTO) } else { Ok(id) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_that_waits_for_its_answer_is_not_given_out_again() {
+        let connection = Connection::default();
+        connection.0.borrow_mut().last_request = u32::MAX - 1;
+        let ask = || connection.queue(XS_READ, 0, Undo::Nothing, Slot::Waiting(None), &[b"a\0"]);
+        assert_eq!(ask(), Ok(u32::MAX));
+        assert_eq!(ask(), Ok(1), "zero is the events'");
+        connection.0.borrow_mut().last_request = u32::MAX - 1;
+        assert_eq!(ask(), Ok(2));
+    }
+}
