@@ -66,6 +66,7 @@ test: setup
 
 # dom0's packages stay: they are the only part that needs the network.
 clean:
+	@if [ -x target/lab ]; then target/lab down >/dev/null 2>&1 || true; fi
 	@if [ -d target ]; then \
 		find target -mindepth 1 -maxdepth 1 ! -name lab-cache -exec rm -rf {} +; \
 	fi

@@ -4,9 +4,9 @@ use crate::state::State;
 use crate::{qmp, ssh};
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Seek, Write};
 use std::net::TcpListener;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
@@ -102,17 +102,9 @@ impl Dom0 {
 
     /// Writes a text file in dom0.
     pub fn write(&self, path: &str, content: &str) -> Result<()> {
-        let local = self.folder.join("write.tmp");
-        let mut file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&local)?;
-        file.write_all(content.as_bytes())?;
-        let input = File::open(&local)?;
-        let _ = fs::remove_file(&local);
+        let mut input = tempfile::tempfile()?;
+        input.write_all(content.as_bytes())?;
+        input.rewind()?;
         let output = self.exec_with(&format!("cat > {}", shlex::try_quote(path)?), input.into())?;
         if output.status != 0 {
             let stderr = String::from_utf8_lossy(&output.stderr);

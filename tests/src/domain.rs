@@ -8,16 +8,6 @@ use std::time::{Duration, Instant};
 
 const POLL: Duration = Duration::from_millis(200);
 
-/// What every guest of the tests has in common; later settings replace these.
-const GUEST: &str = r#"
-type = "pvh"
-kernel = "/root/xensock-kernel"
-memory = 64
-vcpus = 1
-pvcalls = ["backend=0"]
-tsc_mode = "native"
-"#;
-
 static CREATED: AtomicU32 = AtomicU32::new(0);
 
 /// A domain that this value owns. Its console's log stays in dom0 after its end.
@@ -42,15 +32,6 @@ impl Domain {
         let domain = Self { dom0: dom0.clone(), name };
         dom0.run(&format!("xl create -q {file}"))?;
         Ok(domain)
-    }
-
-    /// Creates a guest that runs this project's kernel, which the lab must have been given, with
-    /// this command line.
-    pub fn guest(dom0: &Dom0, name: &str, cmdline: &str) -> Result<Self> {
-        if cmdline.contains('"') {
-            bail!("a command line cannot hold quotes: {cmdline}");
-        }
-        Self::create(dom0, name, &format!("{GUEST}cmdline = \"{cmdline}\"\n"))
     }
 
     /// Its name.

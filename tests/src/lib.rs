@@ -9,7 +9,6 @@
 mod archive;
 mod dom0;
 mod domain;
-pub mod http;
 mod image;
 mod machine;
 mod modules;
