@@ -240,7 +240,7 @@ fn one_connection_that_is_always_busy_does_not_keep_the_engine_from_answering() 
 
 #[test]
 fn requests_of_random_bytes_are_each_answered_and_nothing_stays_behind() {
-    for seed in 1..=20u64 {
+    for seed in 1..=8u64 {
         run(|guest| async move {
             let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
             let mut random = || {

@@ -1,0 +1,392 @@
+//! Guests, as xenstore shows them: the daemon's own logic and real sockets on the loopback
+//! interface, over a double of xenstored and of the guest's memory and events.
+
+use embedded_io_async::{Read, Write};
+use futures_util::future::{Either, select};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use std::{io, thread};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, LocalSet, spawn_local};
+use tokio::time::{sleep, timeout};
+use xen::xenstore::double::FakeStore;
+use xen::xenstore::{self, Access, Permission, Store};
+use xen::{DomId, Errno, GrantRef, Port};
+use xensock::Signal;
+use xensock::back::{Host, Limits};
+use xensock::double::{BoundPort, Dom0, Guest, MappedPages, Net, World};
+use xensock::front::{Config, Frontend};
+use xensock::wire::PVCALLS;
+use xensockd::counts::Counts;
+use xensockd::device::Backend;
+use xensockd::finder::Finder;
+use xensockd::sockets::{Bound, Connected, Sockets};
+
+const DOM0: DomId = DomId(0);
+
+/// No test takes longer, even on a slow and busy machine.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// The double's memory and events, with real sockets.
+struct Mixed {
+    dom0: Dom0,
+    sockets: Sockets,
+}
+
+impl Host for Mixed {
+    type Mapping = MappedPages;
+    type Channel = BoundPort;
+    type Stream = Connected;
+    type Listener = Bound;
+
+    async fn sleep(&self, time: Duration) {
+        sleep(time).await;
+    }
+
+    fn map(&self, guest: DomId, refs: &[GrantRef]) -> Result<MappedPages, Errno> {
+        self.dom0.map(guest, refs)
+    }
+
+    fn bind_port(&self, guest: DomId, port: Port, signal: Arc<Signal>) -> Result<BoundPort, Errno> {
+        self.dom0.bind_port(guest, port, signal)
+    }
+
+    async fn connect(&self, _: DomId, to: SocketAddr) -> Result<Connected, Errno> {
+        self.sockets.connect(to).await
+    }
+
+    fn bind(&self, _: DomId, at: SocketAddr) -> Result<Bound, Errno> {
+        self.sockets.bind(at)
+    }
+
+    fn listen(&self, socket: &Bound, backlog: u32) -> Result<(), Errno> {
+        socket.listen(backlog)
+    }
+
+    fn poll_acceptable(&self, cx: &mut Context<'_>, socket: &Bound) -> Poll<Result<(), Errno>> {
+        socket.poll_acceptable(cx)
+    }
+
+    fn poll_accept(&self, cx: &mut Context<'_>, socket: &Bound) -> Poll<Result<Connected, Errno>> {
+        socket.poll_accept(cx)
+    }
+}
+
+/// A machine with a daemon.
+struct Rig {
+    world: World,
+    tree: FakeStore,
+    counts: Counts,
+    stop: watch::Sender<bool>,
+    daemon: JoinHandle<()>,
+}
+
+/// Runs a test; afterwards the daemon must hold nothing.
+fn run<F: Future<Output = ()>>(test: impl FnOnce(Rc<Rig>) -> F) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    LocalSet::new().block_on(&runtime, async {
+        let (world, tree) = (World::new(), FakeStore::new());
+        tree.add_domain(DOM0);
+        let counts = Counts::default();
+        let (stop, stopping) = watch::channel(false);
+        let backend = Rc::new(Backend {
+            store: client(&tree, DOM0),
+            host: Mixed {
+                dom0: world.dom0(DOM0, &Net::new()),
+                sockets: Sockets::new(counts.sockets.clone(), false),
+            },
+            limits: Limits::default(),
+            guests: counts.guests.clone(),
+            stop: stopping.clone(),
+        });
+        let daemon = spawn_local(async move {
+            let mut finder = Finder::new(backend, PVCALLS);
+            let mut stopping = stopping;
+            {
+                let (finding, stopping) = (pin!(finder.run()), pin!(stopping.changed()));
+                if let Either::Left((error, _)) = select(finding, stopping).await {
+                    panic!("the finder ended: {error}");
+                }
+            }
+            finder.stopped().await;
+        });
+        let rig = Rc::new(Rig { world, tree, counts, stop, daemon });
+        timeout(LIMIT, test(rig.clone())).await.expect("the test takes too long");
+        rig.stop.send_replace(true);
+        rig.until(|| rig.daemon.is_finished()).await;
+        assert_eq!(rig.counts.to_string(), "guests=0 sockets=0 mappings=0 ports=0");
+        rig.world.assert_clean();
+    });
+}
+
+fn client(tree: &FakeStore, domain: DomId) -> Store {
+    let (reader, writer) = tree.connect(domain);
+    let (store, driver) = xenstore::connect(reader, writer);
+    spawn_local(async move { driver.run().await });
+    store
+}
+
+fn front(guest: DomId) -> String {
+    format!("/local/domain/{guest}/device/pvcalls/0")
+}
+
+fn back(guest: DomId) -> String {
+    format!("/local/domain/0/backend/pvcalls/{guest}/0")
+}
+
+impl Rig {
+    /// Does what the toolstack does for a new domain with a device.
+    fn create(&self, guest: DomId) {
+        self.tree.add_domain(guest);
+        self.create_with_frontend(guest, &front(guest));
+    }
+
+    fn create_with_frontend(&self, guest: DomId, frontend: &str) {
+        let (front, back) = (front(guest), back(guest));
+        for (path, owner, name, other, other_path) in
+            [(&front, guest, "backend", DOM0, &*back), (&back, DOM0, "frontend", guest, frontend)]
+        {
+            self.tree.write(path, "");
+            let permissions = [(Access::None, owner), (Access::Read, other)]
+                .map(|(access, domain)| Permission { access, domain });
+            self.tree.set_permissions(path, &permissions);
+            self.tree.write(&format!("{path}/state"), "1");
+            self.tree.write(&format!("{path}/{name}-id"), other.to_string());
+            self.tree.write(&format!("{path}/online"), "1");
+            self.tree.write(&format!("{path}/{name}"), other_path);
+        }
+    }
+
+    /// Boots a guest with a frontend.
+    fn boot(&self, guest: DomId) -> (Frontend<Guest>, JoinHandle<Errno>) {
+        let store = client(&self.tree, guest);
+        let (frontend, driver) =
+            Frontend::new(self.world.guest(guest), store, &front(guest), Config::default());
+        (frontend, spawn_local(driver.run()))
+    }
+
+    fn state(&self, guest: DomId) -> String {
+        self.tree.read(&format!("{}/state", back(guest))).unwrap_or_default()
+    }
+
+    async fn until(&self, mut done: impl FnMut() -> bool) {
+        while !done() {
+            sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+/// A real server that sends back all that it receives, once.
+fn echo_server() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        let (mut peer, _) = listener.accept().unwrap();
+        io::copy(&mut peer.try_clone().unwrap(), &mut peer).unwrap();
+    });
+    address
+}
+
+async fn talk(frontend: &Frontend<Guest>) {
+    let mut stream = frontend.connect(echo_server()).await.unwrap();
+    for round in 0..20u8 {
+        let sent = [round; 3000];
+        stream.write_all(&sent).await.unwrap();
+        let mut got = [0; 3000];
+        stream.read_exact(&mut got).await.unwrap();
+        assert_eq!(got, sent);
+    }
+}
+
+#[test]
+fn a_guest_s_connection_reaches_a_real_server_and_comes_back() {
+    run(|rig| async move {
+        rig.create(DomId(7));
+        let (frontend, driver) = rig.boot(DomId(7));
+        talk(&frontend).await;
+        assert_eq!(rig.state(DomId(7)), "4");
+        assert_eq!(rig.counts.guests.get(), 1);
+        frontend.shutdown().await;
+        driver.await.unwrap();
+        rig.until(|| rig.state(DomId(7)) == "2").await;
+    });
+}
+
+#[test]
+fn a_guest_listens_on_a_real_port() {
+    run(|rig| async move {
+        rig.create(DomId(7));
+        let (frontend, driver) = rig.boot(DomId(7));
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let listener = frontend.bind(port).await.unwrap();
+        for round in 0..5u8 {
+            let asking = thread::spawn(move || {
+                let mut peer = TcpStream::connect(port).unwrap();
+                io::Write::write_all(&mut peer, &[round]).unwrap();
+                peer.shutdown(std::net::Shutdown::Write).unwrap();
+                let mut all = Vec::new();
+                io::Read::read_to_end(&mut peer, &mut all).unwrap();
+                all
+            });
+            let mut stream = listener.accept().await.unwrap();
+            let mut got = [0; 8];
+            assert_eq!(stream.read(&mut got).await, Ok(1));
+            assert_eq!(stream.read(&mut got[1..]).await, Ok(0), "the client is through");
+            // It still listens.
+            stream.write_all(&[got[0]; 1000]).await.unwrap();
+            drop(stream);
+            rig.until(|| asking.is_finished()).await;
+            assert_eq!(asking.join().unwrap(), [round; 1000]);
+        }
+        drop(listener);
+        frontend.shutdown().await;
+        driver.await.unwrap();
+    });
+}
+
+#[test]
+fn several_guests_are_served_and_one_that_is_destroyed_leaves_nothing() {
+    run(|rig| async move {
+        let guests = [DomId(3), DomId(4), DomId(5)];
+        guests.iter().for_each(|guest| rig.create(*guest));
+        let booted: Vec<_> = guests.iter().map(|guest| rig.boot(*guest)).collect();
+        for (frontend, _) in &booted {
+            talk(frontend).await;
+        }
+        assert_eq!(rig.counts.guests.get(), 3);
+        let _open = booted[0].0.connect(echo_server()).await.unwrap();
+        // The toolstack removes the nodes of a domain that it destroyed.
+        rig.tree.rm(&back(guests[0]));
+        rig.until(|| rig.counts.guests.get() == 2).await;
+        assert_eq!(rig.counts.sockets.get(), 0);
+        // A domain that is gone without its nodes having been removed yet.
+        let home = format!("/local/domain/{}", guests[1]);
+        rig.tree.rm(&home);
+        rig.tree.fire("@releaseDomain");
+        rig.until(|| rig.counts.guests.get() == 1).await;
+        talk(&booted[2].0).await;
+        for (frontend, driver) in booted {
+            frontend.shutdown().await;
+            driver.await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_guest_that_writes_nonsense_is_closed_and_may_try_again() {
+    run(|rig| async move {
+        let guest = DomId(7);
+        rig.create(guest);
+        rig.until(|| rig.state(guest) == "2").await;
+        let nonsense = [
+            ("version", "2", "5"),
+            ("ring-ref", "-1", "5"),
+            ("port", "99999999999", "5"),
+            ("ring-ref", "no number at all", "5"),
+            ("ring-ref", "12345", "5"),
+            ("state", "banana", "2"),
+        ];
+        for (node, value, expected) in nonsense {
+            for (name, good) in [("version", "1"), ("ring-ref", "8"), ("port", "1")] {
+                rig.tree.write(&format!("{}/{name}", front(guest)), good);
+            }
+            rig.tree.write(&format!("{}/{node}", front(guest)), value);
+            if node != "state" {
+                rig.tree.write(&format!("{}/state", front(guest)), "3");
+            }
+            rig.until(|| rig.state(guest) == expected).await;
+            rig.tree.write(&format!("{}/state", front(guest)), "6");
+            rig.until(|| rig.state(guest) == "2").await;
+        }
+        let (frontend, driver) = rig.boot(guest);
+        talk(&frontend).await;
+        frontend.shutdown().await;
+        driver.await.unwrap();
+    });
+}
+
+#[test]
+fn a_frontend_in_another_domain_s_folder_is_not_served() {
+    run(|rig| async move {
+        rig.tree.add_domain(DomId(7));
+        rig.tree.add_domain(DomId(71));
+        for wrong in [front(DomId(71)), "/local/domain/7".into(), "device/pvcalls/0".into()] {
+            rig.create_with_frontend(DomId(7), &wrong);
+            sleep(Duration::from_millis(50)).await;
+            assert_eq!(rig.state(DomId(7)), "1", "{wrong}");
+            rig.tree.rm(&back(DomId(7)));
+            sleep(Duration::from_millis(50)).await;
+        }
+    });
+}
+
+#[test]
+fn the_toolstack_can_detach_the_device_of_a_guest_that_runs() {
+    run(|rig| async move {
+        let guest = DomId(7);
+        rig.create(guest);
+        let (frontend, driver) = rig.boot(guest);
+        talk(&frontend).await;
+        rig.tree.write(&format!("{}/online", back(guest)), "0");
+        rig.tree.write(&format!("{}/state", back(guest)), "5");
+        rig.until(|| rig.state(guest) == "6").await;
+        assert_eq!(rig.counts.guests.get(), 0);
+        rig.tree.rm(&back(guest));
+        rig.tree.rm(&front(guest));
+        frontend.shutdown().await;
+        driver.await.unwrap();
+    });
+}
+
+#[test]
+fn a_guest_without_manners_does_not_keep_its_device_from_being_removed() {
+    run(|rig| async move {
+        let guest = DomId(7);
+        rig.create(guest);
+        rig.tree.write(&format!("{}/state", front(guest)), "4");
+        rig.until(|| rig.state(guest) == "5").await;
+        rig.tree.write(&format!("{}/online", back(guest)), "0");
+        // It never closes; after a few seconds nobody waits for it.
+        rig.until(|| rig.state(guest) == "6").await;
+    });
+}
+
+#[test]
+fn a_guest_of_an_earlier_daemon_connects_to_the_next() {
+    run(|rig| async move {
+        let guest = DomId(7);
+        // What a daemon that was killed left behind: both ends say that they are connected.
+        rig.tree.add_domain(guest);
+        let (front, back) = (front(guest), back(guest));
+        rig.tree.write(&format!("{front}/state"), "4");
+        rig.create_with_frontend(guest, &front);
+        rig.tree.write(&format!("{front}/state"), "4");
+        rig.tree.write(&format!("{back}/state"), "4");
+        rig.until(|| rig.state(guest) == "5").await;
+        let (frontend, driver) = rig.boot(guest);
+        talk(&frontend).await;
+        frontend.shutdown().await;
+        driver.await.unwrap();
+    });
+}
+
+#[test]
+fn the_daemon_s_end_closes_sockets_and_tells_the_guests() {
+    run(|rig| async move {
+        let guest = DomId(7);
+        rig.create(guest);
+        let (frontend, driver) = rig.boot(guest);
+        let mut stream = frontend.connect(echo_server()).await.unwrap();
+        rig.stop.send_replace(true);
+        rig.until(|| rig.state(guest) == "6").await;
+        assert_eq!(rig.counts.to_string(), "guests=0 sockets=0 mappings=0 ports=0");
+        assert!(stream.write_all(&[0; 100_000]).await.is_err());
+        drop(stream);
+        frontend.shutdown().await;
+        driver.await.unwrap();
+    });
+}
