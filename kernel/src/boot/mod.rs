@@ -1,5 +1,7 @@
 //! From Xen's entry to an environment in which ordinary Rust runs.
 
+#[cfg(any(test, target_os = "none"))]
+mod memory_map;
 pub mod start_info;
 
 #[cfg(target_os = "none")]
@@ -35,7 +37,13 @@ mod enter {
         // SAFETY: the loader passes the address of `hvm_start_info`, and everything below 4 GiB is
         // mapped to itself.
         let loaded = unsafe { physical::read(start_info) };
-        let Loaded { command_line, memory_map, taken } = loaded;
+        let Loaded { command_line, mut memory_map, taken } = loaded;
+        if memory_map.is_empty()
+            && let Ok(xen) = &xen
+        {
+            memory_map =
+                super::memory_map::ask(xen).expect("neither loader nor Xen has a memory map");
+        }
         let is_ram = |region: &Region| region.kind == Kind::Ram;
         let mut free = ram::free(&memory_map, &taken);
         let largest = free.iter_mut().filter(|piece| piece.end <= 1 << 32);
