@@ -187,6 +187,22 @@ impl Socket {
         .await
     }
 
+    /// Receives without copying: `take` sees some bytes and says how many it is done with.
+    pub async fn read_in_place(
+        &self,
+        mut take: impl FnMut(&[u8]) -> usize,
+    ) -> Result<usize, Errno> {
+        poll_fn(|cx| self.poll_take(cx, &mut take)).await
+    }
+
+    /// Sends without copying: `put` fills some room and says how much of it.
+    pub async fn write_in_place(
+        &self,
+        mut put: impl FnMut(&mut [u8]) -> usize,
+    ) -> Result<usize, Errno> {
+        poll_fn(|cx| self.poll_put(cx, &mut put)).await
+    }
+
     /// Receives all bytes up to the end of the stream.
     pub async fn read_to_end(&self) -> Result<Vec<u8>, Errno> {
         let (mut all, mut some) = (Vec::new(), [0; 4096]);

@@ -229,18 +229,22 @@ impl<M: Machine + 'static> Device<M> {
         }
     }
 
-    /// Asks the driver to close the device, and waits until it has.
+    /// Asks the driver to close the device, and waits until it has. The sockets that were dropped
+    /// before are released first, if that does not take too long.
     pub(super) async fn shutdown(&self) {
+        let released = || (self.releasing.get() == 0).then_some(());
+        let released = self.closing_changed.until(released);
+        if with_timeout(self.config.linger, released).await.is_err() {
+            log::warn!("the backend is slow to release sockets; closing the device all the same");
+        }
         self.closing.set(true);
         self.closing_changed.wake_all();
         self.link_changed.until(|| self.is_down().then_some(())).await;
     }
 
-    /// Waits until somebody asks for the device to be closed, and until the sockets that were dropped
-    /// before have been released.
+    /// Waits until somebody asks for the device to be closed.
     pub(super) async fn closing(&self) {
-        let ready = || self.closing.get() && self.releasing.get() == 0;
-        self.closing_changed.until(|| ready().then_some(())).await;
+        self.closing_changed.until(|| self.closing.get().then_some(())).await;
     }
 
     /// Counts a socket that is being released, until [`released`](Device::released).

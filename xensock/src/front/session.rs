@@ -171,7 +171,8 @@ async fn run<M: Machine>(
     match select(responses, gone).await {
         Either::Left(_) => Ok(End::BackendGone),
         Either::Right((Ok(None), _)) => Ok(End::Shutdown),
-        Either::Right((Ok(Some(_)), _)) => Ok(End::BackendGone),
+        // A folder that is gone and one that may not be read look the same.
+        Either::Right((Ok(Some(_)) | Err(Errno::EACCES), _)) => Ok(End::BackendGone),
         Either::Right((Err(error), _)) => Err(error),
     }
 }

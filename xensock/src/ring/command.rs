@@ -8,10 +8,10 @@ use crate::wire::{Dialect, MAX_SLOT, Malformed, Request, Response};
 use core::sync::atomic::{Ordering, fence};
 use xen::{Errno, Shared};
 
-const REQ_PROD: usize = 0;
-const REQ_EVENT: usize = 4;
-const RSP_PROD: usize = 8;
-const RSP_EVENT: usize = 12;
+pub(super) const REQ_PROD: usize = 0;
+pub(super) const REQ_EVENT: usize = 4;
+pub(super) const RSP_PROD: usize = 8;
+pub(super) const RSP_EVENT: usize = 12;
 const SLOTS: usize = crate::wire::RING_HEADER;
 
 fn slot(dialect: &dyn Dialect, index: u32) -> usize {
@@ -46,7 +46,12 @@ impl CommandFront {
     pub fn new(dialect: &'static dyn Dialect, page: Shared<'_>) -> Self {
         page.store_u32(REQ_EVENT, 1, Ordering::Relaxed);
         page.store_u32(RSP_EVENT, 1, Ordering::Release);
-        CommandFront { dialect, req_prod: 0, req_published: 0, rsp_cons: 0 }
+        CommandFront::at(dialect, 0)
+    }
+
+    /// The end of a ring on which so many requests have been answered already.
+    pub(super) fn at(dialect: &'static dyn Dialect, index: u32) -> Self {
+        CommandFront { dialect, req_prod: index, req_published: index, rsp_cons: index }
     }
 
     /// How many requests may be pushed before a response is read.
@@ -113,7 +118,12 @@ pub struct CommandBack {
 impl CommandBack {
     /// Attaches to a ring that its frontend has just initialised.
     pub fn new(dialect: &'static dyn Dialect) -> Self {
-        CommandBack { dialect, req_cons: 0, rsp_prod: 0, rsp_published: 0 }
+        CommandBack::at(dialect, 0)
+    }
+
+    /// The end of a ring on which so many requests have been answered already.
+    pub(super) fn at(dialect: &'static dyn Dialect, index: u32) -> Self {
+        CommandBack { dialect, req_cons: index, rsp_prod: index, rsp_published: index }
     }
 
     /// How many requests were taken and not yet answered.

@@ -68,7 +68,12 @@ pub struct Producer {
 impl Producer {
     /// The filling end of a new ring.
     pub fn new(way: Way) -> Self {
-        Producer { way, prod: 0, room: 0 }
+        Producer::at(way, 0)
+    }
+
+    /// The filling end of a ring through which so many bytes have gone already.
+    pub(super) fn at(way: Way, prod: u32) -> Self {
+        Producer { way, prod, room: 0 }
     }
 
     /// Where the next bytes may go: empty pieces when the ring is full. [`Errno::EPROTO`] when the
@@ -126,7 +131,12 @@ pub struct Consumer {
 impl Consumer {
     /// The emptying end of a new ring.
     pub fn new(way: Way) -> Self {
-        Consumer { way, cons: 0, ready: 0 }
+        Consumer::at(way, 0)
+    }
+
+    /// The emptying end of a ring through which so many bytes have gone already.
+    pub(super) fn at(way: Way, cons: u32) -> Self {
+        Consumer { way, cons, ready: 0 }
     }
 
     /// What is there to be taken: empty pieces when there is nothing. [`Errno::EPROTO`] when the
@@ -190,8 +200,8 @@ mod tests {
         let (layout, region) = ring();
         // Both indexes start just before they wrap around.
         let start = u32::MAX - 5000;
-        let mut producer = Producer { prod: start, ..Producer::new(layout.output) };
-        let mut consumer = Consumer { cons: start, ..Consumer::new(layout.output) };
+        let mut producer = Producer::at(layout.output, start);
+        let mut consumer = Consumer::at(layout.output, start);
         region.indexes.store_u32(layout.output.prod, start, Ordering::Relaxed);
         region.indexes.store_u32(layout.output.cons, start, Ordering::Relaxed);
         let (mut sent, mut received) = (0u8, 0u8);

@@ -6,6 +6,8 @@
 
 mod command;
 mod data;
+#[cfg(test)]
+mod properties;
 
 pub use command::{CommandBack, CommandFront};
 pub use data::{Consumer, Producer, copy_in, copy_out, len};

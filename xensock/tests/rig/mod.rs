@@ -1,6 +1,8 @@
 //! A guest and its backend in one process, and what a test needs around them.
 #![allow(dead_code, reason = "each test file uses its own part of it")]
 
+pub mod script;
+
 use embassy_time::{Duration, Timer, with_timeout};
 use futures_executor::{LocalPool, LocalSpawner};
 use futures_util::task::LocalSpawnExt;

@@ -1,0 +1,189 @@
+//! A frontend and a backend in one process and one thread, against the plain copying of memory.
+//!
+//! Each byte of the pair is copied twice, once by each end, and the events, the tasks and the rings
+//! come on top: the ratio that is printed first says how much of a `memcpy`'s speed is left. Times of
+//! different runs, or machines, cannot be compared; ratios can, roughly.
+
+#[path = "../tests/rig/mod.rs"]
+mod rig;
+
+use criterion::{Criterion, Throughput};
+use embedded_io_async::{Read, Write};
+use rig::{Rig, address, config, with_backend_and};
+use std::cell::Cell;
+use std::hint::black_box;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use xensock::back::Limits;
+use xensock::front::Config;
+
+/// What an application hands over at once.
+const CHUNK: usize = 16 * 1024;
+const MEBI: usize = 1 << 20;
+
+/// Runs `test` with a connected pair, and returns the time that it says it took.
+fn timed<F: Future<Output = Duration>>(
+    config: Config,
+    test: impl FnOnce(Rc<Rig>) -> F,
+) -> Duration {
+    let took = Cell::default();
+    with_backend_and(config, Limits::default(), |rig| {
+        let test = test(rig);
+        async { took.set(test.await) }
+    });
+    took.get()
+}
+
+/// From an application to a remote that throws everything away.
+fn outwards(bytes: usize, config: Config) -> Duration {
+    timed(config, |rig| async move {
+        let server = rig.net.listen(address(80)).unwrap();
+        let mut stream = rig.frontend.connect(address(80)).await.unwrap();
+        let socket = server.accept().await;
+        let chunk = rig::pattern(CHUNK);
+        let start = Instant::now();
+        let sending = async {
+            for _ in 0..bytes / CHUNK {
+                stream.write_all(&chunk).await.unwrap();
+            }
+        };
+        let receiving = async {
+            let mut left = bytes;
+            while left > 0 {
+                left -= socket.read_in_place(|some| black_box(some).len()).await.unwrap();
+            }
+        };
+        futures_util::future::join(sending, receiving).await;
+        start.elapsed()
+    })
+}
+
+/// To an application, from a remote that makes bytes out of nothing.
+fn inwards(bytes: usize, config: Config) -> Duration {
+    timed(config, |rig| async move {
+        let server = rig.net.listen(address(80)).unwrap();
+        let mut stream = rig.frontend.connect(address(80)).await.unwrap();
+        let socket = server.accept().await;
+        let mut chunk = vec![0; CHUNK];
+        let start = Instant::now();
+        let sending = async {
+            let mut left = bytes;
+            while left > 0 {
+                left -= socket.write_in_place(|room| room.len().min(left)).await.unwrap();
+            }
+        };
+        let receiving = async {
+            for _ in 0..bytes / CHUNK {
+                stream.read_exact(&mut chunk).await.unwrap();
+                black_box(&chunk);
+            }
+        };
+        futures_util::future::join(sending, receiving).await;
+        start.elapsed()
+    })
+}
+
+/// Questions and answers of 64 bytes.
+fn round_trips(count: u64) -> Duration {
+    timed(config(), |rig| async move {
+        let server = rig.net.listen(address(80)).unwrap();
+        let mut stream = rig.frontend.connect(address(80)).await.unwrap();
+        let socket = server.accept().await;
+        rig.spawn(async move {
+            let mut bytes = [0; 64];
+            while let Ok(count @ 1..) = socket.read(&mut bytes).await {
+                if socket.write_all(&bytes[..count]).await.is_err() {
+                    break;
+                }
+            }
+        });
+        let mut bytes = [7; 64];
+        let start = Instant::now();
+        for _ in 0..count {
+            stream.write_all(&bytes).await.unwrap();
+            stream.read_exact(&mut bytes).await.unwrap();
+        }
+        start.elapsed()
+    })
+}
+
+/// Connections that are opened and closed, one after the other.
+fn connections(count: u64) -> Duration {
+    timed(config(), |rig| async move {
+        let server = rig.net.listen(address(80)).unwrap();
+        rig.frontend.connected().await.unwrap();
+        let start = Instant::now();
+        for _ in 0..count {
+            let stream = rig.frontend.connect(address(80)).await.unwrap();
+            let socket = server.accept().await;
+            drop(stream);
+            socket.read(&mut [0]).await.unwrap();
+        }
+        start.elapsed()
+    })
+}
+
+/// Copies between two buffers that are no better in the cache than a ring is.
+fn copying(bytes: usize) -> Duration {
+    let from = rig::pattern(MEBI);
+    let mut to = vec![0; MEBI];
+    let start = Instant::now();
+    for at in (0..bytes).step_by(CHUNK) {
+        let at = at % MEBI;
+        black_box(&mut to)[at..at + CHUNK].copy_from_slice(&black_box(&from)[at..at + CHUNK]);
+    }
+    start.elapsed()
+}
+
+/// The best of a few: what disturbs a measurement only ever makes it slower.
+fn best(run: impl Fn() -> Duration) -> f64 {
+    (0..7).map(|_| run().as_secs_f64()).fold(f64::INFINITY, f64::min)
+}
+
+fn ratios() {
+    const BYTES: usize = 128 * MEBI;
+    let speed = |seconds: f64| BYTES as f64 / 1e6 / seconds;
+    let memory = best(|| copying(BYTES));
+    println!("memcpy, in pieces of {} KiB: {:.0} MB/s", CHUNK / 1024, speed(memory));
+    for order in [4, 6, 9] {
+        let config = Config { ring_order: order, ..config() };
+        for (name, seconds) in
+            [("out", best(|| outwards(BYTES, config))), ("in", best(|| inwards(BYTES, config)))]
+        {
+            println!(
+                "pair, ring order {order}, {name}: {:.0} MB/s, ratio to memcpy {:.2}",
+                speed(seconds),
+                memory / seconds
+            );
+        }
+    }
+}
+
+fn main() {
+    // `cargo test --benches` only wants to know whether it runs.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        outwards(MEBI, config());
+        inwards(MEBI, config());
+        return;
+    }
+    ratios();
+    let mut criterion = Criterion::default().configure_from_args();
+    let mut group = criterion.benchmark_group("pair");
+    group.sample_size(20).measurement_time(Duration::from_secs(3));
+    group.throughput(Throughput::Bytes(MEBI as u64));
+    group.bench_function("1 MiB out", |bencher| {
+        bencher.iter_custom(|count| outwards(count as usize * MEBI, config()));
+    });
+    group.bench_function("1 MiB in", |bencher| {
+        bencher.iter_custom(|count| inwards(count as usize * MEBI, config()));
+    });
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("round trip of 64 bytes", |bencher| {
+        bencher.iter_custom(round_trips);
+    });
+    group.bench_function("connection opened and closed", |bencher| {
+        bencher.iter_custom(connections);
+    });
+    group.finish();
+    criterion.final_summary();
+}
