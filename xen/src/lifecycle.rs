@@ -50,6 +50,10 @@ pub struct Requests {
     store: Store,
     watch: Watch,
     supported: Vec<Request>,
+    /// The watch has fired since the node was read.
+    changed: bool,
+    /// A request whose acknowledgement is under way: if the node is found empty, it was made.
+    acknowledging: Option<Request>,
 }
 
 impl Requests {
@@ -64,28 +68,35 @@ impl Requests {
             }
         }
         let watch = store.watch(NODE).await?;
-        Ok(Requests { store: store.clone(), watch, supported: supported.to_vec() })
+        let (store, supported) = (store.clone(), supported.to_vec());
+        Ok(Requests { store, watch, supported, changed: false, acknowledging: None })
     }
 
     /// Waits for a request that is supported, and acknowledges it: the caller obeys now.
     ///
     /// A word that means nothing is acknowledged and logged. A request that is not supported is
-    /// only logged: without an acknowledgement the toolstack tells its user that it failed.
+    /// only logged: without an acknowledgement the toolstack tells its user that it failed. Dropping
+    /// the future loses no request.
     pub async fn next(&mut self) -> Result<Request, Errno> {
         loop {
-            self.watch.next().await;
-            if let Some(request) = self.take().await? {
+            if !self.changed {
+                self.watch.next().await;
+                self.changed = true;
+            }
+            let request = self.take().await;
+            self.changed = false;
+            if let Some(request) = request? {
                 return Ok(request);
             }
         }
     }
 
-    async fn take(&self) -> Result<Option<Request>, Errno> {
+    async fn take(&mut self) -> Result<Option<Request>, Errno> {
         for _ in 0..ATTEMPTS {
             let transaction = self.store.transaction().await?;
             let word = match transaction.read(NODE).await {
                 Ok(word) if !word.is_empty() => word,
-                Ok(_) | Err(Errno::ENOENT) => return Ok(None),
+                Ok(_) | Err(Errno::ENOENT) => return Ok(self.acknowledging.take()),
                 Err(error) => return Err(error),
             };
             let request = Request::decode(&word);
@@ -96,7 +107,10 @@ impl Requests {
                 return Ok(None);
             }
             transaction.write(NODE, "").await?;
-            match transaction.commit().await {
+            self.acknowledging = request;
+            let committed = transaction.commit().await;
+            self.acknowledging = None;
+            match committed {
                 Ok(()) => {
                     if request.is_none() {
                         let word = String::from_utf8_lossy(&word);

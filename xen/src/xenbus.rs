@@ -72,6 +72,8 @@ pub struct StateWatch {
     store: Store,
     path: String,
     watch: Watch,
+    /// The watch has fired since the state was read.
+    changed: bool,
     last: Option<State>,
 }
 
@@ -79,15 +81,21 @@ impl StateWatch {
     /// Starts to watch the end whose folder is `path`.
     pub async fn new(store: &Store, path: &str) -> Result<StateWatch, Errno> {
         let watch = store.watch(&format!("{path}/state")).await?;
-        Ok(StateWatch { store: store.clone(), path: path.to_string(), watch, last: None })
+        let (store, path) = (store.clone(), path.to_string());
+        Ok(StateWatch { store, path, watch, changed: false, last: None })
     }
 
     /// The state, the first time; after that, the next state that differs from the last one
-    /// returned. States that pass quickly can go unseen.
+    /// returned. States that pass quickly can go unseen. Dropping the future loses nothing.
     pub async fn next(&mut self) -> Result<State, Errno> {
         loop {
-            self.watch.next().await;
-            let state = read_state(&self.store, &self.path).await?;
+            if !self.changed {
+                self.watch.next().await;
+                self.changed = true;
+            }
+            let state = read_state(&self.store, &self.path).await;
+            self.changed = false;
+            let state = state?;
             if self.last != Some(state) {
                 self.last = Some(state);
                 return Ok(state);

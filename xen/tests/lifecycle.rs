@@ -1,6 +1,7 @@
 //! The toolstack's requests, as it makes them.
 
 use futures_executor::LocalPool;
+use futures_util::FutureExt;
 use futures_util::future::poll_immediate;
 use futures_util::task::LocalSpawnExt;
 use std::pin::pin;
@@ -50,4 +51,53 @@ fn requests_are_announced_acknowledged_and_told() {
     }
     fake.write(NODE, "reboot");
     assert_eq!(pool.run_until(next), Ok(Request::Reboot));
+}
+
+#[test]
+fn a_wait_that_is_given_up_loses_no_request() {
+    for polls in 1..40 {
+        let fake = FakeStore::new();
+        fake.add_domain(DomId(5));
+        let (reader, writer) = fake.connect(DomId(5));
+        let (store, driver) = xenstore::connect(reader, writer);
+        let mut driver = pin!(driver.run());
+        let mut finish = |task: &mut dyn FnMut() -> bool| {
+            for _ in 0..1000 {
+                if task() {
+                    return;
+                }
+                assert_eq!(driver.as_mut().now_or_never(), None);
+            }
+            panic!("given up after {polls} polls, the request does not come");
+        };
+        let mut requests = None;
+        {
+            let supported = [Request::Poweroff];
+            let mut watch = pin!(Requests::watch(&store, &supported));
+            finish(&mut || {
+                requests = watch.as_mut().now_or_never();
+                requests.is_some()
+            });
+        }
+        let mut requests = requests.unwrap().unwrap();
+        fake.write(NODE, "poweroff");
+        let mut found = None;
+        {
+            let mut next = pin!(requests.next());
+            let mut polled = 0;
+            finish(&mut || {
+                polled += 1;
+                found = next.as_mut().now_or_never();
+                found.is_some() || polled == polls
+            });
+        }
+        if found.is_none() {
+            let mut next = pin!(requests.next());
+            finish(&mut || {
+                found = next.as_mut().now_or_never();
+                found.is_some()
+            });
+        }
+        assert_eq!(found, Some(Ok(Request::Poweroff)));
+    }
 }

@@ -309,7 +309,7 @@ fn a_request_dropped_at_any_point_breaks_nothing_and_leaks_nothing() {
 #[test]
 fn a_directory_that_changes_while_it_is_read_is_read_whole() {
     let names: Vec<_> = (0..900).map(|n| format!("child-number-{n:05}")).collect();
-    for steps in (0..2000).step_by(97) {
+    for steps in 0..40 {
         let mut world = Steps::new();
         names.iter().for_each(|name| world.fake.write(&format!("{HOME}/long/{name}"), ""));
         let mine = Permission { access: Access::None, domain: GUEST };
@@ -419,11 +419,17 @@ fn a_devices_two_ends_see_each_other_change() {
         assert_eq!(watch.wait_for(|state| state == State::InitWait).await, Ok(State::InitWait));
         world.fake.write(&format!("{back}/state"), "2");
         world.store.read(&format!("{back}/state")).await.unwrap();
-        let again = poll_immediate(pin!(watch.next())).await;
-        assert_eq!(again, None, "the state is the same");
-        world.store.read(&format!("{back}/state")).await.unwrap();
-        assert_eq!(poll_immediate(pin!(watch.next())).await, None);
+        {
+            let mut again = pin!(watch.next());
+            for _ in 0..4 {
+                assert_eq!(poll_immediate(&mut again).await, None, "the state is the same");
+                world.store.read(&format!("{back}/state")).await.unwrap();
+            }
+        }
         world.fake.write(&format!("{back}/state"), "nonsense");
+        world.store.read(&format!("{back}/state")).await.unwrap();
+        // A wait that is given up while it reads the state loses nothing.
+        assert_eq!(poll_immediate(pin!(watch.next())).await, None);
         assert_eq!(watch.next().await, Ok(State::Unknown));
 
         xenbus::switch_state(store, front, State::Initialised).await.unwrap();
