@@ -17,7 +17,8 @@ pub struct Arguments {
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: log::LevelFilter,
 
-    /// The largest data ring that a guest may use: two to this power of pages for each connection
+    /// The largest data ring that a guest may use: two to this power of pages for each connection.
+    /// Linux's own frontend wants 4 at least
     #[arg(long, value_name = "ORDER", default_value = "6",
           value_parser = RangedU64ValueParser::<u32>::new().range(1..=9))]
     pub max_page_order: u32,

@@ -1,16 +1,17 @@
 //! One device of one guest: what its nodes in xenstore say, and what is done about it.
 //!
 //! The two ends are looked at as a whole after every change, and one step is taken from there
-//! ([`next_step`]), so it does not matter how many changes one look has missed. A guest that writes
+//! (see `states`), so it does not matter how many changes one look has missed. A guest that writes
 //! nonsense closes its own device and is told so in the log; after a while it may try again.
 
 use crate::counts::{Counter, Ticket};
+use crate::states::{Step, View, next_step};
 use std::future::{Future, pending, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use xen::xenbus::{OtherEnd, State, read_number, read_state, switch_state};
 use xen::xenstore::{Store, Watch};
@@ -21,6 +22,9 @@ use xensock::wire::Dialect;
 
 /// How long a guest that broke the protocol waits for its next chance.
 const PENANCE: Duration = Duration::from_secs(1);
+
+/// How often a guest may connect: each time is a line in the log.
+const INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a frontend may take to close when the device is to be removed. The toolstack waits longer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -49,61 +53,6 @@ pub struct Device<H> {
     pub guest: DomId,
     /// The backend's folder in xenstore.
     pub path: String,
-}
-
-/// What the nodes of both ends say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct View {
-    front: State,
-    back: State,
-    /// Whether the toolstack wants the device to be there.
-    online: bool,
-}
-
-/// What to do next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    /// Wait for a change.
-    Wait,
-    /// Publish this end's nodes and wait for the frontend's.
-    Offer,
-    /// The frontend's nodes are there: use them.
-    Connect,
-    /// Give up everything of the guest's, then say so.
-    Close,
-    /// Both ends have given up everything.
-    Closed,
-}
-
-/// What follows from what is seen, where `mine` is the state that this end last gave itself.
-fn next_step(mine: State, view: View) -> Step {
-    use State::*;
-    let serving = mine == Connected;
-    // The toolstack asks for the end by writing this end's state, or by `online`.
-    if view.back == Closing && mine != Closing && mine != Closed || !view.online {
-        return match mine {
-            Closed => Step::Wait,
-            _ if matches!(view.front, Closed | Unknown | Initialising) => Step::Closed,
-            Closing => Step::Wait,
-            _ => Step::Close,
-        };
-    }
-    match (view.front, mine) {
-        (Initialised, InitWait) => Step::Connect,
-        (Initialised | Connected, Connected) => Step::Wait,
-        // It believes in a backend that is no more.
-        (Connected, Closing) | (Initialised, Closing) => Step::Wait,
-        (Connected, _) => Step::Close,
-        (Closing, Closing) => Step::Wait,
-        (Closing, _) => Step::Close,
-        (Closed | Unknown, Closing) => Step::Closed,
-        (_, Closing) => Step::Offer,
-        (Closed | Unknown, _) if serving => Step::Close,
-        // A frontend that started anew, or one that may.
-        (_, InitWait) => Step::Wait,
-        (Unknown, Closed) => Step::Wait,
-        _ => Step::Offer,
-    }
 }
 
 /// A connected device being served.
@@ -145,6 +94,7 @@ impl<H: Host> Device<H> {
             _ => State::Unknown,
         };
         let mut service: Option<Service<'_>> = None;
+        let mut last_connected: Option<Instant> = None;
         loop {
             if *stop.borrow() {
                 drop(service.take());
@@ -187,8 +137,12 @@ impl<H: Host> Device<H> {
                     }
                     mine = self.switch(State::InitWait).await?;
                 }
+                Step::Connect if last_connected.is_some_and(|last| last.elapsed() < INTERVAL) => {
+                    host.sleep(INTERVAL / 4).await;
+                }
                 Step::Connect => match self.connect(&other).await? {
                     Ok(connected) => {
+                        last_connected = Some(Instant::now());
                         service = Some(connected);
                         mine = self.switch(State::Connected).await?;
                         log::info!("domain {}: connected ({})", self.guest, self.dialect.device());
@@ -323,83 +277,4 @@ async fn first<S>(
         patience.as_mut().poll(cx).map(|()| First::Patience)
     })
     .await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use State::*;
-
-    fn step(mine: State, front: State) -> Step {
-        next_step(mine, View { front, back: mine, online: true })
-    }
-
-    #[test]
-    fn a_device_is_offered_connected_and_closed_in_the_order_of_the_specification() {
-        assert_eq!(step(Unknown, Initialising), Step::Offer);
-        assert_eq!(step(InitWait, Initialising), Step::Wait);
-        assert_eq!(step(InitWait, Initialised), Step::Connect);
-        assert_eq!(step(Connected, Initialised), Step::Wait);
-        assert_eq!(step(Connected, Connected), Step::Wait);
-        assert_eq!(step(Connected, Closing), Step::Close);
-        assert_eq!(step(Closing, Closing), Step::Wait);
-        assert_eq!(step(Closing, Closed), Step::Closed);
-        assert_eq!(step(Closed, Closed), Step::Offer);
-        assert_eq!(step(InitWait, Closed), Step::Wait);
-    }
-
-    #[test]
-    fn a_frontend_of_an_earlier_backend_is_asked_to_close_first() {
-        assert_eq!(step(Unknown, Connected), Step::Close);
-        assert_eq!(step(Closing, Connected), Step::Wait);
-        assert_eq!(step(Closing, Closed), Step::Closed);
-    }
-
-    #[test]
-    fn a_frontend_that_starts_anew_without_a_word_gets_a_new_offer() {
-        assert_eq!(step(Connected, Initialising), Step::Offer);
-        assert_eq!(step(Closing, Initialising), Step::Offer);
-        assert_eq!(step(Connected, Unknown), Step::Close);
-    }
-
-    #[test]
-    fn the_toolstack_can_end_a_device_in_any_state() {
-        for mine in [Unknown, InitWait, Connected] {
-            let asked = View { front: Connected, back: Closing, online: true };
-            assert_eq!(next_step(mine, asked), Step::Close);
-        }
-        for front in [Initialising, Initialised, Connected, Closing, Closed, Unknown] {
-            let offline = |mine| next_step(mine, View { front, back: mine, online: false });
-            let gone = matches!(front, Closed | Unknown | Initialising);
-            assert_eq!(offline(Connected), if gone { Step::Closed } else { Step::Close });
-            assert_eq!(offline(Closing), if gone { Step::Closed } else { Step::Wait });
-            assert_eq!(offline(Closed), Step::Wait);
-        }
-    }
-
-    #[test]
-    fn no_step_leads_nowhere() {
-        // After a step was taken and nothing else happens, the device comes to rest.
-        let states = [Unknown, Initialising, InitWait, Initialised, Connected, Closing, Closed];
-        for front in states {
-            for mine in states {
-                for online in [true, false] {
-                    let mut view = View { front, back: mine, online };
-                    let mut mine = mine;
-                    let rests = (0..5).any(|_| {
-                        mine = match next_step(mine, view) {
-                            Step::Wait => return true,
-                            Step::Offer => InitWait,
-                            Step::Connect => Connected,
-                            Step::Close => Closing,
-                            Step::Closed => Closed,
-                        };
-                        view.back = mine;
-                        false
-                    });
-                    assert!(rests, "{front:?} {mine:?} {online}");
-                }
-            }
-        }
-    }
 }

@@ -16,5 +16,6 @@ pub mod iovec;
 pub mod lock;
 pub mod reactor;
 pub mod sockets;
+mod states;
 pub mod xenbus;
 pub mod xenstored;

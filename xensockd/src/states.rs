@@ -1,0 +1,141 @@
+//! What a backend does next, judged by the states of a device's two ends.
+//!
+//! A plain function of what is seen at one moment: no history, so no change that was missed matters.
+
+use xen::xenbus::State;
+
+/// What the nodes of both ends say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct View {
+    /// The frontend's state.
+    pub(crate) front: State,
+    /// This end's state, which the toolstack may have written.
+    pub(crate) back: State,
+    /// Whether the toolstack wants the device to be there.
+    pub(crate) online: bool,
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Wait for a change.
+    Wait,
+    /// Publish this end's nodes and wait for the frontend's.
+    Offer,
+    /// The frontend's nodes are there: use them.
+    Connect,
+    /// Give up everything of the guest's, then say so.
+    Close,
+    /// Both ends have given up everything.
+    Closed,
+}
+
+/// What follows from what is seen, where `mine` is the state that this end last gave itself.
+pub(crate) fn next_step(mine: State, view: View) -> Step {
+    use State::*;
+    let serving = mine == Connected;
+    // The toolstack asks for the end by writing this end's state, or by `online`.
+    if view.back == Closing && mine != Closing && mine != Closed || !view.online {
+        return match mine {
+            Closed => Step::Wait,
+            _ if matches!(view.front, Closed | Unknown | Initialising) => Step::Closed,
+            Closing => Step::Wait,
+            _ => Step::Close,
+        };
+    }
+    match (view.front, mine) {
+        (Initialised, InitWait) => Step::Connect,
+        (Initialised | Connected, Connected) => Step::Wait,
+        // It believes in a backend that is no more.
+        (Connected, Closing) | (Initialised, Closing) => Step::Wait,
+        (Connected, _) => Step::Close,
+        (Closing, Closing) => Step::Wait,
+        (Closing, _) => Step::Close,
+        (Closed | Unknown, Closing) => Step::Closed,
+        (_, Closing) => Step::Offer,
+        (Closed | Unknown, _) if serving => Step::Close,
+        // A frontend that started anew, or one that may.
+        (_, InitWait) => Step::Wait,
+        (Unknown, Closed) => Step::Wait,
+        _ => Step::Offer,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use State::*;
+
+    fn step(mine: State, front: State) -> Step {
+        next_step(mine, View { front, back: mine, online: true })
+    }
+
+    #[test]
+    fn a_device_is_offered_connected_and_closed_in_the_order_of_the_specification() {
+        assert_eq!(step(Unknown, Initialising), Step::Offer);
+        assert_eq!(step(InitWait, Initialising), Step::Wait);
+        assert_eq!(step(InitWait, Initialised), Step::Connect);
+        assert_eq!(step(Connected, Initialised), Step::Wait);
+        assert_eq!(step(Connected, Connected), Step::Wait);
+        assert_eq!(step(Connected, Closing), Step::Close);
+        assert_eq!(step(Closing, Closing), Step::Wait);
+        assert_eq!(step(Closing, Closed), Step::Closed);
+        assert_eq!(step(Closed, Closed), Step::Offer);
+        assert_eq!(step(InitWait, Closed), Step::Wait);
+    }
+
+    #[test]
+    fn a_frontend_of_an_earlier_backend_is_asked_to_close_first() {
+        assert_eq!(step(Unknown, Connected), Step::Close);
+        assert_eq!(step(Closing, Connected), Step::Wait);
+        assert_eq!(step(Closing, Closed), Step::Closed);
+    }
+
+    #[test]
+    fn a_frontend_that_starts_anew_without_a_word_gets_a_new_offer() {
+        assert_eq!(step(Connected, Initialising), Step::Offer);
+        assert_eq!(step(Closing, Initialising), Step::Offer);
+        assert_eq!(step(Connected, Unknown), Step::Close);
+    }
+
+    #[test]
+    fn the_toolstack_can_end_a_device_in_any_state() {
+        for mine in [Unknown, InitWait, Connected] {
+            let asked = View { front: Connected, back: Closing, online: true };
+            assert_eq!(next_step(mine, asked), Step::Close);
+        }
+        for front in [Initialising, Initialised, Connected, Closing, Closed, Unknown] {
+            let offline = |mine| next_step(mine, View { front, back: mine, online: false });
+            let gone = matches!(front, Closed | Unknown | Initialising);
+            assert_eq!(offline(Connected), if gone { Step::Closed } else { Step::Close });
+            assert_eq!(offline(Closing), if gone { Step::Closed } else { Step::Wait });
+            assert_eq!(offline(Closed), Step::Wait);
+        }
+    }
+
+    #[test]
+    fn no_step_leads_nowhere() {
+        // After a step was taken and nothing else happens, the device comes to rest.
+        let states = [Unknown, Initialising, InitWait, Initialised, Connected, Closing, Closed];
+        for front in states {
+            for mine in states {
+                for online in [true, false] {
+                    let mut view = View { front, back: mine, online };
+                    let mut mine = mine;
+                    let rests = (0..5).any(|_| {
+                        mine = match next_step(mine, view) {
+                            Step::Wait => return true,
+                            Step::Offer => InitWait,
+                            Step::Connect => Connected,
+                            Step::Close => Closing,
+                            Step::Closed => Closed,
+                        };
+                        view.back = mine;
+                        false
+                    });
+                    assert!(rests, "{front:?} {mine:?} {online}");
+                }
+            }
+        }
+    }
+}
