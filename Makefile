@@ -47,7 +47,7 @@ kernel: setup
 
 xensockd: setup
 	$(CARGO) build -p xensockd --profile host
-	@cp target/host/xensockd target/xensockd.new
+	@strip --strip-debug -o target/xensockd.new target/host/xensockd
 	@mv target/xensockd.new target/xensockd
 
 lab: setup
