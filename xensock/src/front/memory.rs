@@ -206,7 +206,7 @@ impl<M: Machine> Memory<M> {
             Ok(()) => false,
             Err(error) => {
                 if error != Errno::EBUSY {
-                    log::error!("revoking grant {} failed: {error}; its page is kept", grant.0);
+                    log::debug!("revoking grant {} failed: {error}; its page is kept", grant.0);
                 }
                 true
             }

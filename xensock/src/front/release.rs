@@ -7,6 +7,7 @@ use crate::wire::Call;
 use crate::{Machine, Side};
 use alloc::rc::Rc;
 use core::future::{Future, poll_fn};
+use core::sync::atomic::{Ordering, fence};
 use core::task::Poll;
 use embassy_time::with_timeout;
 use xen::Errno;
@@ -61,18 +62,19 @@ async fn drain<M: Machine>(socket: &Socket<M>) {
     while unsent > 0 {
         let less = poll_fn(|cx| {
             socket.signal.register(Side::Tx, cx.waker());
+            fence(Ordering::SeqCst);
             // A remote that reads only once it has written everything must not be stuck: what comes
             // now is thrown away.
             let _ = socket.poll_take(cx, |data| (len(&data), ()));
-            let now = socket.unsent();
-            if now == unsent { Poll::Pending } else { Poll::Ready(now) }
+            if socket.unsent() == unsent { Poll::Pending } else { Poll::Ready(()) }
         });
-        match with_timeout(socket.device.config.linger, less).await {
-            Ok(now) => unsent = now,
-            Err(_) => {
-                log::warn!("socket {}: {unsent} bytes could not be sent", socket.name);
-                return;
-            }
+        let timed_out = with_timeout(socket.device.config.linger, less).await.is_err();
+        // Not everything that the backend takes comes with an event.
+        let now = socket.unsent();
+        if timed_out && now == unsent {
+            log::warn!("socket {}: {unsent} bytes could not be sent", socket.name);
+            return;
         }
+        unsent = now;
     }
 }

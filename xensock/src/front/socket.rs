@@ -10,6 +10,7 @@ use alloc::rc::Rc;
 use alloc::sync::Arc;
 use core::cell::{Cell, RefCell};
 use core::net::SocketAddr;
+use core::sync::atomic::{Ordering, fence};
 use core::task::{Context, Poll};
 use xen::{Errno, Shared};
 
@@ -86,7 +87,9 @@ impl<M: Machine> Socket<M> {
         if result.is_none() {
             self.burst.set(0);
             self.signal.register(side, cx.waker());
-            // What came before the waker was there has woken nobody.
+            // What came before the waker was there has woken nobody. And a backend that looks whether
+            // this end may be asleep must see all that was written before this last look.
+            fence(Ordering::SeqCst);
             result = attempt().transpose();
         }
         match result {
@@ -118,7 +121,7 @@ impl<M: Machine> Socket<M> {
         }
         let (count, value) = take(data);
         self.device.counters.bytes_in.add(count);
-        if consumer.advance(region, count).is_due() {
+        if consumer.advance(region, count).is_due() && consumer.producer_may_wait(region, count) {
             self.device.memory.notify(ring.port());
         }
         Ok(Some(value))

@@ -5,11 +5,12 @@
 //! the room was seen, and seen only after they were copied in; likewise on the way out.
 //!
 //! Neither end tells the other whether it sleeps, so in the plain protocol every advance is followed by
-//! an event. [`Notify`] is where a dialect that can do better will say so.
+//! an event, but for what a consumer can tell by itself ([`Consumer::producer_may_wait`]). [`Notify`] is
+//! where a dialect that can do better will say so.
 
 use super::Notify;
 use crate::wire::{Region, Way};
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{Ordering, fence};
 use xen::{Errno, Shared};
 
 /// The number of bytes in the pieces that [`Producer::room`] and [`Consumer::data`] give.
@@ -169,6 +170,20 @@ impl Consumer {
         Notify::Due
     }
 
+    /// Whether the producer may be waiting for room, now that `count` bytes were taken.
+    ///
+    /// A producer sleeps only when it has found no room, or at least little. So when the ring was less
+    /// than half full before the bytes were taken, it needs no event.
+    #[inline]
+    pub fn producer_may_wait(&self, region: Region<'_>, count: usize) -> bool {
+        // Either the producer sees the new index when it looks for the last time before it sleeps,
+        // or this sees all that it has written before that.
+        fence(Ordering::SeqCst);
+        let prod = region.indexes.load_u32(self.way.prod, Ordering::Relaxed);
+        let before = u64::from(prod.wrapping_sub(self.cons)) + count as u64;
+        before >= u64::from(self.way.size / 2)
+    }
+
     /// The error word of this direction. Take the data first: what came before the error is good.
     pub fn error(&self, region: Region<'_>) -> Option<Errno> {
         error(&self.way, region)
@@ -241,6 +256,20 @@ mod tests {
         assert_eq!(len(&producer.room(region).unwrap()), 0);
         assert_eq!(producer.unread(region), Ok(4096));
         assert_eq!(len(&consumer.data(region).unwrap()), 4096);
+    }
+
+    #[test]
+    fn a_producer_is_told_of_room_when_it_may_have_found_little() {
+        let (layout, region) = ring();
+        let mut producer = Producer::new(layout.input);
+        let mut consumer = Consumer::new(layout.input);
+        for (written, taken, told) in [(2047, 2047, false), (4096, 1, true), (0, 4095, true)] {
+            producer.room(region).unwrap();
+            let _ = producer.advance(region, written);
+            consumer.data(region).unwrap();
+            let _ = consumer.advance(region, taken);
+            assert_eq!(consumer.producer_may_wait(region, taken), told);
+        }
     }
 
     #[test]
