@@ -36,9 +36,12 @@ pub fn note_timer() {
     FIRED.store(true, Ordering::Relaxed);
 }
 
-/// If Xen's timer has fired, wakes the tasks whose time has come; `now` is in nanoseconds since the
+/// If Xen's timer has fired, wakes the tasks whose time has come (and all, if there are suspiciously
+/// many, see [`Timers`]); to be called in each turn of the executor. `now` is in nanoseconds since the
 /// kernel's start. Returns whether it has fired.
 pub fn expire(now: impl Fn() -> u64) -> bool {
+    let crowd = DRIVER.0.lock().sweep();
+    crowd.into_iter().flatten().for_each(Waker::wake);
     if !FIRED.swap(false, Ordering::Relaxed) {
         return false;
     }

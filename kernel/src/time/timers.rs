@@ -4,9 +4,15 @@
 //! come, the task is polled and asks again for what it still waits for. So a task that sets a new
 //! time limit for every byte it reads costs one look-up each, grows nothing, and is woken in vain at
 //! most once in each such time.
+//!
+//! A task that ends says nothing, and what is left of it would stay here, with its memory, until its
+//! time comes: for a server of short connections with long time limits, thousands. So when there are
+//! twice as many entries as there were tasks, all are woken early. Whoever still waits comes back;
+//! of a task that has ended, the last reference is gone.
 
 use alloc::collections::BTreeMap;
 use alloc::collections::btree_map::Entry;
+use core::mem::take;
 use core::task::Waker;
 
 /// What tells tasks apart: a waker's data and functions.
@@ -19,17 +25,30 @@ impl Task {
     }
 }
 
+/// So many entries are never too many.
+const FEW: usize = 256;
+
 /// The waiting tasks. Times are in ticks of any unit.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Timers {
     by_time: BTreeMap<(u64, Task), Waker>,
     by_task: BTreeMap<Task, u64>,
+    /// More entries than this are too many.
+    limit: usize,
+    /// Whether all were woken, and those who still wait have not been counted yet.
+    is_swept: bool,
+}
+
+impl Default for Timers {
+    fn default() -> Timers {
+        Timers::new()
+    }
 }
 
 impl Timers {
     /// No timers.
     pub const fn new() -> Timers {
-        Timers { by_time: BTreeMap::new(), by_task: BTreeMap::new() }
+        Timers { by_time: BTreeMap::new(), by_task: BTreeMap::new(), limit: FEW, is_swept: false }
     }
 
     /// Has `waker` woken at `time`, or before if it asked so earlier.
@@ -48,6 +67,22 @@ impl Timers {
             }
         };
         self.by_time.insert((time, task), waker);
+    }
+
+    /// Takes out all tasks, to be woken early, if there are too many. To be called when tasks that
+    /// were woken have run.
+    pub fn sweep(&mut self) -> Option<impl Iterator<Item = Waker> + use<>> {
+        if self.is_swept {
+            self.is_swept = false;
+            // Not less than half of before, in case not all have run yet.
+            self.limit = (2 * self.by_time.len()).max(self.limit / 2).max(FEW);
+        }
+        if self.by_time.len() <= self.limit {
+            return None;
+        }
+        self.is_swept = true;
+        self.by_task.clear();
+        Some(take(&mut self.by_time).into_values())
     }
 
     /// Takes out a task whose time has come.
@@ -138,6 +173,40 @@ mod tests {
         expire(&mut timers, 100);
         assert_eq!(wakes(&task), 1);
         assert_eq!((timers.next(), timers.waiting()), (None, 0));
+    }
+
+    #[test]
+    fn what_is_left_of_ended_tasks_is_swept_out() {
+        let living: Vec<_> = (0..1000).map(|_| tasks::<1>()).collect();
+        let mut timers = Timers::new();
+        let mut most = 0;
+        for round in 0..100 {
+            for [ended] in (0..1000).map(|_| tasks()) {
+                timers.schedule(1_000_000, &ended.1);
+            }
+            if let Some(wakers) = timers.sweep() {
+                wakers.for_each(Waker::wake);
+            }
+            // The executor polls whoever was woken and lives, and those ask again.
+            for [task] in &living {
+                if task.0.0.swap(0, Ordering::Relaxed) > 0 || round == 0 {
+                    timers.schedule(1_000_000, &task.1);
+                }
+            }
+            most = most.max(timers.waiting());
+        }
+        assert!(most <= 4000, "{most}");
+        expire(&mut timers, 1_000_000);
+        assert!(living.iter().all(|[task]| wakes(task) == 1));
+    }
+
+    #[test]
+    fn few_timers_are_left_in_peace() {
+        let tasks: Vec<_> = (0..FEW).map(|_| tasks::<1>()).collect();
+        let mut timers = Timers::new();
+        tasks.iter().for_each(|[task]| timers.schedule(5, &task.1));
+        assert!(timers.sweep().is_none());
+        assert_eq!(timers.waiting(), FEW);
     }
 
     #[test]
