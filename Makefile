@@ -52,7 +52,7 @@ xensockd: setup
 
 lab: setup
 	$(CARGO) build -p lab --bin lab --profile host
-	@cp target/host/lab target/lab.new
+	@strip --strip-debug -o target/lab.new target/host/lab
 	@mv target/lab.new target/lab
 
 run: kernel xensockd lab
