@@ -65,6 +65,10 @@ pub(super) struct Device<M: Machine + 'static> {
     releasing: Cell<usize>,
     /// Told when one of the two changes.
     closing_changed: WaitList,
+    /// How many listeners were dropped and are not released yet.
+    pub(super) unbinding: Cell<usize>,
+    /// Told when one is.
+    pub(super) unbound: WaitList,
     /// Jobs that the driver has not picked up yet.
     spawned: RefCell<Vec<Job>>,
     /// Told when there is one.
@@ -86,6 +90,8 @@ impl<M: Machine + 'static> Device<M> {
             closing: Cell::new(false),
             releasing: Cell::new(0),
             closing_changed: WaitList::default(),
+            unbinding: Cell::new(0),
+            unbound: WaitList::default(),
             spawned: RefCell::default(),
             spawned_some: WaitList::default(),
             sockets: RefCell::default(),

@@ -4,7 +4,7 @@
 //! the listener, not to the call that started it: whoever calls `accept` next gets the connection.
 
 use super::device::{Attachment, Device};
-use super::socket::Socket;
+use super::socket::{Socket, create};
 use super::stream::Stream;
 use super::wait::WaitList;
 use crate::Machine;
@@ -15,7 +15,7 @@ use core::cell::{Cell, RefCell};
 use core::net::SocketAddr;
 use core::pin::pin;
 use embassy_time::{Duration, Timer};
-use futures_util::future::{Either, select};
+use futures_util::future::{Either, join3, select};
 use xen::Errno;
 
 /// How long the answer to an ACCEPT may take after its listener was released. Some backends never
@@ -71,8 +71,13 @@ impl<M: Machine> Drop for Listener<M> {
         passive.device.counters.listeners_open.sub(1);
         // Streams that nobody fetched are closed by being dropped.
         drop(passive.accepted.take());
+        let unbinding = &self.0.device.unbinding;
+        unbinding.set(unbinding.get() + 1);
         self.0.device.spawn(async move {
-            release(&passive.device, passive.at.session, passive.name).await;
+            let device = &passive.device;
+            release(device, passive.at.session, passive.name).await;
+            device.unbinding.set(device.unbinding.get() - 1);
+            device.unbound.wake_all();
             passive.released.set(true);
             passive.given_up.wake_all();
         });
@@ -125,15 +130,16 @@ pub(super) async fn bind<M: Machine>(
     addr: SocketAddr,
 ) -> Result<Listener<M>, Errno> {
     let at = device.attached().await?;
+    // Whoever has just dropped a listener may want its address again.
+    device.unbound.until(|| (device.unbinding.get() == 0).then_some(())).await;
     let name = device.name_socket();
-    if device.config.dialect.has_socket_command() {
-        device.call(at.session, name, Call::Socket).await?;
-    }
-    let listening = async {
-        device.call(at.session, name, Call::Bind { addr }).await?;
-        device.call(at.session, name, Call::Listen { backlog: device.config.backlog }).await
-    };
-    if let Err(error) = listening.await {
+    // All requests go out at once: if one fails, so do those after it.
+    let create = create(device, at.session, name);
+    let bind = device.call(at.session, name, Call::Bind { addr });
+    let backlog = device.config.backlog;
+    let listen = device.call(at.session, name, Call::Listen { backlog });
+    let (created, bound, listening) = join3(create, bind, listen).await;
+    if let Err(error) = created.and(bound).and(listening) {
         release(device, at.session, name).await;
         return Err(error);
     }

@@ -12,6 +12,7 @@ use core::cell::{Cell, RefCell};
 use core::net::SocketAddr;
 use core::sync::atomic::{Ordering, fence};
 use core::task::{Context, Poll};
+use futures_util::future::join;
 use xen::{Errno, Shared};
 
 /// After so many operations that did not have to wait, a task lets the others run.
@@ -209,14 +210,11 @@ pub(super) async fn connect<M: Machine>(
     let dialect = device.config.dialect;
     let (ring, offer) = device.memory.open_ring(backend, dialect, ring_order)?;
     let name = device.name_socket();
-    if dialect.has_socket_command()
-        && let Err(error) = device.call(session, name, Call::Socket).await
-    {
-        device.memory.close_ring(ring);
-        return Err(error);
-    }
-    let connect = Call::Connect { addr: to, flags: 0, ring: offer };
-    match device.call(session, name, connect).await {
+    // Both requests go out at once: if the first fails, so does the second.
+    let create = create(device, session, name);
+    let connect = device.call(session, name, Call::Connect { addr: to, flags: 0, ring: offer });
+    let (created, connected) = join(create, connect).await;
+    match created.and(connected) {
         Ok(_) => Ok(Stream::new(Socket::new(device, name, session, ring))),
         Err(error) => {
             // The backend may still know the socket, and after a lost answer even the ring.
@@ -225,4 +223,16 @@ pub(super) async fn connect<M: Machine>(
             Err(error)
         }
     }
+}
+
+/// Creates a socket, if that takes a command of its own.
+pub(super) async fn create<M: Machine>(
+    device: &Device<M>,
+    session: u32,
+    name: u64,
+) -> Result<u32, Errno> {
+    if !device.config.dialect.has_socket_command() {
+        return Ok(0);
+    }
+    device.call(session, name, Call::Socket).await
 }
