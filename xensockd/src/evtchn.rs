@@ -57,10 +57,11 @@ impl EventChannels {
     /// Raises the signals of the events that come. Ends only when the device fails.
     pub async fn run(&self) -> io::Error {
         loop {
-            match self.turn().await {
-                Ok(()) => tokio::task::yield_now().await,
-                Err(error) => return error,
+            if let Err(error) = self.turn().await {
+                return error;
             }
+            // Whoever was woken comes first, however many events follow.
+            tokio::task::yield_now().await;
         }
     }
 
@@ -72,6 +73,8 @@ impl EventChannels {
         match read {
             Err(_would_block) => Ok(()),
             Ok(Ok(len)) => {
+                // However few came, the flag stays until a read finds nothing: for an event that came
+                // during this read, the driver wakes nobody.
                 rustix::io::write(&self.0.file, &ports[..len])?;
                 let signals = self.0.signals.borrow();
                 for port in ports[..len].as_chunks().0 {
