@@ -21,18 +21,14 @@ const FAULTS: [(&str, fn()); 10] = [
     ("null", || write_to(ptr::null_mut())),
     ("write-code", || write_to(write_to as *mut u8)),
     ("write-constant", || write_to(CONSTANT.as_ptr().cast_mut())),
-    ("execute-data", || execute(Box::leak(Box::new(RET)).as_ptr())),
-    ("execute-stack", || execute([RET[0]; 1].as_ptr())),
+    ("execute-heap", || execute(black_box(Box::leak(Box::new(RET))).as_ptr())),
+    ("execute-stack", || execute(black_box([RET[0]; 1]).as_ptr())),
     ("nothing-there", || write_to(ptr::without_provenance_mut(1 << 46))),
     ("stack", || log::info!("depth {}", endless(0))),
     // SAFETY: it is meant to fail.
     ("opcode", || unsafe { asm!("ud2") }),
     ("panic", || panic!("as the command line asked")),
-    ("memory", || {
-        loop {
-            Box::leak(Box::new([1u8; 100_000]));
-        }
-    }),
+    ("memory", exhaust),
 ];
 
 /// A constant, in a page that may only be read.
@@ -49,6 +45,12 @@ fn write_to(address: *mut u8) {
 fn execute(code: *const u8) {
     // SAFETY: it is meant to fail.
     unsafe { transmute::<*const u8, extern "C" fn()>(black_box(code))() };
+}
+
+fn exhaust() {
+    loop {
+        black_box(Box::leak(Box::new([1u8; 100_000])));
+    }
 }
 
 fn endless(depth: u64) -> u64 {
