@@ -23,7 +23,7 @@ KERNEL_FLAGS := --target x86_64-xen-pvh.json -Zbuild-std=core,alloc,compiler_bui
 export KERNEL_FLAGS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel xensockd lab run shell test clean
+.PHONY: help setup kernel examples xensockd lab run shell test clean
 
 help:
 	@echo 'make run         boots Xen and serves a guest: APP=http or echo, PORT=8080'
@@ -44,6 +44,10 @@ kernel: setup
 	$(CARGO) build -p kernel --release $(KERNEL_FLAGS)
 	@strip -o target/xensock-kernel.new target/x86_64-xen-pvh/release/xensock-kernel
 	@mv target/xensock-kernel.new target/xensock-kernel
+
+# Guests with a program of their own, which tests boot.
+examples: setup
+	$(CARGO) build -p kernel --release --examples --features kernel/image $(KERNEL_FLAGS)
 
 xensockd: setup
 	$(CARGO) build -p xensockd --profile host
