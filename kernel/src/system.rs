@@ -186,7 +186,8 @@ impl System {
         let frontends = self.0.frontends.take();
         for (frontend, _) in &frontends {
             let drained = async {
-                while frontend.statistics().streams_open + frontend.statistics().listeners_open > 0 {
+                while frontend.statistics().streams_open + frontend.statistics().listeners_open > 0
+                {
                     Timer::after_millis(10).await;
                 }
             };

@@ -18,6 +18,13 @@ global_asm!(include_str!("exceptions.S"));
 unsafe extern "C" {
     static exception_stubs: [u64; 32];
     fn event_upcall();
+    safe fn halt_until_interrupt();
+}
+
+/// Sleeps until an interrupt, which is let in for that long only. One that is pending already ends
+/// the sleep at once.
+pub fn sleep() {
+    halt_until_interrupt();
 }
 
 /// The vector at which Xen interrupts when an event is pending. Any above the exceptions' would do.

@@ -1,9 +1,9 @@
 //! The executor's view of the machine: what has happened, and sleep.
 
 use super::Guest;
+use crate::cpu::exceptions;
 use crate::executor::Platform;
 use crate::time;
-use x86_64::instructions::interrupts;
 
 impl Platform for &'static Guest {
     fn dispatch(&self) -> bool {
@@ -17,12 +17,10 @@ impl Platform for &'static Guest {
     }
 
     fn sleep(&self, is_awake: &dyn Fn() -> bool) {
-        // Interrupts are off here, as always, so an event after these questions cannot be answered
-        // before the CPU halts, and ends the halt. `sti` lets interrupts in only after the next
-        // instruction, which is `hlt`.
+        // Interrupts are off here, as always, so an event after these questions is still pending when
+        // the CPU halts, and ends the halt.
         if !self.events.is_pending() && !is_awake() {
-            interrupts::enable_and_hlt();
-            interrupts::disable();
+            exceptions::sleep();
         }
     }
 }
