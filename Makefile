@@ -23,13 +23,14 @@ KERNEL_FLAGS := --target x86_64-xen-pvh.json -Zbuild-std=core,alloc,compiler_bui
 export KERNEL_FLAGS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel examples xensockd lab run shell test clean
+.PHONY: help setup kernel examples xensockd lab run shell test bench clean
 
 help:
 	@echo 'make run         boots Xen and serves a guest: APP=http or echo, PORT=8080'
 	@echo 'make shell       boots Xen and gives a prompt in dom0'
 	@echo 'make test        checks, host tests, then tests in real Xen'
 	@echo 'make test TEST=… only the tests in real Xen whose names contain this'
+	@echo 'make bench       the rings against memcpy; how soon a guest serves'
 	@echo 'make kernel      builds the guest: target/xensock-kernel'
 	@echo 'make xensockd    builds the backend daemon: target/xensockd'
 	@echo 'make lab         builds the lab: target/lab; `target/lab help` tells more'
@@ -67,6 +68,10 @@ shell: kernel xensockd lab
 
 test: setup
 	@tests/check '$(TEST)'
+
+bench: kernel xensockd
+	$(CARGO) bench -p xensock --features double --bench pair
+	$(CARGO) bench -p lab --bench boot
 
 # dom0's packages stay: they are the only part that needs the network.
 clean:

@@ -1,16 +1,27 @@
 //! Guests that come and go, and what they leave in dom0.
 
-use crate::service::{HTTP, Held, PATIENCE, Service, comes_back_to, next_port, pattern, sha256};
+use crate::bench::{Bench, cases};
+use crate::service::{HTTP, Held, PATIENCE, Service, comes_back_to, pattern, sha256};
 use anyhow::{Result, ensure};
-use lab::{Dom0, Domain};
+use lab::Domain;
+
+cases![
+    xl_shutdown_ends_a_guest,
+    twenty_guests_one_after_the_other_leave_nothing_in_dom0,
+    fetch_prints_status_length_and_digest_and_shuts_down,
+    a_wrong_command_line_is_explained_and_ends_the_guest,
+    a_port_that_is_taken_is_named,
+    the_backend_ends_on_sigterm_and_its_guests_sockets_with_it,
+];
 
 /// A configuration with this command line.
 fn with(cmdline: &str) -> String {
     format!("{HTTP}\ncmdline = \"{cmdline}\"\n")
 }
 
-pub fn xl_shutdown_ends_a_guest(dom0: &Dom0) -> Result<()> {
-    let guest = Service::http(dom0)?;
+fn xl_shutdown_ends_a_guest(bench: &Bench) -> Result<()> {
+    let dom0 = bench.lab()?;
+    let guest = Service::http(bench)?;
     dom0.run(&format!("xl shutdown -w {}", guest.domain.name()))?;
     guest.domain.wait_for_end(PATIENCE)?;
     let console = guest.domain.console()?;
@@ -18,17 +29,18 @@ pub fn xl_shutdown_ends_a_guest(dom0: &Dom0) -> Result<()> {
     Ok(())
 }
 
-pub fn twenty_guests_one_after_the_other_leave_nothing_in_dom0(dom0: &Dom0) -> Result<()> {
+fn twenty_guests_one_after_the_other_leave_nothing_in_dom0(bench: &Bench) -> Result<()> {
+    let dom0 = bench.lab()?;
     let in_dom0 = || -> Result<(Held, String, String)> {
         let nodes = dom0.run("xenstore-ls /local/domain/0/backend 2>/dev/null | wc -l")?;
         let domains = dom0.run("xl list | wc -l")?;
         Ok((Held::by_backend(dom0)?, nodes, domains))
     };
     // The first one creates the folders that stay.
-    drop(Service::http(dom0)?);
+    drop(Service::http(bench)?);
     let before = in_dom0()?;
     for _ in 0..20 {
-        let port = next_port();
+        let port = bench.port()?.dom0;
         let guest = Domain::create(dom0, "again", &with(&format!("app=http port={port}")))?;
         guest.wait_for(&format!("serving on port {port}"), PATIENCE)?;
         let got = dom0.run(&format!("wget -q -O - http://127.0.0.1:{port}/healthz"))?;
@@ -39,7 +51,8 @@ pub fn twenty_guests_one_after_the_other_leave_nothing_in_dom0(dom0: &Dom0) -> R
     comes_back_to(&before, in_dom0)
 }
 
-pub fn fetch_prints_status_length_and_digest_and_shuts_down(dom0: &Dom0) -> Result<()> {
+fn fetch_prints_status_length_and_digest_and_shuts_down(bench: &Bench) -> Result<()> {
+    let dom0 = bench.lab()?;
     let server = Domain::create(dom0, "server", &with(&format!("app=http port={}", 7999)))?;
     server.wait_for("serving on port 7999", PATIENCE)?;
     let url = "http://127.0.0.1:7999/bytes/1000003";
@@ -62,7 +75,8 @@ pub fn fetch_prints_status_length_and_digest_and_shuts_down(dom0: &Dom0) -> Resu
     Ok(())
 }
 
-pub fn a_wrong_command_line_is_explained_and_ends_the_guest(dom0: &Dom0) -> Result<()> {
+fn a_wrong_command_line_is_explained_and_ends_the_guest(bench: &Bench) -> Result<()> {
+    let dom0 = bench.lab()?;
     for (cmdline, explanation) in [
         ("app=gopher", "gopher"),
         ("app=http port=65536", "65536"),
@@ -78,9 +92,10 @@ pub fn a_wrong_command_line_is_explained_and_ends_the_guest(dom0: &Dom0) -> Resu
     Ok(())
 }
 
-pub fn a_port_that_is_taken_is_named(dom0: &Dom0) -> Result<()> {
+fn a_port_that_is_taken_is_named(bench: &Bench) -> Result<()> {
+    let dom0 = bench.lab()?;
     // The first guest holds the port, the second cannot have it.
-    let port = next_port();
+    let port = bench.port()?.dom0;
     let first = Domain::create(dom0, "first", &with(&format!("app=http port={port}")))?;
     first.wait_for(&format!("serving on port {port}"), PATIENCE)?;
     let second = Domain::create(dom0, "second", &with(&format!("app=http port={port}")))?;
@@ -92,8 +107,9 @@ pub fn a_port_that_is_taken_is_named(dom0: &Dom0) -> Result<()> {
     Ok(())
 }
 
-pub fn the_backend_ends_on_sigterm_and_its_guests_sockets_with_it(dom0: &Dom0) -> Result<()> {
-    let port = next_port();
+fn the_backend_ends_on_sigterm_and_its_guests_sockets_with_it(bench: &Bench) -> Result<()> {
+    let dom0 = bench.lab()?;
+    let port = bench.port()?.dom0;
     let guest = Domain::create(dom0, "orphan", &with(&format!("app=http port={port}")))?;
     guest.wait_for(&format!("serving on port {port}"), PATIENCE)?;
     let ended = dom0.run(
@@ -108,7 +124,7 @@ pub fn the_backend_ends_on_sigterm_and_its_guests_sockets_with_it(dom0: &Dom0) -
     ensure!(listening? == "0", "the guest's socket outlived the backend");
     ensure!(guest.id()?.is_some(), "the guest died with its backend: {}", guest.console()?);
     drop(guest);
-    let after = Service::http(dom0)?;
+    let after = Service::http(bench)?;
     ensure!(after.get("/healthz")?.0.contains("200"));
     Ok(())
 }

@@ -6,7 +6,11 @@
 mod bench;
 mod ends;
 mod guests;
+mod images;
+mod lifecycle;
 mod machine;
+mod service;
+mod serving;
 
 use bench::Bench;
 use libtest_mimic::{Arguments, Trial};
@@ -21,7 +25,15 @@ fn main() -> ExitCode {
     // They share a machine, and an emulated one: side by side they would only time each other out.
     arguments.test_threads = Some(1);
     let bench = Arc::new(Bench::default());
-    let cases = [machine::CASES, guests::CASES, ends::CASES].concat();
+    let cases = [
+        machine::CASES,
+        guests::CASES,
+        serving::CASES,
+        lifecycle::CASES,
+        images::CASES,
+        ends::CASES,
+    ]
+    .concat();
     let trials = cases.into_iter().map(|(name, case)| {
         let bench = Arc::clone(&bench);
         Trial::test(name, move || case(&bench).map_err(|error| format!("{error:#}").into()))

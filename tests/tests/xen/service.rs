@@ -1,13 +1,13 @@
 //! A guest that serves on a port, and a client's ways to use it.
 
+use crate::bench::Bench;
 use anyhow::{Context, Result, bail, ensure};
 use lab::{Dom0, Domain};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::Command;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 /// The very configurations that users are given.
@@ -16,13 +16,6 @@ pub const ECHO: &str = include_str!("../../dom0/echo.cfg");
 
 /// How long anything may take that is expected to happen at all.
 pub const PATIENCE: Duration = Duration::from_secs(120);
-
-/// dom0's ports for guests; each gets its own, so none meets what an earlier one left.
-static NEXT_PORT: AtomicU16 = AtomicU16::new(8000);
-
-pub fn next_port() -> u16 {
-    NEXT_PORT.fetch_add(1, Ordering::Relaxed)
-}
 
 /// A domain with an app in it that listens, reachable from this machine.
 pub struct Service {
@@ -33,18 +26,17 @@ pub struct Service {
 
 impl Service {
     /// Starts `app` from a user's configuration. `settings` are further lines of it; later lines win.
-    pub fn start(dom0: &Dom0, config: &str, app: &str, settings: &str) -> Result<Self> {
-        let inner = next_port();
+    pub fn start(bench: &Bench, config: &str, app: &str, settings: &str) -> Result<Self> {
+        let ports = bench.port()?;
+        let inner = ports.dom0;
         let config = format!("{config}\ncmdline = \"app={app} port={inner}\"\n{settings}\n");
-        let domain = Domain::create(dom0, app, &config)?;
+        let domain = Domain::create(bench.lab()?, app, &config)?;
         domain.wait_for(&format!("serving on port {inner}"), PATIENCE)?;
-        let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-        dom0.forward(port, inner)?;
-        Ok(Service { domain, port })
+        Ok(Service { domain, port: ports.host })
     }
 
-    pub fn http(dom0: &Dom0) -> Result<Self> {
-        Service::start(dom0, HTTP, "http", "")
+    pub fn http(bench: &Bench) -> Result<Self> {
+        Service::start(bench, HTTP, "http", "")
     }
 
     pub fn url(&self, path: &str) -> String {

@@ -1,15 +1,26 @@
 //! A guest that serves, as a client on the developer's own machine sees it.
 
+use crate::bench::{Bench, cases};
 use crate::service::{ECHO, HTTP, Held, Service, comes_back_to, pattern, sha256};
 use anyhow::{Context, Result, ensure};
-use lab::Dom0;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::Duration;
 
-pub fn a_page_is_served_to_curl(dom0: &Dom0) -> Result<()> {
-    let guest = Service::http(dom0)?;
+cases![
+    a_page_is_served_to_curl,
+    twenty_parallel_downloads_have_the_right_digest,
+    a_body_of_100_mb_has_the_right_digest,
+    nc_gets_its_10_mb_back_after_closing_its_half,
+    a_thousand_connections_leave_nothing_behind,
+    a_guest_of_16_mb_serves,
+    a_guest_that_is_destroyed_in_mid_transfer_disturbs_no_other,
+];
+
+fn a_page_is_served_to_curl(bench: &Bench) -> Result<()> {
+    let guest = Service::http(bench)?;
     let page = String::from_utf8(guest.curl(&["--include", &guest.url("/")])?)?;
     ensure!(page.starts_with("HTTP/1.1 200"), "{page}");
     ensure!(page.contains("<html") && page.contains("XenSock"), "{page}");
@@ -32,8 +43,8 @@ pub fn a_page_is_served_to_curl(dom0: &Dom0) -> Result<()> {
     Ok(())
 }
 
-pub fn twenty_parallel_downloads_have_the_right_digest(dom0: &Dom0) -> Result<()> {
-    let guest = Service::http(dom0)?;
+fn twenty_parallel_downloads_have_the_right_digest(bench: &Bench) -> Result<()> {
+    let guest = Service::http(bench)?;
     let wanted = sha256(&pattern(10_000_000));
     thread::scope(|scope| {
         let downloads: Vec<_> = (0..20)
@@ -51,8 +62,8 @@ pub fn twenty_parallel_downloads_have_the_right_digest(dom0: &Dom0) -> Result<()
     })
 }
 
-pub fn a_body_of_100_mb_has_the_right_digest(dom0: &Dom0) -> Result<()> {
-    let guest = Service::http(dom0)?;
+fn a_body_of_100_mb_has_the_right_digest(bench: &Bench) -> Result<()> {
+    let guest = Service::http(bench)?;
     let body = pattern(100_000_000);
     let mut curl = Command::new("curl")
         .args(["--silent", "--show-error", "--max-time", "300", "--data-binary", "@-"])
@@ -67,8 +78,8 @@ pub fn a_body_of_100_mb_has_the_right_digest(dom0: &Dom0) -> Result<()> {
     Ok(())
 }
 
-pub fn nc_gets_its_10_mb_back_after_closing_its_half(dom0: &Dom0) -> Result<()> {
-    let guest = Service::start(dom0, ECHO, "echo", "")?;
+fn nc_gets_its_10_mb_back_after_closing_its_half(bench: &Bench) -> Result<()> {
+    let guest = Service::start(bench, ECHO, "echo", "")?;
     let sent = pattern(10_000_000);
     let mut nc = Command::new("nc")
         .args(["-N", "-w", "120", "127.0.0.1", &guest.port.to_string()])
@@ -89,8 +100,9 @@ pub fn nc_gets_its_10_mb_back_after_closing_its_half(dom0: &Dom0) -> Result<()> 
     Ok(())
 }
 
-pub fn a_thousand_connections_leave_nothing_behind(dom0: &Dom0) -> Result<()> {
-    let guest = Service::http(dom0)?;
+fn a_thousand_connections_leave_nothing_behind(bench: &Bench) -> Result<()> {
+    let dom0 = bench.lab()?;
+    let guest = Service::http(bench)?;
     // Pools fill on first use.
     for _ in 0..3 {
         guest.get("/healthz")?;
@@ -114,6 +126,8 @@ pub fn a_thousand_connections_leave_nothing_behind(dom0: &Dom0) -> Result<()> {
     for count in 0..200 {
         let stream = guest.connect().with_context(|| format!("connection {count}"))?;
         open.push(stream);
+        // QEMU's forwarder queues a single connection; the next ones would wait a second to try again.
+        thread::sleep(Duration::from_millis(20));
     }
     for stream in &mut open {
         stream.write_all(b"GET /bytes/1000 HTTP/1.1\r\nHost: guest\r\n\r\n")?;
@@ -127,14 +141,9 @@ pub fn a_thousand_connections_leave_nothing_behind(dom0: &Dom0) -> Result<()> {
         stream.shutdown(Shutdown::Both)?;
     }
     comes_back_to(&before, resources)?;
-    // The allocator's own bookkeeping and the tables' high water may have grown a little, once.
-    let grown = guest.metrics()?["heap_used_bytes"].saturating_sub(heap);
-    ensure!(grown < 256 << 10, "the heap has grown by {grown} bytes");
-    for count in 0..200 {
-        guest.get("/healthz").with_context(|| format!("connection {count}, again"))?;
-    }
-    let grown = guest.metrics()?["heap_used_bytes"].saturating_sub(heap + grown);
-    ensure!(grown < 4 << 10, "the heap goes on growing: {grown} bytes by 200 connections");
+    // An idle connection's timer keeps a little of its memory until its time.
+    let heap_is_back = || Ok(guest.metrics()?["heap_used_bytes"] < heap + (16 << 10));
+    comes_back_to(&true, heap_is_back).context("the heap")?;
     Ok(())
 }
 
@@ -151,8 +160,8 @@ fn exactly_one_answer(stream: &mut impl Read) -> Result<Vec<u8>> {
     Ok(body)
 }
 
-pub fn a_guest_of_16_mb_serves(dom0: &Dom0) -> Result<()> {
-    let guest = Service::start(dom0, HTTP, "http", "memory = 16")?;
+fn a_guest_of_16_mb_serves(bench: &Bench) -> Result<()> {
+    let guest = Service::start(bench, HTTP, "http", "memory = 16")?;
     let (status, page) = guest.get("/")?;
     ensure!(status.contains("200") && !page.is_empty(), "{status}");
     let (_, bytes) = guest.get("/bytes/1000003")?;
@@ -160,10 +169,11 @@ pub fn a_guest_of_16_mb_serves(dom0: &Dom0) -> Result<()> {
     Ok(())
 }
 
-pub fn a_guest_that_is_destroyed_in_mid_transfer_disturbs_no_other(dom0: &Dom0) -> Result<()> {
+fn a_guest_that_is_destroyed_in_mid_transfer_disturbs_no_other(bench: &Bench) -> Result<()> {
+    let dom0 = bench.lab()?;
     let before = Held::by_backend(dom0)?;
-    let steady = Service::http(dom0)?;
-    let doomed = Service::http(dom0)?;
+    let steady = Service::http(bench)?;
+    let doomed = Service::http(bench)?;
     let (mut kept, mut cut) = (steady.connect()?, doomed.connect()?);
     for stream in [&mut kept, &mut cut] {
         stream.write_all(b"GET /bytes/20000000 HTTP/1.0\r\n\r\n")?;
