@@ -95,6 +95,7 @@ impl<H: Host> Device<H> {
         };
         let mut service: Option<Service<'_>> = None;
         let mut last_connected: Option<Instant> = None;
+        let mut closing_since: Option<Instant> = None;
         loop {
             if *stop.borrow() {
                 drop(service.take());
@@ -114,7 +115,11 @@ impl<H: Host> Device<H> {
                     // The toolstack does not wait for ever for a frontend that does not answer.
                     let patience = async {
                         match (view.online, mine) {
-                            (false, State::Closing) => host.sleep(PATIENCE).await,
+                            // However often the guest writes its state anew.
+                            (false, State::Closing) => {
+                                let since = *closing_since.get_or_insert_with(Instant::now);
+                                host.sleep(PATIENCE.saturating_sub(since.elapsed())).await;
+                            }
                             _ => pending().await,
                         }
                     };

@@ -87,17 +87,12 @@ impl Connected {
 
 impl xensock::back::Stream for Connected {
     fn poll_recv(&self, cx: &mut Context<'_>, room: [Shared<'_>; 2]) -> Poll<Result<usize, Errno>> {
-        let size = xensock::ring::len(&room);
         loop {
             let mut ready = ready!(self.socket.poll_read_ready(cx)).map_err(io_errno)?;
             match ready.try_io(|socket| uninterrupted(|| iovec::receive(socket, room))) {
-                Ok(result) => {
-                    // Less than there was room for: that was all. The next byte sets the flag again.
-                    if matches!(result, Ok(count) if count > 0 && count < size) {
-                        ready.clear_ready();
-                    }
-                    return Poll::Ready(result.map_err(io_errno));
-                }
+                // Less than there was room for need not be all: Linux stops at urgent data. So only the
+                // answer that nothing is there clears the flag.
+                Ok(result) => return Poll::Ready(result.map_err(io_errno)),
                 Err(_would_block) => {}
             }
         }

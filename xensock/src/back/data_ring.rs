@@ -1,6 +1,6 @@
 //! A connection's data ring, as the guest offered it: mapped, checked, its channel bound.
 
-use super::guest::Guest;
+use super::guest::{Guest, PageShare};
 use super::{Channel, Host, Mapping};
 use crate::Signal;
 use crate::ring::Notify;
@@ -16,6 +16,7 @@ pub(super) struct DataRing<H: Host> {
     pub(super) signal: Arc<Signal>,
     /// Where things are in its pages.
     pub(super) layout: Layout,
+    _shares: [Option<PageShare>; 2],
 }
 
 enum Pages<M> {
@@ -29,12 +30,15 @@ impl<H: Host> DataRing<H> {
     /// Maps and binds what `offer` names.
     pub(super) fn attach(guest: &Guest<'_, H>, offer: &RingOffer) -> Result<Self, Errno> {
         let Guest { host, id, dialect, limits, .. } = guest;
-        let (pages, layout) = match &offer.grants {
+        let (pages, layout, shares) = match &offer.grants {
             RingGrants::Indexes(page) => {
+                let one = guest.take_pages(1)?;
                 let indexes = host.map(*id, &[*page])?;
                 let (order, grants) = dialect.read_ring(indexes.shared(), limits.max_ring_order)?;
                 let layout = dialect.layout(order)?;
-                (Pages::Apart { indexes, data: host.map(*id, &grants)? }, layout)
+                let rest = guest.take_pages(grants.len())?;
+                let data = host.map(*id, &grants)?;
+                (Pages::Apart { indexes, data }, layout, [Some(one), Some(rest)])
             }
             RingGrants::Region(grants) => {
                 let order = grants.len().checked_ilog2().ok_or(Errno::EINVAL)?;
@@ -42,12 +46,13 @@ impl<H: Host> DataRing<H> {
                 if layout.pages != grants.len() {
                     return Err(Errno::EINVAL);
                 }
-                (Pages::Together(host.map(*id, grants)?), layout)
+                let all = guest.take_pages(grants.len())?;
+                (Pages::Together(host.map(*id, grants)?), layout, [Some(all), None])
             }
         };
         let signal = Arc::new(Signal::new());
         let channel = host.bind_port(*id, offer.port, signal.clone())?;
-        Ok(DataRing { pages, channel, signal, layout })
+        Ok(DataRing { pages, channel, signal, layout, _shares: shares })
     }
 
     /// The ring's memory.

@@ -61,6 +61,20 @@ pub(super) struct Guest<'h, H: Host> {
     pub(super) sockets: RefCell<BTreeMap<u64, Socket<H>>>,
     answers: RefCell<VecDeque<Response>>,
     operations: Cell<u32>,
+    /// Pages of data rings that are mapped.
+    pages: Rc<Cell<usize>>,
+}
+
+/// A part of the pages that a guest may have mapped, given back when dropped.
+pub(super) struct PageShare {
+    all: Rc<Cell<usize>>,
+    count: usize,
+}
+
+impl Drop for PageShare {
+    fn drop(&mut self) {
+        self.all.set(self.all.get() - self.count);
+    }
 }
 
 /// Serves a guest's device until the guest breaks the protocol, which is the only end it comes to by
@@ -82,6 +96,7 @@ pub async fn serve<H: Host>(
         // Each answer has a slot of its own, so this never grows.
         answers: RefCell::new(VecDeque::with_capacity(slots)),
         operations: Cell::new(0),
+        pages: Rc::default(),
     };
     let mut commands = CommandBack::new(dialect);
     let mut tasks = FuturesUnordered::new();
@@ -129,6 +144,16 @@ impl<H: Host> Guest<'_, H> {
             link.channel.notify();
         }
         Ok(idle && !commands.final_check(page))
+    }
+
+    /// Takes room for pages that are about to be mapped.
+    pub(super) fn take_pages(&self, count: usize) -> Result<PageShare, Errno> {
+        let all = self.pages.get().saturating_add(count);
+        if all > self.limits.pages {
+            return Err(Errno::ENOMEM);
+        }
+        self.pages.set(all);
+        Ok(PageShare { all: self.pages.clone(), count })
     }
 
     /// Answers a request, of which each must be answered exactly once.

@@ -28,6 +28,9 @@ use core::time::Duration;
 pub struct Limits {
     /// The most sockets at a time, listening ones and those being opened or closed among them.
     pub sockets: usize,
+    /// The most pages of data rings that are mapped at a time. What a guest may grant does not bound
+    /// this: it can offer one page many times.
+    pub pages: usize,
     /// The largest order of a data ring, which is made of two to that power of pages.
     pub max_ring_order: u32,
     /// How long a socket that is released may go without sending any of what is left in its ring. Four
@@ -37,6 +40,6 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { sockets: 1024, max_ring_order: 9, linger: Duration::from_secs(30) }
+        Limits { sockets: 1024, pages: 32768, max_ring_order: 9, linger: Duration::from_secs(30) }
     }
 }

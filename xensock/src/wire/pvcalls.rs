@@ -279,10 +279,10 @@ impl Dialect for PvCalls {
     fn check_frontend(&self, nodes: &[Option<String>]) -> Result<(), String> {
         match nodes.first().and_then(|node| node.as_deref()).map(str::trim) {
             Some("1") => Ok(()),
-            version => Err(format!(
-                "the frontend's node `version` is `{}`, and this backend speaks version 1",
-                version.unwrap_or("")
-            )),
+            Some(_) => Err("the frontend's node `version` is not `1`, and this backend speaks \
+                            version 1"
+                .to_string()),
+            None => Err("the frontend has no node `version`".to_string()),
         }
     }
 }
