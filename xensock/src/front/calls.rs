@@ -1,7 +1,8 @@
 //! Requests on their way: queued, sent, answered.
 //!
-//! The command ring has few slots, and an ACCEPT keeps one until a connection comes. So ACCEPTs queue
-//! apart and never take the last slots, which serve everything else in order.
+//! The command ring has few slots. An ACCEPT keeps one until a connection comes, and a CONNECT until
+//! the remote has answered. So both queue apart and never take the last slots, which serve everything
+//! else in order; and ACCEPTs leave some to CONNECTs.
 
 use crate::ring::{CommandFront, Notify};
 use crate::wire::{Call, Command, Dialect, Request, Response};
@@ -9,8 +10,10 @@ use alloc::collections::{BTreeMap, VecDeque};
 use futures_channel::oneshot::{self, Receiver, Sender};
 use xen::{Errno, Shared};
 
+/// Slots that CONNECTs leave free.
+const KEPT_FROM_CONNECTS: u32 = 2;
 /// Slots that ACCEPTs leave free.
-const KEPT_FREE: u32 = 2;
+const KEPT_FROM_ACCEPTS: u32 = 4;
 
 pub(super) type Answer = Result<u32, Errno>;
 
@@ -21,6 +24,7 @@ pub(super) struct Calls {
     /// By id: what was sent and not yet answered.
     outstanding: BTreeMap<u32, Outstanding>,
     accepts: VecDeque<(u64, Call, Sender<Answer>)>,
+    connects: VecDeque<(u64, Call, Sender<Answer>)>,
     others: VecDeque<(u64, Call, Sender<Answer>)>,
 }
 
@@ -37,6 +41,7 @@ impl Calls {
             next_id: 0,
             outstanding: BTreeMap::new(),
             accepts: VecDeque::new(),
+            connects: VecDeque::new(),
             others: VecDeque::new(),
         }
     }
@@ -47,6 +52,7 @@ impl Calls {
         let (sender, receiver) = oneshot::channel();
         let queue = match call.command() {
             Command::Accept => &mut self.accepts,
+            Command::Connect => &mut self.connects,
             _ => &mut self.others,
         };
         queue.push_back((socket, call, sender));
@@ -56,12 +62,24 @@ impl Calls {
     /// Sends what there are slots for.
     pub(super) fn send(&mut self, page: Shared<'_>) -> Notify {
         loop {
-            let next = match self.ring.free() {
-                0 => None,
-                1..=KEPT_FREE => self.others.pop_front(),
-                _ => self.others.pop_front().or_else(|| self.accepts.pop_front()),
-            };
+            let free = self.ring.free();
+            let mut next = None;
+            if free > 0 {
+                next = self.others.pop_front();
+            }
+            if next.is_none() && free > KEPT_FROM_CONNECTS {
+                next = self.connects.pop_front();
+            }
+            if next.is_none() && free > KEPT_FROM_ACCEPTS {
+                next = self.accepts.pop_front();
+            }
             let Some((socket, call, answer)) = next else { return self.ring.publish(page) };
+            // Whoever gave up has closed the ring that the call offers: its grants may be another's now.
+            let offers_ring = matches!(call, Call::Connect { .. } | Call::Accept { .. });
+            if offers_ring && answer.is_canceled() {
+                continue;
+            }
+            self.forget_given_up();
             let (id, command) = (self.unused_id(), call.command());
             match self.ring.push(page, &Request { id, socket, call }) {
                 Ok(()) => {
@@ -110,8 +128,16 @@ impl Calls {
         }
     }
 
+    /// A backend that answers under wrong ids frees slots and leaves the requests outstanding. Those
+    /// that nobody waits for any more make room, so that they cannot become many.
+    fn forget_given_up(&mut self) {
+        if self.outstanding.len() >= self.ring.slots() as usize {
+            self.outstanding.retain(|_, asked| !asked.answer.is_canceled());
+        }
+    }
+
     fn unused_id(&mut self) -> u32 {
-        // At most as many ids are outstanding as there are slots: the search is short.
+        // Few ids are outstanding: the search is short.
         while self.outstanding.contains_key(&self.next_id) {
             self.next_id = self.next_id.wrapping_add(1);
         }
@@ -149,16 +175,42 @@ mod tests {
         let (mut calls, mut back) = (Calls::new(PVCALLS, page), CommandBack::new(PVCALLS));
         let _accepts: Vec<_> = (0..100).map(|socket| calls.queue(socket, accept())).collect();
         let _ = calls.send(page);
-        assert_eq!(taken(&mut back, page).len(), 30);
-        let _others: Vec<_> = (0..3).map(|socket| calls.queue(socket, Call::Poll)).collect();
+        assert_eq!(taken(&mut back, page).len(), 28);
+        let _others: Vec<_> = (0..5).map(|socket| calls.queue(socket, Call::Poll)).collect();
         let _ = calls.send(page);
         let others = taken(&mut back, page);
-        assert_eq!(others.len(), 2);
+        assert_eq!(others.len(), 4);
         back.push(page, &others[0].answer(Ok(0)));
         let _ = back.publish(page);
         calls.receive(page).unwrap();
         let _ = calls.send(page);
         assert_eq!(taken(&mut back, page)[0].call, Call::Poll, "not one of the 70 ACCEPTs");
+    }
+
+    #[test]
+    fn connects_that_wait_for_their_remotes_leave_slots_to_the_rest() {
+        let page = page();
+        let (mut calls, mut back) = (Calls::new(PVCALLS, page), CommandBack::new(PVCALLS));
+        let Call::Accept { ring, .. } = accept() else { unreachable!() };
+        let addr = ([127, 0, 0, 1], 80).into();
+        let connect = || Call::Connect { addr, flags: 0, ring: ring.clone() };
+        let _connects: Vec<_> = (0..50).map(|socket| calls.queue(socket, connect())).collect();
+        let _ = calls.send(page);
+        assert_eq!(taken(&mut back, page).len(), 30);
+        let _release = calls.queue(99, Call::Release { reuse: false });
+        let _ = calls.send(page);
+        assert_eq!(taken(&mut back, page)[0].socket, 99);
+    }
+
+    #[test]
+    fn a_ring_that_was_given_up_is_offered_to_nobody() {
+        let page = page();
+        let (mut calls, mut back) = (Calls::new(PVCALLS, page), CommandBack::new(PVCALLS));
+        drop(calls.queue(1, accept()));
+        let _poll = calls.queue(2, Call::Poll);
+        let _ = calls.send(page);
+        let requests = taken(&mut back, page);
+        assert_eq!(requests.iter().map(|request| request.socket).collect::<Vec<_>>(), [2]);
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub(super) enum Link {
     /// Not connected yet, or not connected again yet.
     Waiting,
     /// Connected.
-    Up(Session),
+    Up(Box<Session>),
     /// Over.
     Down(Errno),
 }

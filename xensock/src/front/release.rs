@@ -66,15 +66,16 @@ async fn drain<M: Machine>(socket: &Socket<M>) {
             // A remote that reads only once it has written everything must not be stuck: what comes
             // now is thrown away.
             let _ = socket.poll_take(cx, |data| (len(&data), ()));
-            if socket.unsent() == unsent { Poll::Pending } else { Poll::Ready(()) }
+            // Less than ever before: a backend that takes its index back makes no progress.
+            if socket.unsent() >= unsent { Poll::Pending } else { Poll::Ready(()) }
         });
         let timed_out = with_timeout(socket.device.config.linger, less).await.is_err();
         // Not everything that the backend takes comes with an event.
         let now = socket.unsent();
-        if timed_out && now == unsent {
+        if timed_out && now >= unsent {
             log::warn!("socket {}: {unsent} bytes could not be sent", socket.name);
             return;
         }
-        unsent = now;
+        unsent = unsent.min(now);
     }
 }

@@ -3,6 +3,7 @@
 use super::calls::Calls;
 use super::device::{Attachment, Device, Link, Session};
 use crate::{Machine, Side, Signal};
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::ToString;
 use alloc::sync::Arc;
@@ -10,7 +11,7 @@ use alloc::vec::Vec;
 use core::future::poll_fn;
 use core::pin::pin;
 use core::task::Poll;
-use embassy_time::{Duration, with_timeout};
+use embassy_time::{Duration, Timer, with_timeout};
 use futures_util::future::{Either, select};
 use xen::Errno;
 use xen::xenbus::{self, OtherEnd, State, StateWatch};
@@ -21,6 +22,9 @@ const LETTING_GO: Duration = Duration::from_secs(5);
 
 /// A transaction that is disturbed so many times in a row is given up.
 const TRANSACTION_TRIES: usize = 16;
+
+/// The least time from one session's end to the next one's beginning.
+const BETWEEN_SESSIONS: Duration = Duration::from_secs(1);
 
 /// Why a session ended.
 enum End {
@@ -34,7 +38,11 @@ enum End {
 pub(super) async fn serve<M: Machine>(device: &Device<M>, store: &Store, path: &str) -> Errno {
     for number in 0.. {
         match serve_once(device, store, path, number).await {
-            Ok(End::BackendGone) => log::warn!("{path}: the backend is gone; waiting for it"),
+            Ok(End::BackendGone) => {
+                log::warn!("{path}: the backend is gone; waiting for it");
+                // One that comes and goes without pause shall not keep the guest busy.
+                Timer::after(BETWEEN_SESSIONS).await;
+            }
             Ok(End::Shutdown) => break,
             Err(Errno::ENOENT) => {
                 log::error!("{path}: the toolstack has removed the device");
@@ -90,13 +98,13 @@ async fn serve_once<M: Machine>(
         }
     }
     let signal = session.signal.clone();
-    device.set_link(Link::Up(session));
+    device.set_link(Link::Up(Box::new(session)));
     let end = run(device, &mut watch, &signal).await;
     let link = device.set_link(Link::Waiting);
     close(store, path, &mut watch).await;
     device.end_sockets(if let Ok(End::Shutdown) = end { Errno::ENODEV } else { Errno::ENETDOWN });
     if let Link::Up(session) = link {
-        free(device, session);
+        free(device, *session);
     }
     end
 }

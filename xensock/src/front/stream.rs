@@ -241,7 +241,8 @@ impl<M: Machine> TcpShutdown for Stream<M> {
         self.socket.device.run(closed).await
     }
 
-    /// Closes the socket at once: what the backend has not taken yet is lost. Does not wait.
+    /// Closes the socket without waiting: what the backend has not taken yet may be lost, or go out
+    /// later, as the backend likes.
     async fn abort(&mut self) -> Result<(), Errno> {
         if core::mem::replace(&mut self.open, false) && self.socket.is_open() {
             self.socket.device.spawn(release(self.socket.clone(), Unsent::IsLost));

@@ -54,6 +54,11 @@ impl CommandFront {
         CommandFront { dialect, req_prod: index, req_published: index, rsp_cons: index }
     }
 
+    /// How many slots the ring has.
+    pub fn slots(&self) -> u32 {
+        self.dialect.slots().count
+    }
+
     /// How many requests may be pushed before a response is read.
     pub fn free(&self) -> u32 {
         self.dialect.slots().count - self.req_prod.wrapping_sub(self.rsp_cons)
