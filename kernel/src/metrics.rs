@@ -104,7 +104,7 @@ impl Counters {
         self.connections_failed.get()
     }
 
-    /// Requests that were answered, errors included.
+    /// Requests that were understood, those answered with an error included.
     pub fn requests(&self) -> u64 {
         self.requests.get()
     }

@@ -31,6 +31,9 @@ const DRAIN: Duration = Duration::from_secs(10);
 const CLOSE: Duration = Duration::from_secs(5);
 const FLUSH: Duration = Duration::from_secs(2);
 
+/// How long to wait before xenstore is asked again for what it refused.
+const AGAIN: Duration = Duration::from_secs(5);
+
 /// A socket's bookkeeping in the heap, roughly, in bytes.
 const SOCKET_HEAP: u64 = 2048;
 
@@ -174,10 +177,13 @@ impl System {
             let supported = [Request::Poweroff, Request::Reboot];
             Requests::watch(&self.0.store, &supported).await?.next().await
         };
-        match obey().await {
-            Ok(Request::Reboot) => self.end(ShutdownReason::Reboot),
-            Ok(_) => self.end(ShutdownReason::Poweroff),
-            Err(error) => log::warn!("requests to shut down are not heard: {error}"),
+        loop {
+            match obey().await {
+                Ok(Request::Reboot) => return self.end(ShutdownReason::Reboot),
+                Ok(_) => return self.end(ShutdownReason::Poweroff),
+                Err(error) => log::warn!("requests to shut down are not heard: {error}"),
+            }
+            Timer::after(AGAIN).await;
         }
     }
 

@@ -42,7 +42,7 @@ where
     let accept = |failures: u32| {
         Either::Left(async move {
             if failures > 0 {
-                Timer::after(FIRST_PAUSE * (1 << (failures - 1))).await;
+                Timer::after(FIRST_PAUSE * (1 << (failures - 1).min(MAX_FAILURES))).await;
             }
             Event::Accepted(acceptor.accept().await)
         })
@@ -69,7 +69,8 @@ where
             Some(Event::Accepted(Err(error))) => {
                 failures += 1;
                 log::warn!("accept failed, {failures} times in a row: {error}");
-                if failures > MAX_FAILURES {
+                // Connections that end give back what may be lacking.
+                if failures > MAX_FAILURES && open == 0 {
                     return Err(AppError::Accept { reason: error.to_string() });
                 }
                 accepting = false;

@@ -11,7 +11,7 @@ use linked_list_allocator::Heap;
 use spin::Mutex;
 use xen::PAGE_SIZE;
 
-// No interrupt handler allocates (boot/interrupts.S), so holding the lock with interrupts on is safe.
+// No interrupt handler allocates (cpu/exceptions.S), so the lock is never wanted while it is held.
 static PAGES: Mutex<ArrayVec<Heap, MAX_FREE>> = Mutex::new(ArrayVec::new_const());
 
 /// Takes over the free memory.

@@ -75,12 +75,16 @@ impl Region {
 pub fn free(map: &[Region], taken: &[Region]) -> Free {
     let mut free = Free::new();
     let reserved = map.iter().filter(|region| region.kind == Kind::Reserved);
-    for ram in map.iter().filter(|region| region.kind == Kind::Ram) {
+    let is_ram = |region: &&Region| region.kind == Kind::Ram;
+    for (index, ram) in map.iter().enumerate().filter(|(_, region)| is_ram(region)) {
+        // Entries that overlap are not handed out twice.
+        let before = map[..index].iter().filter(is_ram);
         let ram = ram.pages_within();
         let mut at = ram.start.max(LOW_END);
         // Each turn finds the free piece from `at` on and steps over what ends it, so `at` grows.
         while at < ram.end {
-            let holes = reserved.clone().chain(taken).filter(|hole| !hole.is_empty());
+            let holes =
+                reserved.clone().chain(taken).chain(before.clone()).filter(|hole| !hole.is_empty());
             let holes = holes.map(|hole| hole.pages_around());
             let next = holes.filter(|hole| hole.end > at && hole.start < ram.end);
             let next = next.min_by_key(|hole| hole.start);

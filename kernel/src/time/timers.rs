@@ -26,7 +26,7 @@ impl Task {
 }
 
 /// So many entries are never too many.
-const FEW: usize = 256;
+const FEW: usize = 64;
 
 /// The waiting tasks. Times are in ticks of any unit.
 #[derive(Debug)]
