@@ -32,6 +32,7 @@ help:
 	@echo 'make test TEST=… only the tests in real Xen whose names contain this'
 	@echo 'make bench       the rings against memcpy; how soon a guest serves'
 	@echo 'make kernel      builds the guest: target/xensock-kernel'
+	@echo 'make examples    builds the images of kernel/examples'
 	@echo 'make xensockd    builds the backend daemon: target/xensockd'
 	@echo 'make lab         builds the lab: target/lab; `target/lab help` tells more'
 	@echo 'make setup       installs what is missing from Debian'

@@ -24,7 +24,8 @@ pub fn owned(program: impl AsRef<OsStr>) -> Command {
 pub fn output(command: &mut Command) -> Result<Output> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output =
-        command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {name}"))?;
+        // What they print is read, so it must not be translated.
+        command.env("LC_ALL", "C").stdin(Stdio::null()).output().with_context(|| format!("cannot run {name}"))?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         bail!("{name} failed ({}): {}", output.status, stderr.trim());

@@ -1,7 +1,7 @@
 //! Memory that another domain can write: the only way to touch it.
 //!
 //! A Rust reference promises that nobody else changes what it points to; memory shared with another
-//! domain breaks that promise at any moment. So nothing here hands out a reference: words are read
+//! domain breaks that promise at any moment. So nothing here hands out a reference but to atomics: words are read
 //! and written by atomic accesses, bytes are copied in and out through raw pointers, and what was
 //! copied is then checked by the caller, who never looks at the original twice.
 

@@ -141,8 +141,9 @@ fn a_thousand_connections_leave_nothing_behind(bench: &Bench) -> Result<()> {
         stream.shutdown(Shutdown::Both)?;
     }
     comes_back_to(&before, resources)?;
-    // An idle connection's timer keeps a little of its memory until its time.
-    let heap_is_back = || Ok(guest.metrics()?["heap_used_bytes"] < heap + (16 << 10));
+    // Of a few dozen tasks that have ended, the timers keep a little memory until their time; 1,200
+    // connections that left even 100 bytes each would show.
+    let heap_is_back = || Ok(guest.metrics()?["heap_used_bytes"] < heap + (64 << 10));
     comes_back_to(&true, heap_is_back).context("the heap")?;
     Ok(())
 }
