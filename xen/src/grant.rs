@@ -66,6 +66,8 @@ struct State {
     /// Entries to hand out; has room for all that exist, so that giving one back never allocates.
     free: Vec<GrantRef>,
     in_use: u32,
+    /// A page for the next frame, which Xen did not have the memory to put there.
+    spare: Option<(Gfn, Shared<'static>)>,
 }
 
 impl<H: Hypervisor, F: FrameSource> GrantTable<H, F> {
@@ -73,7 +75,7 @@ impl<H: Hypervisor, F: FrameSource> GrantTable<H, F> {
     pub fn new(hypervisor: H, source: F) -> Result<Self, Errno> {
         hypervisor.set_grant_table_version_1()?;
         let (_, max_frames) = hypervisor.grant_table_size()?;
-        let state = State { frames: Vec::new(), free: Vec::new(), in_use: 0 };
+        let state = State { frames: Vec::new(), free: Vec::new(), in_use: 0, spare: None };
         let table = GrantTable { hypervisor, source, max_frames, state: RefCell::new(state) };
         table.grow(&mut table.state.borrow_mut())?;
         Ok(table)
@@ -148,9 +150,16 @@ impl<H: Hypervisor, F: FrameSource> GrantTable<H, F> {
         if index >= self.max_frames {
             return Err(Errno::ENOSPC);
         }
-        let (gfn, frame) = self.source.take()?;
+        let (gfn, frame) = match state.spare.take() {
+            Some(page) => page,
+            None => self.source.take()?,
+        };
         // SAFETY: the source gave the page to this table, for good.
-        unsafe { self.hypervisor.map_grant_frame(index, gfn) }?;
+        if let Err(error) = unsafe { self.hypervisor.map_grant_frame(index, gfn) } {
+            // Xen may have memory again another time.
+            state.spare = Some((gfn, frame));
+            return Err(error);
+        }
         state.frames.push(frame);
         let total = (index + 1) * PER_FRAME;
         let missing = total as usize - state.free.len();

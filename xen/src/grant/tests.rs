@@ -82,6 +82,22 @@ fn the_table_grows_to_its_limit_and_no_further() {
 }
 
 #[test]
+fn a_frame_that_xen_had_no_memory_for_is_tried_again_in_the_same_place() {
+    let (xen, memory) = (FakeXen::new(), Memory::default());
+    let table = GrantTable::new(&xen, &memory).unwrap();
+    for page in 0..512 - 8 {
+        grant(&table, page).unwrap();
+    }
+    xen.out_of_memory.set(true);
+    for _ in 0..3 {
+        assert_eq!(grant(&table, 0), Err(Errno::ENOMEM));
+    }
+    xen.out_of_memory.set(false);
+    assert_eq!(grant(&table, 0), Ok(GrantRef(512)));
+    assert_eq!(memory.0.borrow().len(), 2, "no page was lost");
+}
+
+#[test]
 fn references_that_are_no_grants_are_refused() {
     let (xen, memory) = (FakeXen::new(), Memory::default());
     let table = GrantTable::new(&xen, &memory).unwrap();

@@ -3,7 +3,7 @@
 use super::Hypervisor;
 use crate::Errno;
 use crate::abi::{event_channel::*, grant_table::*, memory::*, sched::*, vcpu::*, xen::*};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ptr::with_exposed_provenance_mut;
 
 /// What the fake was asked to do.
@@ -23,11 +23,18 @@ pub(crate) struct FakeXen {
     pub(crate) done: RefCell<Vec<Done>>,
     pub(crate) next_port: RefCell<u32>,
     pub(crate) max_grant_frames: u32,
+    /// Whether Xen has no memory to map anything with.
+    pub(crate) out_of_memory: Cell<bool>,
 }
 
 impl FakeXen {
     pub(crate) fn new() -> Self {
-        FakeXen { done: RefCell::default(), next_port: RefCell::new(1), max_grant_frames: 2 }
+        FakeXen {
+            done: RefCell::default(),
+            next_port: RefCell::new(1),
+            max_grant_frames: 2,
+            out_of_memory: Cell::new(false),
+        }
     }
 
     pub(crate) fn take_done(&self) -> Vec<Done> {
@@ -78,6 +85,9 @@ unsafe impl Hypervisor for FakeXen {
                 0
             }
             (__HYPERVISOR_GRANT_TABLE_OP, GNTTABOP_SET_VERSION) => 0,
+            (__HYPERVISOR_MEMORY_OP, XENMEM_ADD_TO_PHYSMAP) if self.out_of_memory.get() => {
+                Errno::ENOMEM.negated().into()
+            }
             (__HYPERVISOR_MEMORY_OP, XENMEM_ADD_TO_PHYSMAP) => {
                 let op = op!(1 as AddToPhysmap);
                 self.note(Done::Mapped { space: op.space, index: op.idx, at: op.gpfn })
