@@ -84,20 +84,12 @@ impl<'a> Shared<'a> {
         load_u64 store_u64 u64, AtomicU64;
     }
 
-    /// The aligned `u32` at `offset`, for read-modify-write operations.
-    #[inline]
-    pub fn atomic_u32(self, offset: usize) -> &'a AtomicU32 {
-        let word = self.word(offset, 4).cast::<u32>();
-        // SAFETY: checked range and alignment; an atomic expects other writers, and the owner keeps
-        // the memory mapped for 'a.
-        unsafe { AtomicU32::from_ptr(word) }
-    }
-
     /// The aligned `u64` at `offset`, for read-modify-write operations.
     #[inline]
     pub fn atomic_u64(self, offset: usize) -> &'a AtomicU64 {
         let word = self.word(offset, 8).cast::<u64>();
-        // SAFETY: as for `atomic_u32`.
+        // SAFETY: checked range and alignment; an atomic expects other writers, and the owner keeps
+        // the memory mapped for 'a.
         unsafe { AtomicU64::from_ptr(word) }
     }
 
@@ -105,7 +97,7 @@ impl<'a> Shared<'a> {
     #[inline]
     pub fn atomic_u16(self, offset: usize) -> &'a AtomicU16 {
         let word = self.word(offset, 2).cast::<u16>();
-        // SAFETY: as for `atomic_u32`.
+        // SAFETY: as for `atomic_u64`.
         unsafe { AtomicU16::from_ptr(word) }
     }
 

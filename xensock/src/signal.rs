@@ -40,11 +40,6 @@ impl Signal {
         self.tx.wake();
     }
 
-    /// Wakes one side: for this end's own use, such as a state that changed.
-    pub fn wake(&self, side: Side) {
-        self.side(side).wake();
-    }
-
     fn side(&self, side: Side) -> &AtomicWaker {
         match side {
             Side::Rx => &self.rx,

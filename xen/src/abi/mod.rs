@@ -14,7 +14,6 @@ pub mod hvm_op;
 pub mod hvm_params;
 pub mod memory;
 pub mod sched;
-pub mod start_info;
 pub mod vcpu;
 pub mod version;
 pub mod xen;
