@@ -12,7 +12,7 @@ use xen::Errno;
 use xen::xenbus::{self, State};
 use xensock::front::Config;
 use xensock::ring::{Producer, copy_in};
-use xensock::wire::{Call, Command, Response};
+use xensock::wire::{Call, Command, Family, Response};
 
 const SOON: Duration = Duration::from_millis(20);
 
@@ -156,7 +156,7 @@ fn an_accept_that_is_never_answered_goes_with_its_listener() {
     with_frontend(config(), |rig| async move {
         let mut script = Script::attach(&rig).await;
         let (listener, ()) = join(rig.frontend.bind(address(80)), async {
-            assert_eq!(script.grant_next().await.call, Call::Socket);
+            assert_eq!(script.grant_next().await.call, Call::Socket { family: Family::V4 });
             assert_eq!(script.grant_next().await.call, Call::Bind { addr: address(80) });
             assert_eq!(script.grant_next().await.call, Call::Listen { backlog: 128 });
         })

@@ -4,8 +4,9 @@ use clap::Parser;
 use clap::builder::RangedU64ValueParser;
 use std::path::PathBuf;
 use xensock::back::Limits;
+use xensock::wire::Extensions;
 
-/// Serves the sockets of Xen guests (PV Calls) from this domain.
+/// Serves the sockets of Xen guests (PV Calls, XenSock) from this domain.
 ///
 /// Needs root, the kernel modules xen-evtchn and xen-gntdev, and a running xenstored. A guest gets its device
 /// by `pvcalls=["backend=0"]` in its configuration. SIGUSR1 logs what is in use; SIGTERM and SIGINT
@@ -32,12 +33,21 @@ pub struct Arguments {
     #[arg(long)]
     pub reuse_port: bool,
 
+    /// Offers nothing that goes beyond PV Calls version 1 and XenSock draft 1
+    #[arg(long)]
+    pub plain: bool,
+
     /// The file that keeps a second daemon from starting
     #[arg(long, value_name = "FILE", default_value = "/run/xensockd.lock")]
     pub lock_file: PathBuf,
 }
 
 impl Arguments {
+    /// What goes beyond the plain protocols.
+    pub fn extensions(&self) -> Extensions {
+        if self.plain { Extensions::empty() } else { Extensions::all() }
+    }
+
     /// What each guest may have.
     pub fn limits(&self) -> Limits {
         Limits {

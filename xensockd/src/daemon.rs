@@ -19,15 +19,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 use xen::xenstore;
-use xensock::wire::{Dialect, PVCALLS};
+use xensock::wire::{Dialect, dialects};
 
 /// How long taking down all guests' devices may last.
 const GOODBYE: Duration = Duration::from_secs(3);
-
-/// The protocols that are served, each by the name of its device type.
-fn dialects() -> [&'static dyn Dialect; 1] {
-    [PVCALLS]
-}
 
 /// Runs until a signal ends the daemon. An error is a line for the user.
 pub fn run(arguments: &Arguments) -> Result<(), String> {
@@ -57,6 +52,7 @@ async fn serve(arguments: &Arguments) -> Result<(), String> {
         store,
         host,
         limits: arguments.limits(),
+        extensions: arguments.extensions(),
         guests: counts.guests.clone(),
         stop: stopping,
     });

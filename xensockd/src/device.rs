@@ -18,7 +18,7 @@ use xen::xenstore::{Store, Watch};
 use xen::{DomId, Errno, GrantRef, Port};
 use xensock::Signal;
 use xensock::back::{CommandLink, Host, Limits, Violation, serve};
-use xensock::wire::Dialect;
+use xensock::wire::{Dialect, Extensions, Protocol};
 
 /// How long a guest that broke the protocol waits for its next chance.
 const PENANCE: Duration = Duration::from_secs(1);
@@ -37,6 +37,8 @@ pub struct Backend<H> {
     pub host: H,
     /// What each guest may have.
     pub limits: Limits,
+    /// What goes beyond the plain protocols, for guests that have it, too.
+    pub extensions: Extensions,
     /// Counts the devices that are connected.
     pub guests: Counter,
     /// Becomes true when the daemon is to end.
@@ -136,7 +138,7 @@ impl<H: Host> Device<H> {
                 }
                 Step::Offer => {
                     service = None;
-                    let nodes = self.dialect.backend_nodes(self.backend.limits.max_ring_order);
+                    let nodes = self.protocol().backend_nodes(self.backend.limits.max_ring_order);
                     for (name, value) in nodes {
                         store.write(&format!("{}/{name}", self.path), value).await?;
                     }
@@ -189,6 +191,11 @@ impl<H: Host> Device<H> {
         Ok(View { front, back, online })
     }
 
+    /// What this end offers.
+    fn protocol(&self) -> Protocol {
+        Protocol { dialect: self.dialect, extensions: self.backend.extensions }
+    }
+
     async fn switch(&self, state: State) -> Result<State, Errno> {
         switch_state(&self.backend.store, &self.path, state).await?;
         Ok(state)
@@ -198,12 +205,14 @@ impl<H: Host> Device<H> {
     async fn connect(&self, other: &OtherEnd) -> Result<Result<Service<'_>, String>, Errno> {
         let Backend { store, host, limits, guests, .. } = &*self.backend;
         let mut nodes = Vec::new();
-        for name in self.dialect.wanted_of_frontend() {
+        let offered = self.protocol();
+        for name in offered.wanted_of_frontend() {
             nodes.push(store.read_string(&format!("{}/{name}", other.path)).await.ok());
         }
-        if let Err(reason) = self.dialect.check_frontend(&nodes) {
-            return Ok(Err(reason));
-        }
+        let protocol = match offered.with_frontend(&nodes) {
+            Ok(protocol) => protocol,
+            Err(reason) => return Ok(Err(reason)),
+        };
         let number = async |name| {
             let node = format!("{}/{name}", other.path);
             read_number::<u32>(store, &node)
@@ -228,7 +237,9 @@ impl<H: Host> Device<H> {
             }
         };
         let link = CommandLink { ring, channel, signal };
-        let engine = Box::pin(serve(host, self.guest, link, self.dialect, *limits));
+        let engine = Box::pin(serve(host, self.guest, link, protocol, *limits));
+        let extensions = protocol.extensions.names().join(", ");
+        log::debug!("domain {}: extensions: {extensions}", self.guest);
         Ok(Ok(Service { engine, _ticket: guests.ticket() }))
     }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use xen::{DomId, Errno, GrantRef, Port};
 use xensock::Signal;
 use xensock::back::Host;
+use xensock::wire::Options;
 
 /// The domain in which the daemon runs.
 pub struct Dom0 {
@@ -70,12 +71,17 @@ impl Host for Dom0 {
         self.events.bind(guest, port, signal)
     }
 
-    async fn connect(&self, _guest: DomId, to: SocketAddr) -> Result<Connected, Errno> {
-        self.sockets.connect(to).await
+    async fn connect(
+        &self,
+        _guest: DomId,
+        to: SocketAddr,
+        options: &Options,
+    ) -> Result<Connected, Errno> {
+        self.sockets.connect(to, options).await
     }
 
-    fn bind(&self, _guest: DomId, at: SocketAddr) -> Result<Bound, Errno> {
-        self.sockets.bind(at)
+    fn bind(&self, _guest: DomId, at: SocketAddr, options: &Options) -> Result<Bound, Errno> {
+        self.sockets.bind(at, options)
     }
 
     fn listen(&self, socket: &Bound, backlog: u32) -> Result<(), Errno> {

@@ -14,6 +14,7 @@ pub mod finder;
 pub mod gntdev;
 pub mod iovec;
 pub mod lock;
+mod options;
 pub mod reactor;
 pub mod sockets;
 mod states;

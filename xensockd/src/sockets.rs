@@ -1,10 +1,10 @@
 //! Real sockets on tokio's reactor, none of which blocks or has a thread.
 
 use crate::counts::{Counter, Ticket};
-use crate::iovec;
 use crate::reactor::{Watched, watch};
+use crate::{iovec, options};
 use rustix::event::{PollFd, PollFlags};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
+use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, ipproto, sockopt};
 use std::cell::OnceCell;
 use std::io;
 use std::net::SocketAddr;
@@ -13,6 +13,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use tokio::io::Interest;
 use xen::{Errno, Shared};
+use xensock::wire::{How, Options, SocketOption};
 
 /// Opens sockets.
 #[derive(Clone, Default)]
@@ -28,10 +29,11 @@ impl Sockets {
         Sockets { counter, reuse_port }
     }
 
-    /// Opens a socket and connects it.
-    pub async fn connect(&self, to: SocketAddr) -> Result<Connected, Errno> {
+    /// Opens a socket with these options and connects it.
+    pub async fn connect(&self, to: SocketAddr, options: &Options) -> Result<Connected, Errno> {
         let socket = open(to)?;
         sockopt::set_tcp_nodelay(&socket, true).map_err(errno)?;
+        set_all(&socket, options)?;
         match rustix::net::connect(&socket, &to) {
             Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
             Err(error) => return Err(errno(error)),
@@ -45,13 +47,14 @@ impl Sockets {
         }
     }
 
-    /// Opens a socket and binds it.
-    pub fn bind(&self, at: SocketAddr) -> Result<Bound, Errno> {
+    /// Opens a socket with these options and binds it.
+    pub fn bind(&self, at: SocketAddr, options: &Options) -> Result<Bound, Errno> {
         let socket = open(at)?;
         sockopt::set_socket_reuseaddr(&socket, true).map_err(errno)?;
         if self.reuse_port {
             sockopt::set_socket_reuseport(&socket, true).map_err(errno)?;
         }
+        set_all(&socket, options)?;
         rustix::net::bind(&socket, &at).map_err(errno)?;
         Ok(Bound {
             socket: Rc::new(socket),
@@ -69,6 +72,17 @@ fn open(address: SocketAddr) -> Result<OwnedFd, Errno> {
     };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     rustix::net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP)).map_err(errno)
+}
+
+fn set_all(socket: &OwnedFd, options: &Options) -> Result<(), Errno> {
+    options
+        .iter()
+        .try_for_each(|(option, value)| options::set(socket, option, value).map_err(io_errno))
+}
+
+fn local_name(socket: &OwnedFd) -> Result<SocketAddr, Errno> {
+    let address = rustix::net::getsockname(socket).map_err(errno)?;
+    address.try_into().map_err(|_| Errno::EAFNOSUPPORT)
 }
 
 /// A connected socket.
@@ -113,6 +127,34 @@ impl xensock::back::Stream for Connected {
             }
         }
     }
+
+    fn shutdown(&self, how: How) -> Result<(), Errno> {
+        let how = match how {
+            How::Read => Shutdown::Read,
+            How::Write => Shutdown::Write,
+            How::Both => Shutdown::Both,
+        };
+        rustix::net::shutdown(self.socket.get_ref(), how).map_err(errno)
+    }
+
+    fn peer_name(&self) -> Result<SocketAddr, Errno> {
+        let address = rustix::net::getpeername(self.socket.get_ref()).map_err(errno)?;
+        address.and_then(|address| address.try_into().ok()).ok_or(Errno::ENOTCONN)
+    }
+}
+
+impl xensock::back::Socket for Connected {
+    fn set_option(&self, option: SocketOption, value: u32) -> Result<(), Errno> {
+        options::set(self.socket.get_ref(), option, value).map_err(io_errno)
+    }
+
+    fn option(&self, option: SocketOption) -> Result<u32, Errno> {
+        options::get(self.socket.get_ref(), option).map_err(io_errno)
+    }
+
+    fn local_name(&self) -> Result<SocketAddr, Errno> {
+        local_name(self.socket.get_ref())
+    }
 }
 
 /// A socket that was bound, and perhaps listens.
@@ -134,12 +176,6 @@ impl Bound {
             let _ = self.ready.set(ready.map_err(io_errno)?);
         }
         Ok(())
-    }
-
-    /// The address that it is bound to.
-    pub fn local_addr(&self) -> Result<SocketAddr, Errno> {
-        let address = rustix::net::getsockname(&self.socket).map_err(errno)?;
-        address.try_into().map_err(|_| Errno::EAFNOSUPPORT)
     }
 
     /// Waits for a connection and leaves it there.
@@ -181,6 +217,20 @@ impl Bound {
                 return Poll::Ready(result.map_err(io_errno));
             }
         }
+    }
+}
+
+impl xensock::back::Socket for Bound {
+    fn set_option(&self, option: SocketOption, value: u32) -> Result<(), Errno> {
+        options::set(&self.socket, option, value).map_err(io_errno)
+    }
+
+    fn option(&self, option: SocketOption) -> Result<u32, Errno> {
+        options::get(&self.socket, option).map_err(io_errno)
+    }
+
+    fn local_name(&self) -> Result<SocketAddr, Errno> {
+        local_name(&self.socket)
     }
 }
 

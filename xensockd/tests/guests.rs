@@ -20,7 +20,7 @@ use xensock::Signal;
 use xensock::back::{Host, Limits};
 use xensock::double::{BoundPort, Dom0, Guest, MappedPages, Net, World};
 use xensock::front::{Config, Frontend};
-use xensock::wire::PVCALLS;
+use xensock::wire::{Extensions, Options, PVCALLS};
 use xensockd::counts::Counts;
 use xensockd::device::Backend;
 use xensockd::finder::Finder;
@@ -55,12 +55,17 @@ impl Host for Mixed {
         self.dom0.bind_port(guest, port, signal)
     }
 
-    async fn connect(&self, _: DomId, to: SocketAddr) -> Result<Connected, Errno> {
-        self.sockets.connect(to).await
+    async fn connect(
+        &self,
+        _: DomId,
+        to: SocketAddr,
+        options: &Options,
+    ) -> Result<Connected, Errno> {
+        self.sockets.connect(to, options).await
     }
 
-    fn bind(&self, _: DomId, at: SocketAddr) -> Result<Bound, Errno> {
-        self.sockets.bind(at)
+    fn bind(&self, _: DomId, at: SocketAddr, options: &Options) -> Result<Bound, Errno> {
+        self.sockets.bind(at, options)
     }
 
     fn listen(&self, socket: &Bound, backlog: u32) -> Result<(), Errno> {
@@ -100,6 +105,7 @@ fn run<F: Future<Output = ()>>(test: impl FnOnce(Rc<Rig>) -> F) {
                 sockets: Sockets::new(counts.sockets.clone(), false),
             },
             limits: Limits::default(),
+            extensions: Extensions::all(),
             guests: counts.guests.clone(),
             stop: stopping.clone(),
         });

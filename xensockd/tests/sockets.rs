@@ -6,7 +6,8 @@ use std::time::Duration;
 use std::{io::Read, io::Write, thread};
 use tokio::time::timeout;
 use xen::{Errno, Shared};
-use xensock::back::Stream;
+use xensock::back::{Socket as _, Stream};
+use xensock::wire::Options;
 use xensockd::counts::Counts;
 use xensockd::sockets::{Bound, Connected, Sockets};
 
@@ -50,7 +51,10 @@ fn any() -> SocketAddr {
 fn bytes_go_both_ways_between_two_pieces_of_memory_and_a_socket() {
     run(async {
         let server = TcpListener::bind(any()).unwrap();
-        let stream = Sockets::default().connect(server.local_addr().unwrap()).await.unwrap();
+        let stream = Sockets::default()
+            .connect(server.local_addr().unwrap(), &Options::new())
+            .await
+            .unwrap();
         let (mut peer, _) = server.accept().unwrap();
 
         let data = memory(8);
@@ -85,7 +89,7 @@ fn an_end_that_comes_with_the_last_bytes_is_not_missed() {
                 let (mut peer, _) = server.accept().unwrap();
                 peer.write_all(b"bye").unwrap();
             });
-            let stream = Sockets::default().connect(address).await.unwrap();
+            let stream = Sockets::default().connect(address, &Options::new()).await.unwrap();
             let room = memory(64);
             assert_eq!(receive(&stream, [room, room.slice(0, 0)]).await, Ok(3));
             assert_eq!(receive(&stream, [room, room.slice(0, 0)]).await, Ok(0));
@@ -98,7 +102,7 @@ fn an_end_that_comes_with_the_last_bytes_is_not_missed() {
 fn a_connection_that_is_refused_says_so() {
     run(async {
         let address = TcpListener::bind(any()).unwrap().local_addr().unwrap();
-        let result = Sockets::default().connect(address).await;
+        let result = Sockets::default().connect(address, &Options::new()).await;
         assert_eq!(result.err(), Some(Errno::ECONNREFUSED));
     });
 }
@@ -107,7 +111,10 @@ fn a_connection_that_is_refused_says_so() {
 fn a_peer_that_resets_the_connection_is_an_error_and_no_end() {
     run(async {
         let server = TcpListener::bind(any()).unwrap();
-        let stream = Sockets::default().connect(server.local_addr().unwrap()).await.unwrap();
+        let stream = Sockets::default()
+            .connect(server.local_addr().unwrap(), &Options::new())
+            .await
+            .unwrap();
         let (peer, _) = server.accept().unwrap();
         let data = memory(1);
         send(&stream, [data, data.slice(0, 0)]).await.unwrap();
@@ -123,7 +130,10 @@ fn a_peer_that_resets_the_connection_is_an_error_and_no_end() {
 fn a_peer_that_does_not_read_makes_the_sender_wait_and_then_go_on() {
     run(async {
         let server = TcpListener::bind(any()).unwrap();
-        let stream = Sockets::default().connect(server.local_addr().unwrap()).await.unwrap();
+        let stream = Sockets::default()
+            .connect(server.local_addr().unwrap(), &Options::new())
+            .await
+            .unwrap();
         let (mut peer, _) = server.accept().unwrap();
         let data = memory(1 << 20);
         let pieces = [data, data.slice(0, 0)];
@@ -153,7 +163,7 @@ fn a_listener_waits_accepts_and_can_be_asked_without_accepting() {
     run(async {
         let counts = Counts::default();
         let sockets = Sockets::new(counts.sockets.clone(), false);
-        let listener = sockets.bind(any()).unwrap();
+        let listener = sockets.bind(any(), &Options::new()).unwrap();
         assert_eq!(
             poll_fn(|cx| listener.poll_accept(cx)).await.err(),
             Some(Errno::EINVAL),
@@ -161,7 +171,7 @@ fn a_listener_waits_accepts_and_can_be_asked_without_accepting() {
         );
         listener.listen(4).unwrap();
         listener.listen(8).unwrap();
-        let address = listener.local_addr().unwrap();
+        let address = listener.local_name().unwrap();
         let nobody = poll_fn(|cx| listener.poll_acceptable(cx));
         timeout(Duration::from_millis(100), nobody).await.expect_err("nobody has connected");
         let mut peer = TcpStream::connect(address).unwrap();
@@ -183,15 +193,15 @@ fn a_listener_waits_accepts_and_can_be_asked_without_accepting() {
 fn an_address_that_somebody_listens_on_is_taken_unless_it_is_to_be_shared() {
     run(async {
         let alone = Sockets::default();
-        let first = alone.bind(any()).unwrap();
+        let first = alone.bind(any(), &Options::new()).unwrap();
         first.listen(1).unwrap();
-        let taken = first.local_addr().unwrap();
-        assert_eq!(alone.bind(taken).err(), Some(Errno::EADDRINUSE));
+        let taken = first.local_name().unwrap();
+        assert_eq!(alone.bind(taken, &Options::new()).err(), Some(Errno::EADDRINUSE));
 
         let sharing = Sockets::new(Counts::default().sockets, true);
-        let first = sharing.bind(any()).unwrap();
+        let first = sharing.bind(any(), &Options::new()).unwrap();
         first.listen(1).unwrap();
-        let second = sharing.bind(first.local_addr().unwrap()).unwrap();
+        let second = sharing.bind(first.local_name().unwrap(), &Options::new()).unwrap();
         second.listen(1).unwrap();
     });
 }

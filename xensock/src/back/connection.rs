@@ -1,40 +1,45 @@
 //! A connection, from the CONNECT or ACCEPT that opens it to the answer of its RELEASE.
 
-use super::Host;
 use super::data_ring::DataRing;
 use super::guest::Guest;
 use super::passive::Turn;
 use super::pump::Pumps;
-use super::socket::Release;
-use crate::wire::{Request, RingOffer};
+use super::socket::{Control, Plan};
+use super::{Host, Socket, Stream};
+use crate::wire::{Call, Request, RingOffer, SocketOption};
 use alloc::rc::Rc;
 use core::future::{Future, poll_fn};
 use core::net::SocketAddr;
 use core::pin::pin;
 use core::task::Poll;
+use core::time::Duration;
 use xen::Errno;
 
 /// Where a connection comes from.
 pub(super) enum Origin<H: Host> {
     /// It is made, to this address.
-    Connect(SocketAddr),
+    Connect(SocketAddr, Plan),
     /// It is the next one of a listening socket.
     Accept(Turn<H>),
 }
 
-/// Opens a connection, answers `opening`, moves bytes until `release` asks for the end, and answers
+/// Opens a connection, answers `opening`, moves bytes until the guest asks for the end, and answers
 /// that. The guest's name for the socket is free again afterwards.
 pub(super) async fn run<H: Host>(
     guest: &Guest<'_, H>,
     id: u64,
-    release: Rc<Release>,
+    control: Rc<Control>,
     origin: Origin<H>,
     offer: RingOffer,
     opening: Request,
 ) {
-    let accepts = matches!(origin, Origin::Accept(_));
+    // What the socket falls back to when a CONNECT fails.
+    let (plan, linger) = match &origin {
+        Origin::Connect(_, plan) => (Some(*plan), plan.options.get(SocketOption::Linger)),
+        Origin::Accept(turn) => (None, turn.linger()),
+    };
     let opened = match DataRing::attach(guest, &offer) {
-        Ok(ring) => match open(guest, &release, origin).await {
+        Ok(ring) => match open(guest, &control, origin).await {
             Ok(stream) => Ok((ring, stream)),
             Err(stopped) => Err(stopped),
         },
@@ -42,17 +47,27 @@ pub(super) async fn run<H: Host>(
     };
     let released = match opened {
         Ok((ring, stream)) => {
-            guest.answer(opening.answer(Ok(0)));
-            let mut pumps = Pumps::new(&ring, stream);
+            control.open();
+            let name = if plan.is_none() { stream.peer_name() } else { stream.local_name() };
+            guest.answer_with(opening.answer(Ok(0)), name.ok());
+            let mut pumps = Pumps::new(ring, stream, linger);
             let released = poll_fn(|cx| {
-                let released = release.poll(cx);
-                if released.is_pending() {
-                    pumps.poll(guest, cx);
+                while let Poll::Ready(request) = control.poll(cx) {
+                    if let Call::Release { .. } = request.call {
+                        return Poll::Ready(request);
+                    }
+                    pumps.carry_out(guest, &request);
                 }
-                released
+                pumps.poll(guest, cx);
+                Poll::Pending
             })
             .await;
             drain(guest, &mut pumps).await;
+            // The socket is closed before the ring is parked, and before the guest hears of it.
+            let ring = pumps.into_ring();
+            if let (Call::Release { reuse: true }, Some(ring)) = (&released.call, ring) {
+                guest.park(offer, ring);
+            }
             released
         }
         Err(Stopped::Released(released)) => {
@@ -61,13 +76,13 @@ pub(super) async fn run<H: Host>(
         }
         Err(Stopped::Failed(error)) => {
             guest.answer(opening.answer(Err(error)));
-            match release.take() {
-                Some(released) => released,
-                None if accepts => {
+            match (control.take_release(), plan) {
+                (Some(released), _) => released,
+                (None, Some(plan)) => return guest.reset(id, plan),
+                (None, None) => {
                     guest.sockets.borrow_mut().remove(&id);
                     return;
                 }
-                None => return guest.reset(id),
             }
         }
     };
@@ -83,17 +98,18 @@ enum Stopped {
 
 async fn open<H: Host>(
     guest: &Guest<'_, H>,
-    release: &Release,
+    control: &Control,
     origin: Origin<H>,
 ) -> Result<H::Stream, Stopped> {
     let mut opening = pin!(async {
         match origin {
-            Origin::Connect(to) => guest.host.connect(guest.id, to).await,
+            Origin::Connect(to, plan) => guest.host.connect(guest.id, to, &plan.options).await,
             Origin::Accept(turn) => poll_fn(|cx| turn.poll_accept(guest.host, cx)).await,
         }
     });
     poll_fn(|cx| {
-        if let Poll::Ready(request) = release.poll(cx) {
+        // Nothing but a RELEASE is handed over before the connection is open.
+        if let Poll::Ready(request) = control.poll(cx) {
             return Poll::Ready(Err(Stopped::Released(request)));
         }
         opening.as_mut().poll(cx).map_err(Stopped::Failed)
@@ -102,11 +118,16 @@ async fn open<H: Host>(
 }
 
 /// Sends what the guest had written when it asked for the release, for a bounded time.
-async fn drain<H: Host>(guest: &Guest<'_, H>, pumps: &mut Pumps<'_, H>) {
+async fn drain<H: Host>(guest: &Guest<'_, H>, pumps: &mut Pumps<H>) {
+    let wish = pumps.linger().map(|seconds| Duration::from_secs(seconds.into()));
+    let patience = wish.unwrap_or(guest.limits.linger).min(guest.limits.linger);
+    if patience.is_zero() {
+        return;
+    }
     let total = pumps.sent() + pumps.unsent();
     for _ in 0..4 {
         let before = pumps.sent();
-        let mut patience = pin!(guest.host.sleep(guest.limits.linger));
+        let mut patience = pin!(guest.host.sleep(patience));
         let done = poll_fn(|cx| {
             if pumps.poll_drain(guest, cx, total).is_ready() {
                 return Poll::Ready(true);

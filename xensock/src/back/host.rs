@@ -1,6 +1,7 @@
 //! What a backend needs of the domain it runs in: foreign pages, event channels, real sockets.
 
 use crate::Signal;
+use crate::wire::{How, Options, SocketOption};
 use alloc::sync::Arc;
 use core::future::Future;
 use core::net::SocketAddr;
@@ -20,16 +21,37 @@ pub trait Channel {
     fn notify(&self);
 }
 
+/// A socket of the operating system's.
+pub trait Socket {
+    /// Changes an option. [`Errno::ENOPROTOOPT`] where there is none like it.
+    ///
+    /// [`SocketOption::Linger`] of 0 means that closing resets the connection; any other value takes
+    /// that back.
+    fn set_option(&self, option: SocketOption, value: u32) -> Result<(), Errno>;
+
+    /// An option's value.
+    fn option(&self, option: SocketOption) -> Result<u32, Errno>;
+
+    /// The socket's own address.
+    fn local_name(&self) -> Result<SocketAddr, Errno>;
+}
+
 /// A connected socket. Dropping it closes it.
 ///
 /// Both directions may be waited for at once, by two tasks. Each call takes the (up to two) pieces of a
 /// ring that hold data or room, and copies straight from or to them.
-pub trait Stream {
+pub trait Stream: Socket {
     /// Receives into `room`: how many bytes came, 0 at the end of the stream.
     fn poll_recv(&self, cx: &mut Context<'_>, room: [Shared<'_>; 2]) -> Poll<Result<usize, Errno>>;
 
     /// Sends from `data`: how many bytes went, at least one.
     fn poll_send(&self, cx: &mut Context<'_>, data: [Shared<'_>; 2]) -> Poll<Result<usize, Errno>>;
+
+    /// Closes one direction, or both.
+    fn shutdown(&self, how: How) -> Result<(), Errno>;
+
+    /// The address of the other end.
+    fn peer_name(&self) -> Result<SocketAddr, Errno>;
 }
 
 /// The backend's domain.
@@ -43,7 +65,7 @@ pub trait Host {
     /// A connected socket.
     type Stream: Stream;
     /// A socket that was bound, and perhaps listens. Dropping it closes it.
-    type Listener;
+    type Listener: Socket;
 
     /// Waits for a while: the engine's only notion of time.
     fn sleep(&self, time: Duration) -> impl Future<Output = ()>;
@@ -59,15 +81,21 @@ pub trait Host {
         signal: Arc<Signal>,
     ) -> Result<Self::Channel, Errno>;
 
-    /// Opens a socket and connects it.
+    /// Opens a socket with these options and connects it.
     fn connect(
         &self,
         guest: DomId,
         to: SocketAddr,
+        options: &Options,
     ) -> impl Future<Output = Result<Self::Stream, Errno>>;
 
-    /// Opens a socket and binds it to an address. A port of 0 lets the system choose.
-    fn bind(&self, guest: DomId, at: SocketAddr) -> Result<Self::Listener, Errno>;
+    /// Opens a socket with these options and binds it to an address. A port of 0 lets the system choose.
+    fn bind(
+        &self,
+        guest: DomId,
+        at: SocketAddr,
+        options: &Options,
+    ) -> Result<Self::Listener, Errno>;
 
     /// Starts to listen.
     fn listen(&self, socket: &Self::Listener, backlog: u32) -> Result<(), Errno>;

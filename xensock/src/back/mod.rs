@@ -19,7 +19,7 @@ mod pump;
 mod socket;
 
 pub use guest::{CommandLink, Violation, serve};
-pub use host::{Channel, Host, Mapping, Stream};
+pub use host::{Channel, Host, Mapping, Socket, Stream};
 
 use core::time::Duration;
 

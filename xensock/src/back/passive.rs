@@ -3,19 +3,22 @@
 //! ACCEPTs and POLLs are served in the order in which they came: only the first of the queue looks at the
 //! socket, so the host has to remember only one waker.
 
-use super::Host;
 use super::guest::Guest;
-use crate::wire::Request;
+use super::{Host, Socket};
+use crate::wire::{Options, Request, SocketOption};
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use core::cell::{Cell, RefCell};
 use core::future::poll_fn;
+use core::net::SocketAddr;
 use core::task::{Context, Poll, Waker, ready};
 use xen::Errno;
 
 /// A bound socket.
 pub(super) struct Passive<H: Host> {
     socket: H::Listener,
+    /// In seconds, for its connections: the engine's own affair.
+    linger: Cell<Option<u32>>,
     listening: Cell<bool>,
     closing: Cell<bool>,
     last: Cell<u64>,
@@ -30,9 +33,10 @@ struct Place {
 
 impl<H: Host> Passive<H> {
     /// A socket that does not listen yet.
-    pub(super) fn new(socket: H::Listener) -> Self {
+    pub(super) fn new(socket: H::Listener, options: Options) -> Self {
         Passive {
             socket,
+            linger: Cell::new(options.get(SocketOption::Linger)),
             listening: Cell::new(false),
             closing: Cell::new(false),
             last: Cell::new(0),
@@ -46,6 +50,28 @@ impl<H: Host> Passive<H> {
         host.listen(&self.socket, backlog)?;
         self.listening.set(true);
         Ok(())
+    }
+
+    /// Changes an option, which the connections that come from now on have, too.
+    pub(super) fn set_option(&self, option: SocketOption, value: u32) -> Result<(), Errno> {
+        self.socket.set_option(option, value)?;
+        if option == SocketOption::Linger {
+            self.linger.set(Some(value));
+        }
+        Ok(())
+    }
+
+    /// An option's value.
+    pub(super) fn option(&self, option: SocketOption) -> Result<u32, Errno> {
+        match (option, self.linger.get()) {
+            (SocketOption::Linger, Some(seconds)) => Ok(seconds),
+            _ => self.socket.option(option),
+        }
+    }
+
+    /// The address that it is bound to.
+    pub(super) fn local_name(&self) -> Result<SocketAddr, Errno> {
+        self.socket.local_name()
     }
 
     /// Takes the last place in the queue. [`Errno::EINVAL`] when the socket does not listen.
@@ -84,6 +110,11 @@ pub(super) struct Turn<H: Host> {
 }
 
 impl<H: Host> Turn<H> {
+    /// How long the connection that comes may linger, in seconds.
+    pub(super) fn linger(&self) -> Option<u32> {
+        self.passive.linger.get()
+    }
+
     /// Waits for this place to be the first. [`Errno::ECONNABORTED`] when the socket is released.
     fn poll_first(&self, cx: &mut Context<'_>) -> Poll<Result<(), Errno>> {
         if self.passive.closing.get() {

@@ -2,7 +2,8 @@
 
 use super::Host;
 use super::passive::Passive;
-use crate::wire::Request;
+use crate::wire::{Call, Family, Options, Request};
+use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use core::cell::RefCell;
 use core::task::{Context, Poll, Waker};
@@ -10,30 +11,42 @@ use core::task::{Context, Poll, Waker};
 /// A socket, by what it has become.
 pub(super) enum Socket<H: Host> {
     /// Made, and nothing yet.
-    Fresh,
+    Fresh(Plan),
     /// Connected, or about to be, by its own task.
-    Active(Rc<Release>),
+    Active(Rc<Control>),
     /// Bound, and perhaps listening.
     Passive(Rc<Passive<H>>),
     /// Being released.
     Leaving,
 }
 
-/// How a connection's task hears that it shall end.
+/// What is known of a socket before it exists outside of the engine.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Plan {
+    /// The kind of its addresses, where the dialect says it before the first address.
+    pub(super) family: Option<Family>,
+    /// Its options.
+    pub(super) options: Options,
+}
+
+/// How a connection's task gets the requests about its socket.
 #[derive(Default)]
-pub(super) struct Release(RefCell<State>);
+pub(super) struct Control(RefCell<State>);
 
 #[derive(Default)]
 struct State {
-    request: Option<Request>,
+    /// Each has a slot of the command ring, so there are few.
+    requests: VecDeque<Request>,
+    /// Whether the connection is there: before that, only a RELEASE has a meaning.
+    open: bool,
     waker: Option<Waker>,
 }
 
-impl Release {
-    /// Hands over the request, which the task will answer.
+impl Control {
+    /// Hands over a request, which the task will answer.
     pub(super) fn ask(&self, request: Request) {
         let mut state = self.0.borrow_mut();
-        state.request = Some(request);
+        state.requests.push_back(request);
         let waker = state.waker.take();
         drop(state);
         if let Some(waker) = waker {
@@ -41,15 +54,27 @@ impl Release {
         }
     }
 
-    /// The request, if it has come.
-    pub(super) fn take(&self) -> Option<Request> {
-        self.0.borrow_mut().request.take()
+    /// From now on the task takes all requests.
+    pub(super) fn open(&self) {
+        self.0.borrow_mut().open = true;
     }
 
-    /// Waits for the request.
+    /// Whether the task takes all requests.
+    pub(super) fn is_open(&self) -> bool {
+        self.0.borrow().open
+    }
+
+    /// The RELEASE, if it has come.
+    pub(super) fn take_release(&self) -> Option<Request> {
+        let mut state = self.0.borrow_mut();
+        let at = state.requests.iter().position(|r| matches!(r.call, Call::Release { .. }))?;
+        state.requests.remove(at)
+    }
+
+    /// Waits for the next request.
     pub(super) fn poll(&self, cx: &mut Context<'_>) -> Poll<Request> {
         let mut state = self.0.borrow_mut();
-        match state.request.take() {
+        match state.requests.pop_front() {
             Some(request) => Poll::Ready(request),
             None => {
                 match &mut state.waker {

@@ -3,7 +3,7 @@
 use super::Dom0;
 use crate::Signal;
 use crate::back::{CommandLink, Host, Limits, Violation, serve};
-use crate::wire::Dialect;
+use crate::wire::Protocol;
 use std::pin::pin;
 use std::sync::Arc;
 use xen::xenbus::{self, OtherEnd, State, StateWatch};
@@ -18,11 +18,11 @@ pub async fn backend(
     host: &Dom0,
     store: &Store,
     path: &str,
-    dialect: &'static dyn Dialect,
+    protocol: Protocol,
     limits: Limits,
 ) -> Errno {
     loop {
-        if let Err(error) = serve_once(host, store, path, dialect, limits).await {
+        if let Err(error) = serve_once(host, store, path, protocol, limits).await {
             return error;
         }
     }
@@ -32,17 +32,25 @@ async fn serve_once(
     host: &Dom0,
     store: &Store,
     path: &str,
-    dialect: &'static dyn Dialect,
+    protocol: Protocol,
     limits: Limits,
 ) -> Result<(), Errno> {
     let frontend = OtherEnd::frontend_of(store, path).await?;
     let mut watch = StateWatch::new(store, &frontend.path).await?;
-    for (name, value) in dialect.backend_nodes(limits.max_ring_order) {
+    for (name, value) in protocol.backend_nodes(limits.max_ring_order) {
         store.write(&format!("{path}/{name}"), value).await?;
     }
     watch.wait_for(|state| matches!(state, State::Initialising | State::Initialised)).await?;
     xenbus::switch_state(store, path, State::InitWait).await?;
     watch.wait_for(|state| state == State::Initialised).await?;
+    let mut nodes = Vec::new();
+    for name in protocol.wanted_of_frontend() {
+        nodes.push(store.read_string(&format!("{}/{name}", frontend.path)).await.ok());
+    }
+    let protocol = protocol.with_frontend(&nodes).map_err(|reason| {
+        log::error!("{reason}");
+        Errno::EINVAL
+    })?;
     let grant = xenbus::read_number(store, &format!("{}/ring-ref", frontend.path)).await?;
     let port = xenbus::read_number(store, &format!("{}/port", frontend.path)).await?;
     let signal = Arc::new(Signal::new());
@@ -53,7 +61,7 @@ async fn serve_once(
     };
     xenbus::switch_state(store, path, State::Connected).await?;
     {
-        let engine = pin!(serve(host, frontend.domain, link, dialect, limits));
+        let engine = pin!(serve(host, frontend.domain, link, protocol, limits));
         let left = pin!(
             watch.wait_for(|state| { !matches!(state, State::Initialised | State::Connected) })
         );

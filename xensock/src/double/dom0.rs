@@ -3,7 +3,9 @@
 use super::net::{Acceptor, Net, Socket};
 use super::world::World;
 use crate::Signal;
-use crate::back::{Channel, Host, Mapping, Stream};
+use crate::back::{self, Channel, Host, Mapping, Stream};
+use crate::wire::{How, Options, SocketOption};
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -73,6 +75,66 @@ impl Stream for Socket {
     fn poll_send(&self, cx: &mut Context<'_>, data: [Shared<'_>; 2]) -> Poll<Result<usize, Errno>> {
         self.poll_put(cx, |bytes| crate::ring::copy_out(&data, bytes))
     }
+
+    fn shutdown(&self, how: How) -> Result<(), Errno> {
+        if how.reads() {
+            self.abandon();
+        }
+        if how.writes() {
+            self.finish();
+        }
+        Ok(())
+    }
+
+    fn peer_name(&self) -> Result<SocketAddr, Errno> {
+        Ok(self.peer())
+    }
+}
+
+/// An option's value: one that was never set is 0.
+fn option(options: &Cell<Options>, option: SocketOption) -> Result<u32, Errno> {
+    Ok(options.get().get(option).unwrap_or(0))
+}
+
+/// The network knows all options but one, so that a test can see what becomes of that.
+fn set_option(options: &Cell<Options>, option: SocketOption, value: u32) -> Result<(), Errno> {
+    if option == SocketOption::BusyPoll {
+        return Err(Errno::EPERM);
+    }
+    options.set(options.get().with(option, value));
+    Ok(())
+}
+
+fn set_options(of: &Cell<Options>, options: &Options) -> Result<(), Errno> {
+    options.iter().try_for_each(|(option, value)| set_option(of, option, value))
+}
+
+impl back::Socket for Socket {
+    fn set_option(&self, option: SocketOption, value: u32) -> Result<(), Errno> {
+        set_option(self.options(), option, value)
+    }
+
+    fn option(&self, wanted: SocketOption) -> Result<u32, Errno> {
+        option(self.options(), wanted)
+    }
+
+    fn local_name(&self) -> Result<SocketAddr, Errno> {
+        Ok(self.local())
+    }
+}
+
+impl back::Socket for Acceptor {
+    fn set_option(&self, option: SocketOption, value: u32) -> Result<(), Errno> {
+        set_option(self.options(), option, value)
+    }
+
+    fn option(&self, wanted: SocketOption) -> Result<u32, Errno> {
+        option(self.options(), wanted)
+    }
+
+    fn local_name(&self) -> Result<SocketAddr, Errno> {
+        Ok(self.address())
+    }
 }
 
 impl Host for Dom0 {
@@ -96,12 +158,16 @@ impl Host for Dom0 {
         Ok(BoundPort { world: self.world.clone(), guest, port })
     }
 
-    async fn connect(&self, _: DomId, to: SocketAddr) -> Result<Socket, Errno> {
-        self.net.connect(to).await
+    async fn connect(&self, _: DomId, to: SocketAddr, options: &Options) -> Result<Socket, Errno> {
+        let socket = self.net.connect(to).await?;
+        set_options(socket.options(), options)?;
+        Ok(socket)
     }
 
-    fn bind(&self, _: DomId, at: SocketAddr) -> Result<Acceptor, Errno> {
-        self.net.bind(at)
+    fn bind(&self, _: DomId, at: SocketAddr, options: &Options) -> Result<Acceptor, Errno> {
+        let socket = self.net.bind(at)?;
+        set_options(socket.options(), options)?;
+        Ok(socket)
     }
 
     fn listen(&self, socket: &Acceptor, backlog: u32) -> Result<(), Errno> {

@@ -2,6 +2,7 @@
 
 use super::pipe::Pipe;
 use crate::front::WaitList;
+use crate::wire::{Options, SocketOption};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::poll_fn;
@@ -27,11 +28,13 @@ struct State {
     /// Told when an address is silent no more.
     spoke: WaitList,
     open: Cell<usize>,
+    last_port: Cell<u16>,
 }
 
 struct Bound {
     net: Net,
-    port: u16,
+    at: SocketAddr,
+    options: Cell<Options>,
     backlog: Cell<Option<usize>>,
     waiting: RefCell<VecDeque<Socket>>,
     waker: RefCell<Option<Waker>>,
@@ -45,6 +48,9 @@ pub struct Socket {
     net: Net,
     input: Rc<Pipe>,
     output: Rc<Pipe>,
+    local: SocketAddr,
+    peer: SocketAddr,
+    options: Cell<Options>,
 }
 
 impl Net {
@@ -53,12 +59,24 @@ impl Net {
         Net::default()
     }
 
-    /// Connects two ends of a connection, without an address.
+    /// Connects two ends of a connection, whose addresses nobody listens at.
     pub fn pair(&self) -> (Socket, Socket) {
+        let any = |port| (Ipv4Addr::LOCALHOST, port).into();
+        self.pair_of(any(1), any(2))
+    }
+
+    fn pair_of(&self, near: SocketAddr, far: SocketAddr) -> (Socket, Socket) {
         self.0.open.set(self.0.open.get() + 2);
         let (there, back) = (Rc::new(Pipe::new(CAPACITY)), Rc::new(Pipe::new(CAPACITY)));
-        let near = Socket { net: self.clone(), input: back.clone(), output: there.clone() };
-        (near, Socket { net: self.clone(), input: there, output: back })
+        let socket = |input: &Rc<Pipe>, output: &Rc<Pipe>, local, peer| Socket {
+            net: self.clone(),
+            input: input.clone(),
+            output: output.clone(),
+            local,
+            peer,
+            options: Cell::default(),
+        };
+        (socket(&back, &there, near, far), socket(&there, &back, far, near))
     }
 
     /// Connects to an address; addresses differ by their ports alone.
@@ -72,7 +90,9 @@ impl Net {
         if bound.backlog.get().is_none_or(|backlog| waiting.len() >= backlog.max(1)) {
             return Err(Errno::ECONNREFUSED);
         }
-        let (near, far) = self.pair();
+        let from = SocketAddr::new(to.ip(), self.next_port());
+        let (near, far) = self.pair_of(from, SocketAddr::new(to.ip(), bound.at.port()));
+        far.options.set(bound.options.get());
         waiting.push_back(far);
         drop(waiting);
         if let Some(waker) = bound.waker.borrow_mut().take() {
@@ -91,13 +111,21 @@ impl Net {
         };
         let socket = Rc::new(Bound {
             net: self.clone(),
-            port,
+            at: SocketAddr::new(at.ip(), port),
+            options: Cell::default(),
             backlog: Cell::new(None),
             waiting: RefCell::default(),
             waker: RefCell::default(),
         });
         bound.insert(port, Rc::downgrade(&socket));
         Ok(Acceptor(socket))
+    }
+
+    /// A port for the near end of a connection.
+    fn next_port(&self) -> u16 {
+        let port = self.0.last_port.get().max(EPHEMERAL - 1).checked_add(1).unwrap_or(EPHEMERAL);
+        self.0.last_port.set(port);
+        port
     }
 
     /// Binds a socket and listens.
@@ -132,7 +160,12 @@ impl Net {
 impl Acceptor {
     /// The address it is bound to.
     pub fn address(&self) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.0.port).into()
+        self.0.at
+    }
+
+    /// Its options.
+    pub(super) fn options(&self) -> &Cell<Options> {
+        &self.0.options
     }
 
     /// Starts to listen.
@@ -167,7 +200,7 @@ impl Acceptor {
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        self.net.0.bound.borrow_mut().remove(&self.port);
+        self.net.0.bound.borrow_mut().remove(&self.at.port());
         for socket in self.waiting.take() {
             socket.reset();
         }
@@ -234,6 +267,26 @@ impl Socket {
         Ok(())
     }
 
+    /// The address of this end.
+    pub fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// The address of the other end.
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Its options.
+    pub(super) fn options(&self) -> &Cell<Options> {
+        &self.options
+    }
+
+    /// Receives no more, and goes on sending.
+    pub(super) fn abandon(&self) {
+        self.input.abandon();
+    }
+
     /// Sends no more, and goes on receiving.
     pub fn finish(&self) {
         self.output.finish();
@@ -265,6 +318,9 @@ impl Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         self.net.0.open.set(self.net.0.open.get() - 1);
+        if self.options.get().get(SocketOption::Linger) == Some(0) {
+            self.output.reset();
+        }
         self.output.finish();
         self.input.abandon();
     }

@@ -5,8 +5,9 @@
 //! else in order; and ACCEPTs leave some to CONNECTs.
 
 use crate::ring::{CommandFront, Notify};
-use crate::wire::{Call, Command, Dialect, Request, Response};
+use crate::wire::{Call, Command, Protocol, Request, Response};
 use alloc::collections::{BTreeMap, VecDeque};
+use core::net::SocketAddr;
 use futures_channel::oneshot::{self, Receiver, Sender};
 use xen::{Errno, Shared};
 
@@ -15,7 +16,17 @@ const KEPT_FROM_CONNECTS: u32 = 2;
 /// Slots that ACCEPTs leave free.
 const KEPT_FROM_ACCEPTS: u32 = 4;
 
-pub(super) type Answer = Result<u32, Errno>;
+/// What came of a request.
+pub(super) type Answer = Result<Reply, Errno>;
+
+/// What an answer says beside that all is well.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Reply {
+    /// The value that was asked for.
+    pub(super) value: u32,
+    /// The name that was asked for, or that came along.
+    pub(super) name: Option<SocketAddr>,
+}
 
 /// The requests of one command ring.
 pub(super) struct Calls {
@@ -35,9 +46,9 @@ struct Outstanding {
 }
 
 impl Calls {
-    pub(super) fn new(dialect: &'static dyn Dialect, page: Shared<'_>) -> Calls {
+    pub(super) fn new(protocol: impl Into<Protocol>, page: Shared<'_>) -> Calls {
         Calls {
-            ring: CommandFront::new(dialect, page),
+            ring: CommandFront::new(protocol, page),
             next_id: 0,
             outstanding: BTreeMap::new(),
             accepts: VecDeque::new(),
@@ -105,7 +116,7 @@ impl Calls {
     }
 
     fn dispatch(&mut self, response: Response) {
-        let Response { id, command, socket, result } = response;
+        let Response { id, command, socket, result, name } = response;
         match self.outstanding.get(&id) {
             Some(asked) if asked.command == command && asked.socket == socket => {}
             Some(asked) => {
@@ -124,7 +135,7 @@ impl Calls {
         }
         if let Some(asked) = self.outstanding.remove(&id) {
             // Nobody may be waiting any more, which is no harm.
-            let _ = asked.answer.send(result);
+            let _ = asked.answer.send(result.map(|value| Reply { value, name }));
         }
     }
 

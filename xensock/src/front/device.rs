@@ -6,7 +6,7 @@ use super::counters::Counters;
 use super::memory::{Granted, Memory};
 use super::socket::Socket;
 use super::wait::WaitList;
-use crate::wire::Call;
+use crate::wire::{Call, Protocol};
 use crate::{Machine, Signal};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -48,6 +48,9 @@ pub(super) struct Attachment {
     /// The session's number: a later session knows nothing of this one's sockets.
     pub(super) session: u32,
     pub(super) backend: DomId,
+    /// What the two ends have agreed on.
+    pub(super) protocol: Protocol,
+    /// The order of a data ring whose user has no wish.
     pub(super) ring_order: u32,
 }
 

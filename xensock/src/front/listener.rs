@@ -8,7 +8,7 @@ use super::socket::{Socket, create};
 use super::stream::Stream;
 use super::wait::WaitList;
 use crate::Machine;
-use crate::wire::Call;
+use crate::wire::{Call, Family};
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use core::cell::{Cell, RefCell};
@@ -103,8 +103,7 @@ async fn accept_all<M: Machine>(passive: Rc<Passive<M>>) {
 
 async fn accept<M: Machine>(passive: &Passive<M>) -> Result<Stream<M>, Errno> {
     let Passive { device, name, at, .. } = passive;
-    let (ring, offer) =
-        device.memory.open_ring(at.backend, device.config.dialect, at.ring_order)?;
+    let (ring, offer) = device.memory.open_ring(at.backend, at.protocol, at.ring_order)?;
     let new = device.name_socket();
     let answer = pin!(device.call(at.session, *name, Call::Accept { new, ring: offer }));
     let given_up = pin!(async {
@@ -134,7 +133,7 @@ pub(super) async fn bind<M: Machine>(
     device.unbound.until(|| (device.unbinding.get() == 0).then_some(())).await;
     let name = device.name_socket();
     // All requests go out at once: if one fails, so do those after it.
-    let create = create(device, at.session, name);
+    let create = create(device, &at, name, Family::of(addr));
     let bind = device.call(at.session, name, Call::Bind { addr });
     let backlog = device.config.backlog;
     let listen = device.call(at.session, name, Call::Listen { backlog });

@@ -5,7 +5,7 @@
 
 use super::counters::Counters;
 use super::wait::WaitList;
-use crate::wire::{Dialect, Layout, Region, RingOffer};
+use crate::wire::{Layout, Protocol, Region, RingOffer};
 use crate::{Machine, Pages, Signal};
 use alloc::rc::Rc;
 use alloc::sync::Arc;
@@ -77,10 +77,10 @@ impl<M: Machine> Memory<M> {
     pub(super) fn open_ring(
         &self,
         peer: DomId,
-        dialect: &dyn Dialect,
+        protocol: Protocol,
         order: u32,
     ) -> Result<(Ring, RingOffer), Errno> {
-        let layout = dialect.layout(order)?;
+        let layout = protocol.layout(order)?;
         let pages = self.pages(peer, &layout)?;
         let granted = self.grant(peer, pages)?;
         let signal = Arc::new(Signal::new());
@@ -92,7 +92,8 @@ impl<M: Machine> Memory<M> {
             }
         };
         let ring = Ring { granted, layout, port, signal };
-        let grants = dialect.offer_ring(ring.region().indexes, order, ring.granted.grants());
+        let indexes = ring.region().indexes;
+        let grants = protocol.dialect.offer_ring(indexes, order, ring.granted.grants());
         Ok((ring, RingOffer { grants, port }))
     }
 

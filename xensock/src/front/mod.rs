@@ -33,7 +33,7 @@ pub use stream::{ReadHalf, Stream, WriteHalf};
 pub(crate) use wait::WaitList;
 
 use crate::Machine;
-use crate::wire::{Dialect, PVCALLS};
+use crate::wire::{Dialect, Extensions, PVCALLS};
 use alloc::rc::Rc;
 use alloc::string::ToString;
 use core::net::SocketAddr;
@@ -47,6 +47,8 @@ use xen::xenstore::Store;
 pub struct Config {
     /// The protocol, as the device's folder in xenstore says.
     pub dialect: &'static dyn Dialect,
+    /// What goes beyond the plain protocol, where the backend has it, too.
+    pub extensions: Extensions,
     /// The size of data rings: 2 to this power pages, shared by both directions. A backend that
     /// maps less gets less.
     pub ring_order: u32,
@@ -64,6 +66,7 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             dialect: PVCALLS,
+            extensions: Extensions::all(),
             ring_order: 4,
             backlog: 128,
             answer_within: Duration::from_secs(180),

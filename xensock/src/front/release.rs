@@ -7,7 +7,6 @@ use crate::wire::Call;
 use crate::{Machine, Side};
 use alloc::rc::Rc;
 use core::future::{Future, poll_fn};
-use core::sync::atomic::{Ordering, fence};
 use core::task::Poll;
 use embassy_time::with_timeout;
 use xen::Errno;
@@ -62,7 +61,7 @@ async fn drain<M: Machine>(socket: &Socket<M>) {
     while unsent > 0 {
         let less = poll_fn(|cx| {
             socket.signal.register(Side::Tx, cx.waker());
-            fence(Ordering::SeqCst);
+            socket.arm_for_drain();
             // A remote that reads only once it has written everything must not be stuck: what comes
             // now is thrown away.
             let _ = socket.poll_take(cx, |data| (len(&data), ()));

@@ -1,7 +1,9 @@
 //! The handshake with the backend in xenstore, and the command ring while it lasts.
 
+use super::Config;
 use super::calls::Calls;
 use super::device::{Attachment, Device, Link, Session};
+use crate::wire::Protocol;
 use crate::{Machine, Side, Signal};
 use alloc::boxed::Box;
 use alloc::format;
@@ -77,17 +79,18 @@ async fn serve_once<M: Machine>(
         xenbus::switch_state(store, path, State::Closed).await?;
         return Ok(End::Shutdown);
     }
-    let dialect = device.config.dialect;
+    let Config { dialect, extensions, .. } = device.config;
+    let wish = Protocol { dialect, extensions };
     let mut nodes = Vec::new();
-    for name in dialect.wanted_of_backend() {
+    for name in wish.wanted_of_backend() {
         nodes.push(store.read_string(&format!("{}/{name}", backend.path)).await.ok());
     }
-    let offer = dialect.check_backend(&nodes).map_err(|message| {
+    let (protocol, offer) = wish.with_backend(&nodes).map_err(|message| {
         log::error!("{path}: {message}");
         Errno::EOPNOTSUPP
     })?;
-    let ring_order = device.config.ring_order.min(offer.max_ring_order);
-    let attachment = Attachment { session: number, backend: backend.domain, ring_order };
+    let ring_order = device.config.ring_order.clamp(offer.min_order, offer.max_order);
+    let attachment = Attachment { session: number, backend: backend.domain, protocol, ring_order };
     let session = open(device, attachment)?;
     match publish(device, store, path, &mut watch, &session).await {
         Ok(None) => {}
@@ -120,7 +123,7 @@ fn open<M: Machine>(device: &Device<M>, attachment: Attachment) -> Result<Sessio
             return Err(error);
         }
     };
-    let calls = Calls::new(device.config.dialect, page.pages.shared());
+    let calls = Calls::new(attachment.protocol, page.pages.shared());
     Ok(Session { attachment, calls, page, port, signal })
 }
 
@@ -138,7 +141,7 @@ async fn publish<M: Machine>(
     watch: &mut StateWatch,
     session: &Session,
 ) -> Result<Option<End>, Errno> {
-    let mut nodes = device.config.dialect.frontend_nodes();
+    let mut nodes = session.attachment.protocol.frontend_nodes();
     nodes.push(("port", session.port.0.to_string()));
     nodes.push(("ring-ref", session.page.grants()[0].0.to_string()));
     let mut tries = 0;

@@ -1,16 +1,16 @@
 //! An active socket: the ring of a connection, shared by the stream and the driver's jobs.
 
+use super::calls::{Answer, Reply};
 use super::device::{Attachment, Device};
 use super::memory::Ring;
 use super::stream::Stream;
-use crate::ring::{Consumer, Producer, len};
-use crate::wire::Call;
+use crate::ring::{Consumer, Guess, Producer, len};
+use crate::wire::{Call, Family};
 use crate::{Machine, Side, Signal};
 use alloc::rc::Rc;
 use alloc::sync::Arc;
 use core::cell::{Cell, RefCell};
 use core::net::SocketAddr;
-use core::sync::atomic::{Ordering, fence};
 use core::task::{Context, Poll};
 use futures_util::future::join;
 use xen::{Errno, Shared};
@@ -42,7 +42,7 @@ impl<M: Machine> Socket<M> {
             name,
             session,
             signal: ring.signal.clone(),
-            consumer: RefCell::new(Consumer::new(layout.input)),
+            consumer: RefCell::new(Consumer::new(layout.input, Guess::HalfFull)),
             producer: RefCell::new(Producer::new(layout.output)),
             ring: RefCell::new(Some(ring)),
             failed: Cell::new(None),
@@ -88,9 +88,8 @@ impl<M: Machine> Socket<M> {
         if result.is_none() {
             self.burst.set(0);
             self.signal.register(side, cx.waker());
-            // What came before the waker was there has woken nobody. And a backend that looks whether
-            // this end may be asleep must see all that was written before this last look.
-            fence(Ordering::SeqCst);
+            // What came before the waker was there has woken nobody.
+            self.arm(side);
             result = attempt().transpose();
         }
         match result {
@@ -99,6 +98,27 @@ impl<M: Machine> Socket<M> {
                 Poll::Ready(result)
             }
             None => Poll::Pending,
+        }
+    }
+
+    /// Asks the backend for an event when there is something to be done on this side.
+    pub(super) fn arm(&self, side: Side) {
+        let ring = self.ring.borrow();
+        let Some(ring) = ring.as_ref() else { return };
+        match side {
+            Side::Rx => self.consumer.borrow().arm(ring.region()),
+            // Half of the ring at once, rather than an event for every byte that is taken.
+            Side::Tx => {
+                let producer = self.producer.borrow();
+                producer.arm(ring.region(), ring.layout().output.size / 2);
+            }
+        }
+    }
+
+    /// Asks the backend for an event when it has taken everything.
+    pub(super) fn arm_for_drain(&self) {
+        if let Some(ring) = self.ring.borrow().as_ref() {
+            self.producer.borrow().arm(ring.region(), ring.layout().output.size);
         }
     }
 
@@ -122,7 +142,7 @@ impl<M: Machine> Socket<M> {
         }
         let (count, value) = take(data);
         self.device.counters.bytes_in.add(count);
-        if consumer.advance(region, count).is_due() && consumer.producer_may_wait(region, count) {
+        if consumer.advance(region, count).is_due() {
             self.device.memory.notify(ring.port());
         }
         Ok(Some(value))
@@ -206,12 +226,12 @@ pub(super) async fn connect<M: Machine>(
     device: &Rc<Device<M>>,
     to: SocketAddr,
 ) -> Result<Stream<M>, Errno> {
-    let Attachment { session, backend, ring_order } = device.attached().await?;
-    let dialect = device.config.dialect;
-    let (ring, offer) = device.memory.open_ring(backend, dialect, ring_order)?;
+    let at = device.attached().await?;
+    let Attachment { session, backend, protocol, ring_order } = at;
+    let (ring, offer) = device.memory.open_ring(backend, protocol, ring_order)?;
     let name = device.name_socket();
     // Both requests go out at once: if the first fails, so does the second.
-    let create = create(device, session, name);
+    let create = create(device, &at, name, Family::of(to));
     let connect = device.call(session, name, Call::Connect { addr: to, flags: 0, ring: offer });
     let (created, connected) = join(create, connect).await;
     match created.and(connected) {
@@ -228,11 +248,12 @@ pub(super) async fn connect<M: Machine>(
 /// Creates a socket, if that takes a command of its own.
 pub(super) async fn create<M: Machine>(
     device: &Device<M>,
-    session: u32,
+    at: &Attachment,
     name: u64,
-) -> Result<u32, Errno> {
-    if !device.config.dialect.has_socket_command() {
-        return Ok(0);
+    family: Family,
+) -> Answer {
+    if !at.protocol.dialect.has_socket_command() {
+        return Ok(Reply::default());
     }
-    device.call(session, name, Call::Socket).await
+    device.call(at.session, name, Call::Socket { family }).await
 }

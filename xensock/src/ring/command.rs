@@ -4,7 +4,7 @@
 //! Pushing follows `RING_PUSH_…_AND_CHECK_NOTIFY`, going to sleep `RING_FINAL_CHECK_FOR_…`.
 
 use super::Notify;
-use crate::wire::{Dialect, MAX_SLOT, Malformed, Request, Response};
+use crate::wire::{MAX_SLOT, Malformed, Protocol, Request, Response, Slots};
 use core::sync::atomic::{Ordering, fence};
 use xen::{Errno, Shared};
 
@@ -14,8 +14,7 @@ pub(super) const RSP_PROD: usize = 8;
 pub(super) const RSP_EVENT: usize = 12;
 const SLOTS: usize = crate::wire::RING_HEADER;
 
-fn slot(dialect: &dyn Dialect, index: u32) -> usize {
-    let slots = dialect.slots();
+fn slot(slots: Slots, index: u32) -> usize {
     SLOTS + (index & (slots.count - 1)) as usize * slots.stride()
 }
 
@@ -35,7 +34,8 @@ fn publish(page: Shared<'_>, prod: usize, event: usize, old: u32, new: u32) -> N
 /// A frontend's end.
 #[derive(Debug)]
 pub struct CommandFront {
-    dialect: &'static dyn Dialect,
+    protocol: Protocol,
+    slots: Slots,
     req_prod: u32,
     req_published: u32,
     rsp_cons: u32,
@@ -43,38 +43,46 @@ pub struct CommandFront {
 
 impl CommandFront {
     /// Initialises the ring in a zeroed page that the peer has not seen yet.
-    pub fn new(dialect: &'static dyn Dialect, page: Shared<'_>) -> Self {
+    pub fn new(protocol: impl Into<Protocol>, page: Shared<'_>) -> Self {
         page.store_u32(REQ_EVENT, 1, Ordering::Relaxed);
         page.store_u32(RSP_EVENT, 1, Ordering::Release);
-        CommandFront::at(dialect, 0)
+        CommandFront::at(protocol, 0)
     }
 
     /// The end of a ring on which so many requests have been answered already.
-    pub(super) fn at(dialect: &'static dyn Dialect, index: u32) -> Self {
-        CommandFront { dialect, req_prod: index, req_published: index, rsp_cons: index }
+    pub(super) fn at(protocol: impl Into<Protocol>, index: u32) -> Self {
+        let protocol = protocol.into();
+        CommandFront {
+            protocol,
+            slots: protocol.slots(),
+            req_prod: index,
+            req_published: index,
+            rsp_cons: index,
+        }
     }
 
     /// How many slots the ring has.
     pub fn slots(&self) -> u32 {
-        self.dialect.slots().count
+        self.slots.count
     }
 
     /// How many requests may be pushed before a response is read.
     pub fn free(&self) -> u32 {
-        self.dialect.slots().count - self.req_prod.wrapping_sub(self.rsp_cons)
+        self.slots.count - self.req_prod.wrapping_sub(self.rsp_cons)
     }
 
     /// Puts a request into the next slot, where the peer sees it after
     /// [`publish`](CommandFront::publish). [`Errno::EAGAIN`] when no slot is free,
-    /// [`Errno::EAFNOSUPPORT`] when the dialect cannot carry the address.
+    /// or what
+    /// [`Protocol::encode_request`] fails with.
     pub fn push(&mut self, page: Shared<'_>, request: &Request) -> Result<(), Errno> {
         if self.free() == 0 {
             return Err(Errno::EAGAIN);
         }
         let mut copy = [0; MAX_SLOT];
-        let copy = &mut copy[..self.dialect.slots().request];
-        self.dialect.encode_request(request, copy)?;
-        page.write(slot(self.dialect, self.req_prod), copy);
+        let copy = &mut copy[..self.slots.request];
+        self.protocol.encode_request(request, copy)?;
+        page.write(slot(self.slots, self.req_prod), copy);
         self.req_prod = self.req_prod.wrapping_add(1);
         Ok(())
     }
@@ -96,10 +104,10 @@ impl CommandFront {
             return Err(Errno::EPROTO);
         }
         let mut copy = [0; MAX_SLOT];
-        let copy = &mut copy[..self.dialect.slots().response];
-        page.read(slot(self.dialect, self.rsp_cons), copy);
+        let copy = &mut copy[..self.slots.response];
+        page.read(slot(self.slots, self.rsp_cons), copy);
         self.rsp_cons = self.rsp_cons.wrapping_add(1);
-        Ok(Some(self.dialect.decode_response(copy)))
+        Ok(Some(self.protocol.decode_response(copy)))
     }
 
     /// Asks for an event at the next response, and tells whether there is one already: then there is
@@ -114,7 +122,8 @@ impl CommandFront {
 /// A backend's end.
 #[derive(Debug)]
 pub struct CommandBack {
-    dialect: &'static dyn Dialect,
+    protocol: Protocol,
+    slots: Slots,
     req_cons: u32,
     rsp_prod: u32,
     rsp_published: u32,
@@ -122,13 +131,20 @@ pub struct CommandBack {
 
 impl CommandBack {
     /// Attaches to a ring that its frontend has just initialised.
-    pub fn new(dialect: &'static dyn Dialect) -> Self {
-        CommandBack::at(dialect, 0)
+    pub fn new(protocol: impl Into<Protocol>) -> Self {
+        CommandBack::at(protocol, 0)
     }
 
     /// The end of a ring on which so many requests have been answered already.
-    pub(super) fn at(dialect: &'static dyn Dialect, index: u32) -> Self {
-        CommandBack { dialect, req_cons: index, rsp_prod: index, rsp_published: index }
+    pub(super) fn at(protocol: impl Into<Protocol>, index: u32) -> Self {
+        let protocol = protocol.into();
+        CommandBack {
+            protocol,
+            slots: protocol.slots(),
+            req_cons: index,
+            rsp_prod: index,
+            rsp_published: index,
+        }
     }
 
     /// How many requests were taken and not yet answered.
@@ -144,14 +160,14 @@ impl CommandBack {
             return Ok(None);
         }
         let claimed = req_prod.wrapping_sub(self.rsp_prod);
-        if claimed > self.dialect.slots().count || claimed < self.unanswered() {
+        if claimed > self.slots.count || claimed < self.unanswered() {
             return Err(Errno::EPROTO);
         }
         let mut copy = [0; MAX_SLOT];
-        let copy = &mut copy[..self.dialect.slots().request];
-        page.read(slot(self.dialect, self.req_cons), copy);
+        let copy = &mut copy[..self.slots.request];
+        page.read(slot(self.slots, self.req_cons), copy);
         self.req_cons = self.req_cons.wrapping_add(1);
-        Ok(Some(self.dialect.decode_request(copy)))
+        Ok(Some(self.protocol.decode_request(copy)))
     }
 
     /// Puts a response into the next slot, where the peer sees it after
@@ -162,9 +178,9 @@ impl CommandBack {
     pub fn push(&mut self, page: Shared<'_>, response: &Response) {
         assert!(self.unanswered() > 0, "a response without a request: {response:?}");
         let mut copy = [0; MAX_SLOT];
-        let copy = &mut copy[..self.dialect.slots().response];
-        self.dialect.encode_response(response, copy);
-        page.write(slot(self.dialect, self.rsp_prod), copy);
+        let copy = &mut copy[..self.slots.response];
+        self.protocol.encode_response(response, copy);
+        page.write(slot(self.slots, self.rsp_prod), copy);
         self.rsp_prod = self.rsp_prod.wrapping_add(1);
     }
 

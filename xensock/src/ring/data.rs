@@ -4,9 +4,11 @@
 //! stores of one's own are the barriers that the protocol asks for: bytes are copied in only after
 //! the room was seen, and seen only after they were copied in; likewise on the way out.
 //!
-//! Neither end tells the other whether it sleeps, so in the plain protocol every advance is followed by
-//! an event, but for what a consumer can tell by itself ([`Consumer::producer_may_wait`]). [`Notify`] is
-//! where a dialect that can do better will say so.
+//! Who goes to sleep first calls `arm`, then looks once more. Where the two ends have agreed on event
+//! indexes ([`EventIndexes`](crate::wire::EventIndexes)), `arm` says at which index this end wants to be
+//! told, and the other end sends one event when it gets there and none before. In the plain protocol
+//! neither end says whether it sleeps: every advance of a producer is followed by an event, and those
+//! of a consumer by its best guess ([`Guess`]).
 
 use super::Notify;
 use crate::wire::{Region, Way};
@@ -57,6 +59,21 @@ fn error(way: &Way, region: Region<'_>) -> Option<Errno> {
     (error != 0).then(|| Errno(error.checked_abs().unwrap_or(i32::MAX)))
 }
 
+/// Whether an index has come to where the other end wants to be told: as in `ring.h`.
+fn passed(old: u32, new: u32, event: u32) -> Notify {
+    if new.wrapping_sub(event) < new.wrapping_sub(old) { Notify::Due } else { Notify::NotDue }
+}
+
+/// When a consumer tells its producer of room, as long as the producer does not say when it wants to be
+/// told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guess {
+    /// When the ring was at least half full: a producer sleeps only when it has found little room.
+    HalfFull,
+    /// When the ring was full, or is empty now: a producer may wait for that, too.
+    FullOrEmpty,
+}
+
 /// The end that fills.
 #[derive(Debug)]
 pub struct Producer {
@@ -104,9 +121,25 @@ impl Producer {
             return Notify::NotDue;
         }
         self.room -= count as u32;
-        self.prod = self.prod.wrapping_add(count as u32);
+        let old = self.prod;
+        self.prod = old.wrapping_add(count as u32);
         region.indexes.store_u32(self.way.prod, self.prod, Ordering::Release);
-        Notify::Due
+        let Some(events) = self.way.events else { return Notify::Due };
+        // Either the consumer's last look sees the new index, or this sees what it armed before that.
+        fence(Ordering::SeqCst);
+        passed(old, self.prod, region.indexes.load_u32(events.prod, Ordering::Relaxed))
+    }
+
+    /// Asks for an event when there is room for `wanted` bytes, at most the size of the ring. Look once
+    /// more before going to sleep.
+    #[inline]
+    pub fn arm(&self, region: Region<'_>, wanted: u32) {
+        if let Some(events) = self.way.events {
+            let event = self.prod.wrapping_sub(self.way.size).wrapping_add(wanted);
+            region.indexes.store_u32(events.cons, event, Ordering::Relaxed);
+        }
+        // The plain protocol's consumer guesses by what was written before the last look.
+        fence(Ordering::SeqCst);
     }
 
     /// The error word of this direction.
@@ -124,6 +157,7 @@ impl Producer {
 #[derive(Debug)]
 pub struct Consumer {
     way: Way,
+    guess: Guess,
     cons: u32,
     /// The data that was last seen and not yet taken.
     ready: u32,
@@ -131,13 +165,13 @@ pub struct Consumer {
 
 impl Consumer {
     /// The emptying end of a new ring.
-    pub fn new(way: Way) -> Self {
-        Consumer::at(way, 0)
+    pub fn new(way: Way, guess: Guess) -> Self {
+        Consumer::at(way, guess, 0)
     }
 
     /// The emptying end of a ring through which so many bytes have gone already.
-    pub(super) fn at(way: Way, cons: u32) -> Self {
-        Consumer { way, cons, ready: 0 }
+    pub(super) fn at(way: Way, guess: Guess, cons: u32) -> Self {
+        Consumer { way, guess, cons, ready: 0 }
     }
 
     /// What is there to be taken: empty pieces when there is nothing. [`Errno::EPROTO`] when the
@@ -165,23 +199,32 @@ impl Consumer {
             return Notify::NotDue;
         }
         self.ready -= count as u32;
-        self.cons = self.cons.wrapping_add(count as u32);
+        let old = self.cons;
+        self.cons = old.wrapping_add(count as u32);
         region.indexes.store_u32(self.way.cons, self.cons, Ordering::Release);
-        Notify::Due
+        // Either the producer's last look before it sleeps sees the new index, or this sees all that it
+        // has armed or written before that.
+        fence(Ordering::SeqCst);
+        if let Some(events) = self.way.events {
+            return passed(old, self.cons, region.indexes.load_u32(events.cons, Ordering::Relaxed));
+        }
+        let prod = region.indexes.load_u32(self.way.prod, Ordering::Relaxed);
+        let (before, left) = (prod.wrapping_sub(old), prod.wrapping_sub(self.cons));
+        let may_wait = match self.guess {
+            Guess::HalfFull => before >= self.way.size / 2,
+            Guess::FullOrEmpty => before >= self.way.size || left == 0,
+        };
+        if may_wait { Notify::Due } else { Notify::NotDue }
     }
 
-    /// Whether the producer may be waiting for room, now that `count` bytes were taken.
-    ///
-    /// A producer sleeps only when it has found no room, or at least little. So when the ring was less
-    /// than half full before the bytes were taken, it needs no event.
+    /// Asks for an event at the next byte. Look once more before going to sleep.
     #[inline]
-    pub fn producer_may_wait(&self, region: Region<'_>, count: usize) -> bool {
-        // Either the producer sees the new index when it looks for the last time before it sleeps,
-        // or this sees all that it has written before that.
+    pub fn arm(&self, region: Region<'_>) {
+        if let Some(events) = self.way.events {
+            let event = self.cons.wrapping_add(1);
+            region.indexes.store_u32(events.prod, event, Ordering::Relaxed);
+        }
         fence(Ordering::SeqCst);
-        let prod = region.indexes.load_u32(self.way.prod, Ordering::Relaxed);
-        let before = u64::from(prod.wrapping_sub(self.cons)) + count as u64;
-        before >= u64::from(self.way.size / 2)
     }
 
     /// The error word of this direction. Take the data first: what came before the error is good.
@@ -198,11 +241,11 @@ impl Consumer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Layout, PVCALLS};
+    use crate::wire::{Extensions, Layout, PVCALLS, Protocol};
     use xen::PAGE_SIZE;
 
     fn ring() -> (Layout, Region<'static>) {
-        let layout = PVCALLS.layout(1).unwrap();
+        let layout = Protocol::from(PVCALLS).layout(1).unwrap();
         let bytes = layout.pages * PAGE_SIZE;
         let memory = Vec::leak(vec![0u64; bytes / 8]);
         // SAFETY: the memory is leaked, and nothing else refers to it.
@@ -216,7 +259,7 @@ mod tests {
         // Both indexes start just before they wrap around.
         let start = u32::MAX - 5000;
         let mut producer = Producer::at(layout.output, start);
-        let mut consumer = Consumer::at(layout.output, start);
+        let mut consumer = Consumer::at(layout.output, Guess::HalfFull, start);
         region.indexes.store_u32(layout.output.prod, start, Ordering::Relaxed);
         region.indexes.store_u32(layout.output.cons, start, Ordering::Relaxed);
         let (mut sent, mut received) = (0u8, 0u8);
@@ -248,7 +291,7 @@ mod tests {
     fn a_full_ring_has_no_room_and_an_empty_one_no_data() {
         let (layout, region) = ring();
         let mut producer = Producer::new(layout.input);
-        let mut consumer = Consumer::new(layout.input);
+        let mut consumer = Consumer::new(layout.input, Guess::HalfFull);
         assert_eq!(len(&consumer.data(region).unwrap()), 0);
         assert_eq!(len(&producer.room(region).unwrap()), 4096);
         assert!(producer.advance(region, 4096).is_due());
@@ -262,13 +305,59 @@ mod tests {
     fn a_producer_is_told_of_room_when_it_may_have_found_little() {
         let (layout, region) = ring();
         let mut producer = Producer::new(layout.input);
-        let mut consumer = Consumer::new(layout.input);
+        let mut consumer = Consumer::new(layout.input, Guess::HalfFull);
         for (written, taken, told) in [(2047, 2047, false), (4096, 1, true), (0, 4095, true)] {
             producer.room(region).unwrap();
             let _ = producer.advance(region, written);
             consumer.data(region).unwrap();
-            let _ = consumer.advance(region, taken);
-            assert_eq!(consumer.producer_may_wait(region, taken), told);
+            assert_eq!(consumer.advance(region, taken).is_due(), told);
+        }
+    }
+
+    #[test]
+    fn a_producer_is_told_when_the_ring_was_full_or_is_empty() {
+        let (layout, region) = ring();
+        let mut producer = Producer::new(layout.output);
+        let mut consumer = Consumer::new(layout.output, Guess::FullOrEmpty);
+        for (written, taken, told) in [(4095, 4094, false), (0, 1, true), (4096, 1, true)] {
+            producer.room(region).unwrap();
+            let _ = producer.advance(region, written);
+            consumer.data(region).unwrap();
+            assert_eq!(consumer.advance(region, taken).is_due(), told);
+        }
+    }
+
+    #[test]
+    fn with_event_indexes_each_end_is_told_when_it_wants_to_be_and_only_then() {
+        let (_, region) = ring();
+        let agreed = Protocol { extensions: Extensions::EVENT_INDEX, ..PVCALLS.into() };
+        let way = agreed.layout(1).unwrap().output;
+        for start in [0, u32::MAX - 3] {
+            for index in [way.prod, way.cons] {
+                region.indexes.store_u32(index, start, Ordering::Relaxed);
+            }
+            for index in [way.events.unwrap().prod, way.events.unwrap().cons] {
+                region.indexes.store_u32(index, start, Ordering::Relaxed);
+            }
+            let mut producer = Producer::at(way, start);
+            let mut consumer = Consumer::at(way, Guess::HalfFull, start);
+            let mut put = |count| {
+                producer.room(region).unwrap();
+                let due = producer.advance(region, count).is_due();
+                (due, producer.arm(region, 4096 - 10))
+            };
+            let mut take = |count| {
+                consumer.data(region).unwrap();
+                consumer.advance(region, count).is_due()
+            };
+            assert!(!put(5).0, "nobody waits");
+            assert!(!take(5), "there is as much room as is wanted");
+            Consumer::at(way, Guess::HalfFull, start.wrapping_add(5)).arm(region);
+            assert!(put(3).0, "somebody waits");
+            assert!(!put(20).0, "and was told");
+            assert!(!take(12), "11 bytes are left");
+            assert!(take(1), "room for all but 10");
+            assert!(!take(10), "which was told");
         }
     }
 
@@ -277,7 +366,7 @@ mod tests {
         let (layout, region) = ring();
         for index in [4097, 1 << 31, u32::MAX] {
             region.indexes.store_u32(layout.input.prod, index, Ordering::Relaxed);
-            assert!(Consumer::new(layout.input).data(region).is_err());
+            assert!(Consumer::new(layout.input, Guess::HalfFull).data(region).is_err());
             region.indexes.store_u32(layout.output.cons, index, Ordering::Relaxed);
             assert_eq!(
                 Producer::new(layout.output).room(region).is_err(),
@@ -290,7 +379,7 @@ mod tests {
     #[test]
     fn an_error_is_an_error_whatever_its_sign() {
         let (layout, region) = ring();
-        let consumer = Consumer::new(layout.input);
+        let consumer = Consumer::new(layout.input, Guess::HalfFull);
         assert_eq!(consumer.error(region), None);
         Producer::new(layout.input).set_error(region, Errno::ENOTCONN);
         assert_eq!(consumer.error(region), Some(Errno::ENOTCONN));

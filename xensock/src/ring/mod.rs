@@ -10,7 +10,7 @@ mod data;
 mod properties;
 
 pub use command::{CommandBack, CommandFront};
-pub use data::{Consumer, Producer, copy_in, copy_out, len};
+pub use data::{Consumer, Guess, Producer, copy_in, copy_out, len};
 
 /// Whether the other end must be sent an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,6 +4,7 @@ use super::{Layout, Malformed, Request, Response, RingGrants};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Debug;
+use core::ops::RangeInclusive;
 use xen::{Errno, GrantRef, PAGE_SIZE, Shared};
 
 /// The largest slot of any dialect, in bytes: enough room for a private copy.
@@ -38,16 +39,22 @@ impl Slots {
     }
 }
 
-/// What a backend offers, as its xenstore nodes say.
+/// The data rings that a backend offers, as its xenstore nodes say: each has two to the power of its
+/// order pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offer {
-    /// The largest ring order that it maps.
-    pub max_ring_order: u32,
+    /// The smallest order that it maps.
+    pub min_order: u32,
+    /// The order that it proposes to who has no wish.
+    pub default_order: u32,
+    /// The largest order that it maps.
+    pub max_order: u32,
 }
 
-/// A protocol between a frontend and a backend.
+/// A protocol between a frontend and a backend, as it was published. What ends that know more than that
+/// agree on is a [`Protocol`](super::Protocol)'s affair.
 ///
-/// Slots are handed over as private copies of exactly [`Slots::request`] or [`Slots::response`] bytes.
+/// All dialects start a request with its number (`u32`), its command (`u32`) and its socket (`u64`). Slots are handed over as private copies of exactly [`Slots::request`] or [`Slots::response`] bytes.
 pub trait Dialect: Debug + Sync {
     /// The device's type: the name of its folder in xenstore.
     fn device(&self) -> &'static str;
@@ -58,13 +65,20 @@ pub trait Dialect: Debug + Sync {
     /// Whether sockets are created by a command of their own.
     fn has_socket_command(&self) -> bool;
 
+    /// The orders that a data ring may have, `resizable` where the ends have agreed on
+    /// [`Extensions::RESIZE`](super::Extensions::RESIZE).
+    fn orders(&self, resizable: bool) -> RangeInclusive<u32>;
+
+    /// The order that suits most.
+    fn default_order(&self) -> u32;
+
     /// The places in a data ring of this order. [`Errno::EINVAL`] if the dialect has no such order.
     fn layout(&self, order: u32) -> Result<Layout, Errno>;
 
-    /// Writes a request. [`Errno::EAFNOSUPPORT`] if the dialect cannot carry its address.
+    /// Writes a request; of an extension's command only what all commands have in common.
     fn encode_request(&self, request: &Request, slot: &mut [u8]) -> Result<(), Errno>;
 
-    /// Reads a request.
+    /// Reads a request that is no extension's.
     fn decode_request(&self, slot: &[u8]) -> Result<Request, Malformed>;
 
     /// Writes a response.
@@ -72,6 +86,12 @@ pub trait Dialect: Debug + Sync {
 
     /// Reads a response.
     fn decode_response(&self, slot: &[u8]) -> Response;
+
+    /// Writes the references of a ring's pages into a request's field.
+    fn put_grants(&self, slot: &mut [u8], at: usize, grants: &RingGrants) -> Result<(), Errno>;
+
+    /// Reads them.
+    fn grants_at(&self, slot: &[u8], at: usize) -> Result<RingGrants, Errno>;
 
     /// Fills in the indexes page of a ring, which is all zeros, and says what the request that opens
     /// the ring carries. `grants` are those of all pages of [`Layout`], in order.

@@ -11,10 +11,22 @@ pub struct Way {
     pub prod: usize,
     /// Offset of the error word (`i32`) in the indexes page.
     pub error: usize,
+    /// Where each end says when it wants to be told, if the two have agreed on that.
+    pub events: Option<EventIndexes>,
     /// Offset of the first byte in the data pages.
     pub start: usize,
     /// The number of bytes, a power of two.
     pub size: u32,
+}
+
+/// Offsets of one direction's event indexes (`u32`) in the indexes page
+/// ([`Extensions::EVENT_INDEX`](super::Extensions::EVENT_INDEX)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventIndexes {
+    /// The consumer's: it wants an event when the producer's index comes to this.
+    pub prod: usize,
+    /// The producer's: it wants an event when the consumer's index comes to this.
+    pub cons: usize,
 }
 
 /// A data ring's pages, in the order in which a frontend allocates and grants them.

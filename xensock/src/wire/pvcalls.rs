@@ -3,15 +3,18 @@
 //! Where the two disagree about the place of `ring_order`, the header and every implementation are
 //! right: 128.
 
-use super::address::{self, AF_INET};
+use super::address;
 use super::dialect::{Dialect, Offer, Slots};
-use super::{
-    Call, Command, Layout, Malformed, Request, Response, RingGrants, RingOffer, layout::Way,
-};
+use super::extensions;
+use super::layout::{EventIndexes, Layout, Way};
+use super::slot::{bytes, put, u32_at, u64_at};
+use super::{Call, Command, Family, Malformed, Request, Response, RingGrants, RingOffer};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
+use core::net::SocketAddr;
+use core::ops::RangeInclusive;
 use core::sync::atomic::Ordering;
 use xen::{Errno, GrantRef, PAGE_SIZE, Port, Shared};
 
@@ -31,6 +34,8 @@ const RING_ORDER: usize = 128;
 const REFS: usize = 132;
 /// At most so many pages' references fit into the indexes page.
 const MAX_ORDER: u32 = 9;
+/// 32 KiB each way, as Linux's backend allows at most.
+const DEFAULT_ORDER: u32 = 4;
 
 const _: () = assert!(REFS + (4 << MAX_ORDER) <= PAGE_SIZE);
 
@@ -43,7 +48,7 @@ fn number(command: Command) -> u32 {
         Command::Listen => 4,
         Command::Accept => 5,
         Command::Poll => 6,
-        Command::Unknown(number) => number,
+        other => extensions::number(other).unwrap_or(u32::MAX),
     }
 }
 
@@ -56,60 +61,44 @@ fn command(number: u32) -> Command {
         4 => Command::Listen,
         5 => Command::Accept,
         6 => Command::Poll,
-        _ => Command::Unknown(number),
+        _ => extensions::command(number),
     }
 }
 
-/// The `N` bytes at `at`: offsets are constants within a slot's size.
-fn bytes<const N: usize>(slot: &[u8], at: usize) -> [u8; N] {
-    slot[at..at + N].try_into().expect("a slice of N bytes")
-}
-
-fn u32_at(slot: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(bytes(slot, at))
-}
-
-fn u64_at(slot: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(bytes(slot, at))
-}
-
-fn put<const N: usize>(slot: &mut [u8], at: usize, value: [u8; N]) {
-    slot[at..at + N].copy_from_slice(&value);
+/// A direction whose words are at `at`: the header's three, then the event indexes, in the padding.
+fn way(at: usize, start: usize, size: u32) -> Way {
+    let events = Some(EventIndexes { prod: at + 12, cons: at + 16 });
+    Way { cons: at, prod: at + 4, error: at + 8, events, start, size }
 }
 
 fn put_ring(slot: &mut [u8], at: usize, ring: &RingOffer) -> Result<(), Errno> {
-    let RingGrants::Indexes(page) = ring.grants else { return Err(Errno::EINVAL) };
-    put(slot, at, page.0.to_le_bytes());
+    PvCalls.put_grants(slot, at, &ring.grants)?;
     put(slot, at + 4, ring.port.0.to_le_bytes());
     Ok(())
 }
 
-fn ring_at(slot: &[u8], at: usize) -> RingOffer {
-    RingOffer {
-        grants: RingGrants::Indexes(GrantRef(u32_at(slot, at))),
-        port: Port(u32_at(slot, at + 4)),
-    }
+fn ring_at(slot: &[u8], at: usize) -> Result<RingOffer, Errno> {
+    Ok(RingOffer { grants: PvCalls.grants_at(slot, at)?, port: Port(u32_at(slot, at + 4)) })
 }
 
 fn decode_call(command: Command, slot: &[u8]) -> Result<Call, Errno> {
     let addr = || address::decode(&bytes(slot, 16), u32_at(slot, 44));
     Ok(match command {
         Command::Socket => {
-            let kind = [u32_at(slot, 16), u32_at(slot, 20), u32_at(slot, 24)];
-            if kind != [AF_INET.into(), SOCK_STREAM, 0] {
+            if [u32_at(slot, 20), u32_at(slot, 24)] != [SOCK_STREAM, 0] {
                 return Err(Errno::EAFNOSUPPORT);
             }
-            Call::Socket
+            Call::Socket { family: Family::from_number(u32_at(slot, 16))? }
         }
         Command::Connect => {
-            Call::Connect { addr: addr()?, flags: u32_at(slot, 48), ring: ring_at(slot, 52) }
+            Call::Connect { addr: addr()?, flags: u32_at(slot, 48), ring: ring_at(slot, 52)? }
         }
         Command::Release => Call::Release { reuse: slot[16] != 0 },
         Command::Bind => Call::Bind { addr: addr()? },
         Command::Listen => Call::Listen { backlog: u32_at(slot, 16) },
-        Command::Accept => Call::Accept { new: u64_at(slot, 16), ring: ring_at(slot, 24) },
+        Command::Accept => Call::Accept { new: u64_at(slot, 16), ring: ring_at(slot, 24)? },
         Command::Poll => Call::Poll,
-        Command::Unknown(_) => return Err(Errno::ENOTSUP),
+        _ => return Err(Errno::ENOTSUP),
     })
 }
 
@@ -126,6 +115,14 @@ impl Dialect for PvCalls {
         true
     }
 
+    fn orders(&self, _: bool) -> RangeInclusive<u32> {
+        1..=MAX_ORDER
+    }
+
+    fn default_order(&self) -> u32 {
+        DEFAULT_ORDER
+    }
+
     fn layout(&self, order: u32) -> Result<Layout, Errno> {
         if !(1..=MAX_ORDER).contains(&order) {
             return Err(Errno::EINVAL);
@@ -138,8 +135,8 @@ impl Dialect for PvCalls {
             indexes_page: 0,
             data_page: 1,
             data_pages,
-            input: Way { cons: 0, prod: 4, error: 8, start: 0, size },
-            output: Way { cons: 64, prod: 68, error: 72, start: half, size },
+            input: way(0, 0, size),
+            output: way(64, half, size),
         })
     }
 
@@ -148,31 +145,30 @@ impl Dialect for PvCalls {
         put(slot, 0, request.id.to_le_bytes());
         put(slot, 4, number(request.call.command()).to_le_bytes());
         put(slot, 8, request.socket.to_le_bytes());
-        let put_addr = |slot: &mut [u8], addr| {
+        let put_addr = |slot: &mut [u8], addr: SocketAddr| {
             let mut field = [0; address::FIELD];
-            let len = address::encode(addr, &mut field)?;
+            let len = address::encode(addr, &mut field);
             put(slot, 16, field);
             put(slot, 44, len.to_le_bytes());
-            Ok(())
         };
         match &request.call {
-            Call::Socket => {
-                put(slot, 16, u32::from(AF_INET).to_le_bytes());
+            Call::Socket { family } => {
+                put(slot, 16, u32::from(family.number()).to_le_bytes());
                 put(slot, 20, SOCK_STREAM.to_le_bytes());
             }
             Call::Connect { addr, flags, ring } => {
-                put_addr(slot, *addr)?;
+                put_addr(slot, *addr);
                 put(slot, 48, flags.to_le_bytes());
                 put_ring(slot, 52, ring)?;
             }
             Call::Release { reuse } => slot[16] = u8::from(*reuse),
-            Call::Bind { addr } => put_addr(slot, *addr)?,
+            Call::Bind { addr } => put_addr(slot, *addr),
             Call::Listen { backlog } => put(slot, 16, backlog.to_le_bytes()),
             Call::Accept { new, ring } => {
                 put(slot, 16, new.to_le_bytes());
                 put_ring(slot, 24, ring)?;
             }
-            Call::Poll => {}
+            _ => {}
         }
         Ok(())
     }
@@ -185,25 +181,31 @@ impl Dialect for PvCalls {
     }
 
     fn encode_response(&self, response: &Response, slot: &mut [u8]) {
-        let ret = match response.result {
-            Ok(value) => i32::try_from(value).unwrap_or(i32::MAX),
-            Err(error) => error.negated(),
-        };
         slot.fill(0);
         put(slot, 0, response.id.to_le_bytes());
         put(slot, 4, number(response.command).to_le_bytes());
-        put(slot, 8, ret.to_le_bytes());
+        put(slot, 8, response.ret().to_le_bytes());
         put(slot, 16, response.socket.to_le_bytes());
     }
 
     fn decode_response(&self, slot: &[u8]) -> Response {
-        let ret = i32::from_le_bytes(bytes(slot, 8));
         Response {
             id: u32_at(slot, 0),
             command: command(u32_at(slot, 4)),
             socket: u64_at(slot, 16),
-            result: Errno::check(ret.into()).map(|value| value as u32),
+            result: Response::result_of(i32::from_le_bytes(bytes(slot, 8))),
+            name: None,
         }
+    }
+
+    fn put_grants(&self, slot: &mut [u8], at: usize, grants: &RingGrants) -> Result<(), Errno> {
+        let RingGrants::Indexes(page) = grants else { return Err(Errno::EINVAL) };
+        put(slot, at, page.0.to_le_bytes());
+        Ok(())
+    }
+
+    fn grants_at(&self, slot: &[u8], at: usize) -> Result<RingGrants, Errno> {
+        Ok(RingGrants::Indexes(GrantRef(u32_at(slot, at))))
     }
 
     fn offer_ring(&self, indexes: Shared<'_>, order: u32, grants: &[GrantRef]) -> RingGrants {
@@ -264,7 +266,11 @@ impl Dialect for PvCalls {
         }
         let max_order = max_order.as_deref().unwrap_or("");
         match max_order.trim().parse::<u32>() {
-            Ok(order) if order >= 1 => Ok(Offer { max_ring_order: order.min(MAX_ORDER) }),
+            Ok(order) if order >= 1 => {
+                let max_order = order.min(MAX_ORDER);
+                let default_order = DEFAULT_ORDER.min(max_order);
+                Ok(Offer { min_order: 1, default_order, max_order })
+            }
             _ => Err(format!(
                 "the backend's node `max-page-order` is `{max_order}`, not a number from 1 on: \
                  the backend must map rings of order 1 at least"
@@ -299,7 +305,7 @@ mod tests {
     fn every_request_comes_out_as_it_went_in() {
         let addr = "192.0.2.1:80".parse().unwrap();
         let calls = [
-            Call::Socket,
+            Call::Socket { family: Family::V4 },
             Call::Connect { addr, flags: 5, ring: offer() },
             Call::Release { reuse: true },
             Call::Bind { addr },
@@ -330,7 +336,8 @@ mod tests {
     #[test]
     fn a_response_carries_its_error() {
         for result in [Ok(0), Ok(3), Err(Errno::ECONNREFUSED), Err(Errno(9999))] {
-            let response = Response { id: 7, command: Command::Accept, socket: 1 << 40, result };
+            let response =
+                Response { id: 7, command: Command::Accept, socket: 1 << 40, result, name: None };
             let mut slot = [0xee; RESPONSE];
             PVCALLS.encode_response(&response, &mut slot);
             assert_eq!(PVCALLS.decode_response(&slot), response);
@@ -392,8 +399,9 @@ mod tests {
         let nodes = |versions: &str, order: &str, calls: &str| {
             PVCALLS.check_backend(&[versions, order, calls].map(|node| Some(node.to_string())))
         };
-        assert_eq!(nodes("1,2", "4", "1"), Ok(Offer { max_ring_order: 4 }));
-        assert_eq!(nodes("1", "20", "1"), Ok(Offer { max_ring_order: 9 }));
+        let orders = |max_order| Ok(Offer { min_order: 1, default_order: 4, max_order });
+        assert_eq!(nodes("1,2", "4", "1"), orders(4));
+        assert_eq!(nodes("1", "20", "1"), orders(9));
         assert!(nodes("2", "4", "1").unwrap_err().contains("`versions` is `2`"));
         assert!(nodes("1", "0", "1").unwrap_err().contains("`max-page-order` is `0`"));
         assert!(nodes("1", "4", "").unwrap_err().contains("`function-calls`"));

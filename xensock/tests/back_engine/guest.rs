@@ -15,8 +15,10 @@ use std::task::Poll;
 use xen::{DomId, Errno, GrantRef, Port, Shared};
 use xensock::back::{CommandLink, Host, Limits, Violation, serve};
 use xensock::double::{Guest, Net, World};
-use xensock::ring::{CommandFront, Consumer, Producer, copy_in, copy_out, len};
-use xensock::wire::{Call, Layout, PVCALLS, Region, Request, RingGrants, RingOffer};
+use xensock::ring::{CommandFront, Consumer, Guess, Producer, copy_in, copy_out, len};
+use xensock::wire::{
+    Call, Family, Layout, PVCALLS, Protocol, Region, Request, RingGrants, RingOffer,
+};
 use xensock::{Machine, Pages, Side, Signal};
 
 pub const DOM0: DomId = DomId(0);
@@ -193,7 +195,7 @@ impl Raw {
 
     /// Memory for a data ring, granted and described.
     pub fn ring(&self, order: u32) -> Ring {
-        let layout = PVCALLS.layout(order).unwrap();
+        let layout = Protocol::from(PVCALLS).layout(order).unwrap();
         let pages = self.machine.alloc(layout.pages).unwrap();
         let grants: Vec<GrantRef> = (0..layout.pages)
             .map(|index| self.machine.grant(DOM0, &pages, index).unwrap())
@@ -205,7 +207,7 @@ impl Raw {
             machine: self.machine.clone(),
             offer: RingOffer { grants: described, port },
             producer: RefCell::new(Producer::new(layout.output)),
-            consumer: RefCell::new(Consumer::new(layout.input)),
+            consumer: RefCell::new(Consumer::new(layout.input, Guess::HalfFull)),
             pages: Some(pages),
             grants,
             layout,
@@ -217,14 +219,14 @@ impl Raw {
     pub async fn connect(&self, socket: u64, order: u32) -> (Ring, xensock::double::Socket) {
         let server = self.net.listen(address(0)).unwrap();
         let ring = self.ring(order);
-        assert_eq!(self.call(socket, Call::Socket).await, Ok(0));
+        assert_eq!(self.call(socket, Call::Socket { family: Family::V4 }).await, Ok(0));
         assert_eq!(self.call(socket, ring.connect(server.address())).await, Ok(0));
         (ring, server.accept().await)
     }
 
     /// A listening socket.
     pub async fn listen(&self, socket: u64, port: u16) {
-        assert_eq!(self.call(socket, Call::Socket).await, Ok(0));
+        assert_eq!(self.call(socket, Call::Socket { family: Family::V4 }).await, Ok(0));
         assert_eq!(self.call(socket, Call::Bind { addr: address(port) }).await, Ok(0));
         assert_eq!(self.call(socket, Call::Listen { backlog: 8 }).await, Ok(0));
     }

@@ -3,7 +3,7 @@
 use crate::guest::{address, offer, pattern, run, set_order, set_ref};
 use std::sync::atomic::Ordering::Relaxed;
 use xen::Errno;
-use xensock::wire::Call;
+use xensock::wire::{Call, Family};
 
 /// A request's bytes, but for its number.
 fn bytes(command: u32, socket: u64) -> [u8; 64] {
@@ -21,7 +21,7 @@ fn a_command_that_nobody_knows_is_not_supported() {
             guest.publish();
             assert_eq!(guest.answer(id).await, Err(Errno::ENOTSUP));
         }
-        assert_eq!(guest.call(1, Call::Socket).await, Ok(0));
+        assert_eq!(guest.call(1, Call::Socket { family: Family::V4 }).await, Ok(0));
     });
 }
 
@@ -40,7 +40,7 @@ fn sockets_and_addresses_of_other_kinds_are_refused() {
             guest.publish();
             assert_eq!(guest.answer(id).await, Err(Errno::EAFNOSUPPORT));
         }
-        guest.call(1, Call::Socket).await.unwrap();
+        guest.call(1, Call::Socket { family: Family::V4 }).await.unwrap();
         // CONNECT and BIND: a family of another kind, and lengths that cannot be.
         for command in [1, 3] {
             for (family, len, error) in [
@@ -65,7 +65,7 @@ fn sockets_and_addresses_of_other_kinds_are_refused() {
 fn rings_that_cannot_be_mapped_are_refused_and_the_socket_lives_on() {
     run(|guest| async move {
         let server = guest.net.listen(address(80)).unwrap();
-        guest.call(1, Call::Socket).await.unwrap();
+        guest.call(1, Call::Socket { family: Family::V4 }).await.unwrap();
         let connect = |ring| Call::Connect { addr: address(80), flags: 0, ring };
         let good = guest.ring(2);
         let port = good.offer.port.0;
@@ -93,7 +93,7 @@ fn rings_that_cannot_be_mapped_are_refused_and_the_socket_lives_on() {
         set_ref(&good, 2, reference);
         assert_eq!(guest.call(1, connect(good.offer.clone())).await, Ok(0));
         // The same ring and port for a second socket: the port is taken.
-        guest.call(2, Call::Socket).await.unwrap();
+        guest.call(2, Call::Socket { family: Family::V4 }).await.unwrap();
         assert!(guest.call(2, connect(good.offer.clone())).await.is_err());
         guest.release(1).await.unwrap();
         drop(server);
@@ -119,7 +119,7 @@ fn an_accept_with_a_bad_ring_is_refused_at_once_and_takes_no_connection() {
 #[test]
 fn a_release_on_the_heels_of_a_connect_that_fails_is_answered_too() {
     run(|guest| async move {
-        guest.call(1, Call::Socket).await.unwrap();
+        guest.call(1, Call::Socket { family: Family::V4 }).await.unwrap();
         let ring = offer(77777, 1);
         let connect = guest.push(1, Call::Connect { addr: address(80), flags: 0, ring });
         let release = guest.push(1, Call::Release { reuse: false });
@@ -128,7 +128,11 @@ fn a_release_on_the_heels_of_a_connect_that_fails_is_answered_too() {
         assert!(guest.answer(connect).await.is_err());
         assert_eq!(guest.answer(release).await, Ok(0));
         assert_eq!(guest.answer(again).await, Err(Errno::EINVAL));
-        assert_eq!(guest.call(1, Call::Socket).await, Ok(0), "the name is free");
+        assert_eq!(
+            guest.call(1, Call::Socket { family: Family::V4 }).await,
+            Ok(0),
+            "the name is free"
+        );
     });
 }
 

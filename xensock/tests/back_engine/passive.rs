@@ -3,7 +3,7 @@
 use crate::guest::{address, limits, run, run_with};
 use xen::Errno;
 use xensock::back::Limits;
-use xensock::wire::Call;
+use xensock::wire::{Call, Family};
 
 #[test]
 fn accepts_that_wait_are_served_in_the_order_in_which_they_came() {
@@ -105,8 +105,8 @@ fn commands_in_the_wrong_order_are_refused() {
         ] {
             assert_eq!(guest.call(1, call.clone()).await, Err(Errno::EINVAL), "{call:?}");
         }
-        guest.call(1, Call::Socket).await.unwrap();
-        assert_eq!(guest.call(1, Call::Socket).await, Err(Errno::EEXIST));
+        guest.call(1, Call::Socket { family: Family::V4 }).await.unwrap();
+        assert_eq!(guest.call(1, Call::Socket { family: Family::V4 }).await, Err(Errno::EEXIST));
         for call in [Call::Listen { backlog: 1 }, Call::Poll, ring.accept(9)] {
             assert_eq!(guest.call(1, call.clone()).await, Err(Errno::EINVAL), "{call:?}");
         }
@@ -119,7 +119,7 @@ fn commands_in_the_wrong_order_are_refused() {
         guest.call(1, Call::Listen { backlog: 2 }).await.unwrap();
         assert_eq!(guest.call(1, ring.accept(1)).await, Err(Errno::EEXIST), "its own name");
         // An address that is taken.
-        guest.call(2, Call::Socket).await.unwrap();
+        guest.call(2, Call::Socket { family: Family::V4 }).await.unwrap();
         assert_eq!(guest.call(2, bind(80)).await, Err(Errno::EADDRINUSE));
         assert_eq!(guest.call(2, bind(81)).await, Ok(0));
         assert_eq!(guest.release(2).await, Ok(0));
@@ -131,13 +131,13 @@ fn commands_in_the_wrong_order_are_refused() {
 fn a_guest_gets_only_so_many_sockets_those_to_come_included() {
     run_with(Limits { sockets: 3, ..limits() }, |guest| async move {
         guest.listen(1, 80).await;
-        guest.call(2, Call::Socket).await.unwrap();
+        guest.call(2, Call::Socket { family: Family::V4 }).await.unwrap();
         let (first, second) = (guest.ring(1), guest.ring(1));
         let waiting = guest.ask(1, first.accept(3));
         assert_eq!(guest.call(1, second.accept(4)).await, Err(Errno::EMFILE));
-        assert_eq!(guest.call(4, Call::Socket).await, Err(Errno::EMFILE));
+        assert_eq!(guest.call(4, Call::Socket { family: Family::V4 }).await, Err(Errno::EMFILE));
         guest.release(2).await.unwrap();
-        assert_eq!(guest.call(4, Call::Socket).await, Ok(0));
+        assert_eq!(guest.call(4, Call::Socket { family: Family::V4 }).await, Ok(0));
         assert_eq!(guest.answered(waiting), None);
         (first, second)
     });

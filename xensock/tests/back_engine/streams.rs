@@ -5,7 +5,7 @@ use embassy_time::{Duration, Instant, Timer};
 use futures_util::future::join;
 use xen::Errno;
 use xensock::back::Limits;
-use xensock::wire::Call;
+use xensock::wire::{Call, Family};
 
 #[test]
 fn bytes_go_both_ways_at_once_whatever_the_ring_holds() {
@@ -47,7 +47,7 @@ fn a_server_that_speaks_first_is_heard() {
     run(|guest| async move {
         let server = guest.net.listen(address(80)).unwrap();
         let ring = guest.ring(1);
-        guest.call(1, Call::Socket).await.unwrap();
+        guest.call(1, Call::Socket { family: Family::V4 }).await.unwrap();
         let answer = guest.ask(1, ring.connect(address(80)));
         let peer = server.accept().await;
         peer.write_all(b"220 hello").await.unwrap();
@@ -167,7 +167,7 @@ fn a_connect_that_takes_long_keeps_nobody_waiting_and_can_be_released() {
     run(|guest| async move {
         guest.net.silence(address(9));
         let ring = guest.ring(1);
-        guest.call(1, Call::Socket).await.unwrap();
+        guest.call(1, Call::Socket { family: Family::V4 }).await.unwrap();
         let connect = guest.ask(1, ring.connect(address(9)));
         let (other, _peer) = guest.connect(2, 1).await;
         guest.release(2).await.unwrap();
@@ -184,7 +184,7 @@ fn a_connect_that_takes_long_keeps_nobody_waiting_and_can_be_released() {
 fn a_connect_that_fails_leaves_a_socket_that_can_connect_elsewhere() {
     run(|guest| async move {
         let ring = guest.ring(1);
-        guest.call(1, Call::Socket).await.unwrap();
+        guest.call(1, Call::Socket { family: Family::V4 }).await.unwrap();
         assert_eq!(guest.call(1, ring.connect(address(9))).await, Err(Errno::ECONNREFUSED));
         let server = guest.net.listen(address(10)).unwrap();
         assert_eq!(guest.call(1, ring.connect(address(10))).await, Ok(0));
@@ -244,7 +244,7 @@ fn an_engine_that_is_dropped_closes_unmaps_and_unbinds_everything() {
         let waiting = guest.ring(1);
         guest.ask(2, waiting.accept(3));
         guest.net.silence(address(9));
-        guest.call(4, Call::Socket).await.unwrap();
+        guest.call(4, Call::Socket { family: Family::V4 }).await.unwrap();
         let connecting = guest.ring(1);
         guest.ask(4, connecting.connect(address(9)));
         let (draining, slow) = guest.connect(5, 4).await;

@@ -17,7 +17,7 @@ use xensock::Errno;
 use xensock::back::Limits;
 use xensock::double::{Dom0, Guest, Net, World, backend};
 use xensock::front::{Config, Frontend};
-use xensock::wire::PVCALLS;
+use xensock::wire::{Extensions, PVCALLS, Protocol};
 
 pub const DOM0: DomId = DomId(0);
 pub const GUEST: DomId = DomId(7);
@@ -138,7 +138,8 @@ impl Rig {
         let client = connect(&self.store, DOM0, &self.spawner);
         let dom0 = self.dom0.clone();
         let serving = async move {
-            backend(&dom0, &client, BACK, PVCALLS, limits).await;
+            let all = Protocol { dialect: PVCALLS, extensions: Extensions::all() };
+            backend(&dom0, &client, BACK, all, limits).await;
         };
         self.spawner.spawn_local(serving).unwrap();
     }

@@ -10,7 +10,9 @@ use xen::{GrantRef, Port, Shared};
 use xensock::back::{Channel, Host, Mapping};
 use xensock::double::{BoundPort, Dom0, MappedPages};
 use xensock::ring::CommandBack;
-use xensock::wire::{Call, Layout, PVCALLS, Region, Request, Response, RingGrants, RingOffer};
+use xensock::wire::{
+    Call, Family, Layout, PVCALLS, Protocol, Region, Request, Response, RingGrants, RingOffer,
+};
 use xensock::{Errno, Side, Signal};
 
 pub struct Script {
@@ -106,7 +108,7 @@ impl Script {
 
     /// Lets the frontend connect a socket.
     pub async fn let_connect(&mut self) -> (Request, Mapped) {
-        assert_eq!(self.grant_next().await.call, Call::Socket);
+        assert_eq!(self.grant_next().await.call, Call::Socket { family: Family::V4 });
         let request = self.next().await;
         let Call::Connect { ring, .. } = &request.call else { panic!("{request:?}") };
         let mapped = self.map(ring);
@@ -121,7 +123,7 @@ impl Script {
         let data = self.dom0.map(GUEST, &grants).unwrap();
         let signal = Arc::new(Signal::new());
         let channel = self.dom0.bind_port(GUEST, offer.port, signal).unwrap();
-        Mapped { layout: PVCALLS.layout(order).unwrap(), indexes, data, channel }
+        Mapped { layout: Protocol::from(PVCALLS).layout(order).unwrap(), indexes, data, channel }
     }
 
     /// Closes in an orderly way.

@@ -1,0 +1,116 @@
+//! Socket options of Linux, by the protocol's names.
+
+use rustix::fd::AsRawFd;
+use rustix::net::sockopt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+use xensock::wire::SocketOption;
+
+/// Sets an option.
+pub fn set(socket: &OwnedFd, option: SocketOption, value: u32) -> io::Result<()> {
+    let seconds = Duration::from_secs(value.into());
+    match option {
+        SocketOption::ReuseAddr => sockopt::set_socket_reuseaddr(socket, value != 0)?,
+        SocketOption::ReusePort => sockopt::set_socket_reuseport(socket, value != 0)?,
+        SocketOption::NoDelay => sockopt::set_tcp_nodelay(socket, value != 0)?,
+        SocketOption::KeepAlive => sockopt::set_socket_keepalive(socket, value != 0)?,
+        SocketOption::KeepIdle => sockopt::set_tcp_keepidle(socket, seconds)?,
+        SocketOption::KeepInterval => sockopt::set_tcp_keepintvl(socket, seconds)?,
+        SocketOption::KeepCount => sockopt::set_tcp_keepcnt(socket, value)?,
+        SocketOption::BusyPoll => set_busy_poll(socket, value)?,
+        // A longer time would make `close` block the daemon; the engine waits instead.
+        SocketOption::Linger => {
+            sockopt::set_socket_linger(socket, (value == 0).then_some(Duration::ZERO))?;
+        }
+        SocketOption::ReceiveBuffer | SocketOption::SendBuffer => return Err(unknown()),
+    }
+    Ok(())
+}
+
+/// An option's value.
+pub fn get(socket: &OwnedFd, option: SocketOption) -> io::Result<u32> {
+    let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+    Ok(match option {
+        SocketOption::ReuseAddr => sockopt::socket_reuseaddr(socket)?.into(),
+        SocketOption::ReusePort => sockopt::socket_reuseport(socket)?.into(),
+        SocketOption::NoDelay => sockopt::tcp_nodelay(socket)?.into(),
+        SocketOption::KeepAlive => sockopt::socket_keepalive(socket)?.into(),
+        SocketOption::KeepIdle => seconds(sockopt::tcp_keepidle(socket)?),
+        SocketOption::KeepInterval => seconds(sockopt::tcp_keepintvl(socket)?),
+        SocketOption::KeepCount => sockopt::tcp_keepcnt(socket)?,
+        SocketOption::BusyPoll => busy_poll(socket)?,
+        SocketOption::Linger => sockopt::socket_linger(socket)?.map_or(i32::MAX as u32, seconds),
+        SocketOption::ReceiveBuffer | SocketOption::SendBuffer => return Err(unknown()),
+    })
+}
+
+fn unknown() -> io::Error {
+    io::Error::from_raw_os_error(libc::ENOPROTOOPT)
+}
+
+/// `SO_BUSY_POLL`, which no safe library has.
+fn set_busy_poll(socket: &OwnedFd, microseconds: u32) -> io::Result<()> {
+    let value = libc::c_int::try_from(microseconds).unwrap_or(libc::c_int::MAX);
+    let size = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the value is a live `int` of the given size, and the kernel only reads it.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_BUSY_POLL,
+            (&raw const value).cast(),
+            size,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn busy_poll(socket: &OwnedFd) -> io::Result<u32> {
+    let mut value: libc::c_int = 0;
+    let mut size = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the value is a live `int` of the given size, and the kernel writes no more than that.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_BUSY_POLL,
+            (&raw mut value).cast(),
+            &raw mut size,
+        )
+    };
+    if result == 0 {
+        Ok(u32::try_from(value).unwrap_or(0))
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{AddressFamily, SocketType, socket};
+
+    #[test]
+    fn what_was_set_can_be_asked_for() {
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        for (option, value) in [
+            (SocketOption::ReuseAddr, 1),
+            (SocketOption::ReusePort, 1),
+            (SocketOption::NoDelay, 1),
+            (SocketOption::KeepAlive, 1),
+            (SocketOption::KeepIdle, 77),
+            (SocketOption::KeepInterval, 7),
+            (SocketOption::KeepCount, 3),
+            (SocketOption::BusyPoll, 50),
+            (SocketOption::Linger, 0),
+        ] {
+            set(&socket, option, value).unwrap();
+            assert_eq!(get(&socket, option).unwrap(), value, "{option:?}");
+        }
+        set(&socket, SocketOption::Linger, 5).unwrap();
+        assert_eq!(get(&socket, SocketOption::Linger).unwrap(), i32::MAX as u32);
+        assert!(set(&socket, SocketOption::KeepCount, 1_000_000).is_err());
+        assert!(set(&socket, SocketOption::SendBuffer, 4096).is_err());
+    }
+}
