@@ -16,10 +16,8 @@ mod image {
 
     async fn main(system: System) -> Result<(), String> {
         let config = Config::parse(system.command_line()).map_err(|error| error.to_string())?;
-        let mut sockets = front::Config::default();
-        if let Some(order) = config.ring_order {
-            sockets.ring_order = order.into();
-        }
+        let ring_order = config.ring_order.map(u32::from);
+        let sockets = front::Config { ring_order, ..front::Config::default() };
         let stack = system.sockets(sockets).await.map_err(|error| error.to_string())?;
         let metrics = Metrics::new(move || system.snapshot());
         apps::run(&config, &stack, &metrics).await.map_err(|error| error.to_string())

@@ -22,6 +22,7 @@ use xen::lifecycle::{Request, Requests};
 use xen::xenstore::{self, Store};
 use xen::{Errno, PAGE_SIZE};
 use xensock::front::{self, Frontend};
+use xensock::wire::{Dialect, dialects};
 
 /// An image's main function, as [`entry!`](crate::entry) passes it.
 pub type Main = fn(System) -> Pin<Box<dyn Future<Output = ()>>>;
@@ -90,9 +91,10 @@ macro_rules! entry {
 
 impl System {
     /// The sockets that the toolstack gave this domain: the first device for which there is a
-    /// protocol. [`Errno::ENODEV`] if there is none.
+    /// protocol, which takes the place of the configuration's. [`Errno::ENODEV`] if there is none.
     pub async fn sockets(&self, config: front::Config) -> Result<Frontend<Sockets>, Errno> {
-        let path = self.device().await?;
+        let (dialect, path) = self.device().await?;
+        let config = front::Config { dialect, ..config };
         let machine = Sockets::new(self.0.guest);
         let (frontend, driver) = Frontend::new(machine, self.0.store.clone(), &path, config);
         self.0.frontends.borrow_mut().push((frontend.clone(), config));
@@ -103,16 +105,19 @@ impl System {
         Ok(frontend)
     }
 
-    async fn device(&self) -> Result<String, Errno> {
-        let folder = "device/pvcalls";
-        let devices = match self.0.store.directory(folder).await {
-            Err(Errno::ENOENT) => Vec::new(),
-            devices => devices?,
-        };
-        let device = devices.into_iter().min().ok_or(Errno::ENODEV).inspect_err(|_| {
-            log::error!("no sockets: say pvcalls=[\"backend=0\"] in the domain's configuration");
-        })?;
-        Ok(format!("{folder}/{device}"))
+    async fn device(&self) -> Result<(&'static dyn Dialect, String), Errno> {
+        for dialect in dialects() {
+            let folder = format!("device/{}", dialect.device());
+            let devices = match self.0.store.directory(&folder).await {
+                Err(Errno::ENOENT) => Vec::new(),
+                devices => devices?,
+            };
+            if let Some(device) = devices.into_iter().min() {
+                return Ok((dialect, format!("{folder}/{device}")));
+            }
+        }
+        log::error!("no sockets: say pvcalls=[\"backend=0\"] in the domain's configuration");
+        Err(Errno::ENODEV)
     }
 
     /// The command line, as the loader handed it over.
@@ -151,8 +156,7 @@ impl System {
         };
         for (frontend, config) in self.0.frontends.borrow().iter() {
             let counted = frontend.statistics();
-            let pages = 1 + (1 << config.ring_order);
-            snapshot.socket_bytes = SOCKET_HEAP + pages * PAGE_SIZE as u64;
+            snapshot.socket_bytes = SOCKET_HEAP + (config.ring_pages() * PAGE_SIZE) as u64;
             snapshot.sockets_open += counted.streams_open;
             snapshot.sockets_total += counted.streams_opened;
             snapshot.bytes_in += counted.bytes_in;

@@ -9,33 +9,45 @@ mod rig;
 
 use criterion::{Criterion, Throughput};
 use embedded_io_async::{Read, Write};
-use rig::{Rig, address, config, with_backend_and};
+use rig::{Rig, address, config, limits, with_backend_of};
 use std::cell::Cell;
 use std::hint::black_box;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use xensock::back::Limits;
 use xensock::front::Config;
+use xensock::wire::{Extensions, PVCALLS, Protocol};
 
 /// What an application hands over at once.
 const CHUNK: usize = 16 * 1024;
 const MEBI: usize = 1 << 20;
 
+/// What something took.
+#[derive(Clone, Copy, Default)]
+struct Cost {
+    time: Duration,
+    /// Events sent by both ends, each of which would be a hypercall.
+    events: u64,
+}
+
 /// Runs `test` with a connected pair, and returns the time that it says it took.
-fn timed<F: Future<Output = Duration>>(
-    config: Config,
-    test: impl FnOnce(Rc<Rig>) -> F,
-) -> Duration {
-    let took = Cell::default();
-    with_backend_and(config, Limits::default(), |rig| {
-        let test = test(rig);
-        async { took.set(test.await) }
+fn timed<F: Future<Output = Duration>>(config: Config, test: impl FnOnce(Rc<Rig>) -> F) -> Cost {
+    let cost = Cell::default();
+    let protocol = Protocol { dialect: PVCALLS, extensions: Extensions::all() };
+    with_backend_of(protocol, config, Limits { max_ring_order: 9, ..limits() }, |rig| {
+        let test = test(rig.clone());
+        let cost = &cost;
+        async move {
+            let before = rig.world.events();
+            let time = test.await;
+            cost.set(Cost { time, events: rig.world.events() - before });
+        }
     });
-    took.get()
+    cost.get()
 }
 
 /// From an application to a remote that throws everything away.
-fn outwards(bytes: usize, config: Config) -> Duration {
+fn outwards(bytes: usize, config: Config) -> Cost {
     timed(config, |rig| async move {
         let server = rig.net.listen(address(80)).unwrap();
         let mut stream = rig.frontend.connect(address(80)).await.unwrap();
@@ -59,7 +71,7 @@ fn outwards(bytes: usize, config: Config) -> Duration {
 }
 
 /// To an application, from a remote that makes bytes out of nothing.
-fn inwards(bytes: usize, config: Config) -> Duration {
+fn inwards(bytes: usize, config: Config) -> Cost {
     timed(config, |rig| async move {
         let server = rig.net.listen(address(80)).unwrap();
         let mut stream = rig.frontend.connect(address(80)).await.unwrap();
@@ -105,6 +117,7 @@ fn round_trips(count: u64) -> Duration {
         }
         start.elapsed()
     })
+    .time
 }
 
 /// Connections that are opened and closed, one after the other.
@@ -121,6 +134,7 @@ fn connections(count: u64) -> Duration {
         }
         start.elapsed()
     })
+    .time
 }
 
 /// Copies between two buffers that are no better in the cache than a ring is.
@@ -136,24 +150,33 @@ fn copying(bytes: usize) -> Duration {
 }
 
 /// The best of a few: what disturbs a measurement only ever makes it slower.
-fn best(run: impl Fn() -> Duration) -> f64 {
-    (0..7).map(|_| run().as_secs_f64()).fold(f64::INFINITY, f64::min)
+fn best(run: impl Fn() -> Cost) -> Cost {
+    (0..7).map(|_| run()).min_by_key(|cost| cost.time).unwrap_or_default()
 }
 
 fn ratios() {
     const BYTES: usize = 128 * MEBI;
-    let speed = |seconds: f64| BYTES as f64 / 1e6 / seconds;
-    let memory = best(|| copying(BYTES));
-    println!("memcpy, in pieces of {} KiB: {:.0} MB/s", CHUNK / 1024, speed(memory));
-    for order in [4, 6, 9] {
-        let config = Config { ring_order: order, ..config() };
-        for (name, seconds) in
-            [("out", best(|| outwards(BYTES, config))), ("in", best(|| inwards(BYTES, config)))]
-        {
+    let speed = |cost: Cost| BYTES as f64 / 1e6 / cost.time.as_secs_f64();
+    let memory = speed(best(|| Cost { time: copying(BYTES), events: 0 }));
+    println!("memcpy, in pieces of {} KiB: {memory:.0} MB/s", CHUNK / 1024);
+    let plain = Extensions::all() - Extensions::EVENT_INDEX;
+    for (order, kind, extensions) in [
+        (4, "plain", plain),
+        (4, "event indexes", Extensions::all()),
+        (6, "plain", plain),
+        (6, "event indexes", Extensions::all()),
+        (9, "event indexes", Extensions::all()),
+    ] {
+        let config = Config { ring_order: Some(order), extensions, ..config() };
+        let ways =
+            [("out", best(|| outwards(BYTES, config))), ("in", best(|| inwards(BYTES, config)))];
+        for (name, cost) in ways {
             println!(
-                "pair, ring order {order}, {name}: {:.0} MB/s, ratio to memcpy {:.2}",
-                speed(seconds),
-                memory / seconds
+                "pair, ring order {order}, {kind}, {name}: {:.0} MB/s, ratio to memcpy {:.2}, \
+                 {:.1} events per MiB",
+                speed(cost),
+                speed(cost) / memory,
+                cost.events as f64 / (BYTES / MEBI) as f64
             );
         }
     }
@@ -172,10 +195,10 @@ fn main() {
     group.sample_size(20).measurement_time(Duration::from_secs(3));
     group.throughput(Throughput::Bytes(MEBI as u64));
     group.bench_function("1 MiB out", |bencher| {
-        bencher.iter_custom(|count| outwards(count as usize * MEBI, config()));
+        bencher.iter_custom(|count| outwards(count as usize * MEBI, config()).time);
     });
     group.bench_function("1 MiB in", |bencher| {
-        bencher.iter_custom(|count| inwards(count as usize * MEBI, config()));
+        bencher.iter_custom(|count| inwards(count as usize * MEBI, config()).time);
     });
     group.throughput(Throughput::Elements(1));
     group.bench_function("round trip of 64 bytes", |bencher| {

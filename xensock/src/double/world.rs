@@ -94,6 +94,11 @@ impl World {
         self.state.grants.borrow().len()
     }
 
+    /// How many grants were ever made.
+    pub fn made_grants(&self) -> u32 {
+        self.state.last_grant.get()
+    }
+
     /// How many ports are open.
     pub fn ports(&self) -> usize {
         self.state.ports.borrow().len()

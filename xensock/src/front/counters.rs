@@ -32,6 +32,7 @@ pub(super) struct Counters {
     pub(super) grants: Counter,
     pub(super) pages: Counter,
     pub(super) quarantined_pages: Counter,
+    pub(super) parked_rings: Counter,
 }
 
 /// The counters at one moment.
@@ -51,10 +52,12 @@ pub struct Statistics {
     pub notifications_sent: u64,
     /// Grants in force.
     pub grants: u64,
-    /// Pages taken from the machine and not given back: in use, pooled or in quarantine.
+    /// Pages taken from the machine and not given back: in use, parked, pooled or in quarantine.
     pub pages: u64,
     /// Pages that the backend still maps although their ring is closed.
     pub quarantined_pages: u64,
+    /// Rings that are kept, with their grants and ports, for the next connections.
+    pub parked_rings: u64,
 }
 
 impl Counters {
@@ -69,6 +72,7 @@ impl Counters {
             grants: self.grants.get(),
             pages: self.pages.get(),
             quarantined_pages: self.quarantined_pages.get(),
+            parked_rings: self.parked_rings.get(),
         }
     }
 }

@@ -6,7 +6,7 @@ use super::counters::Counters;
 use super::memory::{Granted, Memory};
 use super::socket::Socket;
 use super::wait::WaitList;
-use crate::wire::{Call, Protocol};
+use crate::wire::{Call, Offer, Protocol};
 use crate::{Machine, Signal};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -50,8 +50,27 @@ pub(super) struct Attachment {
     pub(super) backend: DomId,
     /// What the two ends have agreed on.
     pub(super) protocol: Protocol,
+    /// The orders of data rings that the backend maps.
+    pub(super) offer: Offer,
     /// The order of a data ring whose user has no wish.
     pub(super) ring_order: u32,
+}
+
+impl Attachment {
+    /// The order of the smallest ring that holds `receive` bytes of `in` and `send` bytes of `out`, or of
+    /// the largest there is. Without a wish it is the usual one.
+    pub(super) fn order_for(&self, receive: Option<u32>, send: Option<u32>) -> u32 {
+        if receive.is_none() && send.is_none() {
+            return self.ring_order;
+        }
+        let holds = |order| {
+            self.protocol.layout(order).is_ok_and(|layout| {
+                layout.input.size >= receive.unwrap_or(0) && layout.output.size >= send.unwrap_or(0)
+            })
+        };
+        let orders = self.offer.min_order..=self.offer.max_order;
+        orders.clone().find(|&order| holds(order)).unwrap_or(*orders.end())
+    }
 }
 
 /// The shared state.
@@ -236,6 +255,7 @@ impl<M: Machine + 'static> Device<M> {
         for socket in sockets {
             socket.end(error);
         }
+        self.memory.close_parked();
     }
 
     /// Asks the driver to close the device, and waits until it has. The sockets that were dropped

@@ -4,18 +4,18 @@
 //! the listener, not to the call that started it: whoever calls `accept` next gets the connection.
 
 use super::device::{Attachment, Device};
-use super::socket::{Socket, create};
+use super::socket::{Names, Socket, make, preparations};
 use super::stream::Stream;
 use super::wait::WaitList;
 use crate::Machine;
-use crate::wire::{Call, Family};
+use crate::wire::{Call, Family, Options};
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use core::cell::{Cell, RefCell};
 use core::net::SocketAddr;
 use core::pin::pin;
 use embassy_time::{Duration, Timer};
-use futures_util::future::{Either, join3, select};
+use futures_util::future::{Either, select};
 use xen::Errno;
 
 /// How long the answer to an ACCEPT may take after its listener was released. Some backends never
@@ -103,7 +103,7 @@ async fn accept_all<M: Machine>(passive: Rc<Passive<M>>) {
 
 async fn accept<M: Machine>(passive: &Passive<M>) -> Result<Stream<M>, Errno> {
     let Passive { device, name, at, .. } = passive;
-    let (ring, offer) = device.memory.open_ring(at.backend, at.protocol, at.ring_order)?;
+    let (ring, offer) = device.memory.open_ring(at, at.ring_order)?;
     let new = device.name_socket();
     let answer = pin!(device.call(at.session, *name, Call::Accept { new, ring: offer }));
     let given_up = pin!(async {
@@ -115,7 +115,10 @@ async fn accept<M: Machine>(passive: &Passive<M>) -> Result<Stream<M>, Errno> {
         Either::Right(_) => Err(Errno::ECONNABORTED),
     };
     match result {
-        Ok(_) => Ok(Stream::new(Socket::new(device, new, at.session, ring))),
+        Ok(reply) => {
+            let names = Names { local: None, peer: reply.name };
+            Ok(Stream::new(Socket::new(device, new, *at, ring, names)))
+        }
         Err(error) => {
             device.memory.close_ring(ring);
             Err(error)
@@ -132,13 +135,9 @@ pub(super) async fn bind<M: Machine>(
     // Whoever has just dropped a listener may want its address again.
     device.unbound.until(|| (device.unbinding.get() == 0).then_some(())).await;
     let name = device.name_socket();
-    // All requests go out at once: if one fails, so do those after it.
-    let create = create(device, &at, name, Family::of(addr));
-    let bind = device.call(at.session, name, Call::Bind { addr });
-    let backlog = device.config.backlog;
-    let listen = device.call(at.session, name, Call::Listen { backlog });
-    let (created, bound, listening) = join3(create, bind, listen).await;
-    if let Err(error) = created.and(bound).and(listening) {
+    let mut calls = preparations(&at, Family::of(addr), &Options::new());
+    calls.extend([Call::Bind { addr }, Call::Listen { backlog: device.config.backlog }]);
+    if let Err(error) = make(device, &at, name, calls).await {
         release(device, at.session, name).await;
         return Err(error);
     }

@@ -1,11 +1,12 @@
 //! The pages that the frontend shares: allocated, granted, taken back, kept for the next ring.
 //!
-//! A page is in exactly one place: in a ring, in the pool (granted to nobody), or in quarantine: the
-//! backend still has it mapped, so neither it nor its grants can be used again until it lets go.
+//! A page is in exactly one place: in a ring, in a ring that is parked (and that the backend was told to keep
+//! mapped), in the pool (granted to nobody), or in quarantine: the backend still has it mapped, so neither it nor its grants can be used again until it lets go.
 
 use super::counters::Counters;
+use super::device::Attachment;
 use super::wait::WaitList;
-use crate::wire::{Layout, Protocol, Region, RingOffer};
+use crate::wire::{Layout, Protocol, Region, RingGrants, RingOffer};
 use crate::{Machine, Pages, Signal};
 use alloc::rc::Rc;
 use alloc::sync::Arc;
@@ -13,8 +14,12 @@ use alloc::vec::Vec;
 use core::cell::RefCell;
 use xen::{DomId, Errno, GrantRef, PAGE_SIZE, Port};
 
-/// Rings kept for reuse.
+/// Rings whose pages are kept for reuse.
 const POOL: usize = 64;
+
+/// Rings that are kept for reuse with their grants and ports, mapped by the backend. Until the session
+/// ends nothing but another connection can use them, so they are few.
+const PARKED: usize = 8;
 
 /// Pages and the grants of them.
 pub(super) struct Granted {
@@ -29,15 +34,14 @@ impl Granted {
     }
 }
 
-/// A connection's data ring and its event channel.
-pub(super) struct Ring {
+/// The pages of a data ring.
+pub(super) struct RingPages {
     granted: Granted,
     layout: Layout,
-    port: Port,
-    pub(super) signal: Arc<Signal>,
+    order: u32,
 }
 
-impl Ring {
+impl RingPages {
     pub(super) fn region(&self) -> Region<'_> {
         self.layout.split(self.granted.pages.shared())
     }
@@ -46,9 +50,22 @@ impl Ring {
         &self.layout
     }
 
-    pub(super) fn port(&self) -> Port {
-        self.port
+    pub(super) fn order(&self) -> u32 {
+        self.order
     }
+
+    /// What the request that opens the ring says of its pages. The indexes must be zero.
+    fn offer(&self, protocol: Protocol) -> RingGrants {
+        let indexes = self.region().indexes;
+        protocol.dialect.offer_ring(indexes, self.order, self.granted.grants())
+    }
+}
+
+/// A connection's data ring and its event channel.
+pub(super) struct Ring {
+    pub(super) pages: RingPages,
+    pub(super) port: Port,
+    pub(super) signal: Arc<Signal>,
 }
 
 /// All memory and all ports of a frontend.
@@ -58,6 +75,8 @@ pub(super) struct Memory<M: Machine> {
     /// Pages of closed rings, which only this domain ever shared with them.
     pool: RefCell<Vec<(DomId, Pages)>>,
     quarantine: RefCell<Vec<Granted>>,
+    /// Rings that the backend keeps mapped for their next connection, with their session.
+    parked: RefCell<Vec<(u32, Ring)>>,
     /// Told when something enters the quarantine.
     pub(super) quarantined: WaitList,
 }
@@ -69,6 +88,7 @@ impl<M: Machine> Memory<M> {
             counters,
             pool: RefCell::default(),
             quarantine: RefCell::default(),
+            parked: RefCell::default(),
             quarantined: WaitList::default(),
         }
     }
@@ -76,31 +96,77 @@ impl<M: Machine> Memory<M> {
     /// Opens a data ring and its event channel: what a CONNECT or an ACCEPT offers.
     pub(super) fn open_ring(
         &self,
-        peer: DomId,
-        protocol: Protocol,
+        at: &Attachment,
         order: u32,
     ) -> Result<(Ring, RingOffer), Errno> {
-        let layout = protocol.layout(order)?;
-        let pages = self.pages(peer, &layout)?;
-        let granted = self.grant(peer, pages)?;
+        if let Some(ring) = self.unpark(at, order) {
+            ring.pages.region().indexes.zero();
+            let grants = ring.pages.offer(at.protocol);
+            let port = ring.port;
+            return Ok((ring, RingOffer { grants, port }));
+        }
+        let (pages, grants) = self.open_pages(at, order)?;
         let signal = Arc::new(Signal::new());
-        let port = match self.open_port(peer, signal.clone()) {
-            Ok(port) => port,
+        match self.open_port(at.backend, signal.clone()) {
+            Ok(port) => Ok((Ring { pages, port, signal }, RingOffer { grants, port })),
             Err(error) => {
-                self.withdraw(granted);
-                return Err(error);
+                self.close_pages(pages);
+                Err(error)
             }
-        };
-        let ring = Ring { granted, layout, port, signal };
-        let indexes = ring.region().indexes;
-        let grants = protocol.dialect.offer_ring(indexes, order, ring.granted.grants());
-        Ok((ring, RingOffer { grants, port }))
+        }
+    }
+
+    /// Opens a data ring for a connection that has an event channel already: what a RESIZE offers.
+    pub(super) fn open_pages(
+        &self,
+        at: &Attachment,
+        order: u32,
+    ) -> Result<(RingPages, RingGrants), Errno> {
+        let layout = at.protocol.layout(order)?;
+        let pages = self.pages(at.backend, &layout)?;
+        let pages = RingPages { granted: self.grant(at.backend, pages)?, layout, order };
+        let grants = pages.offer(at.protocol);
+        Ok((pages, grants))
     }
 
     /// Closes a ring that the backend was told to release, or never heard of.
     pub(super) fn close_ring(&self, ring: Ring) {
         self.close_port(ring.port);
-        self.withdraw(ring.granted);
+        self.close_pages(ring.pages);
+    }
+
+    /// Closes the pages of a ring that the backend has left for another.
+    pub(super) fn close_pages(&self, pages: RingPages) {
+        self.withdraw(pages.granted);
+    }
+
+    /// Whether one more ring can be kept as it is for the next connection.
+    pub(super) fn can_park(&self, at: &Attachment) -> bool {
+        at.protocol.dialect.can_reuse_rings() && self.parked.borrow().len() < PARKED
+    }
+
+    /// Keeps a ring whose RELEASE has said that it will be used again.
+    pub(super) fn park(&self, at: &Attachment, ring: Ring) {
+        self.counters.parked_rings.add(1);
+        self.parked.borrow_mut().push((at.session, ring));
+    }
+
+    fn unpark(&self, at: &Attachment, order: u32) -> Option<Ring> {
+        let mut parked = self.parked.borrow_mut();
+        let fits =
+            |(session, ring): &(u32, Ring)| *session == at.session && ring.pages.order == order;
+        // The one that was used last is in the caches.
+        let at = parked.iter().rposition(fits)?;
+        self.counters.parked_rings.sub(1);
+        Some(parked.remove(at).1)
+    }
+
+    /// Closes the rings that were kept: their session is over.
+    pub(super) fn close_parked(&self) {
+        for (_, ring) in self.parked.take() {
+            self.counters.parked_rings.sub(1);
+            self.close_ring(ring);
+        }
     }
 
     /// Allocates and grants the single page of a command ring.

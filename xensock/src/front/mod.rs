@@ -33,7 +33,7 @@ pub use stream::{ReadHalf, Stream, WriteHalf};
 pub(crate) use wait::WaitList;
 
 use crate::Machine;
-use crate::wire::{Dialect, Extensions, PVCALLS};
+use crate::wire::{Dialect, Extensions, Options, PVCALLS};
 use alloc::rc::Rc;
 use alloc::string::ToString;
 use core::net::SocketAddr;
@@ -50,8 +50,9 @@ pub struct Config {
     /// What goes beyond the plain protocol, where the backend has it, too.
     pub extensions: Extensions,
     /// The size of data rings: 2 to this power pages, shared by both directions. A backend that
-    /// maps less gets less.
-    pub ring_order: u32,
+    /// maps less gets less; without a wish it is the backend's default. A socket's own
+    /// [`SocketOption::ReceiveBuffer`](crate::wire::SocketOption) and `SendBuffer` come first.
+    pub ring_order: Option<u32>,
     /// How many connections may wait for a listener's `accept`.
     pub backlog: u32,
     /// How long a request may go unanswered, ACCEPT left out. A lost answer must not be waited for
@@ -67,11 +68,21 @@ impl Default for Config {
         Config {
             dialect: PVCALLS,
             extensions: Extensions::all(),
-            ring_order: 4,
+            ring_order: None,
             backlog: 128,
             answer_within: Duration::from_secs(180),
             linger: Duration::from_secs(30),
         }
+    }
+}
+
+impl Config {
+    /// How many pages a connection's data ring has, unless the backend or the socket has another wish.
+    pub fn ring_pages(&self) -> usize {
+        let orders = self.dialect.orders(self.extensions.contains(Extensions::RESIZE));
+        let order = self.ring_order.unwrap_or(self.dialect.default_order());
+        let layout = self.dialect.layout(order.clamp(*orders.start(), *orders.end()));
+        layout.map_or(0, |layout| layout.pages)
     }
 }
 
@@ -99,8 +110,14 @@ impl<M: Machine + 'static> Frontend<M> {
     /// ring, [`Errno::ETIMEDOUT`] when the backend does not answer, [`Errno::ENETDOWN`] when it went
     /// away, [`Errno::ENODEV`] when there is no device (any more).
     pub async fn connect(&self, to: SocketAddr) -> Result<Stream<M>, Errno> {
+        self.connect_with(to, Options::new()).await
+    }
+
+    /// Connects a socket with these options. [`Errno::EOPNOTSUPP`] when the backend has no options, but
+    /// for those of the ring's size.
+    pub async fn connect_with(&self, to: SocketAddr, options: Options) -> Result<Stream<M>, Errno> {
         let device = self.0.clone();
-        self.0.run(async move { socket::connect(&device, to).await }).await
+        self.0.run(async move { socket::connect(&device, to, &options).await }).await
     }
 
     /// Listens at an address in the backend's network. Errors are as for

@@ -28,9 +28,10 @@ impl<M: Machine> TcpAccept for Listener<M> {
     type Error = Errno;
     type Socket<'a> = Stream<M>;
 
-    /// The address is unspecified (`0.0.0.0:0`): the protocol does not tell who connected.
+    /// The address is unspecified (`0.0.0.0:0`) where the backend does not tell who connected.
     async fn accept(&self) -> Result<(SocketAddr, Stream<M>), Errno> {
         let stream = Listener::accept(self).await?;
-        Ok((SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), stream))
+        let peer = stream.peer_addr().unwrap_or((Ipv4Addr::UNSPECIFIED, 0).into());
+        Ok((peer, stream))
     }
 }

@@ -3,7 +3,7 @@
 use super::device::Device;
 use super::socket::Socket;
 use crate::ring::len;
-use crate::wire::Call;
+use crate::wire::{Call, SocketOption};
 use crate::{Machine, Side};
 use alloc::rc::Rc;
 use core::future::{Future, poll_fn};
@@ -31,7 +31,7 @@ impl<M: Machine> Drop for Counted<M> {
 
 /// Releases a socket: a job.
 ///
-/// A backend loses what is in `out` at the RELEASE, so that must be empty first.
+/// Some backends lose what is in `out` at the RELEASE, so that must be empty first.
 pub(super) fn release<M: Machine>(
     socket: Rc<Socket<M>>,
     unsent: Unsent,
@@ -40,18 +40,27 @@ pub(super) fn release<M: Machine>(
     let counted = Counted(socket.device.clone());
     async move {
         let _counted = counted;
-        if unsent == Unsent::Drains {
-            drain(&socket).await;
+        match unsent {
+            Unsent::Drains => drain(&socket).await,
+            // Where the backend knows this option it sends nothing more, and the remote learns that
+            // something was lost.
+            Unsent::IsLost => {
+                let _ = socket.set_option(SocketOption::Linger, 0).await;
+            }
         }
         if !socket.is_open() {
             return;
         }
-        let release = Call::Release { reuse: false };
-        if let Err(error) = socket.device.call(socket.session, socket.name, release).await {
-            log::warn!("releasing socket {} failed: {error}", socket.name);
+        let reuse = socket.is_reusable();
+        match socket.call(Call::Release { reuse }).await {
+            Ok(_) if reuse => socket.end_and_park(),
+            Ok(_) => socket.end(Errno::ENOTCONN),
+            Err(error) => {
+                log::warn!("releasing socket {} failed: {error}", socket.name);
+                // Without an answer the backend may still have the ring: quarantine sees to that.
+                socket.end(Errno::ENOTCONN);
+            }
         }
-        // Without an answer the backend may still have the ring: quarantine sees to that.
-        socket.end(Errno::ENOTCONN);
     }
 }
 

@@ -89,8 +89,14 @@ async fn serve_once<M: Machine>(
         log::error!("{path}: {message}");
         Errno::EOPNOTSUPP
     })?;
-    let ring_order = device.config.ring_order.clamp(offer.min_order, offer.max_order);
-    let attachment = Attachment { session: number, backend: backend.domain, protocol, ring_order };
+    let ring_order = device.config.ring_order.unwrap_or(offer.default_order);
+    let attachment = Attachment {
+        session: number,
+        backend: backend.domain,
+        protocol,
+        offer,
+        ring_order: ring_order.clamp(offer.min_order, offer.max_order),
+    };
     let session = open(device, attachment)?;
     match publish(device, store, path, &mut watch, &session).await {
         Ok(None) => {}

@@ -2,18 +2,19 @@
 
 use super::calls::{Answer, Reply};
 use super::device::{Attachment, Device};
-use super::memory::Ring;
+use super::memory::{Ring, RingPages};
 use super::stream::Stream;
 use crate::ring::{Consumer, Guess, Producer, len};
-use crate::wire::{Call, Family};
+use crate::wire::{Call, Extensions, Family, Options, Region, SocketOption};
 use crate::{Machine, Side, Signal};
 use alloc::rc::Rc;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::net::SocketAddr;
 use core::task::{Context, Poll};
-use futures_util::future::join;
-use xen::{Errno, Shared};
+use futures_util::future::join_all;
+use xen::{Errno, Port, Shared};
 
 /// After so many operations that did not have to wait, a task lets the others run.
 const BURST: u32 = 32;
@@ -22,34 +23,99 @@ const BURST: u32 = 32;
 pub(super) struct Socket<M: Machine + 'static> {
     pub(super) device: Rc<Device<M>>,
     pub(super) name: u64,
-    pub(super) session: u32,
+    pub(super) at: Attachment,
     pub(super) signal: Arc<Signal>,
+    pub(super) names: Cell<Names>,
+    port: Port,
     /// None once the ring was closed.
-    ring: RefCell<Option<Ring>>,
-    consumer: RefCell<Consumer>,
-    producer: RefCell<Producer>,
+    ring: RefCell<Option<Ends>>,
+    /// After a RESIZE: the ring before, until the rest of `in` is read and the rest of `out` taken.
+    former: RefCell<Option<Ends>>,
+    /// Whether the backend is being asked to go over to another ring: nothing may be written meanwhile.
+    resizing: Cell<bool>,
+    /// Whether the ring is not the first one.
+    resized: Cell<bool>,
+    /// Whether nothing more may be written.
+    finished: Cell<bool>,
+    /// The sizes that were asked for: of `in`, of `out`.
+    pub(super) sizes: Cell<[Option<u32>; 2]>,
     /// What every operation fails with from now on.
     failed: Cell<Option<Errno>>,
     /// Operations since the last pause.
     burst: Cell<u32>,
 }
 
+/// The addresses of a connection's two ends, where they are known.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Names {
+    pub(super) local: Option<SocketAddr>,
+    pub(super) peer: Option<SocketAddr>,
+}
+
+/// A data ring with this side's ends of both directions.
+struct Ends {
+    pages: RingPages,
+    consumer: Consumer,
+    producer: Producer,
+}
+
+impl Ends {
+    /// The ends of a ring that nobody has used yet.
+    fn new(pages: RingPages) -> Self {
+        let layout = pages.layout();
+        let consumer = Consumer::new(layout.input, Guess::HalfFull);
+        Ends { consumer, producer: Producer::new(layout.output), pages }
+    }
+
+    fn region(&self) -> Region<'_> {
+        self.pages.region()
+    }
+
+    /// Whether everything was read and taken.
+    fn is_empty(&mut self) -> bool {
+        let region = self.pages.region();
+        let read = self.consumer.data(region).is_ok_and(|data| len(&data) == 0);
+        read && self.producer.unread(region) == Ok(0)
+    }
+}
+
 impl<M: Machine> Socket<M> {
-    pub(super) fn new(device: &Rc<Device<M>>, name: u64, session: u32, ring: Ring) -> Rc<Self> {
-        let layout = ring.layout();
+    pub(super) fn new(
+        device: &Rc<Device<M>>,
+        name: u64,
+        at: Attachment,
+        ring: Ring,
+        names: Names,
+    ) -> Rc<Self> {
+        let Ring { pages, port, signal } = ring;
         let socket = Rc::new(Socket {
             device: device.clone(),
             name,
-            session,
-            signal: ring.signal.clone(),
-            consumer: RefCell::new(Consumer::new(layout.input, Guess::HalfFull)),
-            producer: RefCell::new(Producer::new(layout.output)),
-            ring: RefCell::new(Some(ring)),
+            at,
+            signal,
+            names: Cell::new(names),
+            port,
+            ring: RefCell::new(Some(Ends::new(pages))),
+            former: RefCell::default(),
+            resizing: Cell::new(false),
+            resized: Cell::new(false),
+            finished: Cell::new(false),
+            sizes: Cell::default(),
             failed: Cell::new(None),
             burst: Cell::new(0),
         });
         device.enrol(name, &socket);
         socket
+    }
+
+    /// Makes a request about this socket: part of a job.
+    pub(super) async fn call(&self, call: Call) -> Answer {
+        self.device.call(self.at.session, self.name, call).await
+    }
+
+    /// [`Errno::EOPNOTSUPP`] where the ends have not agreed on an extension.
+    pub(super) fn needs(&self, extension: Extensions) -> Result<(), Errno> {
+        if self.at.protocol.has(extension) { Ok(()) } else { Err(Errno::EOPNOTSUPP) }
     }
 
     /// Takes what is there: `take` sees the data, empty at the end of the stream, and says how many of
@@ -102,23 +168,20 @@ impl<M: Machine> Socket<M> {
     }
 
     /// Asks the backend for an event when there is something to be done on this side.
-    pub(super) fn arm(&self, side: Side) {
+    fn arm(&self, side: Side) {
         let ring = self.ring.borrow();
         let Some(ring) = ring.as_ref() else { return };
         match side {
-            Side::Rx => self.consumer.borrow().arm(ring.region()),
+            Side::Rx => ring.consumer.arm(ring.region()),
             // Half of the ring at once, rather than an event for every byte that is taken.
-            Side::Tx => {
-                let producer = self.producer.borrow();
-                producer.arm(ring.region(), ring.layout().output.size / 2);
-            }
+            Side::Tx => ring.producer.arm(ring.region(), ring.pages.layout().output.size / 2),
         }
     }
 
     /// Asks the backend for an event when it has taken everything.
     pub(super) fn arm_for_drain(&self) {
         if let Some(ring) = self.ring.borrow().as_ref() {
-            self.producer.borrow().arm(ring.region(), ring.layout().output.size);
+            ring.producer.arm(ring.region(), ring.pages.layout().output.size);
         }
     }
 
@@ -126,10 +189,12 @@ impl<M: Machine> Socket<M> {
         &self,
         take: &mut impl FnMut([Shared<'_>; 2]) -> (usize, R),
     ) -> Result<Option<R>, Errno> {
-        let ring = self.ring.borrow();
-        let ring = ring.as_ref().ok_or_else(|| self.failure())?;
-        let mut consumer = self.consumer.borrow_mut();
-        let region = ring.region();
+        if let Some(value) = self.try_take_former(take)? {
+            return Ok(Some(value));
+        }
+        let mut ring = self.ring.borrow_mut();
+        let Ends { pages, consumer, .. } = ring.as_mut().ok_or_else(|| self.failure())?;
+        let region = pages.region();
         // The error is read first: all data that came before it is seen then, and drained first.
         let error = consumer.error(region);
         let data = consumer.data(region).map_err(|error| self.fail(error))?;
@@ -143,21 +208,53 @@ impl<M: Machine> Socket<M> {
         let (count, value) = take(data);
         self.device.counters.bytes_in.add(count);
         if consumer.advance(region, count).is_due() {
-            self.device.memory.notify(ring.port());
+            self.device.memory.notify(self.port);
         }
         Ok(Some(value))
+    }
+
+    /// What the ring before a RESIZE has left comes first. Nobody fills that any more, so nobody is told.
+    fn try_take_former<R>(
+        &self,
+        take: &mut impl FnMut([Shared<'_>; 2]) -> (usize, R),
+    ) -> Result<Option<R>, Errno> {
+        let mut former = self.former.borrow_mut();
+        let Some(Ends { pages, consumer, .. }) = former.as_mut() else { return Ok(None) };
+        let region = pages.region();
+        let data = consumer.data(region).map_err(|error| self.fail(error))?;
+        let mut value = None;
+        if len(&data) > 0 {
+            let (count, taken) = take(data);
+            self.device.counters.bytes_in.add(count);
+            let _ = consumer.advance(region, count);
+            value = Some(taken);
+        }
+        drop(former);
+        self.leave_former();
+        Ok(value)
+    }
+
+    /// Gives the ring before a RESIZE back, when both ends are through with it.
+    fn leave_former(&self) {
+        let mut former = self.former.borrow_mut();
+        if former.as_mut().is_some_and(Ends::is_empty)
+            && let Some(ends) = former.take()
+        {
+            self.device.memory.close_pages(ends.pages);
+        }
     }
 
     fn try_put<R>(
         &self,
         put: &mut impl FnMut([Shared<'_>; 2]) -> (usize, R),
     ) -> Result<Option<R>, Errno> {
-        let ring = self.ring.borrow();
-        let ring = ring.as_ref().ok_or_else(|| self.failure())?;
-        let mut producer = self.producer.borrow_mut();
-        let region = ring.region();
-        if let Some(error) = self.failed.get().or_else(|| producer.error(region)) {
-            return Err(error);
+        self.leave_former();
+        let mut ring = self.ring.borrow_mut();
+        let Ends { pages, producer, .. } = ring.as_mut().ok_or_else(|| self.failure())?;
+        let region = pages.region();
+        self.may_write(producer.error(region))?;
+        if self.resizing.get() {
+            return Ok(None);
         }
         let room = producer.room(region).map_err(|error| self.fail(error))?;
         if len(&room) == 0 {
@@ -166,28 +263,39 @@ impl<M: Machine> Socket<M> {
         let (count, value) = put(room);
         self.device.counters.bytes_out.add(count);
         if producer.advance(region, count).is_due() {
-            self.device.memory.notify(ring.port());
+            self.device.memory.notify(self.port);
         }
         Ok(Some(value))
+    }
+
+    fn may_write(&self, error: Option<Errno>) -> Result<(), Errno> {
+        let finished = self.finished.get().then_some(Errno::EPIPE);
+        self.failed.get().or(error).or(finished).map_or(Ok(()), Err)
+    }
+
+    /// Nothing more may be written from now on.
+    pub(super) fn finish(&self) {
+        self.finished.set(true);
+        self.signal.raise();
     }
 
     /// Bytes that the backend has not taken yet: none when it never will.
     pub(super) fn unsent(&self) -> u32 {
         let ring = self.ring.borrow();
         let Some(ring) = ring.as_ref() else { return 0 };
-        let (producer, region) = (self.producer.borrow(), ring.region());
-        if self.failed.get().or_else(|| producer.error(region)).is_some() {
+        if self.failed.get().or_else(|| ring.producer.error(ring.region())).is_some() {
             return 0;
         }
-        producer.unread(region).unwrap_or(0)
+        let former = self.former.borrow();
+        let unread = |ends: &Ends| ends.producer.unread(ends.region()).unwrap_or(0);
+        former.as_ref().map_or(0, unread) + unread(ring)
     }
 
     /// The error that a write would meet.
     pub(super) fn check_writable(&self) -> Result<(), Errno> {
         let ring = self.ring.borrow();
         let ring = ring.as_ref().ok_or_else(|| self.failure())?;
-        let error = self.producer.borrow().error(ring.region());
-        self.failed.get().or(error).map_or(Ok(()), Err)
+        self.may_write(ring.producer.error(ring.region()))
     }
 
     /// Whether the ring is still there.
@@ -197,14 +305,106 @@ impl<M: Machine> Socket<M> {
 
     /// Ends the socket: its ring is closed, all who wait learn why.
     pub(super) fn end(&self, error: Errno) {
-        if self.failed.get().is_none() {
-            self.failed.set(Some(error));
-        }
-        if let Some(ring) = self.ring.take() {
-            self.device.strike_off(self.name);
+        if let Some(ring) = self.take_ring(error) {
             self.device.memory.close_ring(ring);
         }
         self.signal.raise();
+    }
+
+    /// Whether the ring may serve another connection as it is.
+    pub(super) fn is_reusable(&self) -> bool {
+        self.failed.get().is_none() && !self.resized.get() && self.device.memory.can_park(&self.at)
+    }
+
+    /// Ends the socket, whose ring the backend keeps for the next connection.
+    pub(super) fn end_and_park(&self) {
+        let sound = self.failed.get().is_none();
+        match self.take_ring(Errno::ENOTCONN) {
+            Some(ring) if sound => self.device.memory.park(&self.at, ring),
+            Some(ring) => self.device.memory.close_ring(ring),
+            None => {}
+        }
+        self.signal.raise();
+    }
+
+    fn take_ring(&self, error: Errno) -> Option<Ring> {
+        if self.failed.get().is_none() {
+            self.failed.set(Some(error));
+        }
+        if let Some(former) = self.former.take() {
+            self.device.memory.close_pages(former.pages);
+        }
+        let Ends { pages, .. } = self.ring.take()?;
+        self.device.strike_off(self.name);
+        Some(Ring { pages, port: self.port, signal: self.signal.clone() })
+    }
+
+    /// Changes an option: a job.
+    pub(super) async fn set_option(&self, option: SocketOption, value: u32) -> Result<(), Errno> {
+        if option.is_ring_size() {
+            return self.set_size(option, value).await;
+        }
+        self.needs(Extensions::OPTIONS)?;
+        self.call(Call::SetOption { option, value }).await.map(drop)
+    }
+
+    /// An option's value: a job.
+    pub(super) async fn option(&self, option: SocketOption) -> Result<u32, Errno> {
+        if option.is_ring_size() {
+            let ring = self.ring.borrow();
+            let layout = ring.as_ref().ok_or_else(|| self.failure())?.pages.layout();
+            let input = option == SocketOption::ReceiveBuffer;
+            return Ok(if input { layout.input.size } else { layout.output.size });
+        }
+        self.needs(Extensions::OPTIONS)?;
+        Ok(self.call(Call::GetOption { option }).await?.value)
+    }
+
+    async fn set_size(&self, option: SocketOption, value: u32) -> Result<(), Errno> {
+        let former = self.sizes.get();
+        let mut sizes = former;
+        sizes[usize::from(option == SocketOption::SendBuffer)] = Some(value);
+        let order = self.at.order_for(sizes[0], sizes[1]);
+        let present = self.ring.borrow().as_ref().ok_or_else(|| self.failure())?.pages.order();
+        if order != present {
+            self.resize(order).await?;
+        }
+        self.sizes.set(sizes);
+        Ok(())
+    }
+
+    /// Goes over to a ring of another size. What is in the present one is not lost: this end reads the
+    /// rest of `in` there, and the backend the rest of `out`.
+    async fn resize(&self, order: u32) -> Result<(), Errno> {
+        self.needs(Extensions::RESIZE)?;
+        self.leave_former();
+        if self.resizing.get() || self.former.borrow().is_some() {
+            return Err(Errno::EBUSY);
+        }
+        let (pages, grants) = self.device.memory.open_pages(&self.at, order)?;
+        self.resizing.set(true);
+        let answer = self.call(Call::Resize { grants }).await;
+        self.resizing.set(false);
+        let result = match answer {
+            Ok(_) if self.is_open() => {
+                self.resized.set(true);
+                let before = self.ring.replace(Some(Ends::new(pages)));
+                self.former.replace(before);
+                self.leave_former();
+                Ok(())
+            }
+            answer => {
+                self.device.memory.close_pages(pages);
+                // Nobody knows which ring the backend goes on with.
+                if let Err(Errno::ETIMEDOUT) = answer {
+                    self.failed.set(Some(Errno::ETIMEDOUT));
+                }
+                answer.and_then(|_| Err(self.failure()))
+            }
+        };
+        // Who wanted to write has waited.
+        self.signal.raise();
+        result
     }
 
     /// The peer broke the rules: nothing that it says about this socket is believed any more.
@@ -225,35 +425,52 @@ impl<M: Machine> Socket<M> {
 pub(super) async fn connect<M: Machine>(
     device: &Rc<Device<M>>,
     to: SocketAddr,
+    options: &Options,
 ) -> Result<Stream<M>, Errno> {
     let at = device.attached().await?;
-    let Attachment { session, backend, protocol, ring_order } = at;
-    let (ring, offer) = device.memory.open_ring(backend, protocol, ring_order)?;
+    let sizes = [SocketOption::ReceiveBuffer, SocketOption::SendBuffer].map(|of| options.get(of));
+    let (ring, offer) = device.memory.open_ring(&at, at.order_for(sizes[0], sizes[1]))?;
     let name = device.name_socket();
-    // Both requests go out at once: if the first fails, so does the second.
-    let create = create(device, &at, name, Family::of(to));
-    let connect = device.call(session, name, Call::Connect { addr: to, flags: 0, ring: offer });
-    let (created, connected) = join(create, connect).await;
-    match created.and(connected) {
-        Ok(_) => Ok(Stream::new(Socket::new(device, name, session, ring))),
+    let mut calls = preparations(&at, Family::of(to), options);
+    calls.push(Call::Connect { addr: to, flags: 0, ring: offer });
+    match make(device, &at, name, calls).await {
+        Ok(reply) => {
+            let names = Names { local: reply.name, peer: Some(to) };
+            let socket = Socket::new(device, name, at, ring, names);
+            socket.sizes.set(sizes);
+            Ok(Stream::new(socket))
+        }
         Err(error) => {
             // The backend may still know the socket, and after a lost answer even the ring.
-            let _ = device.call(session, name, Call::Release { reuse: false }).await;
+            let _ = device.call(at.session, name, Call::Release { reuse: false }).await;
             device.memory.close_ring(ring);
             Err(error)
         }
     }
 }
 
-/// Creates a socket, if that takes a command of its own.
-pub(super) async fn create<M: Machine>(
+/// The calls that create a socket, if that takes one of its own, and set its options.
+pub(super) fn preparations(at: &Attachment, family: Family, options: &Options) -> Vec<Call> {
+    let creates = at.protocol.dialect.has_socket_command();
+    let create = creates.then_some(Call::Socket { family });
+    let options = options.iter().filter(|(option, _)| !option.is_ring_size());
+    let set = options.map(|(option, value)| Call::SetOption { option, value });
+    create.into_iter().chain(set).collect()
+}
+
+/// Makes calls about a new socket, all at once: backends carry them out in order, and refuse what comes
+/// after a failure. The reply is the last one that has a name.
+pub(super) async fn make<M: Machine>(
     device: &Device<M>,
     at: &Attachment,
     name: u64,
-    family: Family,
+    calls: Vec<Call>,
 ) -> Answer {
-    if !at.protocol.dialect.has_socket_command() {
-        return Ok(Reply::default());
+    let calls = calls.into_iter().map(|call| device.call(at.session, name, call));
+    let mut last = Reply::default();
+    for reply in join_all(calls).await {
+        let reply = reply?;
+        last = Reply { name: reply.name.or(last.name), ..reply };
     }
-    device.call(at.session, name, Call::Socket { family }).await
+    Ok(last)
 }

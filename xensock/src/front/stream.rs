@@ -1,13 +1,15 @@
 //! A connection: bytes in, bytes out.
 
 use super::release::{Unsent, release};
-use super::socket::Socket;
+use super::socket::{Names, Socket};
 use crate::Machine;
 use crate::ring::{copy_in, copy_out};
+use crate::wire::{Call, Extensions, How, SocketOption};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::vec;
 use core::future::poll_fn;
+use core::net::SocketAddr;
 use core::ops::Range;
 use edge_nal::{Close, Readable, TcpShutdown, TcpSplit};
 use embedded_io_async::{BufRead, ErrorType, Read, Write};
@@ -22,8 +24,9 @@ const BUFFER: usize = 4096;
 /// ended it. A future of `read`, `write` or `fill_buf` that is dropped has done nothing.
 ///
 /// Dropping a stream closes it: the driver lets what was written go out, then releases the socket.
-/// `abort` does not wait for that. The plain protocol cannot close one direction alone:
-/// `close(Close::Write)` is [`Errno::EOPNOTSUPP`].
+/// `abort` does not wait for that, and resets the connection where the backend has options. Options, names
+/// and closing one direction alone (`close(Close::Write)`) are extensions of the protocol: where the
+/// backend has not announced them they fail with [`Errno::EOPNOTSUPP`].
 pub struct Stream<M: Machine + 'static> {
     socket: Rc<Socket<M>>,
     buffer: Buffer,
@@ -72,6 +75,51 @@ impl<M: Machine> Stream<M> {
         mut write: impl FnMut([Shared<'_>; 2]) -> (usize, R),
     ) -> Result<R, Errno> {
         poll_fn(|cx| self.socket.poll_put(cx, &mut write)).await
+    }
+
+    /// Changes an option. [`SocketOption::ReceiveBuffer`] and `SendBuffer` choose another size for the
+    /// data ring, the least that holds both, and nothing that is in the ring is lost; while the former
+    /// ring still has something in it, they fail with [`Errno::EBUSY`]. Values: see [`SocketOption`].
+    pub async fn set_option(&mut self, option: SocketOption, value: u32) -> Result<(), Errno> {
+        let socket = self.socket.clone();
+        self.socket.device.run(async move { socket.set_option(option, value).await }).await
+    }
+
+    /// An option's value.
+    pub async fn option(&self, option: SocketOption) -> Result<u32, Errno> {
+        let socket = self.socket.clone();
+        self.socket.device.run(async move { socket.option(option).await }).await
+    }
+
+    /// The address of this end, in the backend's network.
+    pub async fn local_addr(&self) -> Result<SocketAddr, Errno> {
+        if let Some(name) = self.socket.names.get().local {
+            return Ok(name);
+        }
+        self.socket.needs(Extensions::NAMES)?;
+        let socket = self.socket.clone();
+        let ask = async move {
+            let reply = socket.call(Call::LocalName).await?;
+            socket.names.set(Names { local: reply.name, ..socket.names.get() });
+            reply.name.ok_or(Errno::EPROTO)
+        };
+        self.socket.device.run(ask).await
+    }
+
+    /// The address of the other end: not known of a connection that was accepted from a backend without
+    /// names.
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        self.socket.names.get().peer
+    }
+
+    async fn shutdown(&self, how: How) -> Result<(), Errno> {
+        self.socket.needs(Extensions::SHUTDOWN)?;
+        if how.writes() {
+            self.socket.finish();
+        }
+        let socket = self.socket.clone();
+        let call = async move { socket.call(Call::Shutdown { how }).await.map(drop) };
+        self.socket.device.run(call).await
     }
 
     fn reader(&mut self) -> ReadHalf<'_, M> {
@@ -225,10 +273,13 @@ impl<M: Machine> TcpSplit for Stream<M> {
 }
 
 impl<M: Machine> TcpShutdown for Stream<M> {
-    /// Closes the socket once all that was written has gone out, and waits for that.
+    /// Closes the socket once all that was written has gone out, and waits for that. Closing one
+    /// direction does not wait: the other end sees the end of the stream after all that was written.
     async fn close(&mut self, what: Close) -> Result<(), Errno> {
-        if what != Close::Both {
-            return Err(Errno::EOPNOTSUPP);
+        match what {
+            Close::Read => return self.shutdown(How::Read).await,
+            Close::Write => return self.shutdown(How::Write).await,
+            Close::Both => {}
         }
         if !core::mem::replace(&mut self.open, false) || !self.socket.is_open() {
             return Ok(());
@@ -241,8 +292,8 @@ impl<M: Machine> TcpShutdown for Stream<M> {
         self.socket.device.run(closed).await
     }
 
-    /// Closes the socket without waiting: what the backend has not taken yet may be lost, or go out
-    /// later, as the backend likes.
+    /// Closes the socket without waiting: what the backend has not taken yet is lost, and the other end
+    /// sees a reset, where the backend has options; elsewhere it may go out later, as the backend likes.
     async fn abort(&mut self) -> Result<(), Errno> {
         if core::mem::replace(&mut self.open, false) && self.socket.is_open() {
             self.socket.device.spawn(release(self.socket.clone(), Unsent::IsLost));

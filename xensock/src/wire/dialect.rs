@@ -65,6 +65,9 @@ pub trait Dialect: Debug + Sync {
     /// Whether sockets are created by a command of their own.
     fn has_socket_command(&self) -> bool;
 
+    /// Whether a RELEASE can say that the ring will be used again.
+    fn can_reuse_rings(&self) -> bool;
+
     /// The orders that a data ring may have, `resizable` where the ends have agreed on
     /// [`Extensions::RESIZE`](super::Extensions::RESIZE).
     fn orders(&self, resizable: bool) -> RangeInclusive<u32>;

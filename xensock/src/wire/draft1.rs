@@ -112,6 +112,10 @@ impl Dialect for XenSock {
         false
     }
 
+    fn can_reuse_rings(&self) -> bool {
+        false
+    }
+
     fn orders(&self, resizable: bool) -> RangeInclusive<u32> {
         if resizable { MIN_ORDER..=ORDER } else { ORDER..=ORDER }
     }

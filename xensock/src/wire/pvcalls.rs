@@ -115,6 +115,10 @@ impl Dialect for PvCalls {
         true
     }
 
+    fn can_reuse_rings(&self) -> bool {
+        true
+    }
+
     fn orders(&self, _: bool) -> RangeInclusive<u32> {
         1..=MAX_ORDER
     }

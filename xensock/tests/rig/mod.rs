@@ -17,12 +17,24 @@ use xensock::Errno;
 use xensock::back::Limits;
 use xensock::double::{Dom0, Guest, Net, World, backend};
 use xensock::front::{Config, Frontend};
-use xensock::wire::{Extensions, PVCALLS, Protocol};
+use xensock::wire::{Dialect, Extensions, Protocol, dialects};
 
 pub const DOM0: DomId = DomId(0);
 pub const GUEST: DomId = DomId(7);
 pub const FRONT: &str = "/local/domain/7/device/pvcalls/0";
 pub const BACK: &str = "/local/domain/0/backend/pvcalls/7/0";
+
+/// What a backend may speak: each dialect, with every extension and with none.
+pub fn protocols() -> impl Iterator<Item = Protocol> {
+    dialects().into_iter().flat_map(|dialect| {
+        [Extensions::all(), Extensions::empty()].map(|extensions| Protocol { dialect, extensions })
+    })
+}
+
+/// Every dialect with all extensions.
+pub fn extended() -> impl Iterator<Item = Protocol> {
+    protocols().filter(|protocol| protocol.extensions == Extensions::all())
+}
 
 /// No test takes longer, even on a slow and busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -51,19 +63,37 @@ pub fn config() -> Config {
     }
 }
 
-/// Runs a test with a connected frontend and backend; afterwards nothing must be left behind.
-pub fn with_backend<F: Future<Output = ()>>(test: impl FnOnce(Rc<Rig>) -> F) {
-    let limits = Limits { linger: core::time::Duration::from_millis(200), ..Limits::default() };
-    with_backend_and(config(), limits, test);
+/// A backend's limits that go with [`config`].
+pub fn limits() -> Limits {
+    Limits { linger: core::time::Duration::from_millis(200), ..Limits::default() }
+}
+
+/// Runs a test with a connected frontend and backend, for each of [`protocols`]; afterwards nothing must
+/// be left behind.
+pub fn with_backend<F: Future<Output = ()>>(test: impl Fn(Rc<Rig>) -> F) {
+    with_backend_and(config(), limits(), test);
 }
 
 pub fn with_backend_and<F: Future<Output = ()>>(
     config: Config,
     limits: Limits,
+    test: impl Fn(Rc<Rig>) -> F,
+) {
+    for protocol in protocols() {
+        println!("with {protocol:?}");
+        with_backend_of(protocol, config, limits, &test);
+    }
+}
+
+/// Runs a test with a backend that speaks this.
+pub fn with_backend_of<F: Future<Output = ()>>(
+    protocol: Protocol,
+    config: Config,
+    limits: Limits,
     test: impl FnOnce(Rc<Rig>) -> F,
 ) {
-    with_frontend(config, |rig| {
-        rig.start_backend(limits);
+    with_frontend(Config { dialect: protocol.dialect, ..config }, |rig| {
+        rig.start_backend(protocol, limits);
         test(rig)
     });
 }
@@ -75,9 +105,10 @@ pub fn with_frontend<F: Future<Output = ()>>(config: Config, test: impl FnOnce(R
     let (world, net, store) = (World::new(), Net::new(), FakeStore::new());
     store.add_domain(DOM0);
     store.add_domain(GUEST);
-    make_device(&store);
+    let (front, back) = (of(config.dialect, FRONT), of(config.dialect, BACK));
+    make_device(&store, &front, &back);
     let client = connect(&store, GUEST, &spawner);
-    let (frontend, driver) = Frontend::new(world.guest(GUEST), client, FRONT, config);
+    let (frontend, driver) = Frontend::new(world.guest(GUEST), client, &front, config);
     let driver_ended = Rc::new(RefCell::new(None));
     let ended = driver_ended.clone();
     spawner
@@ -102,10 +133,15 @@ pub fn with_frontend<F: Future<Output = ()>>(config: Config, test: impl FnOnce(R
     assert_eq!((statistics.streams_open, statistics.grants, statistics.pages), (0, 0, 0));
 }
 
+/// The path of a device of this dialect.
+pub fn of(dialect: &dyn Dialect, path: &str) -> String {
+    path.replace("pvcalls", dialect.device())
+}
+
 /// Makes the nodes of the device, as the toolstack does.
-fn make_device(store: &FakeStore) {
+pub fn make_device(store: &FakeStore, front: &str, back: &str) {
     for (path, owner, name, other, other_path) in
-        [(FRONT, GUEST, "backend", DOM0, BACK), (BACK, DOM0, "frontend", GUEST, FRONT)]
+        [(front, GUEST, "backend", DOM0, back), (back, DOM0, "frontend", GUEST, front)]
     {
         store.write(path, "");
         store.set_permissions(
@@ -134,12 +170,11 @@ pub fn connect(store: &FakeStore, domain: DomId, spawner: &LocalSpawner) -> Stor
 }
 
 impl Rig {
-    pub fn start_backend(&self, limits: Limits) {
+    pub fn start_backend(&self, protocol: Protocol, limits: Limits) {
         let client = connect(&self.store, DOM0, &self.spawner);
-        let dom0 = self.dom0.clone();
+        let (dom0, path) = (self.dom0.clone(), of(protocol.dialect, BACK));
         let serving = async move {
-            let all = Protocol { dialect: PVCALLS, extensions: Extensions::all() };
-            backend(&dom0, &client, BACK, all, limits).await;
+            backend(&dom0, &client, &path, protocol, limits).await;
         };
         self.spawner.spawn_local(serving).unwrap();
     }
@@ -151,6 +186,12 @@ impl Rig {
     /// How the driver ended, if it did.
     pub fn driver_ended(&self) -> Option<Errno> {
         *self.driver_ended.borrow()
+    }
+
+    /// Whether the frontend has no ports but the command ring's and those of rings that it keeps for the
+    /// next connections.
+    pub fn holds_nothing_in_use(&self) -> bool {
+        self.world.ports() as u64 == 1 + self.frontend.statistics().parked_rings
     }
 
     /// Waits for something that nothing tells of.
