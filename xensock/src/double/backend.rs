@@ -40,7 +40,7 @@ async fn serve_once(
     for (name, value) in protocol.backend_nodes(limits.max_ring_order) {
         store.write(&format!("{path}/{name}"), value).await?;
     }
-    watch.wait_for(|state| matches!(state, State::Initialising | State::Initialised)).await?;
+    // Whoever served the frontend before is gone.
     xenbus::switch_state(store, path, State::InitWait).await?;
     watch.wait_for(|state| state == State::Initialised).await?;
     let mut nodes = Vec::new();
@@ -71,6 +71,6 @@ async fn serve_once(
     }
     // Everything is unmapped by now.
     xenbus::switch_state(store, path, State::Closing).await?;
-    watch.wait_for(|state| matches!(state, State::Closed | State::Initialising)).await?;
+    watch.wait_for(|state| !matches!(state, State::Connected | State::Closing)).await?;
     xenbus::switch_state(store, path, State::Closed).await
 }

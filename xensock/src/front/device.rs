@@ -3,6 +3,7 @@
 use super::Config;
 use super::calls::{Answer, Calls};
 use super::counters::Counters;
+use super::listener::Passive;
 use super::memory::{Granted, Memory};
 use super::socket::Socket;
 use super::wait::WaitList;
@@ -97,6 +98,8 @@ pub(super) struct Device<M: Machine + 'static> {
     spawned_some: WaitList,
     /// The active sockets that hold a ring.
     sockets: RefCell<BTreeMap<u64, Weak<Socket<M>>>>,
+    /// The listeners, which listen again whenever the link comes up.
+    listeners: RefCell<Vec<Weak<Passive<M>>>>,
     next_socket: Cell<u64>,
 }
 
@@ -117,6 +120,7 @@ impl<M: Machine + 'static> Device<M> {
             spawned: RefCell::default(),
             spawned_some: WaitList::default(),
             sockets: RefCell::default(),
+            listeners: RefCell::default(),
             next_socket: Cell::new(1),
         }
     }
@@ -183,7 +187,7 @@ impl<M: Machine + 'static> Device<M> {
         &self,
         work: impl Future<Output = Result<T, Errno>> + 'static,
     ) -> Result<T, Errno> {
-        if let Link::Down(error) = *self.link.borrow() {
+        if let Some(error) = self.down() {
             return Err(error);
         }
         let (sender, receiver) = oneshot::channel();
@@ -224,6 +228,33 @@ impl<M: Machine + 'static> Device<M> {
         }
     }
 
+    /// Adds a listener to those that listen again.
+    pub(super) fn enrol_listener(&self, listener: &Rc<Passive<M>>) {
+        let mut listeners = self.listeners.borrow_mut();
+        listeners.retain(|listener| listener.strong_count() > 0);
+        listeners.push(Rc::downgrade(listener));
+    }
+
+    fn listeners(&self) -> Vec<Rc<Passive<M>>> {
+        self.listeners.borrow().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Brings the link up, and the listeners back.
+    pub(super) fn go_up(&self, session: Session) {
+        self.set_link(Link::Up(Box::new(session)));
+        for listener in self.listeners() {
+            listener.return_to_link();
+        }
+    }
+
+    /// The present session, if there is one.
+    pub(super) fn attachment(&self) -> Option<Attachment> {
+        match &*self.link.borrow() {
+            Link::Up(session) => Some(session.attachment),
+            _ => None,
+        }
+    }
+
     /// Changes the link's state, and hands out the former one.
     pub(super) fn set_link(&self, link: Link) -> Link {
         let former = self.link.replace(link);
@@ -236,15 +267,31 @@ impl<M: Machine + 'static> Device<M> {
         matches!(&*self.link.borrow(), Link::Up(up) if up.attachment.session == session)
     }
 
+    /// Whether there is a session.
+    pub(super) fn is_up(&self) -> bool {
+        matches!(*self.link.borrow(), Link::Up(_))
+    }
+
+    /// Why the link is down, if it is down for good.
+    pub(super) fn down(&self) -> Option<Errno> {
+        match *self.link.borrow() {
+            Link::Down(error) => Some(error),
+            _ => None,
+        }
+    }
+
     /// Whether the link is down for good.
     pub(super) fn is_down(&self) -> bool {
-        matches!(*self.link.borrow(), Link::Down(_))
+        self.down().is_some()
     }
 
     /// Takes the link down for good.
     pub(super) fn go_down(&self, error: Errno) {
         drop(self.set_link(Link::Down(error)));
         self.end_sockets(error);
+        for listener in self.listeners() {
+            listener.wake();
+        }
         self.spawned_some.wake_all();
     }
 
@@ -255,7 +302,7 @@ impl<M: Machine + 'static> Device<M> {
         for socket in sockets {
             socket.end(error);
         }
-        self.memory.close_parked();
+        self.memory.end_session();
     }
 
     /// Asks the driver to close the device, and waits until it has. The sockets that were dropped

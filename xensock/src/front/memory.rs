@@ -77,6 +77,8 @@ pub(super) struct Memory<M: Machine> {
     quarantine: RefCell<Vec<Granted>>,
     /// Rings that the backend keeps mapped for their next connection, with their session.
     parked: RefCell<Vec<(u32, Ring)>>,
+    /// Rings that the backend may map at any time, as it has not answered.
+    kept: RefCell<Vec<Ring>>,
     /// Told when something enters the quarantine.
     pub(super) quarantined: WaitList,
 }
@@ -89,6 +91,7 @@ impl<M: Machine> Memory<M> {
             pool: RefCell::default(),
             quarantine: RefCell::default(),
             parked: RefCell::default(),
+            kept: RefCell::default(),
             quarantined: WaitList::default(),
         }
     }
@@ -161,10 +164,18 @@ impl<M: Machine> Memory<M> {
         Some(parked.remove(at).1)
     }
 
-    /// Closes the rings that were kept: their session is over.
-    pub(super) fn close_parked(&self) {
+    /// Keeps a ring as it is until the session ends: the backend may come to map it.
+    pub(super) fn keep(&self, ring: Ring) {
+        self.kept.borrow_mut().push(ring);
+    }
+
+    /// Closes the rings that were kept for the session, which is over.
+    pub(super) fn end_session(&self) {
         for (_, ring) in self.parked.take() {
             self.counters.parked_rings.sub(1);
+            self.close_ring(ring);
+        }
+        for ring in self.kept.take() {
             self.close_ring(ring);
         }
     }
@@ -193,7 +204,7 @@ impl<M: Machine> Memory<M> {
     /// peer still maps go into quarantine.
     pub(super) fn withdraw(&self, mut granted: Granted) {
         if self.revoke(&mut granted) {
-            self.keep(granted);
+            self.pool(granted);
             return;
         }
         self.counters.quarantined_pages.add(granted.pages.count());
@@ -211,7 +222,7 @@ impl<M: Machine> Memory<M> {
         for mut granted in self.quarantine.take() {
             if self.revoke(&mut granted) {
                 self.counters.quarantined_pages.sub(granted.pages.count());
-                self.keep(granted);
+                self.pool(granted);
             } else {
                 self.quarantine.borrow_mut().push(granted);
             }
@@ -282,7 +293,7 @@ impl<M: Machine> Memory<M> {
         granted.grants.is_empty()
     }
 
-    fn keep(&self, granted: Granted) {
+    fn pool(&self, granted: Granted) {
         let mut pool = self.pool.borrow_mut();
         if pool.len() < POOL && granted.pages.count() > 1 {
             pool.push((granted.peer, granted.pages));
@@ -293,7 +304,7 @@ impl<M: Machine> Memory<M> {
 
     fn free(&self, pages: Pages) {
         self.counters.pages.sub(pages.count());
-        // SAFETY: pages come here from `keep`, after all of their grants were revoked, and they came
+        // SAFETY: pages come here from `pool`, after all of their grants were revoked, and they came
         // from this machine's `alloc`.
         unsafe { self.machine.free(pages) }
     }

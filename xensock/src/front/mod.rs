@@ -123,11 +123,17 @@ impl<M: Machine + 'static> Frontend<M> {
     /// Listens at an address in the backend's network. Errors are as for
     /// [`connect`](Frontend::connect).
     pub async fn bind(&self, at: SocketAddr) -> Result<Listener<M>, Errno> {
-        let device = self.0.clone();
-        self.0.run(async move { listener::bind(&device, at).await }).await
+        self.bind_with(at, Options::new()).await
     }
 
-    /// Waits until the device is connected. [`Errno::ENODEV`] when it never will be (again).
+    /// Listens with a socket that has these options, and so have its connections.
+    pub async fn bind_with(&self, at: SocketAddr, options: Options) -> Result<Listener<M>, Errno> {
+        let device = self.0.clone();
+        self.0.run(async move { listener::bind(&device, at, options).await }).await
+    }
+
+    /// Waits until the device is connected. [`Errno::ENODEV`] after [`shutdown`](Frontend::shutdown), and
+    /// what the driver has ended with.
     pub async fn connected(&self) -> Result<(), Errno> {
         self.0.attached().await.map(drop)
     }

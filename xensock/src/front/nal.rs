@@ -3,7 +3,8 @@
 use super::{Frontend, Listener, Stream};
 use crate::Machine;
 use core::net::{Ipv4Addr, SocketAddr};
-use edge_nal::{TcpAccept, TcpBind, TcpConnect};
+use edge_nal::{Readable, TcpAccept, TcpBind, TcpConnect};
+use embedded_io_async::ErrorType;
 use xen::Errno;
 
 impl<M: Machine> TcpConnect for Frontend<M> {
@@ -33,5 +34,15 @@ impl<M: Machine> TcpAccept for Listener<M> {
         let stream = Listener::accept(self).await?;
         let peer = stream.peer_addr().unwrap_or((Ipv4Addr::UNSPECIFIED, 0).into());
         Ok((peer, stream))
+    }
+}
+
+impl<M: Machine> ErrorType for Listener<M> {
+    type Error = Errno;
+}
+
+impl<M: Machine> Readable for Listener<M> {
+    async fn readable(&mut self) -> Result<(), Errno> {
+        Listener::readable(self).await
     }
 }

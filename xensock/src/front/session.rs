@@ -5,7 +5,6 @@ use super::calls::Calls;
 use super::device::{Attachment, Device, Link, Session};
 use crate::wire::Protocol;
 use crate::{Machine, Side, Signal};
-use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::ToString;
 use alloc::sync::Arc;
@@ -40,23 +39,77 @@ enum End {
 pub(super) async fn serve<M: Machine>(device: &Device<M>, store: &Store, path: &str) -> Errno {
     for number in 0.. {
         match serve_once(device, store, path, number).await {
-            Ok(End::BackendGone) => {
-                log::warn!("{path}: the backend is gone; waiting for it");
-                // One that comes and goes without pause shall not keep the guest busy.
-                Timer::after(BETWEEN_SESSIONS).await;
-            }
+            Ok(End::BackendGone) => log::warn!("{path}: the backend is gone; waiting for it"),
             Ok(End::Shutdown) => break,
-            Err(Errno::ENOENT) => {
-                log::error!("{path}: the toolstack has removed the device");
-                break;
+            // The toolstack has removed the device meanwhile.
+            Err(Errno::ENOENT) => {}
+            Err(error @ (Errno::ENOMEM | Errno::ENOSPC)) => {
+                log::error!("{path}: nothing is left for a command ring: {error}; trying again");
             }
+            // What was like this from the start is for the user to mend; later on, the next backend may
+            // be a better one.
+            Err(Errno::EOPNOTSUPP) if number > 0 => {}
             Err(error) => {
                 log::error!("{path}: the device cannot be used: {error}");
                 return error;
             }
         }
+        // A backend that comes and goes without pause shall not keep the guest busy.
+        if !pause(device, BETWEEN_SESSIONS).await {
+            break;
+        }
     }
     Errno::ENODEV
+}
+
+/// Waits for a while. `false` when the device is to be closed.
+async fn pause<M: Machine>(device: &Device<M>, time: Duration) -> bool {
+    matches!(select(Timer::after(time), pin!(device.closing())).await, Either::Left(_))
+}
+
+/// Waits until the device is there and its backend can be connected to; `None` when the device is to be
+/// closed. A device that was closed is not opened again before its backend is.
+async fn backend<M: Machine>(
+    device: &Device<M>,
+    store: &Store,
+    path: &str,
+    number: u32,
+) -> Result<Option<(OtherEnd, StateWatch)>, Errno> {
+    let mut nodes = store.watch(path).await?;
+    let mut said = false;
+    loop {
+        match OtherEnd::backend_of(store, path).await {
+            Ok(backend) => {
+                let mut watch = StateWatch::new(store, &backend.path).await?;
+                let open =
+                    |state| number == 0 || matches!(state, State::Initialising | State::InitWait);
+                let opened = {
+                    let opened = pin!(wait_for(device, &mut watch, open));
+                    match select(opened, pin!(nodes.next())).await {
+                        Either::Left((opened, _)) => opened,
+                        Either::Right(_) => continue,
+                    }
+                };
+                match opened {
+                    Ok(None) => return Ok(None),
+                    Ok(Some(_)) => return Ok(Some((backend, watch))),
+                    // A folder that is gone and one that may not be read look the same.
+                    Err(Errno::EACCES | Errno::ENOENT) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Err(error @ (Errno::ENOENT | Errno::EACCES | Errno::EPROTO)) => {
+                if !said {
+                    log::warn!("{path}: there is no such device ({error}); waiting for it");
+                    said = true;
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        if let Either::Right(_) = select(pin!(nodes.next()), pin!(device.closing())).await {
+            return Ok(None);
+        }
+    }
 }
 
 async fn serve_once<M: Machine>(
@@ -65,15 +118,9 @@ async fn serve_once<M: Machine>(
     path: &str,
     number: u32,
 ) -> Result<End, Errno> {
-    let backend = OtherEnd::backend_of(store, path).await?;
-    let mut watch = StateWatch::new(store, &backend.path).await?;
-    if number > 0 {
-        // A device that was closed is not opened again before its backend is.
-        let back = |state| matches!(state, State::Initialising | State::InitWait);
-        if wait_for(device, &mut watch, back).await?.is_none() {
-            return Ok(End::Shutdown);
-        }
-    }
+    let Some((backend, mut watch)) = backend(device, store, path, number).await? else {
+        return Ok(End::Shutdown);
+    };
     xenbus::switch_state(store, path, State::Initialising).await?;
     if wait_for(device, &mut watch, |state| state == State::InitWait).await?.is_none() {
         xenbus::switch_state(store, path, State::Closed).await?;
@@ -107,7 +154,7 @@ async fn serve_once<M: Machine>(
         }
     }
     let signal = session.signal.clone();
-    device.set_link(Link::Up(Box::new(session)));
+    device.go_up(session);
     let end = run(device, &mut watch, &signal).await;
     let link = device.set_link(Link::Waiting);
     close(store, path, &mut watch).await;

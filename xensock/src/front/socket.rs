@@ -441,9 +441,12 @@ pub(super) async fn connect<M: Machine>(
             Ok(Stream::new(socket))
         }
         Err(error) => {
-            // The backend may still know the socket, and after a lost answer even the ring.
-            let _ = device.call(at.session, name, Call::Release { reuse: false }).await;
-            device.memory.close_ring(ring);
+            // The backend may still know the socket, and after a lost answer even the ring. Only when it has
+            // answered this, or is gone, it cannot come to map the ring later.
+            match device.call(at.session, name, Call::Release { reuse: false }).await {
+                Err(Errno::ETIMEDOUT) => device.memory.keep(ring),
+                _ => device.memory.close_ring(ring),
+            }
             Err(error)
         }
     }

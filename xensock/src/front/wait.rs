@@ -39,11 +39,6 @@ impl WaitList {
         .await
     }
 
-    /// Whether no task waits.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.wakers.borrow().is_empty()
-    }
-
     /// Wakes the task that has waited longest.
     pub(crate) fn wake_one(&self) {
         let first = self.wakers.borrow_mut().pop_first();

@@ -5,6 +5,7 @@ pub mod script;
 
 use embassy_time::{Duration, Timer, with_timeout};
 use futures_executor::{LocalPool, LocalSpawner};
+use futures_util::future::{AbortHandle, abortable};
 use futures_util::task::LocalSpawnExt;
 use std::cell::RefCell;
 use std::future::Future;
@@ -47,6 +48,16 @@ pub struct Rig {
     pub dom0: Dom0,
     pub spawner: LocalSpawner,
     driver_ended: Rc<RefCell<Option<Errno>>>,
+}
+
+/// A backend that runs.
+pub struct Backend(AbortHandle);
+
+impl Backend {
+    /// Ends it as a signal would that cannot be caught: xenstore hears nothing of it.
+    pub fn kill(self) {
+        self.0.abort();
+    }
 }
 
 /// An address of the double's network.
@@ -170,13 +181,17 @@ pub fn connect(store: &FakeStore, domain: DomId, spawner: &LocalSpawner) -> Stor
 }
 
 impl Rig {
-    pub fn start_backend(&self, protocol: Protocol, limits: Limits) {
+    /// Starts a backend, which goes on if what is returned is dropped.
+    pub fn start_backend(&self, protocol: Protocol, limits: Limits) -> Backend {
         let client = connect(&self.store, DOM0, &self.spawner);
         let (dom0, path) = (self.dom0.clone(), of(protocol.dialect, BACK));
-        let serving = async move {
+        let (serving, handle) = abortable(async move {
             backend(&dom0, &client, &path, protocol, limits).await;
-        };
-        self.spawner.spawn_local(serving).unwrap();
+        });
+        self.spawn(async move {
+            let _ = serving.await;
+        });
+        Backend(handle)
     }
 
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {

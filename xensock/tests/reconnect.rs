@@ -1,0 +1,216 @@
+//! Backends that die, leave and come back, and devices that are taken away and given back.
+
+mod rig;
+
+use embassy_time::{Duration, with_timeout};
+use embedded_io_async::{Read, Write};
+use futures_util::future::join;
+use rig::{
+    BACK, DOM0, FRONT, Rig, address, config, connect, limits, make_device, of, pattern, protocols,
+    with_frontend,
+};
+use std::rc::Rc;
+use xen::xenbus::{self, State};
+use xensock::Errno;
+use xensock::front::{Config, Listener};
+use xensock::wire::Protocol;
+
+const SOON: Duration = Duration::from_millis(300);
+
+/// Runs a test with the richest protocol and with the plainest one, with a frontend whose backend the test
+/// starts.
+fn with_protocols<F: Future<Output = ()>>(test: impl Fn(Rc<Rig>, Protocol) -> F) {
+    let protocols = protocols()
+        .filter(|protocol| protocol.dialect.has_socket_command() != protocol.extensions.is_empty());
+    for protocol in protocols {
+        println!("with {protocol:?}");
+        let config = Config { dialect: protocol.dialect, ..config() };
+        with_frontend(config, |rig| test(rig, protocol));
+    }
+}
+
+/// A client that says something to the listener's next connection.
+async fn served(rig: &Rig, listener: &Listener<xensock::double::Guest>) {
+    let asked = async {
+        rig.until(|| rig.net.bound_sockets() == 1).await;
+        let client = rig.net.connect(address(80)).await.unwrap();
+        client.write_all(b"hello").await.unwrap();
+        client
+    };
+    let (stream, _client) = join(listener.accept(), asked).await;
+    let mut bytes = [0; 5];
+    stream.unwrap().read_exact(&mut bytes).await.unwrap();
+    assert_eq!(&bytes, b"hello");
+}
+
+#[test]
+fn a_listener_listens_again_when_its_backend_was_killed() {
+    with_protocols(|rig, protocol| async move {
+        let backend = rig.start_backend(protocol, limits());
+        let listener = rig.frontend.bind(address(80)).await.unwrap();
+        served(&rig, &listener).await;
+        backend.kill();
+        rig.until(|| rig.net.bound_sockets() == 0).await;
+        rig.start_backend(protocol, limits());
+        // Nobody waits for a connection: it is back all the same.
+        rig.until(|| rig.net.bound_sockets() == 1).await;
+        served(&rig, &listener).await;
+        assert_eq!(rig.frontend.statistics().listeners_open, 1);
+    });
+}
+
+#[test]
+fn a_call_of_accept_waits_until_the_backend_is_back() {
+    with_protocols(|rig, protocol| async move {
+        let backend = rig.start_backend(protocol, limits());
+        let listener = rig.frontend.bind(address(80)).await.unwrap();
+        let (accepted, _client) = join(listener.accept(), async {
+            backend.kill();
+            rig.until(|| rig.net.bound_sockets() == 0).await;
+            rig.start_backend(protocol, limits());
+            rig.until(|| rig.net.bound_sockets() == 1).await;
+            rig.net.connect(address(80)).await.unwrap()
+        })
+        .await;
+        accepted.unwrap();
+    });
+}
+
+#[test]
+fn streams_end_with_a_named_error_and_connections_wait_for_the_link() {
+    with_protocols(|rig, protocol| async move {
+        let server = rig.net.listen(address(80)).unwrap();
+        let backend = rig.start_backend(protocol, limits());
+        let mut stream = rig.frontend.connect(address(80)).await.unwrap();
+        let socket = server.accept().await;
+        stream.write_all(&pattern(1000)).await.unwrap();
+        drop(socket);
+        backend.kill();
+        rig.start_backend(protocol, limits());
+        // What the killed backend had put into the ring may still be read.
+        let mut some = [0; 100];
+        let error = loop {
+            match stream.read(&mut some).await {
+                Ok(0) => break Errno::ENETDOWN,
+                Ok(_) => {}
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error, Errno::ENETDOWN);
+        let mut stream = rig.frontend.connect(address(80)).await.unwrap();
+        let socket = server.accept().await;
+        stream.write_all(b"x").await.unwrap();
+        assert_eq!(socket.read(&mut some).await, Ok(1));
+        assert_eq!(rig.frontend.statistics().streams_open, 1);
+    });
+}
+
+#[test]
+fn an_address_that_another_has_taken_meanwhile_is_tried_for_and_then_an_error() {
+    with_protocols(|rig, protocol| async move {
+        let backend = rig.start_backend(protocol, limits());
+        let listener = rig.frontend.bind(address(80)).await.unwrap();
+        backend.kill();
+        rig.until(|| rig.net.bound_sockets() == 0).await;
+        let thief = rig.net.listen(address(80)).unwrap();
+        rig.start_backend(protocol, limits());
+        // It tries for longer than this.
+        assert!(with_timeout(SOON * 8, listener.accept()).await.is_err());
+        drop(thief);
+        rig.until(|| rig.net.bound_sockets() == 1).await;
+        served(&rig, &listener).await;
+    });
+}
+
+#[test]
+fn a_listener_that_is_dropped_while_its_backend_is_away_stays_away() {
+    with_protocols(|rig, protocol| async move {
+        let backend = rig.start_backend(protocol, limits());
+        let listener = rig.frontend.bind(address(80)).await.unwrap();
+        let other = rig.frontend.bind(address(81)).await.unwrap();
+        backend.kill();
+        rig.until(|| rig.net.bound_sockets() == 0).await;
+        drop(listener);
+        rig.start_backend(protocol, limits());
+        rig.until(|| rig.net.bound_sockets() == 1).await;
+        // The other one is served, so the dropped one had its chance to come back, too.
+        let (accepted, client) = join(other.accept(), rig.net.connect(address(81))).await;
+        assert!(accepted.is_ok() && client.is_ok());
+        assert_eq!(rig.net.bound_sockets(), 1);
+        assert_eq!(rig.frontend.statistics().listeners_open, 1);
+    });
+}
+
+#[test]
+fn a_port_that_the_backend_chose_stays_the_same() {
+    with_protocols(|rig, protocol| async move {
+        let backend = rig.start_backend(protocol, limits());
+        let listener = rig.frontend.bind(address(0)).await.unwrap();
+        let chosen = listener.local_addr();
+        backend.kill();
+        rig.until(|| rig.net.bound_sockets() == 0).await;
+        if chosen.port() == 0 {
+            // The backend does not tell.
+            return;
+        }
+        let _lower = rig.net.listen(address(chosen.port() - 1));
+        rig.start_backend(protocol, limits());
+        rig.until(|| rig.net.bound_sockets() == 2).await;
+        let (accepted, client) = join(listener.accept(), rig.net.connect(chosen)).await;
+        assert!(accepted.is_ok() && client.is_ok());
+    });
+}
+
+#[test]
+fn a_shortage_when_the_backend_comes_back_is_outlived() {
+    with_protocols(|rig, protocol| async move {
+        let backend = rig.start_backend(protocol, limits());
+        let listener = rig.frontend.bind(address(80)).await.unwrap();
+        backend.kill();
+        rig.until(|| rig.net.bound_sockets() == 0).await;
+        rig.start_backend(protocol, limits());
+        rig.until(|| rig.world.ports() == 0).await;
+        rig.world.limit_ports(0);
+        let accepted = with_timeout(SOON * 8, listener.accept()).await;
+        assert!(accepted.is_err(), "{:?}", accepted.map(|stream| stream.map(drop)));
+        rig.world.limit_ports(100);
+        served(&rig, &listener).await;
+    });
+}
+
+#[test]
+fn a_device_can_be_taken_away_and_given_back() {
+    with_protocols(|rig, protocol| async move {
+        let (front, back) = (of(protocol.dialect, FRONT), of(protocol.dialect, BACK));
+        let backend = rig.start_backend(protocol, limits());
+        let listener = rig.frontend.bind(address(80)).await.unwrap();
+        served(&rig, &listener).await;
+        backend.kill();
+        rig.store.rm(&front);
+        rig.store.rm(&back);
+        rig.until(|| rig.world.ports() == 0).await;
+        assert!(with_timeout(SOON, rig.frontend.connected()).await.is_err());
+        assert_eq!(rig.driver_ended(), None);
+        make_device(&rig.store, &front, &back);
+        rig.start_backend(protocol, limits());
+        served(&rig, &listener).await;
+    });
+}
+
+#[test]
+fn an_orderly_unplug_and_a_new_device_of_the_same_name() {
+    with_protocols(|rig, protocol| async move {
+        let (front, back) = (of(protocol.dialect, FRONT), of(protocol.dialect, BACK));
+        let backend = rig.start_backend(protocol, limits());
+        let listener = rig.frontend.bind(address(80)).await.unwrap();
+        backend.kill();
+        let store = connect(&rig.store, DOM0, &rig.spawner);
+        xenbus::switch_state(&store, &back, State::Closing).await.unwrap();
+        rig.until(|| rig.store.read(&format!("{front}/state")) == Some("6".into())).await;
+        rig.store.rm(&front);
+        rig.store.rm(&back);
+        make_device(&rig.store, &front, &back);
+        rig.start_backend(protocol, limits());
+        served(&rig, &listener).await;
+    });
+}
