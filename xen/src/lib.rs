@@ -11,12 +11,13 @@
 //! | [`xenstore`], [`xenbus`] | the tree in which domains find each other, and a device's states in it |
 //! | [`console`], [`clock`], [`lifecycle`] | output and input, time and the timer, requests to shut down |
 //! | [`shared`] | the only way to touch memory that another domain can write |
+//! | [`sync`] | the order of accesses to it, and its model for a model checker |
 //!
 //! The parts that make no hypercall also build for an ordinary operating system: a backend uses
 //! them, and so do the tests. Those that do make any are generic over [`hypercall::Hypervisor`].
 //! Everything is for one thread, `async` where it waits, and allocates nothing on the way of an
 //! event or a grant.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, feature = "loom")), no_std)]
 
 extern crate alloc;
 
@@ -30,6 +31,7 @@ pub mod grant;
 pub mod hypercall;
 pub mod lifecycle;
 pub mod shared;
+pub mod sync;
 pub mod xenbus;
 pub mod xenstore;
 

@@ -18,6 +18,9 @@ pub struct Shared<'a> {
     start: *mut u8,
     len: usize,
     owner: PhantomData<&'a ()>,
+    /// What stands for the memory in a model: then `start` is an offset into it.
+    #[cfg(feature = "loom")]
+    model: Option<&'a crate::sync::Memory>,
 }
 
 // SAFETY: a `Shared` is a pointer and a length; each access through it is atomic or a raw copy that
@@ -30,16 +33,26 @@ macro_rules! words {
     ($($load:ident $store:ident $word:ty, $atomic:ty;)*) => { $(
         #[doc = concat!("Loads the aligned `", stringify!($word), "` at `offset`.")]
         #[inline]
+        #[cfg_attr(feature = "loom", track_caller)]
         pub fn $load(self, offset: usize, order: Ordering) -> $word {
             let word = self.word(offset, size_of::<$word>()).cast::<$word>();
+            #[cfg(feature = "loom")]
+            if let Some(model) = self.model {
+                return model.load(word.addr(), order) as $word;
+            }
             // SAFETY: `word` checked range and alignment; the owner keeps the memory mapped for 'a.
             unsafe { <$atomic>::from_ptr(word) }.load(order)
         }
 
         #[doc = concat!("Stores the aligned `", stringify!($word), "` at `offset`.")]
         #[inline]
+        #[cfg_attr(feature = "loom", track_caller)]
         pub fn $store(self, offset: usize, value: $word, order: Ordering) {
             let word = self.word(offset, size_of::<$word>()).cast::<$word>();
+            #[cfg(feature = "loom")]
+            if let Some(model) = self.model {
+                return model.store(word.addr(), value as u64, order);
+            }
             // SAFETY: `word` checked range and alignment; the owner keeps the memory mapped for 'a.
             unsafe { <$atomic>::from_ptr(word) }.store(value, order);
         }
@@ -53,7 +66,25 @@ impl<'a> Shared<'a> {
     /// For the whole of `'a` the bytes must be mapped, readable and writable, and no reference to
     /// any of them may exist.
     pub const unsafe fn new(start: *mut u8, len: usize) -> Self {
-        Shared { start, len, owner: PhantomData }
+        Shared {
+            start,
+            len,
+            owner: PhantomData,
+            #[cfg(feature = "loom")]
+            model: None,
+        }
+    }
+
+    /// The first `len` bytes of a model's memory. Words and bytes are all that it has: no
+    /// read-modify-write operations, and no address.
+    #[cfg(feature = "loom")]
+    pub(crate) fn modelled(model: &'a crate::sync::Memory, len: usize) -> Self {
+        Shared {
+            start: ptr::without_provenance_mut(0),
+            len,
+            owner: PhantomData,
+            model: Some(model),
+        }
     }
 
     /// The number of bytes.
@@ -74,7 +105,7 @@ impl<'a> Shared<'a> {
     /// The `len` bytes from `offset` on.
     #[inline]
     pub fn slice(self, offset: usize, len: usize) -> Self {
-        Shared { start: self.range(offset, len), len, owner: PhantomData }
+        Shared { start: self.range(offset, len), len, ..self }
     }
 
     words! {
@@ -87,6 +118,7 @@ impl<'a> Shared<'a> {
     /// The aligned `u64` at `offset`, for read-modify-write operations.
     #[inline]
     pub fn atomic_u64(self, offset: usize) -> &'a AtomicU64 {
+        self.assert_no_model();
         let word = self.word(offset, 8).cast::<u64>();
         // SAFETY: checked range and alignment; an atomic expects other writers, and the owner keeps
         // the memory mapped for 'a.
@@ -96,6 +128,7 @@ impl<'a> Shared<'a> {
     /// The aligned `u16` at `offset`, for read-modify-write operations.
     #[inline]
     pub fn atomic_u16(self, offset: usize) -> &'a AtomicU16 {
+        self.assert_no_model();
         let word = self.word(offset, 2).cast::<u16>();
         // SAFETY: as for `atomic_u64`.
         unsafe { AtomicU16::from_ptr(word) }
@@ -105,6 +138,10 @@ impl<'a> Shared<'a> {
     #[inline]
     pub fn read(self, offset: usize, to: &mut [u8]) {
         let from = self.range(offset, to.len());
+        #[cfg(feature = "loom")]
+        if let Some(model) = self.model {
+            return model.read(from.addr(), to);
+        }
         // SAFETY: the range was checked; `to` is private, so the two cannot overlap. Another domain
         // may write meanwhile, which changes the bytes copied and nothing else.
         unsafe { ptr::copy_nonoverlapping(from.cast_const(), to.as_mut_ptr(), to.len()) }
@@ -114,22 +151,34 @@ impl<'a> Shared<'a> {
     #[inline]
     pub fn write(self, offset: usize, from: &[u8]) {
         let to = self.range(offset, from.len());
+        #[cfg(feature = "loom")]
+        if let Some(model) = self.model {
+            return model.write(to.addr(), from);
+        }
         // SAFETY: as for `read`, in the other direction.
         unsafe { ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) }
     }
 
     /// Sets every byte to zero.
     pub fn zero(self) {
+        self.assert_no_model();
         // SAFETY: the run is mapped and writable for 'a.
         unsafe { ptr::write_bytes(self.start, 0, self.len) }
+    }
+
+    /// Refuses what a model has no double of.
+    #[inline]
+    fn assert_no_model(self) {
+        #[cfg(feature = "loom")]
+        assert!(self.model.is_none(), "a model has words and bytes, and no more");
     }
 
     #[inline]
     fn range(self, offset: usize, len: usize) -> *mut u8 {
         let end = offset.checked_add(len).expect("an offset into shared memory overflows");
         assert!(end <= self.len, "shared memory has {} bytes, asked for {offset}..{end}", self.len);
-        // SAFETY: the offset lies inside the run.
-        unsafe { self.start.add(offset) }
+        // In bounds of the run, and without a promise to the compiler: a model's run is no allocation.
+        self.start.wrapping_add(offset)
     }
 
     #[inline]

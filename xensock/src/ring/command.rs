@@ -5,7 +5,8 @@
 
 use super::Notify;
 use crate::wire::{MAX_SLOT, Malformed, Protocol, Request, Response, Slots};
-use core::sync::atomic::{Ordering, fence};
+use core::sync::atomic::Ordering;
+use xen::sync::fence;
 use xen::{Errno, Shared};
 
 pub(super) const REQ_PROD: usize = 0;
@@ -45,7 +46,7 @@ impl CommandFront {
     /// Initialises the ring in a zeroed page that the peer has not seen yet.
     pub fn new(protocol: impl Into<Protocol>, page: Shared<'_>) -> Self {
         page.store_u32(REQ_EVENT, 1, Ordering::Relaxed);
-        page.store_u32(RSP_EVENT, 1, Ordering::Release);
+        page.store_u32(RSP_EVENT, 1, Ordering::Relaxed);
         CommandFront::at(protocol, 0)
     }
 
@@ -115,7 +116,7 @@ impl CommandFront {
     pub fn final_check(&self, page: Shared<'_>) -> bool {
         page.store_u32(RSP_EVENT, self.rsp_cons.wrapping_add(1), Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        page.load_u32(RSP_PROD, Ordering::Acquire) != self.rsp_cons
+        page.load_u32(RSP_PROD, Ordering::Relaxed) != self.rsp_cons
     }
 }
 
@@ -195,7 +196,7 @@ impl CommandBack {
     pub fn final_check(&self, page: Shared<'_>) -> bool {
         page.store_u32(REQ_EVENT, self.req_cons.wrapping_add(1), Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        page.load_u32(REQ_PROD, Ordering::Acquire) != self.req_cons
+        page.load_u32(REQ_PROD, Ordering::Relaxed) != self.req_cons
     }
 }
 

@@ -12,7 +12,8 @@
 
 use super::Notify;
 use crate::wire::{Region, Way};
-use core::sync::atomic::{Ordering, fence};
+use core::sync::atomic::Ordering;
+use xen::sync::fence;
 use xen::{Errno, Shared};
 
 /// The number of bytes in the pieces that [`Producer::room`] and [`Consumer::data`] give.

@@ -1,0 +1,146 @@
+//! Shared memory as loom sees it.
+//!
+//! A place is either a word, which both ends access atomically, or part of a cell of bytes, which may be
+//! accessed by one end at a time: loom reports when nothing orders two accesses of a cell, one of which
+//! writes. So a ring that shows bytes before they are written, or writes where its peer still reads, is
+//! found out.
+//!
+//! To see that a check can fail, each place in the code that orders memory (a fence, an `Acquire` load, a
+//! `Release` store) can be made to order nothing.
+
+use crate::Shared;
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec;
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+use core::ops::Range;
+use core::panic::Location;
+use core::sync::atomic::Ordering;
+use loom::cell::UnsafeCell;
+use loom::sync::atomic::AtomicU64;
+
+/// A place in the code that orders memory.
+pub type Site = &'static Location<'static>;
+
+std::thread_local! {
+    // Loom runs all threads of a model on the one that called it.
+    static SITES: RefCell<BTreeSet<Site>> = const { RefCell::new(BTreeSet::new()) };
+    static WEAKENED: Cell<Option<Site>> = const { Cell::new(None) };
+}
+
+/// The places that have ordered memory in this thread's models so far.
+pub fn sites() -> Vec<Site> {
+    SITES.with_borrow(|sites| sites.iter().copied().collect())
+}
+
+/// From now on, one place orders nothing in this thread's models.
+pub fn weaken(site: Site) {
+    WEAKENED.set(Some(site));
+}
+
+/// Whether a place still orders memory.
+fn orders(site: Site) -> bool {
+    SITES.with_borrow_mut(|sites| sites.insert(site));
+    WEAKENED.get() != Some(site)
+}
+
+/// Loom's fence, unless it is [weakened](weaken).
+#[track_caller]
+pub fn fence(order: Ordering) {
+    if orders(Location::caller()) {
+        loom::sync::atomic::fence(order);
+    }
+}
+
+/// Memory that two threads of a model share.
+#[derive(Debug)]
+pub struct Memory {
+    len: usize,
+    words: BTreeMap<usize, AtomicU64>,
+    cells: Vec<(Range<usize>, Bytes)>,
+}
+
+/// What is accessed by one thread at a time.
+type Bytes = UnsafeCell<Box<[u8]>>;
+
+impl Memory {
+    /// `len` zeroed bytes, of which these alone exist: words by their offsets, and cells of bytes. An
+    /// access elsewhere panics.
+    pub fn new(len: usize, words: &[usize], cells: impl IntoIterator<Item = Range<usize>>) -> Self {
+        let word = |&offset| (offset, AtomicU64::new(0));
+        let cell = |range: Range<usize>| {
+            let bytes = vec![0; range.len()].into_boxed_slice();
+            (range, UnsafeCell::new(bytes))
+        };
+        Memory {
+            len,
+            words: words.iter().map(word).collect(),
+            cells: cells.into_iter().map(cell).collect(),
+        }
+    }
+
+    /// All of it.
+    pub fn shared(&self) -> Shared<'_> {
+        Shared::modelled(self, self.len)
+    }
+
+    fn word(&self, offset: usize) -> &AtomicU64 {
+        self.words.get(&offset).unwrap_or_else(|| panic!("the model has no word at {offset}"))
+    }
+
+    #[track_caller]
+    pub(crate) fn load(&self, offset: usize, order: Ordering) -> u64 {
+        self.word(offset).load(effective(order))
+    }
+
+    #[track_caller]
+    pub(crate) fn store(&self, offset: usize, value: u64, order: Ordering) {
+        self.word(offset).store(value, effective(order));
+    }
+
+    pub(crate) fn read(&self, offset: usize, to: &mut [u8]) {
+        self.overlaps(offset, to.len(), |cell, within, part| {
+            cell.with(|bytes| {
+                // SAFETY: loom panics where another thread may write this cell at the same time.
+                let bytes = unsafe { &*bytes };
+                to[part].copy_from_slice(&bytes[within]);
+            });
+        });
+    }
+
+    pub(crate) fn write(&self, offset: usize, from: &[u8]) {
+        self.overlaps(offset, from.len(), |cell, within, part| {
+            cell.with_mut(|bytes| {
+                // SAFETY: loom panics where another thread may access this cell at the same time.
+                let bytes = unsafe { &mut *bytes };
+                bytes[within].copy_from_slice(&from[part]);
+            });
+        });
+    }
+
+    /// Visits the cells of a run, which must all be there: each with the part of it, and the part of the
+    /// run.
+    fn overlaps(
+        &self,
+        offset: usize,
+        len: usize,
+        mut visit: impl FnMut(&Bytes, Range<usize>, Range<usize>),
+    ) {
+        let mut found = 0;
+        for (range, cell) in &self.cells {
+            let (start, end) = (range.start.max(offset), range.end.min(offset + len));
+            if start < end {
+                visit(cell, start - range.start..end - range.start, start - offset..end - offset);
+                found += end - start;
+            }
+        }
+        assert_eq!(found, len, "the model does not have all of the bytes {offset}..+{len}");
+    }
+}
+
+/// The order that an access has, as its place may be weakened.
+#[track_caller]
+fn effective(order: Ordering) -> Ordering {
+    if order == Ordering::Relaxed || orders(Location::caller()) { order } else { Ordering::Relaxed }
+}

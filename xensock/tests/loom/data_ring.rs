@@ -1,0 +1,189 @@
+//! A data ring: bytes one way, room the other, and who must be told of which.
+
+use crate::check;
+use crate::event::Event;
+use std::rc::Rc;
+use xen::sync::Memory;
+use xen::sync::loom::thread;
+use xen::{Errno, PAGE_SIZE};
+use xensock::ring::{Consumer, Guess, Producer, copy_in, copy_out, len};
+use xensock::wire::{EventIndexes, Region, Way};
+
+const CONS: usize = 0;
+const PROD: usize = 4;
+const ERROR: usize = 8;
+const EVENTS: EventIndexes = EventIndexes { prod: 12, cons: 16 };
+
+/// What both ends have. Loom's threads take turns on one of the system's, so an `Rc` will do.
+struct Ends {
+    memory: Memory,
+    producer: Event,
+    consumer: Event,
+}
+
+impl Ends {
+    /// An indexes page, and a ring of this size in the page behind it.
+    fn new(size: u32) -> Rc<Ends> {
+        let words = [CONS, PROD, ERROR, EVENTS.prod, EVENTS.cons];
+        let bytes = (PAGE_SIZE..PAGE_SIZE + size as usize).map(|byte| byte..byte + 1);
+        Rc::new(Ends {
+            memory: Memory::new(2 * PAGE_SIZE, &words, bytes),
+            producer: Event::new(),
+            consumer: Event::new(),
+        })
+    }
+
+    fn region(&self) -> Region<'_> {
+        let pages = self.memory.shared();
+        Region { indexes: pages.slice(0, PAGE_SIZE), data: pages.slice(PAGE_SIZE, PAGE_SIZE) }
+    }
+}
+
+/// What goes through a ring.
+#[derive(Clone, Copy)]
+struct Model {
+    size: u32,
+    bytes: u32,
+    guess: Guess,
+    events: Option<EventIndexes>,
+    /// Whether the producer waits in the end until everything is taken, as `front::release` does.
+    drains: bool,
+}
+
+impl Model {
+    fn way(&self) -> Way {
+        let Model { size, events, .. } = *self;
+        Way { cons: CONS, prod: PROD, error: ERROR, events, start: 0, size }
+    }
+
+    /// Takes the bytes through the ring.
+    fn run(self) {
+        let ends = Ends::new(self.size);
+        let theirs = ends.clone();
+        let consumer = thread::spawn(move || self.consume(&theirs));
+        self.produce(&ends);
+        consumer.join().unwrap();
+    }
+
+    /// Fills the ring as `front::socket` and `back::pump` do: sleeps when there is no room, and wants to
+    /// be told when half of the ring is free.
+    fn produce(self, ends: &Ends) {
+        let region = ends.region();
+        let mut producer = Producer::new(self.way());
+        let mut put = 0;
+        while put < self.bytes {
+            let look = |producer: &mut Producer| {
+                let room = producer.room(region).unwrap();
+                (len(&room) > 0).then_some(room)
+            };
+            let room = ends
+                .producer
+                .until(&mut producer, look, |producer| producer.arm(region, self.size / 2));
+            let some: Vec<u8> = (put..self.bytes).map(|byte| byte as u8 + 1).collect();
+            let count = copy_in(&room, &some);
+            put += count as u32;
+            ends.consumer.notify(producer.advance(region, count));
+        }
+        if self.drains {
+            ends.producer.until(
+                &mut producer,
+                |producer| (producer.unread(region) == Ok(0)).then_some(()),
+                |producer| producer.arm(region, self.size),
+            );
+        }
+    }
+
+    /// Empties the ring, likewise.
+    fn consume(self, ends: &Ends) {
+        let region = ends.region();
+        let mut consumer = Consumer::new(self.way(), self.guess);
+        let mut taken = 0;
+        while taken < self.bytes {
+            let look = |consumer: &mut Consumer| {
+                let data = consumer.data(region).unwrap();
+                (len(&data) > 0).then_some(data)
+            };
+            let data = ends.consumer.until(&mut consumer, look, |consumer| consumer.arm(region));
+            // One at a time: a producer that waits for half of the ring gets less at first.
+            let mut byte = [0];
+            assert_eq!(copy_out(&data, &mut byte), 1);
+            taken += 1;
+            assert_eq!(u32::from(byte[0]), taken);
+            ends.producer.notify(consumer.advance(region, 1));
+        }
+    }
+}
+
+/// From the backend to the frontend, in the plain protocol.
+pub fn plain_input() {
+    let model = Model { size: 2, bytes: 3, guess: Guess::HalfFull, events: None, drains: false };
+    model.run();
+}
+
+/// From the frontend to the backend, in the plain protocol.
+pub fn plain_output() {
+    let guess = Guess::FullOrEmpty;
+    Model { size: 2, bytes: 3, guess, events: None, drains: true }.run();
+}
+
+/// With event indexes.
+pub fn suppressed() {
+    let (guess, events) = (Guess::HalfFull, Some(EVENTS));
+    Model { size: 2, bytes: 3, guess, events, drains: true }.run();
+}
+
+/// With event indexes, in a ring whose half is not one byte.
+pub fn suppressed_by_halves() {
+    let (guess, events) = (Guess::HalfFull, Some(EVENTS));
+    Model { size: 4, bytes: 6, guess, events, drains: false }.run();
+}
+
+/// The end of a stream: the backend leaves an error behind the last byte, and the frontend looks at the
+/// error first.
+pub fn last_byte() {
+    let model = Model { size: 2, bytes: 1, guess: Guess::HalfFull, events: None, drains: false };
+    let ends = Ends::new(model.size);
+    let theirs = ends.clone();
+    let backend = thread::spawn(move || {
+        let (region, mut producer) = (theirs.region(), Producer::new(model.way()));
+        let count = copy_in(&producer.room(region).unwrap(), &[1]);
+        // One event is enough for both.
+        let due = producer.advance(region, count);
+        producer.set_error(region, Errno::ENOTCONN);
+        theirs.consumer.notify(due);
+    });
+    let region = ends.region();
+    let mut consumer = Consumer::new(model.way(), model.guess);
+    let seen = |consumer: &mut Consumer| {
+        let error = consumer.error(region)?;
+        Some((error, len(&consumer.data(region).unwrap())))
+    };
+    let end = ends.consumer.until(&mut consumer, seen, |consumer| consumer.arm(region));
+    assert_eq!(end, (Errno::ENOTCONN, 1), "the byte came before the error");
+    backend.join().unwrap();
+}
+
+#[test]
+fn what_a_backend_sends_arrives_and_room_is_never_missed() {
+    check(plain_input);
+}
+
+#[test]
+fn what_a_frontend_sends_arrives_and_so_does_the_news_that_it_did() {
+    check(plain_output);
+}
+
+#[test]
+fn with_event_indexes_no_event_that_is_needed_is_left_out() {
+    check(suppressed);
+}
+
+#[test]
+fn who_waits_for_half_of_the_ring_is_told_of_it() {
+    check(suppressed_by_halves);
+}
+
+#[test]
+fn an_error_does_not_overtake_the_last_byte() {
+    check(last_byte);
+}

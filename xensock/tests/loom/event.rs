@@ -1,0 +1,74 @@
+//! An end that sleeps, and the events that wake it.
+
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use xen::sync::loom::sync::atomic::{AtomicBool, fence};
+use xen::sync::loom::sync::{Condvar, Mutex};
+use xensock::ring::Notify;
+
+/// One end's way of hearing from the other: a waker that an event takes, and the sleep that it ends.
+///
+/// As in [`Signal`](xensock::Signal), an event that finds no waker is lost. Sending one is a hypercall, so
+/// what its sender wrote before is seen by then. The waker itself orders nothing here, which is less than
+/// in truth.
+pub struct Event {
+    registered: AtomicBool,
+    woken: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Event {
+    pub fn new() -> Event {
+        Event {
+            registered: AtomicBool::new(false),
+            woken: Mutex::new(false),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Asks to be woken.
+    pub fn register(&self) {
+        // Loom loses the order of a store among read-modify-writes.
+        self.registered.swap(true, Relaxed);
+    }
+
+    /// Sends an event, if one is due.
+    pub fn notify(&self, notify: Notify) {
+        if !notify.is_due() {
+            return;
+        }
+        fence(SeqCst);
+        if self.registered.swap(false, Relaxed) {
+            *self.woken.lock().unwrap() = true;
+            self.changed.notify_one();
+        }
+    }
+
+    /// Sleeps until woken.
+    pub fn sleep(&self) {
+        let mut woken = self.woken.lock().unwrap();
+        while !*woken {
+            woken = self.changed.wait(woken).unwrap();
+        }
+        *woken = false;
+    }
+
+    /// Looks, and sleeps when there is nothing to see: as `front::socket` and `back::pump` do.
+    pub fn until<E, T>(
+        &self,
+        end: &mut E,
+        look: impl Fn(&mut E) -> Option<T>,
+        arm: impl Fn(&E),
+    ) -> T {
+        loop {
+            if let Some(seen) = look(end) {
+                return seen;
+            }
+            self.register();
+            arm(end);
+            if let Some(seen) = look(end) {
+                return seen;
+            }
+            self.sleep();
+        }
+    }
+}
