@@ -15,6 +15,11 @@ export PATH := /usr/bin:/bin:/usr/sbin:/sbin:$(PATH)
 # The guest that `make run` serves, and the port of this machine that leads to it.
 APP ?= http
 PORT ?= 8080
+# How long each of the fuzzer's targets takes, and which; all of them by default.
+FUZZ_SECONDS ?= 60
+TARGET ?=
+# How often a model's threads are interrupted where they need not wait. Each one more takes ten times longer.
+LOOM_MAX_PREEMPTIONS ?= 3
 # Options for the lab, such as LAB="--memory 8192 --gdb 1234".
 LAB ?=
 
@@ -23,7 +28,7 @@ KERNEL_FLAGS := --target x86_64-xen-pvh.json -Zbuild-std=core,alloc,compiler_bui
 export KERNEL_FLAGS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel examples xensockd lab run shell test bench clean
+.PHONY: help setup kernel examples xensockd lab run shell test bench fuzz loom clean
 
 help:
 	@echo 'make run         boots Xen and serves a guest: APP=http or echo, PORT=8080'
@@ -31,6 +36,8 @@ help:
 	@echo 'make test        checks, host tests, then tests in real Xen'
 	@echo 'make test TEST=… only the tests in real Xen whose names contain this'
 	@echo 'make bench       the rings against memcpy; how soon a guest serves'
+	@echo 'make fuzz        hostile inputs by libFuzzer: FUZZ_SECONDS=60 each, TARGET=one'
+	@echo 'make loom        the rings in all orders of their accesses: LOOM_MAX_PREEMPTIONS=3'
 	@echo 'make kernel      builds the guest: target/xensock-kernel'
 	@echo 'make examples    builds the images of kernel/examples'
 	@echo 'make xensockd    builds the backend daemon: target/xensockd'
@@ -73,6 +80,12 @@ test: setup
 bench: kernel xensockd
 	$(CARGO) bench -p xensock --features double --bench pair
 	$(CARGO) bench -p lab --bench boot
+
+fuzz: setup
+	@fuzz/run '$(FUZZ_SECONDS)' $(TARGET)
+
+loom: setup
+	LOOM_MAX_PREEMPTIONS=$(LOOM_MAX_PREEMPTIONS) $(CARGO) test --profile host -p xensock --features loom --test loom
 
 # dom0's packages stay: they are the only part that needs the network.
 clean:

@@ -1,0 +1,513 @@
+//! What a backend may do to a frontend: any state and any node in xenstore, any bytes in the pages that it
+//! maps, any event, at any time. Afterwards the frontend closes, all its users hear of that, and all memory is
+//! back at the machine.
+
+use crate::input::Input;
+use crate::tasks::{Spawner, Tasks};
+use edge_nal::{Close, Readable, TcpShutdown, TcpSplit};
+use embassy_time::Duration;
+use embedded_io_async::{BufRead, Read, Write};
+use futures_util::future::join;
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Relaxed, Release};
+use xen::xenstore::double::FakeStore;
+use xen::xenstore::{self, Access, Permission};
+use xen::{DomId, Errno, GrantRef, Port};
+use xensock::Signal;
+use xensock::back::{Channel, Host, Mapping};
+use xensock::double::{BoundPort, Dom0, Guest, MappedPages, Net, World};
+use xensock::front::{Config, Frontend, Listener, Statistics, Stream};
+use xensock::ring::CommandBack;
+use xensock::wire::{
+    Call, Command, Layout, Protocol, Region, Response, RingGrants, RingOffer, SocketOption,
+};
+
+const DOM0: DomId = DomId(0);
+const GUEST: DomId = DomId(7);
+const FRONT: &str = "/local/domain/7/device/pvcalls/0";
+const BACK: &str = "/local/domain/0/backend/pvcalls/7/0";
+
+/// Does what the bytes say.
+pub fn run(bytes: &[u8]) {
+    let _ = play(bytes);
+}
+
+/// Does what the bytes say, and tells how far the guest got.
+pub fn play(bytes: &[u8]) -> Statistics {
+    let mut input = Input::new(bytes);
+    let protocol = input.protocol();
+    let mut backend = Backend::new(protocol);
+    while !input.is_empty() {
+        let step = input.byte();
+        backend.step(step & 0x7f, &mut input);
+        // Often more than one thing happens before the frontend gets to look.
+        if step & 0x80 == 0 {
+            backend.tasks.run();
+        }
+    }
+    backend.end()
+}
+
+struct Backend {
+    tasks: Tasks,
+    spawner: Spawner,
+    world: World,
+    store: FakeStore,
+    dom0: Dom0,
+    frontend: Frontend<Guest>,
+    protocol: Protocol,
+    commands: Option<Commands>,
+    rings: Vec<Ring>,
+    users: usize,
+    /// Whether the frontend's driver has ended.
+    ended: Rc<Cell<bool>>,
+}
+
+/// The command ring, mapped.
+struct Commands {
+    page: MappedPages,
+    channel: BoundPort,
+    ring: CommandBack,
+}
+
+/// A data ring, mapped.
+struct Ring {
+    layout: Layout,
+    pages: Pages,
+    channel: Option<BoundPort>,
+}
+
+enum Pages {
+    Apart(MappedPages, MappedPages),
+    Together(MappedPages),
+}
+
+impl Ring {
+    fn region(&self) -> Region<'_> {
+        match &self.pages {
+            Pages::Apart(indexes, data) => {
+                Region { indexes: indexes.shared(), data: data.shared() }
+            }
+            Pages::Together(pages) => self.layout.split(pages.shared()),
+        }
+    }
+
+    fn notify(&self) {
+        if let Some(channel) = &self.channel {
+            channel.notify();
+        }
+    }
+}
+
+fn address(port: u8) -> SocketAddr {
+    ([127, 0, 0, 1], 80 + u16::from(port)).into()
+}
+
+/// The device's nodes, as the toolstack makes them.
+fn make_device(store: &FakeStore) {
+    store.add_domain(DOM0);
+    store.add_domain(GUEST);
+    for (path, owner, name, other, other_path) in
+        [(FRONT, GUEST, "backend", DOM0, BACK), (BACK, DOM0, "frontend", GUEST, FRONT)]
+    {
+        store.write(path, "");
+        let all = Permission { access: Access::None, domain: owner };
+        let theirs = Permission { access: Access::Read, domain: other };
+        store.set_permissions(path, &[all, theirs]);
+        store.write(&format!("{path}/{name}"), other_path);
+        store.write(&format!("{path}/{name}-id"), other.to_string());
+        store.write(&format!("{path}/state"), "1");
+    }
+}
+
+impl Backend {
+    fn new(protocol: Protocol) -> Backend {
+        let (world, net, store) = (World::new(), Net::new(), FakeStore::new());
+        make_device(&store);
+        let tasks = Tasks::new();
+        let spawner = tasks.spawner();
+        let (reader, writer) = store.connect(GUEST);
+        let (client, connection) = xenstore::connect(reader, writer);
+        spawner.spawn_endless(async move {
+            connection.run().await;
+        });
+        let config = Config {
+            dialect: protocol.dialect,
+            extensions: protocol.extensions,
+            ring_order: Some(1),
+            answer_within: Duration::from_secs(20),
+            linger: Duration::from_millis(200),
+            ..Config::default()
+        };
+        let (frontend, driver) = Frontend::new(world.guest(GUEST), client, FRONT, config);
+        let ended = Rc::new(Cell::new(false));
+        let has_ended = ended.clone();
+        spawner.spawn(async move {
+            driver.run().await;
+            has_ended.set(true);
+        });
+        let dom0 = world.dom0(DOM0, &net);
+        Backend {
+            tasks,
+            spawner,
+            world,
+            store,
+            dom0,
+            frontend,
+            protocol,
+            commands: None,
+            rings: Vec::new(),
+            users: 0,
+            ended,
+        }
+    }
+
+    fn step(&mut self, step: u8, input: &mut Input<'_>) {
+        match step % 18 {
+            0 => self.shake_hands(),
+            1..=3 => self.answer(input),
+            4 => self.state(input.byte() % 10),
+            5 => {
+                let own = ["state", "port", "ring-ref", "frontend", "frontend-id"];
+                let name = match input.below(3) {
+                    0 => own[input.below(own.len())],
+                    _ => {
+                        let names = self.protocol.wanted_of_backend();
+                        names[input.below(names.len())]
+                    }
+                };
+                self.store.write(&format!("{BACK}/{name}"), input.bytes());
+            }
+            6 => self.attach(),
+            7 => match input.below(3) {
+                0 => self.commands = None,
+                1 => self.rings.clear(),
+                _ if !self.rings.is_empty() => {
+                    let which = input.below(self.rings.len());
+                    drop(self.rings.swap_remove(which));
+                }
+                _ => {}
+            },
+            8 => {
+                if let Some(commands) = &self.commands {
+                    let (page, at) = (commands.page.shared(), 4 * input.below(4));
+                    let near = page.load_u32(at, Relaxed);
+                    page.store_u32(at, input.index(near), Release);
+                    commands.channel.notify();
+                }
+            }
+            9 => {
+                if let Some(commands) = &self.commands {
+                    let bytes = input.bytes();
+                    let at = 64 + 8 * input.below(256);
+                    commands.page.shared().write(at, bytes);
+                    let rsp_prod = commands.page.shared().load_u32(8, Relaxed);
+                    let more = u32::from(input.byte() & 1);
+                    commands.page.shared().store_u32(8, rsp_prod.wrapping_add(more), Release);
+                    commands.channel.notify();
+                }
+            }
+            10 => self.index(input),
+            11 => self.data(input),
+            12 => {
+                if let Some(commands) = &self.commands {
+                    commands.channel.notify();
+                }
+                self.rings.iter().for_each(Ring::notify);
+            }
+            13 => self.tasks.pass(Duration::from_millis(1 << input.below(16))),
+            14 => match input.below(8) {
+                0 => self.store.rm(BACK),
+                1 => self.store.rm(FRONT),
+                2 => self.store.pause(),
+                3 => self.store.resume(),
+                4 => self.world.limit_pages(input.below(64)),
+                5 => self.world.limit_grants(input.below(64)),
+                6 => self.world.limit_ports(input.below(8)),
+                _ => self.store.write(&format!("{FRONT}/state"), input.bytes()),
+            },
+            15 | 16 => self.user(input),
+            _ => {
+                if self.users < 8 {
+                    self.users += 1;
+                    let frontend = self.frontend.clone();
+                    self.spawner.spawn(async move { frontend.shutdown().await });
+                }
+            }
+        }
+    }
+
+    fn state(&self, state: u8) {
+        self.store.write(&format!("{BACK}/state"), state.to_string());
+    }
+
+    /// What a good backend does.
+    fn shake_hands(&mut self) {
+        for (name, value) in self.protocol.backend_nodes(2) {
+            self.store.write(&format!("{BACK}/{name}"), value);
+        }
+        self.state(1);
+        self.tasks.run();
+        self.state(2);
+        self.tasks.run();
+        self.attach();
+        self.state(4);
+    }
+
+    fn number(&self, name: &str) -> Option<u32> {
+        self.store.read(&format!("{FRONT}/{name}"))?.parse().ok()
+    }
+
+    fn attach(&mut self) {
+        let (Some(grant), Some(port)) = (self.number("ring-ref"), self.number("port")) else {
+            return;
+        };
+        let Ok(page) = self.dom0.map(GUEST, &[GrantRef(grant)]) else { return };
+        let signal = Arc::new(Signal::new());
+        let Ok(channel) = self.dom0.bind_port(GUEST, Port(port), signal) else { return };
+        let ring = CommandBack::new(self.protocol);
+        self.commands = Some(Commands { page, channel, ring });
+    }
+
+    /// Takes a request, if there is one, and answers it somehow.
+    fn answer(&mut self, input: &mut Input<'_>) {
+        let Some(commands) = &mut self.commands else { return };
+        let page = commands.page.shared();
+        // A ring that was broken gives what it gives.
+        let Ok(Some(Ok(request))) = commands.ring.pop(page) else { return };
+        let how = input.byte();
+        let right = request.answer(Ok(0));
+        let response = match how {
+            0..128 => Response { name: Some(address(how)), ..right },
+            128..160 => Response { result: Ok(input.u32() & 0x7fff_ffff), ..right },
+            160..200 => request.answer(Err(Errno(i32::from(how) - 150))),
+            200..210 => Response { id: input.u32(), ..right },
+            210..220 => Response { socket: input.byte().into(), ..right },
+            220..230 => Response { command: Command::Poll, ..right },
+            _ => Response { command: Command::Unknown(input.u32()), ..right },
+        };
+        commands.ring.push(page, &response);
+        if commands.ring.publish(page).is_due() {
+            commands.channel.notify();
+        }
+        match &request.call {
+            Call::Connect { ring, .. } | Call::Accept { ring, .. } => self.map(ring),
+            Call::Resize { grants } => {
+                let ring = self.map_pages(grants).map(|(layout, pages)| Ring {
+                    layout,
+                    pages,
+                    channel: None,
+                });
+                self.rings.extend(ring);
+            }
+            _ => {}
+        }
+    }
+
+    fn map(&mut self, offer: &RingOffer) {
+        let Some((layout, pages)) = self.map_pages(&offer.grants) else { return };
+        let channel = self.dom0.bind_port(GUEST, offer.port, Arc::new(Signal::new())).ok();
+        self.rings.push(Ring { layout, pages, channel });
+    }
+
+    fn map_pages(&self, grants: &RingGrants) -> Option<(Layout, Pages)> {
+        match grants {
+            RingGrants::Indexes(page) => {
+                let indexes = self.dom0.map(GUEST, &[*page]).ok()?;
+                let (order, grants) = self.protocol.read_ring(indexes.shared(), 4).ok()?;
+                let data = self.dom0.map(GUEST, &grants).ok()?;
+                Some((self.protocol.layout(order).ok()?, Pages::Apart(indexes, data)))
+            }
+            RingGrants::Region(grants) => {
+                let layout = self.protocol.layout(grants.len().checked_ilog2()?).ok()?;
+                let pages = self.dom0.map(GUEST, grants).ok()?;
+                (layout.pages == grants.len()).then_some((layout, Pages::Together(pages)))
+            }
+        }
+    }
+
+    /// A word of an indexes page becomes something.
+    fn index(&mut self, input: &mut Input<'_>) {
+        if self.rings.is_empty() {
+            return;
+        }
+        let ring = &self.rings[input.below(self.rings.len())];
+        let (one, other) = (ring.layout.input, ring.layout.output);
+        let events = one.events.map_or(one.prod, |events| events.cons);
+        let places = [one.prod, one.cons, one.error, other.prod, other.cons, other.error, events];
+        let at = match input.byte() {
+            any @ 128.. => 4 * (usize::from(any) - 128),
+            one => places[usize::from(one) % places.len()],
+        };
+        let indexes = ring.region().indexes;
+        let near = indexes.load_u32(at, Relaxed);
+        indexes.store_u32(at, input.index(near), Release);
+        ring.notify();
+    }
+
+    /// Data comes, or is taken.
+    fn data(&mut self, input: &mut Input<'_>) {
+        if self.rings.is_empty() {
+            return;
+        }
+        let ring = &self.rings[input.below(self.rings.len())];
+        let indexes = ring.region().indexes;
+        let advance = |at, count: u32| {
+            indexes.store_u32(at, indexes.load_u32(at, Relaxed).wrapping_add(count), Release);
+        };
+        let (one, other) = (ring.layout.input, ring.layout.output);
+        match input.byte() {
+            0..100 => advance(one.prod, 32 * u32::from(input.byte())),
+            100..200 => {
+                indexes.store_u32(other.cons, indexes.load_u32(other.prod, Relaxed), Release)
+            }
+            200..225 => advance(other.cons, u32::from(input.byte())),
+            _ => indexes.store_u32(one.error, Errno::ENOTCONN.negated() as u32, Release),
+        }
+        ring.notify();
+    }
+
+    /// Somebody in the guest wants a socket.
+    fn user(&mut self, input: &mut Input<'_>) {
+        if self.users == 8 {
+            return;
+        }
+        self.users += 1;
+        let (frontend, what) = (self.frontend.clone(), input.byte());
+        self.spawner.spawn(async move {
+            if what & 1 == 0 {
+                if let Ok(stream) = frontend.connect(address(what)).await {
+                    use_stream(stream, what >> 1).await;
+                }
+            } else if let Ok(listener) = frontend.bind(address(what)).await {
+                use_listener(listener, what >> 1).await;
+            }
+        });
+    }
+
+    /// The backend goes away, and then the frontend closes.
+    fn end(mut self) -> Statistics {
+        self.tasks.run();
+        self.store.resume();
+        self.commands = None;
+        self.rings.clear();
+        let frontend = self.frontend.clone();
+        self.spawner.spawn(async move { frontend.shutdown().await });
+        self.tasks.run();
+        // Requests time out, a backend that does not close is given up, pages come out of quarantine.
+        for _ in 0..200 {
+            if self.tasks.unfinished() == 0 {
+                break;
+            }
+            self.tasks.pass(Duration::from_secs(1));
+        }
+        assert!(self.ended.get(), "the driver does not end");
+        assert_eq!(self.tasks.unfinished(), 0, "somebody still waits for a frontend that is gone");
+        let statistics = self.frontend.statistics();
+        assert_eq!((statistics.streams_open, statistics.grants, statistics.pages), (0, 0, 0));
+        assert_eq!(statistics.quarantined_pages, 0);
+        drop((self.tasks, self.spawner, self.frontend));
+        self.world.assert_clean();
+        statistics
+    }
+}
+
+/// Reads and writes for a while, then closes the stream in one way or another.
+async fn use_stream(mut stream: Stream<Guest>, how: u8) {
+    let mut bytes = [0; 700];
+    if how & 1 == 1 {
+        let (mut reader, mut writer) = stream.split();
+        let writing = async { writer.write_all(&[7; 10_000]).await };
+        let reading = async {
+            for _ in 0..20 {
+                if matches!(reader.read(&mut bytes).await, Ok(0) | Err(_)) {
+                    break;
+                }
+            }
+        };
+        let _ = join(writing, reading).await;
+    }
+    if how & 2 == 2 {
+        let _ = stream.local_addr().await;
+        let option = SocketOption::ALL[usize::from(how) % SocketOption::ALL.len()];
+        let _ = stream.set_option(option, 30_000).await;
+        let _ = stream.option(option).await;
+    }
+    if how & 4 == 4 {
+        for _ in 0..20 {
+            let Ok(some) = stream.fill_buf().await else { break };
+            let count = some.len();
+            if count == 0 {
+                break;
+            }
+            stream.consume(count);
+            let _ = stream.write(&bytes).await;
+            let _ = stream.readable().await;
+        }
+    }
+    let _ = match how >> 3 & 3 {
+        0 => return,
+        1 => stream.close(Close::Both).await,
+        2 => stream.close(Close::Write).await,
+        _ => stream.abort().await,
+    };
+}
+
+async fn use_listener(listener: Listener<Guest>, how: u8) {
+    for _ in 0..3 {
+        match listener.accept().await {
+            Ok(stream) => use_stream(stream, how).await,
+            Err(_) => break,
+        }
+    }
+}
+
+/// Sessions of a backend that does as it should, in each protocol.
+pub fn seeds() -> Vec<Vec<u8>> {
+    let mut seeds = Vec::new();
+    for protocol in [0x00, 0x3f, 0xbf] {
+        let hands = vec![0];
+        let answers = [1, 1].repeat(6);
+        let data = vec![11, 0, 0, 20, 11, 0, 150, 11, 0, 150, 11, 0, 0, 9, 11, 0, 250];
+        let later = vec![13, 8, 1, 1, 13, 9, 1, 1];
+        for user in [0b0000_0000, 0b0000_0010, 0b0000_1110, 0b0001_0010, 0b0001_1000] {
+            // Somebody connects; somebody listens.
+            for user in [user, user | 1] {
+                seeds.push(
+                    [
+                        &[protocol][..],
+                        &hands,
+                        &[15, user],
+                        &answers,
+                        &data,
+                        &answers,
+                        &data,
+                        &later,
+                    ]
+                    .concat(),
+                );
+            }
+        }
+        // A backend that starts again.
+        seeds.push(
+            [
+                &[protocol][..],
+                &hands,
+                &[15, 2],
+                &answers,
+                &[4, 5],
+                &[7, 0, 7, 1],
+                &[4, 6, 13, 12],
+                &hands,
+                &[15, 2],
+                &answers,
+                &data,
+            ]
+            .concat(),
+        );
+    }
+    seeds
+}

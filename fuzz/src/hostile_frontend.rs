@@ -1,0 +1,402 @@
+//! What a guest may do to the backend's engine: any request, any bytes in the pages that it shares, any
+//! event, at any time. Afterwards the engine is gone, and nothing of the guest's is mapped or bound.
+
+use crate::input::Input;
+use crate::tasks::{Spawner, Tasks};
+use embassy_time::Duration;
+use futures_util::FutureExt;
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use xen::{DomId, Errno, GrantRef, Port, Shared};
+use xensock::back::{CommandLink, Host, Limits, serve};
+use xensock::double::{Acceptor, Guest, Net, Socket, World};
+use xensock::wire::{
+    Call, Family, How, Layout, MAX_SLOT, Protocol, Region, Request, RingGrants, RingOffer,
+    SocketOption,
+};
+use xensock::{Machine, Pages, Signal};
+
+const DOM0: DomId = DomId(0);
+const GUEST: DomId = DomId(7);
+const LIMITS: Limits = Limits {
+    sockets: 8,
+    pages: 160,
+    max_ring_order: 2,
+    linger: std::time::Duration::from_millis(150),
+};
+
+/// Words and slots of the command ring (`ring.h`).
+const REQ_PROD: usize = 0;
+const RSP_PROD: usize = 8;
+const SLOTS: usize = 64;
+
+/// Does what the bytes say.
+pub fn run(bytes: &[u8]) {
+    let _ = play(bytes);
+}
+
+/// How far a guest got.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reached {
+    /// Requests that were answered.
+    pub answered: usize,
+    /// Of these, those that were carried out.
+    pub done: usize,
+    /// Bytes that remote ends got.
+    pub sent: usize,
+}
+
+/// Does what the bytes say, and tells how far the guest got.
+pub fn play(bytes: &[u8]) -> Reached {
+    let mut input = Input::new(bytes);
+    let protocol = input.protocol();
+    let mut frontend = Frontend::new(protocol);
+    while !input.is_empty() {
+        let step = input.byte();
+        frontend.step(step & 0x7f, &mut input);
+        // Often more than one thing happens before the backend gets to look.
+        if step & 0x80 == 0 {
+            frontend.tasks.run();
+            frontend.responses();
+        }
+    }
+    frontend.end()
+}
+
+struct Frontend {
+    tasks: Tasks,
+    spawner: Spawner,
+    world: World,
+    net: Net,
+    machine: Guest,
+    protocol: Protocol,
+    page: Pages,
+    grant: GrantRef,
+    port: Port,
+    req_prod: u32,
+    next_id: u32,
+    rsp_cons: u32,
+    reached: Reached,
+    rings: Vec<Ring>,
+    server: Option<Acceptor>,
+    peers: Vec<Socket>,
+    connected: Rc<RefCell<Vec<Socket>>>,
+}
+
+/// A data ring's memory and channel.
+struct Ring {
+    pages: Pages,
+    grants: Vec<GrantRef>,
+    port: Port,
+    layout: Layout,
+    offered: RingGrants,
+}
+
+impl Ring {
+    fn new(machine: &Guest, protocol: Protocol, order: u32) -> Ring {
+        let layout = protocol.layout(order).expect("an order that there is");
+        let pages = machine.alloc(layout.pages).expect("enough memory");
+        let grants: Vec<GrantRef> = (0..layout.pages)
+            .map(|index| machine.grant(DOM0, &pages, index).expect("enough grants"))
+            .collect();
+        let indexes = layout.split(pages.shared()).indexes;
+        let offered = protocol.dialect.offer_ring(indexes, order, &grants);
+        let port = machine.open_port(DOM0, Arc::new(Signal::new())).expect("enough ports");
+        Ring { pages, grants, port, layout, offered }
+    }
+
+    fn region(&self) -> Region<'_> {
+        self.layout.split(self.pages.shared())
+    }
+}
+
+fn address(port: usize) -> SocketAddr {
+    ([127, 0, 0, 1], 80 + port as u16).into()
+}
+
+impl Frontend {
+    fn new(protocol: Protocol) -> Frontend {
+        let (world, net) = (World::new(), Net::new());
+        let tasks = Tasks::new();
+        let spawner = tasks.spawner();
+        let machine = world.guest(GUEST);
+        let page = machine.alloc(1).expect("enough memory");
+        // As `ring.h` initialises it.
+        page.shared().store_u32(4, 1, Relaxed);
+        page.shared().store_u32(12, 1, Relaxed);
+        let grant = machine.grant(DOM0, &page, 0).expect("enough grants");
+        let port = machine.open_port(DOM0, Arc::new(Signal::new())).expect("enough ports");
+        let order = *protocol.orders().start();
+        let rings = (0..2).map(|_| Ring::new(&machine, protocol, order)).collect();
+        let dom0 = world.dom0(DOM0, &net);
+        let events = Arc::new(Signal::new());
+        let link = CommandLink {
+            ring: dom0.map(GUEST, &[grant]).expect("it is granted"),
+            channel: dom0.bind_port(GUEST, port, events.clone()).expect("it is open"),
+            signal: events,
+        };
+        spawner.spawn_endless(async move {
+            serve(&dom0, GUEST, link, protocol, LIMITS).await;
+        });
+        let server = net.listen(address(0)).ok();
+        Frontend {
+            tasks,
+            spawner,
+            world,
+            net,
+            machine,
+            protocol,
+            page,
+            grant,
+            port,
+            req_prod: 0,
+            next_id: 0,
+            rsp_cons: 0,
+            reached: Reached::default(),
+            rings,
+            server,
+            peers: Vec::new(),
+            connected: Rc::default(),
+        }
+    }
+
+    fn step(&mut self, step: u8, input: &mut Input<'_>) {
+        let which = input.below(self.rings.len());
+        match step % 18 {
+            0..=3 => self.request(input),
+            4 => {
+                let bytes = input.bytes().to_vec();
+                self.push(&bytes);
+            }
+            5 => {
+                let at = 4 * input.below(4);
+                let near = self.page.shared().load_u32(at, Relaxed);
+                self.page.shared().store_u32(at, input.index(near), Release);
+                self.machine.notify(self.port);
+            }
+            6 => self.machine.notify(self.port),
+            7 => {
+                // A word of the indexes page, one of the first 48: those that mean something.
+                let at = 4 * input.below(48);
+                let indexes = self.rings[which].region().indexes;
+                let near = indexes.load_u32(at, Relaxed);
+                indexes.store_u32(at, input.index(near), Release);
+                self.machine.notify(self.rings[which].port);
+            }
+            8 => {
+                let way = self.rings[which].layout.output;
+                let indexes = self.rings[which].region().indexes;
+                let prod = indexes.load_u32(way.prod, Relaxed);
+                let count = u32::from(input.byte()) * 32;
+                indexes.store_u32(way.prod, prod.wrapping_add(count), Release);
+                self.machine.notify(self.rings[which].port);
+            }
+            9 => {
+                let way = self.rings[which].layout.input;
+                let indexes = self.rings[which].region().indexes;
+                indexes.store_u32(way.cons, indexes.load_u32(way.prod, Relaxed), Release);
+                self.machine.notify(self.rings[which].port);
+            }
+            10 => self.machine.notify(self.rings[which].port),
+            11 => {
+                let to = address(input.below(4));
+                if let Some(Ok(socket)) = self.net.connect(to).now_or_never() {
+                    self.peers.push(socket);
+                }
+            }
+            12 => {
+                if let Some(Some(socket)) =
+                    self.server.as_ref().map(|server| server.accept().now_or_never())
+                {
+                    self.peers.push(socket);
+                }
+            }
+            13 => self.peer(input),
+            14 => self.tasks.pass(Duration::from_millis(1 << input.below(10))),
+            15 => match input.below(4) {
+                0 => self.server = None,
+                1 => self.net.silence(address(0)),
+                2 => self.net.speak(address(0)),
+                _ => {
+                    let (net, connected) = (self.net.clone(), self.connected.clone());
+                    let to = address(input.below(4));
+                    self.spawner.spawn_endless(async move {
+                        if let Ok(socket) = net.connect(to).await {
+                            connected.borrow_mut().push(socket);
+                        }
+                    });
+                }
+            },
+            16 => {
+                // A ring of another size, or what was one.
+                let orders = self.protocol.orders();
+                let order = (*orders.start() + input.below(3) as u32).min(*orders.end());
+                if self.rings.len() < 4 && order <= 4 {
+                    self.rings.push(Ring::new(&self.machine, self.protocol, order));
+                }
+            }
+            _ => {
+                // Another channel in place of a ring's.
+                self.machine.close_port(self.rings[which].port);
+                let signal = Arc::new(Signal::new());
+                let port = self.machine.open_port(DOM0, signal).expect("enough ports");
+                self.rings[which].port = port;
+            }
+        }
+    }
+
+    /// What a remote end does.
+    fn peer(&mut self, input: &mut Input<'_>) {
+        if self.peers.is_empty() {
+            self.peers.append(&mut self.connected.borrow_mut());
+        }
+        if self.peers.is_empty() {
+            return;
+        }
+        let which = input.below(self.peers.len());
+        let peer = &self.peers[which];
+        match input.below(6) {
+            0 => {
+                let mut bytes = [0; 3000];
+                if let Some(Ok(count)) = peer.read(&mut bytes).now_or_never() {
+                    self.reached.sent += count;
+                }
+            }
+            1 => drop(peer.write(&[1; 3000]).now_or_never()),
+            2 => drop(peer.write(input.bytes()).now_or_never()),
+            3 => peer.finish(),
+            4 => peer.reset(),
+            _ => drop(self.peers.remove(which)),
+        }
+    }
+
+    /// A request that makes sense, more or less.
+    fn request(&mut self, input: &mut Input<'_>) {
+        let socket = u64::from(input.byte() % 6);
+        let ring = &self.rings[input.below(self.rings.len())];
+        let offer = RingOffer { grants: ring.offered.clone(), port: ring.port };
+        let addr = address(input.below(4));
+        let options = SocketOption::ALL;
+        let call = match input.below(13) {
+            0 => Call::Socket { family: Family::V4 },
+            1 => Call::Connect { addr, flags: 0, ring: offer },
+            2 => Call::Release { reuse: input.byte() & 1 == 1 },
+            3 => Call::Bind { addr },
+            4 => Call::Listen { backlog: input.byte().into() },
+            5 => Call::Accept { new: u64::from(input.byte() % 6), ring: offer },
+            6 => Call::Poll,
+            7 => {
+                Call::SetOption { option: options[input.below(options.len())], value: input.u32() }
+            }
+            8 => Call::GetOption { option: options[input.below(options.len())] },
+            9 => Call::Shutdown { how: [How::Read, How::Write, How::Both][input.below(3)] },
+            10 => Call::LocalName,
+            11 => Call::PeerName,
+            _ => Call::Resize { grants: offer.grants },
+        };
+        let id = self.next_id;
+        self.next_id = id.wrapping_add(1);
+        let mut slot = [0; MAX_SLOT];
+        let slot = &mut slot[..self.protocol.slots().request];
+        if self.protocol.encode_request(&Request { id, socket, call }, slot).is_ok() {
+            self.push(slot);
+        }
+    }
+
+    /// Counts the responses.
+    fn responses(&mut self) {
+        let slots = self.protocol.slots();
+        let rsp_prod = self.page.shared().load_u32(RSP_PROD, Acquire);
+        if rsp_prod.wrapping_sub(self.rsp_cons) > slots.count {
+            // The guest itself has written there.
+            self.rsp_cons = rsp_prod;
+        }
+        while self.rsp_cons != rsp_prod {
+            let at = SLOTS + (self.rsp_cons & (slots.count - 1)) as usize * slots.stride();
+            let mut slot = vec![0; slots.response];
+            self.page.shared().read(at, &mut slot);
+            self.reached.answered += 1;
+            self.reached.done += usize::from(self.protocol.decode_response(&slot).result.is_ok());
+            self.rsp_cons = self.rsp_cons.wrapping_add(1);
+        }
+    }
+
+    /// Puts bytes into the next slot, and shows it.
+    fn push(&mut self, bytes: &[u8]) {
+        let slots = self.protocol.slots();
+        let at = SLOTS + (self.req_prod & (slots.count - 1)) as usize * slots.stride();
+        let page: Shared<'_> = self.page.shared();
+        page.write(at, &bytes[..bytes.len().min(slots.request)]);
+        self.req_prod = self.req_prod.wrapping_add(1);
+        page.store_u32(REQ_PROD, self.req_prod, Release);
+        self.machine.notify(self.port);
+    }
+
+    /// The guest is gone.
+    fn end(mut self) -> Reached {
+        self.tasks.run();
+        drop((self.tasks, self.spawner, self.server));
+        self.peers.clear();
+        self.connected.borrow_mut().clear();
+        assert_eq!(self.net.open_sockets(), 0, "the engine left a socket open");
+        assert_eq!(self.net.bound_sockets(), 0, "the engine left a listening socket behind");
+        for ring in self.rings {
+            self.machine.close_port(ring.port);
+            give_back(&self.machine, ring.pages, &ring.grants);
+        }
+        self.machine.close_port(self.port);
+        give_back(&self.machine, self.page, &[self.grant]);
+        self.world.assert_clean();
+        self.reached
+    }
+}
+
+#[allow(unsafe_code)]
+fn give_back(machine: &Guest, pages: Pages, grants: &[GrantRef]) {
+    for grant in grants {
+        assert_eq!(machine.revoke(*grant), Ok::<(), Errno>(()), "the engine left a page mapped");
+    }
+    // SAFETY: all grants of the pages were revoked, and the pages came from this machine.
+    unsafe { machine.free(pages) };
+}
+
+/// Connections that are made, used and released, in each protocol.
+pub fn seeds() -> Vec<Vec<u8>> {
+    let request = |socket, call: u8, more: &[u8]| [&[0, 0, socket, 0, 0, call], more].concat();
+    let mut seeds = Vec::new();
+    for protocol in [0x00, 0x3f, 0xbf] {
+        let connected = [request(1, 0, &[]), request(1, 1, &[]), vec![12, 0]].concat();
+        let released = [request(1, 2, &[0]), vec![14, 0, 9]].concat();
+        let served = [
+            request(1, 0, &[]),
+            [&[0, 0, 1, 0, 1, 3][..]].concat(),
+            request(1, 4, &[9]),
+            request(1, 6, &[]),
+            request(1, 5, &[2]),
+            vec![11, 0, 1],
+        ]
+        .concat();
+        let moved = vec![8, 0, 9, 13, 0, 0, 0, 13, 0, 0, 1, 9, 0, 7, 0, 1, 3];
+        let asked = [
+            request(1, 7, &[3, 1, 0, 0, 0]),
+            request(1, 8, &[3]),
+            request(1, 9, &[1]),
+            request(1, 10, &[]),
+            request(1, 11, &[]),
+            [&[0, 0, 1, 1, 0, 12][..]].concat(),
+        ]
+        .concat();
+        let all = |parts: &[&Vec<u8>]| {
+            let parts: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+            [vec![protocol], parts].concat()
+        };
+        seeds.push(all(&[&connected, &moved, &released]));
+        seeds.push(all(&[&served, &moved, &request(2, 2, &[0]), &released]));
+        seeds.push(all(&[&connected, &moved, &asked, &released]));
+        seeds.push(all(&[&connected, &moved, &request(1, 2, &[1]), &connected, &released]));
+    }
+    seeds
+}

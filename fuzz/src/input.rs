@@ -1,0 +1,62 @@
+//! An input, taken apart from its beginning. What is missing at its end is zero.
+
+use xensock::wire::{Extensions, Protocol, dialects};
+
+/// What is left of an input.
+pub struct Input<'a>(&'a [u8]);
+
+impl<'a> Input<'a> {
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Input(bytes)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The next byte.
+    pub fn byte(&mut self) -> u8 {
+        let (first, rest) = self.0.split_first().unwrap_or((&0, &[]));
+        self.0 = rest;
+        *first
+    }
+
+    /// One of so many.
+    pub fn below(&mut self, count: usize) -> usize {
+        usize::from(self.byte()) % count.max(1)
+    }
+
+    pub fn u32(&mut self) -> u32 {
+        u32::from_le_bytes([(); 4].map(|()| self.byte()))
+    }
+
+    /// The next bytes, as many as their length byte says and as there are.
+    pub fn bytes(&mut self) -> &'a [u8] {
+        let len = usize::from(self.byte()).min(self.0.len());
+        let (bytes, rest) = self.0.split_at(len);
+        self.0 = rest;
+        bytes
+    }
+
+    /// All that is left.
+    pub fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.0)
+    }
+
+    /// An index near another, or any.
+    pub fn index(&mut self, near: u32) -> u32 {
+        match self.byte() {
+            255 => self.u32(),
+            254 => near.wrapping_add(self.u32()),
+            step @ 128.. => near.wrapping_sub(u32::from(step - 127)),
+            step => near.wrapping_add(u32::from(step)),
+        }
+    }
+
+    /// A protocol: any dialect with any extensions.
+    pub fn protocol(&mut self) -> Protocol {
+        let byte = self.byte();
+        let dialect = dialects()[usize::from(byte >> 7)];
+        Protocol { dialect, extensions: Extensions::from_bits_truncate(byte) }
+    }
+}

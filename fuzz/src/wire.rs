@@ -1,0 +1,98 @@
+//! Slots of the command ring, and the nodes by which two ends agree on a protocol.
+
+use crate::input::Input;
+use xensock::wire::{MAX_SLOT, Protocol};
+
+/// Decodes a slot, or judges nodes.
+pub fn run(bytes: &[u8]) {
+    let mut input = Input::new(bytes);
+    let protocol = input.protocol();
+    match input.below(4) {
+        0 => request(protocol, input.rest()),
+        1 => response(protocol, input.rest()),
+        2 => backend(protocol, input.rest()),
+        _ => frontend(protocol, input.rest()),
+    }
+}
+
+/// A private copy of a slot.
+fn slot(bytes: &[u8], len: usize) -> Vec<u8> {
+    let mut slot = vec![0; MAX_SLOT];
+    let count = bytes.len().min(len);
+    slot[..count].copy_from_slice(&bytes[..count]);
+    slot.truncate(len);
+    slot
+}
+
+/// What was decoded is encoded to what decodes to the same.
+fn request(protocol: Protocol, bytes: &[u8]) {
+    let slot = slot(bytes, protocol.slots().request);
+    match protocol.decode_request(&slot) {
+        Ok(request) => {
+            let mut again = slot.clone();
+            protocol.encode_request(&request, &mut again).expect("it was read");
+            assert_eq!(protocol.decode_request(&again), Ok(request));
+        }
+        Err(malformed) => {
+            let mut answer = vec![0; protocol.slots().response];
+            protocol.encode_response(&malformed.answer(), &mut answer);
+            assert_eq!(answer[..4], slot[..4], "a refusal says what it refuses");
+        }
+    }
+}
+
+fn response(protocol: Protocol, bytes: &[u8]) {
+    let slot = slot(bytes, protocol.slots().response);
+    let response = protocol.decode_response(&slot);
+    let mut again = slot.clone();
+    protocol.encode_response(&response, &mut again);
+    assert_eq!(protocol.decode_response(&again), response);
+}
+
+/// The values of so many nodes, a line for each; one that starts with `-` is not there.
+fn nodes(bytes: &[u8], count: usize) -> Vec<Option<String>> {
+    let text = String::from_utf8_lossy(bytes);
+    let mut lines = text.split('\n').map(|line| (!line.starts_with('-')).then(|| line.into()));
+    (0..count).map(|_| lines.next().flatten()).collect()
+}
+
+/// What a frontend concludes is in the bounds of what it can do.
+fn backend(wish: Protocol, bytes: &[u8]) {
+    let nodes = nodes(bytes, wish.wanted_of_backend().len());
+    if let Ok((agreed, offer)) = wish.with_backend(&nodes) {
+        assert!(wish.extensions.contains(agreed.extensions));
+        assert!(offer.min_order <= offer.default_order && offer.default_order <= offer.max_order);
+        for order in [offer.min_order, offer.default_order, offer.max_order] {
+            agreed.layout(order).expect("an order that the protocol has");
+        }
+    }
+}
+
+fn frontend(offered: Protocol, bytes: &[u8]) {
+    let nodes = nodes(bytes, offered.wanted_of_frontend().len());
+    if let Ok(agreed) = offered.with_frontend(&nodes) {
+        assert!(offered.extensions.contains(agreed.extensions));
+    }
+}
+
+/// A slot of each command, and nodes as they should be.
+pub fn seeds() -> Vec<Vec<u8>> {
+    let mut seeds = Vec::new();
+    for protocol in [0x00, 0x3f, 0x80, 0xbf] {
+        for command in (0..8u32).chain(256..263) {
+            let mut slot = vec![protocol, 0, 1, 0, 0, 0];
+            slot.extend(command.to_le_bytes());
+            slot.extend(7u64.to_le_bytes());
+            // An address, its length, and whatever comes next.
+            slot.extend([2, 0, 0, 80, 127, 0, 0, 1]);
+            slot.resize(6 + 4 + 8 + 28, 0);
+            slot.extend([16, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 5, 0, 0, 0]);
+            seeds.push(slot);
+        }
+        seeds.push([&[protocol, 1][..], &[1; 60]].concat());
+        let versions = "1\n4\n1\n1\n4\n9\n1\n1\n1\n1\n1\n1";
+        seeds.push([&[protocol, 2], versions.as_bytes()].concat());
+        seeds.push([&[protocol, 3], "1\n1\n1\n1\n1\n1\n1".as_bytes()].concat());
+    }
+    seeds
+}

@@ -1,0 +1,114 @@
+//! Every target with its seeds, with what once crashed it, and with inputs made from those: always the
+//! same ones, so that a test that fails fails again.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Mutex;
+use xensock_fuzz::{TARGETS, Target, hostile_backend, hostile_frontend};
+
+/// All inputs' time is the same clock's.
+static CLOCK: Mutex<()> = Mutex::new(());
+
+/// How many inputs are made for each target: `FUZZ_INPUTS`, or so many.
+const INPUTS: usize = 1000;
+
+/// Xorshift: good enough to be made of, and the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, count: usize) -> usize {
+        (self.next() % count.max(1) as u64) as usize
+    }
+}
+
+/// An input like others: a part of one and a part of another, with some bytes changed.
+fn made_of(inputs: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
+    let mut part = || {
+        let one = &inputs[random.below(inputs.len())];
+        let (from, to) = (random.below(one.len() + 1), random.below(one.len() + 1));
+        one[from.min(to)..from.max(to)].to_vec()
+    };
+    let mut input = [part(), part(), part()].concat();
+    for _ in 0..random.below(12) {
+        let (at, byte) = (random.below(input.len() + 1), random.next() as u8);
+        match random.below(3) {
+            0 => input.insert(at, byte),
+            _ if at == input.len() => input.push(byte),
+            1 => input[at] = byte,
+            _ => input[at] = [0, 1, 127, 128, 254, 255][random.below(6)],
+        }
+    }
+    input
+}
+
+/// What once crashed a target: a file each.
+fn regressions(target: &Target) -> Vec<(String, Vec<u8>)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("regressions").join(target.name);
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths.map(|path| (path.display().to_string(), fs::read(path).unwrap())).collect()
+}
+
+/// Names an input whose target has panicked.
+struct Named<'a>(&'a str, &'a [u8]);
+
+impl Drop for Named<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}: {:?}", self.0, self.1);
+        }
+    }
+}
+
+fn replay(target: &Target) {
+    let name = target.name;
+    for (file, bytes) in regressions(target) {
+        let _named = Named(&file, &bytes);
+        (target.run)(&bytes);
+    }
+    let seeds = (target.seeds)();
+    for (number, seed) in seeds.iter().enumerate() {
+        let name = format!("{name}, seed {number}");
+        let _named = Named(&name, seed);
+        (target.run)(seed);
+    }
+    let count = std::env::var("FUZZ_INPUTS").map_or(INPUTS, |count| count.parse().unwrap());
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    for number in 0..count {
+        let input = made_of(&seeds, &mut random);
+        let name = format!("{name}, input {number}");
+        let _named = Named(&name, &input);
+        (target.run)(&input);
+    }
+}
+
+#[test]
+fn hostile_bytes_hurt_nobody() {
+    let _clock = CLOCK.lock();
+    for target in &TARGETS {
+        replay(target);
+    }
+}
+
+#[test]
+fn the_seeds_get_far() {
+    let _clock = CLOCK.lock();
+    let mut moved = 0;
+    for seed in hostile_backend::seeds() {
+        let reached = hostile_backend::play(&seed);
+        assert!(reached.streams_opened > 0, "{seed:?}: {reached:?}");
+        moved += usize::from(reached.bytes_in > 0 && reached.bytes_out > 0);
+    }
+    assert!(moved > 20, "so many connections of frontends were used: {moved}");
+    for seed in hostile_frontend::seeds() {
+        let reached = hostile_frontend::play(&seed);
+        assert!(reached.done > 1 && reached.sent > 0, "{seed:?}: {reached:?}");
+    }
+}
