@@ -28,7 +28,7 @@ KERNEL_FLAGS := --target x86_64-xen-pvh.json -Zbuild-std=core,alloc,compiler_bui
 export KERNEL_FLAGS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel examples xensockd lab run shell test bench fuzz loom clean
+.PHONY: help setup kernel examples xensockd liar lab run shell test bench fuzz loom clean
 
 help:
 	@echo 'make run         boots Xen and serves a guest: APP=http or echo, PORT=8080'
@@ -62,6 +62,11 @@ xensockd: setup
 	$(CARGO) build -p xensockd --profile host
 	@strip --strip-debug -o target/xensockd.new target/host/xensockd
 	@mv target/xensockd.new target/xensockd
+
+# A backend for tests of guests: it lies.
+liar: setup
+	$(CARGO) build -p xensockd --example liar --profile host
+	@strip --strip-debug target/host/examples/liar
 
 lab: setup
 	$(CARGO) build -p lab --bin lab --profile host

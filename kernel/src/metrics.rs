@@ -39,6 +39,10 @@ pub struct Snapshot {
     pub grants_in_use: u64,
     /// Grant references that there are.
     pub grants_capacity: u64,
+    /// Pages that the backend still maps although their connection is over.
+    pub quarantined_pages: u64,
+    /// Rings that are kept, with their grants and ports, for the next connections.
+    pub parked_rings: u64,
     /// Event channel ports that are open.
     pub ports_open: u64,
     /// Timers that wait for their time.

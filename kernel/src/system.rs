@@ -91,7 +91,7 @@ macro_rules! entry {
 
 impl System {
     /// The sockets that the toolstack gave this domain: the first device for which there is a
-    /// protocol, which takes the place of the configuration's. [`Errno::ENODEV`] if there is none.
+    /// protocol, which takes the place of the configuration's. If there is none, one is waited for.
     pub async fn sockets(&self, config: front::Config) -> Result<Frontend<Sockets>, Errno> {
         let (dialect, path) = self.device().await?;
         let config = front::Config { dialect, ..config };
@@ -106,18 +106,29 @@ impl System {
     }
 
     async fn device(&self) -> Result<(&'static dyn Dialect, String), Errno> {
-        for dialect in dialects() {
-            let folder = format!("device/{}", dialect.device());
-            let devices = match self.0.store.directory(&folder).await {
-                Err(Errno::ENOENT) => Vec::new(),
-                devices => devices?,
-            };
-            if let Some(device) = devices.into_iter().min() {
-                return Ok((dialect, format!("{folder}/{device}")));
+        let mut changes = self.0.store.watch("device").await?;
+        let mut said = false;
+        loop {
+            for dialect in dialects() {
+                let folder = format!("device/{}", dialect.device());
+                let devices = match self.0.store.directory(&folder).await {
+                    // It may be there, and the guest not yet be allowed to look.
+                    Err(Errno::ENOENT | Errno::EACCES) => Vec::new(),
+                    devices => devices?,
+                };
+                if let Some(device) = devices.into_iter().min() {
+                    return Ok((dialect, format!("{folder}/{device}")));
+                }
             }
+            if !said {
+                log::warn!(
+                    "no device for sockets, waiting for one: say pvcalls=[\"backend=0\"] in the \
+                     domain's configuration, or run attach-sockets in dom0"
+                );
+                said = true;
+            }
+            changes.next().await;
         }
-        log::error!("no sockets: say pvcalls=[\"backend=0\"] in the domain's configuration");
-        Err(Errno::ENODEV)
     }
 
     /// The command line, as the loader handed it over.
@@ -161,6 +172,8 @@ impl System {
             snapshot.sockets_total += counted.streams_opened;
             snapshot.bytes_in += counted.bytes_in;
             snapshot.bytes_out += counted.bytes_out;
+            snapshot.quarantined_pages += counted.quarantined_pages;
+            snapshot.parked_rings += counted.parked_rings;
         }
         snapshot
     }

@@ -21,6 +21,20 @@ impl Domain {
     /// Creates a domain from the text of an xl configuration. Its name begins with `name` and is unlike
     /// that of any other domain of this process, so that its console's log is its own.
     pub fn create(dom0: &Dom0, name: &str, config: &str) -> Result<Self> {
+        Self::make(dom0, name, config, "")
+    }
+
+    /// Creates a domain likewise, which does not run before [`unpause`](Domain::unpause).
+    pub fn create_paused(dom0: &Dom0, name: &str, config: &str) -> Result<Self> {
+        Self::make(dom0, name, config, "-p")
+    }
+
+    /// Lets a domain run that was created paused.
+    pub fn unpause(&self) -> Result<()> {
+        self.dom0.run(&format!("xl unpause {}", self.name)).map(drop)
+    }
+
+    fn make(dom0: &Dom0, name: &str, config: &str, option: &str) -> Result<Self> {
         let name = format!("{name}-{}", CREATED.fetch_add(1, Ordering::Relaxed));
         let file = format!("/root/{name}.cfg");
         // Later settings replace earlier ones. A domain that reboots or crashes unasked shall end.
@@ -30,7 +44,7 @@ impl Domain {
         dom0.write(&file, &config)?;
         // Owned from here on: a creation that fails half way may leave a domain, too.
         let domain = Self { dom0: dom0.clone(), name };
-        dom0.run(&format!("xl create -q {file}"))?;
+        dom0.run(&format!("xl create -q {option} {file}"))?;
         Ok(domain)
     }
 

@@ -45,6 +45,8 @@ const XEN_TOOLS: &[&str] = &[
     "xentrace",
     "xl",
 ];
+/// Our own, for users of the lab and for tests.
+const SCRIPTS: &[&str] = &["start-xensockd", "attach-sockets", "detach-sockets"];
 const XENSTORE_TOOLS: &[&str] = &["chmod", "exists", "list", "ls", "read", "rm", "watch", "write"];
 
 /// Folders that programs expect to be there.
@@ -220,7 +222,9 @@ impl Base {
 
     fn add_configuration<W: Write>(&self, archive: &mut Archive<W>, dom0: &Path) -> Result<()> {
         archive.copy(&dom0.join("init"), "/init", EXECUTABLE)?;
-        archive.copy(&dom0.join("start-xensockd"), "/usr/sbin/start-xensockd", EXECUTABLE)?;
+        for name in SCRIPTS {
+            archive.copy(&dom0.join(name), &format!("/usr/sbin/{name}"), EXECUTABLE)?;
+        }
         archive.copy(&dom0.join("vif-lab"), "/etc/xen/scripts/vif-lab", EXECUTABLE)?;
         archive.copy(&dom0.join("profile"), "/etc/profile", READABLE)?;
         archive.file("/etc/xen/xl.conf", READABLE, b"")?;
@@ -267,7 +271,7 @@ fn key(tree: &Tree) -> Result<String> {
         let file = fs::metadata(path).with_context(|| format!("{path} is missing"))?;
         key += &format!("{path} {} {}\n", file.len(), file.mtime());
     }
-    for name in ["init", "start-xensockd", "vif-lab", "profile"] {
+    for name in ["init", "vif-lab", "profile"].iter().chain(SCRIPTS) {
         let path = tree.dom0().join(name);
         let text =
             fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;

@@ -280,6 +280,22 @@ fn connections_after_one_another_use_one_ring_and_its_grants_again() {
 }
 
 #[test]
+fn of_many_connections_that_end_at_once_few_rings_are_kept() {
+    with_extensions(|rig| async move {
+        let server = rig.net.listen(address(80)).unwrap();
+        let mut streams = Vec::new();
+        for _ in 0..40 {
+            streams.push(rig.frontend.connect(address(80)).await.unwrap());
+            server.accept().await;
+        }
+        drop(streams);
+        rig.until(|| rig.frontend.statistics().streams_open == 0).await;
+        assert!(rig.frontend.statistics().parked_rings <= 8);
+        rig.until(|| rig.holds_nothing_in_use()).await;
+    });
+}
+
+#[test]
 fn a_data_ring_is_quiet_where_both_ends_say_when_they_want_to_be_told() {
     let mut events = Vec::new();
     for extensions in [Extensions::all() - Extensions::EVENT_INDEX, Extensions::all()] {

@@ -78,10 +78,15 @@ impl<H: Host + 'static> Finder<H> {
         let mut present = HashSet::new();
         for domain in self.directory(&self.root).await? {
             let Ok(guest) = domain.parse().map(DomId) else { continue };
+            let folder = format!("{}/{domain}", self.root);
             if !self.exists(&format!("/local/domain/{guest}")).await? {
+                // The toolstack removes what it has made itself, but not what was made by hand.
+                match self.backend.store.rm(&folder).await {
+                    Ok(()) | Err(Errno::ENOENT) => {}
+                    Err(error) => log::warn!("{folder} stays, of a guest that is gone: {error}"),
+                }
                 continue;
             }
-            let folder = format!("{}/{domain}", self.root);
             for device in self.directory(&folder).await? {
                 let path = format!("{folder}/{device}");
                 // The toolstack may not be through with it yet.

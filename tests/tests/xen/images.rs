@@ -14,7 +14,7 @@ cases![
 ];
 
 /// Puts an example's image into dom0, and returns a configuration that runs it.
-fn image(bench: &Bench, name: &str, cmdline: &str) -> Result<String> {
+pub fn image(bench: &Bench, name: &str, cmdline: &str) -> Result<String> {
     let built = Tree::here().target().join("x86_64-xen-pvh/release/examples").join(name);
     bench.lab()?.push(&built, &format!("/root/{name}"))?;
     Ok(format!(

@@ -4,13 +4,17 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod draft1;
 mod ends;
 mod guests;
 mod images;
+mod liar;
 mod lifecycle;
 mod machine;
+mod reconnect;
 mod service;
 mod serving;
+mod sockets;
 
 use bench::Bench;
 use libtest_mimic::{Arguments, Trial};
@@ -29,7 +33,11 @@ fn main() -> ExitCode {
         machine::CASES,
         guests::CASES,
         serving::CASES,
+        sockets::CASES,
+        draft1::CASES,
         lifecycle::CASES,
+        reconnect::CASES,
+        liar::CASES,
         images::CASES,
         ends::CASES,
     ]

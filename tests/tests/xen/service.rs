@@ -17,22 +17,63 @@ pub const ECHO: &str = include_str!("../../dom0/echo.cfg");
 /// How long anything may take that is expected to happen at all.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
+/// The device that carries a guest's socket calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// PV Calls, as xl makes it.
+    PvCalls,
+    /// XenSock draft 1, attached before the guest runs.
+    XenSock,
+    /// None at all.
+    None,
+}
+
+impl Device {
+    /// Creates a domain from a configuration for PV Calls, but with this device.
+    pub fn create(self, dom0: &Dom0, name: &str, config: &str) -> Result<Domain> {
+        let without = format!("{config}\npvcalls = []\n");
+        match self {
+            Device::PvCalls => Domain::create(dom0, name, config),
+            Device::None => Domain::create(dom0, name, &without),
+            Device::XenSock => {
+                let domain = Domain::create_paused(dom0, name, &without)?;
+                dom0.run(&format!("attach-sockets {} xensock", domain.name()))?;
+                domain.unpause()?;
+                Ok(domain)
+            }
+        }
+    }
+}
+
 /// A domain with an app in it that listens, reachable from this machine.
 pub struct Service {
     pub domain: Domain,
     /// The port on this machine's loopback.
     pub port: u16,
+    /// The port of dom0.
+    pub dom0_port: u16,
 }
 
 impl Service {
     /// Starts `app` from a user's configuration. `settings` are further lines of it; later lines win.
     pub fn start(bench: &Bench, config: &str, app: &str, settings: &str) -> Result<Self> {
+        Service::start_over(Device::PvCalls, bench, config, app, settings)
+    }
+
+    /// Starts `app` likewise, over a device of this kind.
+    pub fn start_over(
+        device: Device,
+        bench: &Bench,
+        config: &str,
+        app: &str,
+        settings: &str,
+    ) -> Result<Self> {
         let ports = bench.port()?;
         let inner = ports.dom0;
         let config = format!("{config}\ncmdline = \"app={app} port={inner}\"\n{settings}\n");
-        let domain = Domain::create(bench.lab()?, app, &config)?;
+        let domain = device.create(bench.lab()?, app, &config)?;
         domain.wait_for(&format!("serving on port {inner}"), PATIENCE)?;
-        Ok(Service { domain, port: ports.host })
+        Ok(Service { domain, port: ports.host, dom0_port: inner })
     }
 
     pub fn http(bench: &Bench) -> Result<Self> {
@@ -81,6 +122,31 @@ impl Service {
         ensure!(status.contains("200"), "/metrics: {status}");
         let numbers = String::from_utf8(body)?.lines().filter_map(number).collect();
         Ok(numbers)
+    }
+}
+
+/// What a guest's sockets hold, here and there, but for the rings that both ends keep for the next
+/// connections: those are as many as there were connections at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InUse {
+    grants: u64,
+    ports: u64,
+    backend: Held,
+}
+
+impl InUse {
+    /// Of a guest with rings of the usual size over PV Calls, the only one that runs. The connection that
+    /// asks is part of it.
+    pub fn by(guest: &Service, dom0: &Dom0) -> Result<InUse> {
+        let numbers = guest.metrics()?;
+        let backend = Held::by_backend(dom0)?;
+        let parked = numbers["parked_rings"];
+        Ok(InUse {
+            // An indexes page and 16 data pages, which the backend maps apart.
+            grants: numbers["grants_in_use"] - 17 * parked,
+            ports: numbers["ports_open"] - parked,
+            backend: Held { mappings: backend.mappings - 2 * parked, ..backend },
+        })
     }
 }
 

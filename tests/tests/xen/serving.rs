@@ -1,7 +1,7 @@
 //! A guest that serves, as a client on the developer's own machine sees it.
 
 use crate::bench::{Bench, cases};
-use crate::service::{ECHO, HTTP, Held, Service, comes_back_to, pattern, sha256};
+use crate::service::{ECHO, HTTP, Held, InUse, Service, comes_back_to, pattern, sha256};
 use anyhow::{Context, Result, ensure};
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -107,11 +107,7 @@ fn a_thousand_connections_leave_nothing_behind(bench: &Bench) -> Result<()> {
     for _ in 0..3 {
         guest.get("/healthz")?;
     }
-    let resources = || -> Result<(u64, u64, Held)> {
-        let numbers = guest.metrics()?;
-        let backend = Held::by_backend(dom0)?;
-        Ok((numbers["grants_in_use"], numbers["ports_open"], backend))
-    };
+    let resources = || InUse::by(&guest, dom0);
     let before = resources()?;
     let heap = guest.metrics()?["heap_used_bytes"];
 

@@ -11,7 +11,7 @@ use crate::{Machine, Pages, Signal};
 use alloc::rc::Rc;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use xen::{DomId, Errno, GrantRef, PAGE_SIZE, Port};
 
 /// Rings whose pages are kept for reuse.
@@ -68,6 +68,15 @@ pub(super) struct Ring {
     pub(super) signal: Arc<Signal>,
 }
 
+/// A place for a ring to be parked in, until the ring is there or the value is dropped.
+pub(super) struct Berth(Rc<Cell<usize>>);
+
+impl Drop for Berth {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
 /// All memory and all ports of a frontend.
 pub(super) struct Memory<M: Machine> {
     machine: M,
@@ -77,6 +86,8 @@ pub(super) struct Memory<M: Machine> {
     quarantine: RefCell<Vec<Granted>>,
     /// Rings that the backend keeps mapped for their next connection, with their session.
     parked: RefCell<Vec<(u32, Ring)>>,
+    /// Places for parked rings that are taken and still empty.
+    berths: Rc<Cell<usize>>,
     /// Rings that the backend may map at any time, as it has not answered.
     kept: RefCell<Vec<Ring>>,
     /// Told when something enters the quarantine.
@@ -91,6 +102,7 @@ impl<M: Machine> Memory<M> {
             pool: RefCell::default(),
             quarantine: RefCell::default(),
             parked: RefCell::default(),
+            berths: Rc::default(),
             kept: RefCell::default(),
             quarantined: WaitList::default(),
         }
@@ -143,13 +155,18 @@ impl<M: Machine> Memory<M> {
         self.withdraw(pages.granted);
     }
 
-    /// Whether one more ring can be kept as it is for the next connection.
-    pub(super) fn can_park(&self, at: &Attachment) -> bool {
-        at.protocol.dialect.can_reuse_rings() && self.parked.borrow().len() < PARKED
+    /// A place for one more ring that is kept as it is for the next connection, if there is one.
+    pub(super) fn berth(&self, at: &Attachment) -> Option<Berth> {
+        let free = PARKED.saturating_sub(self.parked.borrow().len() + self.berths.get());
+        if free == 0 || !at.protocol.dialect.can_reuse_rings() {
+            return None;
+        }
+        self.berths.set(self.berths.get() + 1);
+        Some(Berth(self.berths.clone()))
     }
 
     /// Keeps a ring whose RELEASE has said that it will be used again.
-    pub(super) fn park(&self, at: &Attachment, ring: Ring) {
+    pub(super) fn park(&self, _berth: Berth, at: &Attachment, ring: Ring) {
         self.counters.parked_rings.add(1);
         self.parked.borrow_mut().push((at.session, ring));
     }

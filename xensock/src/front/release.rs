@@ -51,11 +51,12 @@ pub(super) fn release<M: Machine>(
         if !socket.is_open() {
             return;
         }
-        let reuse = socket.is_reusable();
-        match socket.call(Call::Release { reuse }).await {
-            Ok(_) if reuse => socket.end_and_park(),
-            Ok(_) => socket.end(Errno::ENOTCONN),
-            Err(error) => {
+        let berth = socket.berth();
+        let answer = socket.call(Call::Release { reuse: berth.is_some() }).await;
+        match (answer, berth) {
+            (Ok(_), Some(berth)) => socket.end_and_park(berth),
+            (Ok(_), None) => socket.end(Errno::ENOTCONN),
+            (Err(error), _) => {
                 log::warn!("releasing socket {} failed: {error}", socket.name);
                 // Without an answer the backend may still have the ring: quarantine sees to that.
                 socket.end(Errno::ENOTCONN);

@@ -27,6 +27,9 @@ const TRANSACTION_TRIES: usize = 16;
 /// The least time from one session's end to the next one's beginning.
 const BETWEEN_SESSIONS: Duration = Duration::from_secs(1);
 
+/// The least time until a backend is looked at again whose offer made no sense.
+const BETWEEN_OFFERS: Duration = Duration::from_secs(5);
+
 /// Why a session ended.
 enum End {
     /// Somebody asked for it.
@@ -38,6 +41,7 @@ enum End {
 /// Connects to the backend, again and again, until the device goes down for good.
 pub(super) async fn serve<M: Machine>(device: &Device<M>, store: &Store, path: &str) -> Errno {
     for number in 0.. {
+        let mut rest = BETWEEN_SESSIONS;
         match serve_once(device, store, path, number).await {
             Ok(End::BackendGone) => log::warn!("{path}: the backend is gone; waiting for it"),
             Ok(End::Shutdown) => break,
@@ -48,14 +52,14 @@ pub(super) async fn serve<M: Machine>(device: &Device<M>, store: &Store, path: &
             }
             // What was like this from the start is for the user to mend; later on, the next backend may
             // be a better one.
-            Err(Errno::EOPNOTSUPP) if number > 0 => {}
+            Err(Errno::EOPNOTSUPP) if number > 0 => rest = BETWEEN_OFFERS,
             Err(error) => {
                 log::error!("{path}: the device cannot be used: {error}");
                 return error;
             }
         }
         // A backend that comes and goes without pause shall not keep the guest busy.
-        if !pause(device, BETWEEN_SESSIONS).await {
+        if !pause(device, rest).await {
             break;
         }
     }

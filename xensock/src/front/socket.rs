@@ -2,7 +2,7 @@
 
 use super::calls::{Answer, Reply};
 use super::device::{Attachment, Device};
-use super::memory::{Ring, RingPages};
+use super::memory::{Berth, Ring, RingPages};
 use super::stream::Stream;
 use crate::ring::{Consumer, Guess, Producer, len};
 use crate::wire::{Call, Extensions, Family, Options, Region, SocketOption};
@@ -311,16 +311,17 @@ impl<M: Machine> Socket<M> {
         self.signal.raise();
     }
 
-    /// Whether the ring may serve another connection as it is.
-    pub(super) fn is_reusable(&self) -> bool {
-        self.failed.get().is_none() && !self.resized.get() && self.device.memory.can_park(&self.at)
+    /// A place to keep the ring in as it is, if it may serve another connection.
+    pub(super) fn berth(&self) -> Option<Berth> {
+        let sound = self.failed.get().is_none() && !self.resized.get();
+        if sound { self.device.memory.berth(&self.at) } else { None }
     }
 
     /// Ends the socket, whose ring the backend keeps for the next connection.
-    pub(super) fn end_and_park(&self) {
+    pub(super) fn end_and_park(&self, berth: Berth) {
         let sound = self.failed.get().is_none();
         match self.take_ring(Errno::ENOTCONN) {
-            Some(ring) if sound => self.device.memory.park(&self.at, ring),
+            Some(ring) if sound => self.device.memory.park(berth, &self.at, ring),
             Some(ring) => self.device.memory.close_ring(ring),
             None => {}
         }

@@ -31,6 +31,8 @@ pub fn write(out: &mut String, metrics: &Metrics) {
     one("notifications_total", "counter", "Notifications sent.", now.notifications_sent);
     one("grants_in_use", "gauge", "Grant references in use.", now.grants_in_use);
     one("grants_capacity", "gauge", "Grant references that there are.", now.grants_capacity);
+    one("quarantined_pages", "gauge", "Pages of closed rings still mapped.", now.quarantined_pages);
+    one("parked_rings", "gauge", "Rings kept for the next connections.", now.parked_rings);
     one("ports_open", "gauge", "Event channel ports that are open.", now.ports_open);
     one("timers", "gauge", "Timers that wait for their time.", now.timers);
     one("app_connections_open", "gauge", "The app's connections now.", app.connections_open());

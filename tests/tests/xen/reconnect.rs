@@ -1,0 +1,140 @@
+//! Backends that die under load and come back, and the guests that live through it.
+
+use crate::bench::{Bench, cases, wait_until};
+use crate::service::{
+    Device, ECHO, HTTP, InUse, PATIENCE, Service, comes_back_to, pattern, sha256,
+};
+use anyhow::{Result, ensure};
+use std::io::{Read, Write};
+use std::process::{Child, Command, Stdio};
+
+cases![
+    a_server_goes_on_when_its_backend_is_killed_under_load,
+    a_connection_ends_when_its_backend_is_killed_and_the_next_one_is_served,
+    a_guest_gets_its_device_while_it_runs_and_loses_it_and_gets_it_again,
+    a_guest_without_a_device_can_be_shut_down,
+];
+
+/// How often the backend is killed.
+const ROUNDS: usize = 3;
+
+/// Downloads that would take for ever.
+struct Load(Vec<Child>);
+
+impl Load {
+    fn of(guest: &Service) -> Result<Load> {
+        let download = || {
+            Command::new("curl")
+                .args(["--silent", "--max-time", "300", "--output", "/dev/null"])
+                .arg(guest.url("/bytes/10000000000"))
+                .stderr(Stdio::null())
+                .spawn()
+        };
+        Ok(Load((0..4).map(|_| download()).collect::<Result<_, _>>()?))
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn is_served(guest: &Service) -> Result<bool> {
+    // Until the guest listens again, dom0 refuses, and QEMU cuts the connection.
+    Ok(guest.get("/healthz").is_ok_and(|(status, _)| status.contains("200")))
+}
+
+fn a_server_goes_on_when_its_backend_is_killed_under_load(bench: &Bench) -> Result<()> {
+    let dom0 = bench.lab()?;
+    let guest = Service::http(bench)?;
+    let id = guest.domain.id()?;
+    let in_use = || InUse::by(&guest, dom0);
+    ensure!(is_served(&guest)?);
+    let alone = || Ok(guest.metrics()?["sockets_open"] == 1);
+    wait_until("the connection before is closed", PATIENCE, alone)?;
+    let before = in_use()?;
+    for round in 1..=ROUNDS {
+        let load = Load::of(&guest)?;
+        let sent = || -> Result<u64> { Ok(guest.metrics()?["socket_sent_bytes_total"]) };
+        let start = sent()?;
+        wait_until("the downloads run", PATIENCE, || Ok(sent()? > start + 1_000_000))?;
+        dom0.run("kill -9 $(cat /run/xensockd.pid)")?;
+        dom0.run("start-xensockd")?;
+        wait_until("the guest serves again", PATIENCE, || is_served(&guest))?;
+        drop(load);
+        ensure!(guest.domain.id()? == id, "round {round}: it is another guest");
+        comes_back_to(&before, in_use)?;
+        let wanted = sha256(&pattern(1_000_000));
+        ensure!(sha256(&guest.get("/bytes/1000000")?.1) == wanted, "round {round}: other bytes");
+    }
+    let console = guest.domain.console()?;
+    ensure!(console.contains("the backend is gone"), "{console}");
+    ensure!(console.matches("listening on").count() >= ROUNDS, "{console}");
+    ensure!(!console.contains("panic"), "{console}");
+    Ok(())
+}
+
+fn a_connection_ends_when_its_backend_is_killed_and_the_next_one_is_served(
+    bench: &Bench,
+) -> Result<()> {
+    let dom0 = bench.lab()?;
+    let guest = Service::start(bench, ECHO, "echo", "")?;
+    let mut stream = guest.connect()?;
+    stream.write_all(b"before")?;
+    let mut bytes = [0; 6];
+    stream.read_exact(&mut bytes)?;
+    dom0.run("kill -9 $(cat /run/xensockd.pid)")?;
+    // Its sockets in dom0 went with it.
+    ensure!(!matches!(stream.read(&mut bytes), Ok(1..)), "a connection outlived its backend");
+    dom0.run("start-xensockd")?;
+    wait_until("the guest echoes again", PATIENCE, || {
+        let mut stream = guest.connect()?;
+        let exchange = stream.write_all(b"after!").and_then(|()| stream.read_exact(&mut [0; 6]));
+        Ok(exchange.is_ok())
+    })?;
+    Ok(())
+}
+
+fn a_guest_gets_its_device_while_it_runs_and_loses_it_and_gets_it_again(
+    bench: &Bench,
+) -> Result<()> {
+    let dom0 = bench.lab()?;
+    let ports = bench.port()?;
+    let config = format!("{HTTP}\ncmdline = \"app=http port={}\"\n", ports.dom0);
+    let domain = Device::None.create(dom0, "http", &config)?;
+    let said = domain.wait_for("no device for sockets", PATIENCE)?;
+    ensure!(said.contains("pvcalls="), "it does not say what to do: {said}");
+    dom0.run(&format!("attach-sockets {}", domain.name()))?;
+    let guest = Service { domain, port: ports.host, dom0_port: ports.dom0 };
+    let name = guest.domain.name();
+    wait_until("the guest serves", PATIENCE, || is_served(&guest))?;
+    let again = dom0.exec(&format!("attach-sockets {name}"))?;
+    ensure!(again.status != 0, "a device was attached twice");
+    let alone = || Ok(guest.metrics()?["sockets_open"] == 1);
+    wait_until("the connection before is closed", PATIENCE, alone)?;
+    let before = InUse::by(&guest, dom0)?;
+    for force in ["", "--force"] {
+        let _load = Load::of(&guest)?;
+        dom0.run(&format!("detach-sockets {force} {name}"))?;
+        wait_until("nobody serves", PATIENCE, || {
+            Ok(dom0.run(&format!("netstat -ltn | grep -c :{} || true", ports.dom0))? == "0")
+        })?;
+        dom0.run(&format!("attach-sockets {name}"))?;
+        wait_until("the guest serves again", PATIENCE, || is_served(&guest))?;
+    }
+    comes_back_to(&before, || InUse::by(&guest, dom0))?;
+    ensure!(!guest.domain.console()?.contains("panic"));
+    Ok(())
+}
+
+fn a_guest_without_a_device_can_be_shut_down(bench: &Bench) -> Result<()> {
+    let dom0 = bench.lab()?;
+    let guest = Device::None.create(dom0, "http", HTTP)?;
+    guest.wait_for("no device for sockets", PATIENCE)?;
+    dom0.run(&format!("xl shutdown -w {}", guest.name()))?;
+    guest.wait_for_end(PATIENCE)
+}

@@ -1,0 +1,276 @@
+//! The honest part: a handshake, commands, and a client of the guest's server.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+use xen::xenbus::{OtherEnd, State, StateWatch, read_number, switch_state};
+use xen::xenstore::Store;
+use xen::{DomId, Errno, GrantRef, Port, Shared};
+use xensock::back::{Channel, Host, Mapping};
+use xensock::ring::{CommandBack, Consumer, Guess, Producer, copy_in, copy_out, len};
+use xensock::wire::{Call, Layout, PVCALLS, Protocol, Region, Request, Response, RingGrants};
+use xensock::{Side, Signal};
+use xensockd::dom0::Dom0;
+
+/// Why a lie was not told to its end.
+#[derive(Debug)]
+pub struct Failure(pub String);
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<Errno> for Failure {
+    fn from(error: Errno) -> Self {
+        Failure(format!("an honest step failed: {error}"))
+    }
+}
+
+/// A backend that has not met its guest yet.
+pub struct Liar<'h> {
+    pub host: &'h Dom0,
+    pub store: &'h Store,
+    pub guest: DomId,
+    pub path: String,
+}
+
+/// A backend that is connected.
+pub struct Met<'h> {
+    pub liar: Liar<'h>,
+    pub front: StateWatch,
+    page: <Dom0 as Host>::Mapping,
+    channel: <Dom0 as Host>::Channel,
+    signal: Arc<Signal>,
+    pub commands: CommandBack,
+}
+
+impl<'h> Liar<'h> {
+    pub fn new(host: &'h Dom0, store: &'h Store, guest: u16) -> Self {
+        Liar { host, store, guest: DomId(guest), path: format!("backend/pvcalls/{guest}/0") }
+    }
+
+    /// Writes nodes of the backend's: those of an honest one, unless they are among `lies`.
+    pub async fn write_nodes(&self, lies: &[(&str, &str)]) -> Result<(), Errno> {
+        let plain = Protocol::from(PVCALLS);
+        for (name, value) in plain.backend_nodes(6) {
+            self.store.write(&format!("{}/{name}", self.path), value).await?;
+        }
+        for (name, value) in lies {
+            self.store.write(&format!("{}/{name}", self.path), *value).await?;
+        }
+        Ok(())
+    }
+
+    pub async fn say(&self, state: State) -> Result<(), Errno> {
+        switch_state(self.store, &self.path, state).await
+    }
+
+    /// The frontend's folder, and a watch of its state.
+    pub async fn front(&self) -> Result<(OtherEnd, StateWatch), Errno> {
+        let other = OtherEnd::frontend_of(self.store, &self.path).await?;
+        let watch = StateWatch::new(self.store, &other.path).await?;
+        Ok((other, watch))
+    }
+
+    /// Shakes hands as a backend should.
+    pub async fn meet(self) -> Result<Met<'h>, Errno> {
+        self.write_nodes(&[]).await?;
+        let (other, mut front) = self.front().await?;
+        self.say(State::InitWait).await?;
+        front.wait_for(|state| state == State::Initialised).await?;
+        let number =
+            async |name| read_number::<u32>(self.store, &format!("{}/{name}", other.path)).await;
+        let (grant, port) = (GrantRef(number("ring-ref").await?), Port(number("port").await?));
+        let page = self.host.map(self.guest, &[grant])?;
+        let signal = Arc::new(Signal::new());
+        let channel = self.host.bind_port(self.guest, port, signal.clone())?;
+        self.say(State::Connected).await?;
+        front.wait_for(|state| state == State::Connected).await?;
+        Ok(Met { liar: self, front, page, channel, signal, commands: CommandBack::new(PVCALLS) })
+    }
+}
+
+impl<'h> Met<'h> {
+    pub fn page(&self) -> Shared<'_> {
+        self.page.shared()
+    }
+
+    pub fn notify(&self) {
+        self.channel.notify();
+    }
+
+    /// Waits for the next request.
+    pub async fn next(&mut self) -> Result<Request, Failure> {
+        let request = poll_fn(|cx| {
+            self.signal.register(Side::Rx, cx.waker());
+            loop {
+                match self.commands.pop(self.page.shared()) {
+                    Ok(Some(request)) => return Poll::Ready(Ok(request)),
+                    Ok(None) if !self.commands.final_check(self.page.shared()) => {
+                        return Poll::Pending;
+                    }
+                    Ok(None) => {}
+                    Err(error) => return Poll::Ready(Err(error)),
+                }
+            }
+        });
+        let malformed = |_| Failure("the guest's own request makes no sense".to_string());
+        request.await?.map_err(malformed)
+    }
+
+    pub fn answer(&mut self, response: Response) {
+        self.commands.push(self.page.shared(), &response);
+        // Whether or not the guest waits for it.
+        let _ = self.commands.publish(self.page.shared());
+        self.notify();
+    }
+
+    /// Says yes to all requests up to the first of which `wanted` is true, which is returned.
+    pub async fn until(&mut self, wanted: impl Fn(&Call) -> bool) -> Result<Request, Failure> {
+        loop {
+            let request = self.next().await?;
+            if wanted(&request.call) {
+                return Ok(request);
+            }
+            self.answer(request.answer(Ok(0)));
+        }
+    }
+
+    /// Waits until the guest's server accepts.
+    pub async fn until_accept(&mut self) -> Result<Request, Failure> {
+        self.until(|call| matches!(call, Call::Accept { .. })).await
+    }
+
+    /// Lets the guest accept a connection, whose client is returned.
+    pub async fn connection(&mut self) -> Result<Client, Failure> {
+        let request = self.until_accept().await?;
+        let client = self.map(&request)?;
+        self.answer(request.answer(Ok(0)));
+        Ok(client)
+    }
+
+    /// Maps the ring that an ACCEPT offers.
+    pub fn map(&self, accept: &Request) -> Result<Client, Failure> {
+        let Call::Accept { new, ring } = &accept.call else {
+            return Err(Failure(format!("no ACCEPT: {accept:?}")));
+        };
+        let RingGrants::Indexes(page) = ring.grants else {
+            return Err(Failure("a ring of another dialect".to_string()));
+        };
+        let Liar { host, guest, .. } = self.liar;
+        let indexes = host.map(guest, &[page])?;
+        let (order, grants) = PVCALLS.read_ring(indexes.shared(), 6)?;
+        let data = host.map(guest, &grants)?;
+        let signal = Arc::new(Signal::new());
+        let channel = host.bind_port(guest, ring.port, signal.clone())?;
+        let layout = Protocol::from(PVCALLS).layout(order)?;
+        Ok(Client {
+            name: *new,
+            pages: grants.len() + 1,
+            input: Producer::new(layout.input),
+            output: Consumer::new(layout.output, Guess::FullOrEmpty),
+            layout,
+            indexes,
+            data,
+            channel,
+            signal,
+        })
+    }
+
+    /// Waits until the guest releases a socket.
+    pub async fn until_release(&mut self, name: u64) -> Result<(), Failure> {
+        loop {
+            let request = self.until(|call| matches!(call, Call::Release { .. })).await?;
+            self.answer(request.answer(Ok(0)));
+            if request.socket == name {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits until the guest closes the device, and leaves.
+    pub async fn until_closed(mut self) -> Result<(), Failure> {
+        self.front.wait_for(|state| !matches!(state, State::Connected)).await?;
+        drop((self.page, self.channel));
+        self.liar.say(State::Closing).await?;
+        self.front.wait_for(|state| matches!(state, State::Closed | State::Initialising)).await?;
+        self.liar.say(State::Closed).await?;
+        Ok(())
+    }
+
+    /// Leaves, as an honest backend would.
+    pub async fn leave(self) -> Result<(), Failure> {
+        self.liar.say(State::Closing).await?;
+        self.until_closed().await
+    }
+}
+
+/// A client of the guest's server: the backend's end of a connection.
+pub struct Client {
+    /// The guest's name for the socket.
+    pub name: u64,
+    /// How many pages its ring has.
+    pub pages: usize,
+    pub layout: Layout,
+    pub input: Producer,
+    output: Consumer,
+    indexes: <Dom0 as Host>::Mapping,
+    data: <Dom0 as Host>::Mapping,
+    channel: <Dom0 as Host>::Channel,
+    signal: Arc<Signal>,
+}
+
+impl Client {
+    pub fn region(&self) -> Region<'_> {
+        Region { indexes: self.indexes.shared(), data: self.data.shared() }
+    }
+
+    pub fn notify(&self) {
+        self.channel.notify();
+    }
+
+    /// Says something that fits into the ring.
+    pub fn say(&mut self, text: &str) -> Result<(), Failure> {
+        let region = Region { indexes: self.indexes.shared(), data: self.data.shared() };
+        let room = self.input.room(region)?;
+        let count = copy_in(&room, text.as_bytes());
+        let _ = self.input.advance(region, count);
+        self.notify();
+        Ok(())
+    }
+
+    /// Hears the guest out, until it has said `last`.
+    pub async fn hear(&mut self, last: &str) -> Result<String, Failure> {
+        let mut heard = Vec::new();
+        poll_fn(|cx| {
+            self.signal.register(Side::Rx, cx.waker());
+            loop {
+                let region = Region { indexes: self.indexes.shared(), data: self.data.shared() };
+                let data = match self.output.data(region) {
+                    Ok(data) if len(&data) == 0 => return Poll::Pending,
+                    Ok(data) => data,
+                    Err(error) => return Poll::Ready(Err(Failure::from(error))),
+                };
+                let mut some = vec![0; len(&data)];
+                let count = copy_out(&data, &mut some);
+                heard.extend_from_slice(&some);
+                let _ = self.output.advance(region, count);
+                self.channel.notify();
+                let text = String::from_utf8_lossy(&heard);
+                if text.contains(last) {
+                    return Poll::Ready(Ok(text.into_owned()));
+                }
+            }
+        })
+        .await
+    }
+
+    /// Asks for a page that ends with `last`.
+    pub async fn get(&mut self, path: &str, last: &str) -> Result<String, Failure> {
+        self.say(&format!("GET {path} HTTP/1.1\r\nHost: guest\r\n\r\n"))?;
+        self.hear(last).await
+    }
+}

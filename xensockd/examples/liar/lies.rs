@@ -1,0 +1,328 @@
+//! The lies, each with what a guest should make of it.
+
+use crate::backend::{Client, Failure, Liar, Met};
+use clap::ValueEnum;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use xen::Errno;
+use xen::xenbus::State;
+use xensock::wire::{Command, Response};
+
+/// The producer's index of responses in the command ring's page (`ring.h`).
+const RSP_PROD: usize = 8;
+
+/// How long what goes on and on goes on.
+const LONG: Duration = Duration::from_secs(1);
+
+/// What there is to lie about.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Lie {
+    /// An answer to a request that was never made
+    WrongId,
+    /// An answer to another command than was asked
+    WrongCommand,
+    /// An answer about another socket than was asked
+    WrongSocket,
+    /// Two answers to the same request
+    Twice,
+    /// More answers than there are requests
+    TooManyAnswers,
+    /// Fewer answers than there were before
+    AnswersTakenBack,
+    /// Random bytes in the whole command ring
+    RingOfGarbage,
+    /// More data in a ring than it holds
+    InTooFar,
+    /// Data that was there is not there any more
+    InTakenBack,
+    /// More room in a ring than was ever filled
+    OutTooFar,
+    /// A data ring's index that changes all the time
+    InFlickers,
+    /// Random bytes in a data ring's indexes page, again and again
+    IndexesOfGarbage,
+    /// Error words that are no errors of anything
+    OddErrors,
+    /// As many events as possible, on the command ring and on a connection
+    Storm,
+    /// An ACCEPT that is answered without a connection, again and again
+    EmptyAccepts,
+    /// A ring that stays mapped although its connection came to nothing
+    KeepsPages,
+    /// No answer to anything
+    Silence,
+    /// The state of a backend that is connected, without having looked at the frontend
+    ConnectedAtOnce,
+    /// A state that does not exist
+    NoState,
+    /// A protocol's version that does not exist
+    NoVersion,
+    /// Ring orders that are no numbers
+    NoOrder,
+    /// An extension that is neither there nor not there
+    NoFeature,
+}
+
+/// Tells a lie.
+pub async fn tell(lie: Lie, liar: Liar<'_>) -> Result<(), Failure> {
+    match lie {
+        Lie::ConnectedAtOnce => connected_at_once(liar).await,
+        Lie::NoState => no_state(liar).await,
+        Lie::NoVersion => nonsense(liar, &[("versions", "2,3")]).await,
+        Lie::NoOrder => nonsense(liar, &[("max-page-order", "many")]).await,
+        Lie::NoFeature => nonsense(liar, &[("feature-names", "perhaps")]).await,
+        lie => tell_connected(lie, liar.meet().await?).await,
+    }
+}
+
+async fn tell_connected(lie: Lie, mut met: Met<'_>) -> Result<(), Failure> {
+    match lie {
+        Lie::WrongId => wrong(met, |answer| answer.id += 1000).await,
+        Lie::WrongCommand => wrong(met, |answer| answer.command = Command::Bind).await,
+        Lie::WrongSocket => wrong(met, |answer| answer.socket ^= 1 << 40).await,
+        Lie::Twice => {
+            // Of the two that wait, one is answered twice and the other never.
+            let accept = met.until_accept().await?;
+            let first = met.map(&accept)?;
+            met.answer(accept.answer(Ok(0)));
+            let second = met.until_accept().await?;
+            met.answer(accept.answer(Ok(0)));
+            drop((first, second));
+            met.leave().await
+        }
+        Lie::TooManyAnswers => {
+            met.until_accept().await?;
+            let now = met.page().load_u32(RSP_PROD, Ordering::Relaxed);
+            met.page().store_u32(RSP_PROD, now.wrapping_add(1000), Ordering::Release);
+            met.notify();
+            met.until_closed().await
+        }
+        Lie::AnswersTakenBack => {
+            met.until_accept().await?;
+            let now = met.page().load_u32(RSP_PROD, Ordering::Relaxed);
+            met.page().store_u32(RSP_PROD, now.wrapping_sub(2), Ordering::Release);
+            met.notify();
+            met.until_closed().await
+        }
+        Lie::RingOfGarbage => {
+            met.until_accept().await?;
+            fill(met.page(), 1);
+            met.notify();
+            met.until_closed().await
+        }
+        Lie::InTooFar => {
+            indexes(met, |client| {
+                let way = client.layout.input;
+                client.region().indexes.store_u32(way.prod, way.size + 1, Ordering::Release);
+            })
+            .await
+        }
+        Lie::InTakenBack => {
+            indexes(met, |client| {
+                let way = client.layout.input;
+                client.region().indexes.store_u32(way.prod, u32::MAX, Ordering::Release);
+            })
+            .await
+        }
+        Lie::OutTooFar => {
+            indexes(met, |client| {
+                let way = client.layout.output;
+                client.region().indexes.store_u32(way.cons, 1 << 30, Ordering::Release);
+                // The guest looks at it when it has something to say.
+                let _ = client.say("GET / HTTP/1.1\r\nHost: guest\r\n\r\n");
+            })
+            .await
+        }
+        Lie::InFlickers => {
+            let mut client = met.connection().await?;
+            client.say("GET / HTTP/1.1\r\n")?;
+            let way = client.layout.input;
+            let start = Instant::now();
+            let mut index = 0u32;
+            while start.elapsed() < LONG {
+                index = index.wrapping_add(977);
+                let value = index & (2 * way.size - 1);
+                client.region().indexes.store_u32(way.prod, value, Ordering::Release);
+                client.notify();
+                tokio::task::yield_now().await;
+            }
+            met.until_release(client.name).await?;
+            met.leave().await
+        }
+        Lie::IndexesOfGarbage => {
+            let client = met.connection().await?;
+            let start = Instant::now();
+            let mut seed = 7;
+            while start.elapsed() < LONG {
+                seed += 1;
+                fill(client.region().indexes, seed);
+                client.notify();
+                tokio::task::yield_now().await;
+            }
+            met.until_release(client.name).await?;
+            met.leave().await
+        }
+        Lie::OddErrors => {
+            for word in [i32::MIN, -1, 1, 12345, i32::MAX] {
+                let client = met.connection().await?;
+                let (input, output) = (client.layout.input, client.layout.output);
+                let page = client.region().indexes;
+                page.store_u32(output.error, word as u32, Ordering::Release);
+                page.store_u32(input.error, word as u32, Ordering::Release);
+                client.notify();
+                met.until_release(client.name).await?;
+            }
+            met.leave().await
+        }
+        Lie::Storm => storm(met).await,
+        Lie::EmptyAccepts => {
+            let start = Instant::now();
+            let mut count = 0u32;
+            while start.elapsed() < LONG {
+                let accept = met.until_accept().await?;
+                met.answer(accept.answer(Err(Errno::EMFILE)));
+                count += 1;
+            }
+            // A guest that tries again at once would have been told thousands of times.
+            if count > 1000 {
+                return Err(Failure(format!("it asked {count} times in {LONG:?}")));
+            }
+            met.leave().await
+        }
+        Lie::KeepsPages => keeps_pages(met).await,
+        Lie::Silence => {
+            let start = tokio::time::Instant::now();
+            while let Ok(request) = tokio::time::timeout_at(start + LONG, met.next()).await {
+                request?;
+            }
+            met.leave().await
+        }
+        _ => Err(Failure("this lie is told before the two are connected".to_string())),
+    }
+}
+
+/// Bytes that look like nothing, different ones for each seed.
+fn fill(page: xen::Shared<'_>, seed: u64) {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    for at in (0..page.len()).step_by(4) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        page.store_u32(at, state as u32, Ordering::Relaxed);
+    }
+}
+
+/// An answer that is wrong in one thing: the guest ignores it and waits on.
+async fn wrong(mut met: Met<'_>, spoil: impl Fn(&mut Response)) -> Result<(), Failure> {
+    let accept = met.until_accept().await?;
+    let mut answer = accept.answer(Ok(0));
+    spoil(&mut answer);
+    met.answer(answer);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    met.leave().await
+}
+
+/// Indexes that cannot be: the guest closes that socket, and accepts another connection.
+async fn indexes(mut met: Met<'_>, spoil: impl Fn(&mut Client)) -> Result<(), Failure> {
+    let mut client = met.connection().await?;
+    spoil(&mut client);
+    client.notify();
+    met.until_release(client.name).await?;
+    let mut next = met.connection().await?;
+    next.get("/healthz", "ok").await?;
+    met.leave().await
+}
+
+/// While events come as fast as they can, the guest still serves.
+async fn storm(mut met: Met<'_>) -> Result<(), Failure> {
+    let mut client = met.connection().await?;
+    let (mut events, mut pages) = (0u64, 0u32);
+    let start = Instant::now();
+    while start.elapsed() < LONG || pages < 3 {
+        {
+            let mut getting = std::pin::pin!(client.get("/healthz", "ok"));
+            loop {
+                for _ in 0..100 {
+                    met.notify();
+                }
+                events += 100;
+                let now = tokio::time::timeout(Duration::ZERO, getting.as_mut()).await;
+                if let Ok(page) = now {
+                    page?;
+                    pages += 1;
+                    break;
+                }
+            }
+        }
+        for _ in 0..1000 {
+            client.notify();
+        }
+        events += 1000;
+    }
+    println!("storm: {events} events, {pages} pages served meanwhile");
+    met.leave().await
+}
+
+/// The guest's pages wait in quarantine until they are let go of, and it goes on serving with others.
+async fn keeps_pages(mut met: Met<'_>) -> Result<(), Failure> {
+    let accept = met.until_accept().await?;
+    let kept = met.map(&accept)?;
+    met.answer(accept.answer(Err(Errno::EMFILE)));
+    let quarantined = |page: &str| -> Result<usize, Failure> {
+        let line = page.lines().find_map(|line| line.strip_prefix("xensock_quarantined_pages "));
+        line.and_then(|number| number.trim().parse().ok())
+            .ok_or_else(|| Failure(format!("no number of pages in quarantine: {page}")))
+    };
+    let mut client = met.connection().await?;
+    const LAST: &str = "xensock_app_sent_bytes_total ";
+    let count = quarantined(&client.get("/metrics", LAST).await?)?;
+    if count != kept.pages {
+        return Err(Failure(format!("{count} pages are in quarantine, {} are kept", kept.pages)));
+    }
+    drop(kept);
+    loop {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        // A page may end in the middle of a line: what follows it belongs to the next one.
+        if quarantined(&client.get("/metrics", LAST).await?)? == 0 {
+            return met.leave().await;
+        }
+    }
+}
+
+async fn connected_at_once(liar: Liar<'_>) -> Result<(), Failure> {
+    let (_, mut front) = liar.front().await?;
+    liar.write_nodes(&[]).await?;
+    liar.say(State::InitWait).await?;
+    front.wait_for(|state| state == State::Initialised).await?;
+    // It maps nothing, so it cannot answer. Then it is gone.
+    liar.say(State::Connected).await?;
+    front.wait_for(|state| state == State::Connected).await?;
+    liar.say(State::Closed).await?;
+    front.wait_for(|state| state == State::Closed).await?;
+    Ok(())
+}
+
+async fn no_state(liar: Liar<'_>) -> Result<(), Failure> {
+    let (store, node) = (liar.store.clone(), format!("{}/state", liar.path));
+    let mut met = liar.meet().await?;
+    met.until_accept().await?;
+    store.write(&node, "banana").await?;
+    met.until_closed().await
+}
+
+/// Nodes that make no sense: the guest waits for a better backend.
+async fn nonsense(liar: Liar<'_>, lies: &[(&str, &str)]) -> Result<(), Failure> {
+    liar.write_nodes(lies).await?;
+    let (_, mut front) = liar.front().await?;
+    liar.say(State::InitWait).await?;
+    front.wait_for(|state| state == State::Initialising).await?;
+    let met = tokio::time::timeout(LONG, front.wait_for(|state| state == State::Initialised)).await;
+    if met.is_ok() {
+        return Err(Failure("the guest believes it".to_string()));
+    }
+    for (name, _) in lies {
+        let _ = liar.store.rm(&format!("{}/{name}", liar.path)).await;
+    }
+    liar.say(State::Closed).await?;
+    Ok(())
+}
