@@ -161,6 +161,30 @@ fn a_backend_that_does_not_answer_is_not_waited_for_for_ever() {
 }
 
 #[test]
+fn a_ring_stays_granted_until_the_listener_of_its_accept_is_released() {
+    let impatient = Config { answer_within: SOON, ..config() };
+    with_frontend(impatient, |rig| async move {
+        let mut script = Script::attach(&rig).await;
+        let (listener, ()) = join(rig.frontend.bind(address(80)), async {
+            for _ in 0..3 {
+                script.grant_next().await;
+            }
+        })
+        .await;
+        let listener = listener.unwrap();
+        assert!(with_timeout(SOON / 2, listener.accept()).await.is_err());
+        let accept = script.next().await;
+        let Call::Accept { ring, .. } = &accept.call else { panic!("{accept:?}") };
+        drop(listener);
+        let release = script.next().await;
+        assert_eq!(release.call, Call::Release { reuse: false });
+        // Longer than the frontend waits for the RELEASE, and for the ACCEPT after that.
+        Timer::after(SOON + Duration::from_secs(3)).await;
+        drop(script.map(ring));
+    });
+}
+
+#[test]
 fn an_accept_that_is_never_answered_goes_with_its_listener() {
     with_frontend(config(), |rig| async move {
         let mut script = Script::attach(&rig).await;

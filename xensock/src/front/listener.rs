@@ -4,6 +4,7 @@
 //! waits in `accept` meanwhile goes on waiting. ACCEPTs belong to the listener, not to the calls that
 //! started them: whoever calls `accept` next gets the connection.
 
+use super::calls::Answer;
 use super::device::{Attachment, Device};
 use super::socket::{Names, Socket, make, preparations};
 use super::stream::Stream;
@@ -182,11 +183,14 @@ impl<M: Machine> Drop for Listener<M> {
         unbinding.set(unbinding.get() + 1);
         self.0.device.spawn(async move {
             let device = &passive.device;
-            release(device, &at, name).await;
+            let released = release(device, &at, name).await;
             device.unbinding.set(device.unbinding.get() - 1);
             device.unbound.wake_all();
-            passive.released.set(true);
-            passive.given_up.wake_all();
+            // Before it has answered, the backend may still come to map the ring of an ACCEPT.
+            if !matches!(released, Err(Errno::ETIMEDOUT)) {
+                passive.released.set(true);
+                passive.given_up.wake_all();
+            }
         });
     }
 }
@@ -227,7 +231,7 @@ impl<M: Machine> Passive<M> {
         self.waiters.wake_all();
     }
 
-    async fn call(&self, call: Call, extension: Extensions) -> super::calls::Answer {
+    async fn call(&self, call: Call, extension: Extensions) -> Answer {
         let Place::Listening(at, name) = self.place.get() else { return Err(Errno::ENETDOWN) };
         if !at.protocol.has(extension) {
             return Err(Errno::EOPNOTSUPP);
@@ -252,7 +256,7 @@ impl<M: Machine> Passive<M> {
                 Ok(())
             }
             Err(error) => {
-                release(device, at, name).await;
+                let _ = release(device, at, name).await;
                 Err(error)
             }
         }
@@ -287,7 +291,7 @@ async fn listen_again<M: Machine>(passive: Rc<Passive<M>>) {
     if passive.closed.get() {
         // It was dropped meanwhile, and nobody else knows of this socket.
         if let Place::Listening(at, name) = passive.place.replace(Place::Nowhere) {
-            release(&passive.device, &at, name).await;
+            let _ = release(&passive.device, &at, name).await;
         }
         return;
     }
@@ -407,10 +411,12 @@ pub(super) async fn bind<M: Machine>(
     Ok(Listener(passive))
 }
 
-async fn release<M: Machine>(device: &Device<M>, at: &Attachment, name: u64) {
-    match device.call(at.session, name, Call::Release { reuse: false }).await {
+async fn release<M: Machine>(device: &Device<M>, at: &Attachment, name: u64) -> Answer {
+    let answer = device.call(at.session, name, Call::Release { reuse: false }).await;
+    match answer {
         // A backend that is gone has closed the socket, too.
         Ok(_) | Err(Errno::ENETDOWN) => {}
         Err(error) => log::warn!("releasing listener {name} failed: {error}"),
     }
+    answer
 }
