@@ -73,11 +73,7 @@ impl Base {
     /// Builds what is missing or out of date. Says on `say` what takes long.
     pub fn get(tree: &Tree, say: &dyn Fn(&str)) -> Result<Self> {
         let cache = tree.cache();
-        fs::create_dir_all(&cache)
-            .with_context(|| format!("cannot create the folder {}", cache.display()))?;
-        // Two labs may start at once: one builds, the other waits for it.
-        let lock = File::create(cache.join("lock"))?;
-        lock.lock()?;
+        let _lock = lock(&cache)?;
         let packages = Packages::get(tree, say)?;
         let base = Self { cache, packages };
         let key = key(tree)?;
@@ -247,12 +243,22 @@ pub struct Content {
     pub files: Vec<(PathBuf, String)>,
 }
 
+/// The cache, for as long as the value lives. Two labs may start at once: one builds, the other waits.
+pub fn lock(cache: &Path) -> Result<File> {
+    fs::create_dir_all(cache)
+        .with_context(|| format!("cannot create the folder {}", cache.display()))?;
+    let lock = File::create(cache.join("lock"))?;
+    lock.lock()?;
+    Ok(lock)
+}
+
 fn library_path(name: &str) -> String {
     // Only the loader is known by its whole path.
     if name.starts_with('/') { name.into() } else { format!("/lib/x86_64-linux-gnu/{name}") }
 }
 
-const BUSYBOX: &str = "/usr/bin/busybox";
+/// The host's busybox, which needs no library.
+pub const BUSYBOX: &str = "/usr/bin/busybox";
 
 fn add_busybox<W: Write>(archive: &mut Archive<W>) -> Result<()> {
     archive.copy(Path::new(BUSYBOX), "/bin/busybox", EXECUTABLE)?;

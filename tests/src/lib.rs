@@ -10,6 +10,7 @@ mod archive;
 mod dom0;
 mod domain;
 mod image;
+mod linux;
 mod machine;
 mod modules;
 mod packages;
@@ -23,6 +24,7 @@ mod tree;
 
 pub use dom0::{Dom0, Output, check_port};
 pub use domain::Domain;
+pub use linux::LinuxEnds;
 pub use machine::{Booting, Lab};
 pub use process::Kept;
 pub use qemu::{Accel, Options};

@@ -43,6 +43,18 @@ const PACKAGES: &[&str] = &[
 /// 12's own 6.1: its backend drivers are the better reference.
 const KERNEL: &str = "linux-image-6.12-amd64";
 
+/// Forgets the packages, so that the next lab downloads them anew.
+pub fn forget(tree: &Tree) -> Result<()> {
+    // The image is made from them.
+    for stamp in ["root.packages", "base.key"] {
+        match fs::remove_file(tree.cache().join(stamp)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// The unpacked packages, as one tree of files.
 pub struct Packages {
     root: PathBuf,
@@ -66,15 +78,12 @@ impl Packages {
             fs::create_dir_all(folder)?;
         }
         say("downloading dom0's packages from Debian (about 120 MB)");
-        if let Err(first) = download(&debs) {
-            // The usual cause is a package index older than the packages on the servers.
-            say("the download failed; updating the list of packages and trying again");
-            let updated = Command::new(tree.setup()).arg("update").stdin(Stdio::null()).status()?;
-            if !updated.success() {
-                return Err(first);
-            }
-            download(&debs)?;
-        }
+        with_update(tree, say, || {
+            let kernel = depends(KERNEL)?;
+            let names: Vec<_> =
+                PACKAGES.iter().copied().chain(kernel.first().map(|name| &**name)).collect();
+            download(&debs, &names).context("cannot download dom0's packages")
+        })?;
         say("unpacking dom0's packages");
         for deb in fs::read_dir(&debs)? {
             process::output(Command::new("dpkg").arg("-x").arg(deb?.path()).arg(&root))?;
@@ -118,20 +127,36 @@ impl Packages {
     }
 }
 
-fn download(into: &Path) -> Result<()> {
-    let depends = process::output(Command::new("apt-cache").args(["depends", KERNEL]))
+/// Tries what fails when the package index is older than the packages on the servers; brings it up to
+/// date then, and tries again.
+pub fn with_update<T>(
+    tree: &Tree,
+    say: &dyn Fn(&str),
+    attempt: impl Fn() -> Result<T>,
+) -> Result<T> {
+    attempt().or_else(|first| {
+        say("the download failed; updating the list of packages and trying again");
+        let updated = Command::new(tree.setup()).arg("update").stdin(Stdio::null()).status()?;
+        if updated.success() { attempt() } else { Err(first) }
+    })
+}
+
+/// What a package depends on.
+pub fn depends(package: &str) -> Result<Vec<String>> {
+    let depends = process::output(Command::new("apt-cache").args(["depends", package]))
         .with_context(|| {
-            format!("no package {KERNEL}: is Debian's security repository enabled?")
+            format!("no package {package}: is Debian's security repository enabled?")
         })?;
-    let depends = String::from_utf8_lossy(&depends.stdout).into_owned();
-    let kernel = depends
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("Depends: "))
-        .with_context(|| format!("package {KERNEL} depends on no kernel"))?;
+    let depends = String::from_utf8_lossy(&depends.stdout);
+    let names = depends.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+    Ok(names.map(str::to_owned).collect())
+}
+
+/// Downloads packages into a folder.
+pub fn download(into: &Path, packages: &[&str]) -> Result<()> {
     let mut command = Command::new("apt-get");
-    command.args(["download", "-q"]).args(PACKAGES).arg(kernel).current_dir(into);
-    process::output(&mut command).context("cannot download dom0's packages")?;
-    Ok(())
+    command.args(["download", "-q"]).args(packages).current_dir(into);
+    process::output(&mut command).map(drop)
 }
 
 /// Reads `ldd`'s answer: lines such as `libc.so.6 => /lib/libc.so.6 (0x…)`, and the loader's bare path.

@@ -53,6 +53,11 @@ impl Tree {
         self.root.join("tests/dom0")
     }
 
+    /// What the modules of Linux are built with.
+    pub fn linux(&self) -> PathBuf {
+        self.root.join("tests/linux")
+    }
+
     /// The guests that the tree describes: their names and xl configurations.
     pub fn guests(&self) -> Result<BTreeMap<String, PathBuf>> {
         let folder = self.dom0();

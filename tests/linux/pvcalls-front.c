@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+/*
+ * Linux's own PV Calls frontend, unchanged. Linux gives its functions to nobody; here pvcalls-test may
+ * call them.
+ */
+
+#include "linux/pvcalls-front.c"
+
+EXPORT_SYMBOL_GPL(pvcalls_front_socket);
+EXPORT_SYMBOL_GPL(pvcalls_front_connect);
+EXPORT_SYMBOL_GPL(pvcalls_front_bind);
+EXPORT_SYMBOL_GPL(pvcalls_front_listen);
+EXPORT_SYMBOL_GPL(pvcalls_front_accept);
+EXPORT_SYMBOL_GPL(pvcalls_front_sendmsg);
+EXPORT_SYMBOL_GPL(pvcalls_front_recvmsg);
+EXPORT_SYMBOL_GPL(pvcalls_front_poll);
+EXPORT_SYMBOL_GPL(pvcalls_front_release);
