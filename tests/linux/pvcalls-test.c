@@ -163,20 +163,20 @@ out:
 
 /* Bytes */
 
-static void fill(u8 *to, size_t len, u64 offset)
+static void fill(u8 *into, size_t len, u64 offset)
 {
 	size_t i;
 
 	for (i = 0; i < len; i++)
-		to[i] = (offset + i) % PERIOD;
+		into[i] = (offset + i) % PERIOD;
 }
 
-static bool fits(const u8 *bytes, size_t len, u64 offset)
+static bool fits(const u8 *from, size_t len, u64 offset)
 {
 	size_t i;
 
 	for (i = 0; i < len; i++)
-		if (bytes[i] != (offset + i) % PERIOD)
+		if (from[i] != (offset + i) % PERIOD)
 			return false;
 	return true;
 }

@@ -10,6 +10,8 @@ mod guests;
 mod images;
 mod liar;
 mod lifecycle;
+mod linux_backend;
+mod linux_frontend;
 mod machine;
 mod reconnect;
 mod service;
@@ -39,6 +41,8 @@ fn main() -> ExitCode {
         reconnect::CASES,
         liar::CASES,
         images::CASES,
+        linux_frontend::CASES,
+        linux_backend::CASES,
         ends::CASES,
     ]
     .concat();

@@ -155,6 +155,25 @@ fn number(line: &str) -> Option<(String, u64)> {
     Some((name.to_owned(), value.parse().ok()?))
 }
 
+/// Sends bytes to an echo server on this machine's `port`, then the end of the stream, and gets all
+/// of it back.
+pub fn exchange(port: u16, sent: &[u8]) -> Result<()> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut got = Vec::new();
+    std::thread::scope(|scope| {
+        let mut half = stream.try_clone()?;
+        let writer = scope.spawn(move || {
+            half.write_all(sent)?;
+            half.shutdown(std::net::Shutdown::Write)
+        });
+        stream.read_to_end(&mut got)?;
+        writer.join().expect("the writer panicked")
+    })?;
+    ensure!(got == sent, "{} bytes came back of {}, or others", got.len(), sent.len());
+    Ok(())
+}
+
 /// What `/bytes/N` is specified to send.
 pub fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|offset| (offset % 251) as u8).collect()
