@@ -18,6 +18,8 @@ PORT ?= 8080
 # How long each of the fuzzer's targets takes, and which; all of them by default.
 FUZZ_SECONDS ?= 60
 TARGET ?=
+# How often `make soak` kills the backend.
+SOAK_ROUNDS ?= 100
 # How often a model's threads are interrupted where they need not wait. Each one more takes ten times longer.
 LOOM_MAX_PREEMPTIONS ?= 3
 # Options for the lab, such as LAB="--memory 8192 --gdb 1234".
@@ -28,7 +30,7 @@ KERNEL_FLAGS := --target x86_64-xen-pvh.json -Zbuild-std=core,alloc,compiler_bui
 export KERNEL_FLAGS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel examples xensockd liar lab run shell test bench fuzz loom clean
+.PHONY: help setup kernel examples xensockd liar lab run shell test bench soak fuzz loom clean
 
 help:
 	@echo 'make run         boots Xen and serves a guest: APP=http or echo, PORT=8080'
@@ -36,6 +38,7 @@ help:
 	@echo 'make test        checks, host tests, then tests in real Xen'
 	@echo 'make test TEST=… only the tests in real Xen whose names contain this'
 	@echo 'make bench       the rings against memcpy; how soon a guest serves'
+	@echo 'make soak        the backend killed under load again and again: SOAK_ROUNDS=100'
 	@echo 'make fuzz        hostile inputs by libFuzzer: FUZZ_SECONDS=60 each, TARGET=one'
 	@echo 'make loom        the rings in all orders of their accesses: LOOM_MAX_PREEMPTIONS=3'
 	@echo 'make kernel      builds the guest: target/xensock-kernel'
@@ -88,6 +91,9 @@ bench: kernel xensockd
 
 fuzz: setup
 	@fuzz/run '$(FUZZ_SECONDS)' $(TARGET)
+
+soak: setup
+	SOAK_ROUNDS='$(SOAK_ROUNDS)' tests/check killed_under_load
 
 loom: setup
 	LOOM_MAX_PREEMPTIONS=$(LOOM_MAX_PREEMPTIONS) $(CARGO) test --profile host -p xensock --features loom --test loom
