@@ -2,7 +2,7 @@
 
 mod rig;
 
-use embassy_time::{Duration, with_timeout};
+use embassy_time::{Duration, Timer, with_timeout};
 use embedded_io_async::{Read, Write};
 use futures_util::future::join;
 use rig::{
@@ -211,6 +211,25 @@ fn an_orderly_unplug_and_a_new_device_of_the_same_name() {
         rig.store.rm(&back);
         make_device(&rig.store, &front, &back);
         rig.start_backend(protocol, limits());
+        served(&rig, &listener).await;
+    });
+}
+
+#[test]
+fn a_device_whose_backend_appears_after_its_frontend_is_waited_for() {
+    with_protocols(|rig, protocol| async move {
+        let (front, back) = (of(protocol.dialect, FRONT), of(protocol.dialect, BACK));
+        rig.store.rm(&front);
+        rig.store.rm(&back);
+        Timer::after(SOON).await;
+        make_device(&rig.store, &front, &back);
+        rig.store.rm(&back);
+        // The guest may not know whether there is such a folder.
+        Timer::after(SOON).await;
+        assert_eq!(rig.driver_ended(), None);
+        make_device(&rig.store, &front, &back);
+        rig.start_backend(protocol, limits());
+        let listener = rig.frontend.bind(address(80)).await.unwrap();
         served(&rig, &listener).await;
     });
 }

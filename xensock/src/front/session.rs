@@ -45,8 +45,9 @@ pub(super) async fn serve<M: Machine>(device: &Device<M>, store: &Store, path: &
         match serve_once(device, store, path, number).await {
             Ok(End::BackendGone) => log::warn!("{path}: the backend is gone; waiting for it"),
             Ok(End::Shutdown) => break,
-            // The toolstack has removed the device meanwhile.
-            Err(Errno::ENOENT) => {}
+            // The toolstack has removed the device meanwhile, or is still making it. A folder that is not
+            // there and one that may not be read look the same.
+            Err(Errno::ENOENT | Errno::EACCES) => {}
             Err(error @ (Errno::ENOMEM | Errno::ENOSPC)) => {
                 log::error!("{path}: nothing is left for a command ring: {error}; trying again");
             }
