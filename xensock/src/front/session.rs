@@ -28,7 +28,7 @@ const TRANSACTION_TRIES: usize = 16;
 const BETWEEN_SESSIONS: Duration = Duration::from_secs(1);
 
 /// The least time until a backend is looked at again whose offer made no sense.
-const BETWEEN_OFFERS: Duration = Duration::from_secs(5);
+const BETWEEN_OFFERS: Duration = Duration::from_secs(2);
 
 /// Why a session ended.
 enum End {
