@@ -6,11 +6,12 @@ use embassy_time::{Duration, Timer, with_timeout};
 use embedded_io_async::{Read, Write};
 use futures_util::future::join;
 use rig::{
-    BACK, DOM0, FRONT, Rig, address, config, connect, limits, make_device, of, pattern, protocols,
-    with_frontend,
+    BACK, DOM0, FRONT, GUEST, Rig, address, config, connect, limits, make_device, of, pattern,
+    protocols, with_frontend,
 };
 use std::rc::Rc;
 use xen::xenbus::{self, State};
+use xen::xenstore::{Access, Permission};
 use xensock::Errno;
 use xensock::front::{Config, Listener};
 use xensock::wire::Protocol;
@@ -216,18 +217,26 @@ fn an_orderly_unplug_and_a_new_device_of_the_same_name() {
 }
 
 #[test]
-fn a_device_whose_backend_appears_after_its_frontend_is_waited_for() {
+fn a_backend_that_may_not_be_looked_at_yet_is_waited_for() {
     with_protocols(|rig, protocol| async move {
         let (front, back) = (of(protocol.dialect, FRONT), of(protocol.dialect, BACK));
+        // The toolstack makes the nodes first, and lets the guest read them then.
+        let all = ["", "/state", "/frontend", "/frontend-id"].map(|node| format!("{back}{node}"));
+        let allow = |access| {
+            let own = Permission { access: Access::None, domain: DOM0 };
+            for node in &all {
+                rig.store.set_permissions(node, &[own, Permission { access, domain: GUEST }]);
+            }
+        };
         rig.store.rm(&front);
         rig.store.rm(&back);
         Timer::after(SOON).await;
         make_device(&rig.store, &front, &back);
-        rig.store.rm(&back);
-        // The guest may not know whether there is such a folder.
+        allow(Access::None);
         Timer::after(SOON).await;
         assert_eq!(rig.driver_ended(), None);
-        make_device(&rig.store, &front, &back);
+        allow(Access::Read);
+        rig.store.fire(&format!("{back}/state"));
         rig.start_backend(protocol, limits());
         let listener = rig.frontend.bind(address(80)).await.unwrap();
         served(&rig, &listener).await;

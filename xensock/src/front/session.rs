@@ -89,19 +89,22 @@ async fn backend<M: Machine>(
                 let open =
                     |state| number == 0 || matches!(state, State::Initialising | State::InitWait);
                 let opened = {
-                    let opened = pin!(wait_for(device, &mut watch, open));
+                    let opened = pin!(async {
+                        loop {
+                            match wait_for(device, &mut watch, open).await {
+                                // A folder that is not there yet and one that may not be read yet
+                                // look the same.
+                                Err(Errno::EACCES | Errno::ENOENT) => {}
+                                opened => break opened,
+                            }
+                        }
+                    });
                     match select(opened, pin!(nodes.next())).await {
                         Either::Left((opened, _)) => opened,
                         Either::Right(_) => continue,
                     }
                 };
-                match opened {
-                    Ok(None) => return Ok(None),
-                    Ok(Some(_)) => return Ok(Some((backend, watch))),
-                    // A folder that is gone and one that may not be read look the same.
-                    Err(Errno::EACCES | Errno::ENOENT) => {}
-                    Err(error) => return Err(error),
-                }
+                return Ok(opened?.map(|_| (backend, watch)));
             }
             Err(error @ (Errno::ENOENT | Errno::EACCES | Errno::EPROTO)) => {
                 if !said {
