@@ -296,11 +296,12 @@ fn linux_s_backend_may_answer_a_connect_after_the_guest_gave_it_up(bench: &Bench
 fn linux_s_backend_gives_way_to_xensockd_again(bench: &Bench) -> Result<()> {
     let mut linux = OverLinux::get(bench)?;
     let dom0 = bench.lab()?;
-    drop(linux.0.take());
+    let guests = linux.0.take().context("the guests are gone")?;
+    let ids = [guests.http.domain.id()?, guests.echo.domain.id()?];
+    drop(guests);
     let gone = || {
-        Ok(dom0
-            .run("xenstore-list /local/domain/0/backend/pvcalls 2>/dev/null || true")?
-            .is_empty())
+        let left = dom0.exec("xenstore-list /local/domain/0/backend/pvcalls 2>/dev/null")?.text();
+        Ok(!left.lines().any(|id| ids.contains(&id.parse().ok())))
     };
     wait_until("the guests' devices are gone", PATIENCE, gone)?;
     dom0.run("rmmod pvcalls_back && start-xensockd")?;
