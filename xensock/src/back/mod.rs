@@ -10,6 +10,7 @@
 //! the command ring, and what it does at a time is bounded too, so that guests which share an executor
 //! with this one get their turns.
 
+mod commands;
 mod connection;
 mod data_ring;
 mod guest;

@@ -7,6 +7,10 @@ use xen::Errno;
 /// The size of the field: `sizeof(struct sockaddr_in6)`.
 pub(super) const FIELD: usize = 28;
 
+/// Where a request of any dialect has its address, and how many of its bytes count (`u32`).
+const ADDR: usize = 16;
+const LEN: usize = ADDR + FIELD;
+
 /// `sizeof(struct sockaddr_in)`.
 const LEN_V4: u32 = 16;
 
@@ -46,6 +50,19 @@ impl Family {
             .find(|family| u32::from(family.number()) == number)
             .ok_or(Errno::EAFNOSUPPORT)
     }
+}
+
+/// Puts an address into a request.
+pub(super) fn put_addr(slot: &mut [u8], addr: SocketAddr) {
+    let mut field = [0; FIELD];
+    let len = encode(addr, &mut field);
+    put(slot, ADDR, field);
+    put(slot, LEN, len.to_le_bytes());
+}
+
+/// Reads the address of a request.
+pub(super) fn addr_of(slot: &[u8]) -> Result<SocketAddr, Errno> {
+    decode(&bytes(slot, ADDR), u32_at(slot, LEN))
 }
 
 /// Puts an address into a field, and returns how many of its bytes count.

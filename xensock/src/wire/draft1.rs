@@ -5,7 +5,7 @@
 //! itself carries; where the ends have agreed on
 //! [`Extensions::RESIZE`](super::Extensions::RESIZE), it may have fewer, in the same proportions.
 
-use super::address;
+use super::address::{addr_of, put_addr};
 use super::dialect::{Dialect, Offer, Slots};
 use super::extensions;
 use super::layout::{EventIndexes, Layout, Way};
@@ -14,7 +14,6 @@ use super::{Call, Command, Malformed, Request, Response, RingGrants, RingOffer};
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::net::SocketAddr;
 use core::ops::RangeInclusive;
 use xen::{Errno, GrantRef, PAGE_SIZE, Port, Shared};
 
@@ -38,8 +37,6 @@ const REFS: usize = 1 << ORDER;
 const BACKLOG: u32 = 128;
 
 /// Offsets of the request's fields.
-const ADDR: usize = 16;
-const ADDR_LEN: usize = 44;
 const CONNECT_FLAGS: usize = 48;
 const CONNECT_REFS: usize = 52;
 const CONNECT_PORT: usize = 308;
@@ -77,18 +74,17 @@ fn command(number: u32) -> Command {
 }
 
 fn decode_call(command: Command, slot: &[u8]) -> Result<Call, Errno> {
-    let addr = || address::decode(&bytes(slot, ADDR), u32_at(slot, ADDR_LEN));
     let ring = |refs, port| -> Result<RingOffer, Errno> {
         Ok(RingOffer { grants: XenSock.grants_at(slot, refs)?, port: Port(u32_at(slot, port)) })
     };
     Ok(match command {
         Command::Connect => Call::Connect {
-            addr: addr()?,
+            addr: addr_of(slot)?,
             flags: u32_at(slot, CONNECT_FLAGS),
             ring: ring(CONNECT_REFS, CONNECT_PORT)?,
         },
         Command::Release => Call::Release { reuse: false },
-        Command::Bind => Call::Bind { addr: addr()? },
+        Command::Bind => Call::Bind { addr: addr_of(slot)? },
         Command::Listen => Call::Listen { backlog: BACKLOG },
         Command::Accept => {
             Call::Accept { new: u64_at(slot, ACCEPT_NEW), ring: ring(ACCEPT_REFS, ACCEPT_PORT)? }
@@ -156,12 +152,6 @@ impl Dialect for XenSock {
         put(slot, 0, request.id.to_le_bytes());
         put(slot, 4, number(request.call.command()).to_le_bytes());
         put(slot, 8, request.socket.to_le_bytes());
-        let put_addr = |slot: &mut [u8], addr: SocketAddr| {
-            let mut field = [0; address::FIELD];
-            let len = address::encode(addr, &mut field);
-            put(slot, ADDR, field);
-            put(slot, ADDR_LEN, len.to_le_bytes());
-        };
         match &request.call {
             Call::Socket { .. } => return Err(Errno::EINVAL),
             Call::Connect { addr, flags, ring } => {

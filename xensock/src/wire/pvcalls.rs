@@ -3,7 +3,7 @@
 //! Where the two disagree about the place of `ring_order`, the header and every implementation are
 //! right: 128.
 
-use super::address;
+use super::address::{addr_of, put_addr};
 use super::dialect::{Dialect, Offer, Slots};
 use super::extensions;
 use super::layout::{EventIndexes, Layout, Way};
@@ -13,7 +13,6 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
-use core::net::SocketAddr;
 use core::ops::RangeInclusive;
 use core::sync::atomic::Ordering;
 use xen::{Errno, GrantRef, PAGE_SIZE, Port, Shared};
@@ -82,7 +81,6 @@ fn ring_at(slot: &[u8], at: usize) -> Result<RingOffer, Errno> {
 }
 
 fn decode_call(command: Command, slot: &[u8]) -> Result<Call, Errno> {
-    let addr = || address::decode(&bytes(slot, 16), u32_at(slot, 44));
     Ok(match command {
         Command::Socket => {
             if [u32_at(slot, 20), u32_at(slot, 24)] != [SOCK_STREAM, 0] {
@@ -90,11 +88,13 @@ fn decode_call(command: Command, slot: &[u8]) -> Result<Call, Errno> {
             }
             Call::Socket { family: Family::from_number(u32_at(slot, 16))? }
         }
-        Command::Connect => {
-            Call::Connect { addr: addr()?, flags: u32_at(slot, 48), ring: ring_at(slot, 52)? }
-        }
+        Command::Connect => Call::Connect {
+            addr: addr_of(slot)?,
+            flags: u32_at(slot, 48),
+            ring: ring_at(slot, 52)?,
+        },
         Command::Release => Call::Release { reuse: slot[16] != 0 },
-        Command::Bind => Call::Bind { addr: addr()? },
+        Command::Bind => Call::Bind { addr: addr_of(slot)? },
         Command::Listen => Call::Listen { backlog: u32_at(slot, 16) },
         Command::Accept => Call::Accept { new: u64_at(slot, 16), ring: ring_at(slot, 24)? },
         Command::Poll => Call::Poll,
@@ -149,12 +149,6 @@ impl Dialect for PvCalls {
         put(slot, 0, request.id.to_le_bytes());
         put(slot, 4, number(request.call.command()).to_le_bytes());
         put(slot, 8, request.socket.to_le_bytes());
-        let put_addr = |slot: &mut [u8], addr: SocketAddr| {
-            let mut field = [0; address::FIELD];
-            let len = address::encode(addr, &mut field);
-            put(slot, 16, field);
-            put(slot, 44, len.to_le_bytes());
-        };
         match &request.call {
             Call::Socket { family } => {
                 put(slot, 16, u32::from(family.number()).to_le_bytes());

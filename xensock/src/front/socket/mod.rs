@@ -1,19 +1,21 @@
 //! An active socket: the ring of a connection, shared by the stream and the driver's jobs.
 
-use super::calls::{Answer, Reply};
+mod open;
+mod options;
+
+pub(super) use open::{connect, make, preparations};
+
+use super::calls::Answer;
 use super::device::{Attachment, Device};
 use super::memory::{Berth, Ring, RingPages};
-use super::stream::Stream;
 use crate::ring::{Consumer, Guess, Producer, len};
-use crate::wire::{Call, Extensions, Family, Options, Region, SocketOption};
+use crate::wire::{Call, Extensions, Region};
 use crate::{Machine, Side, Signal};
 use alloc::rc::Rc;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::net::SocketAddr;
 use core::task::{Context, Poll};
-use futures_util::future::join_all;
 use xen::{Errno, Port, Shared};
 
 /// After so many operations that did not have to wait, a task lets the others run.
@@ -340,74 +342,6 @@ impl<M: Machine> Socket<M> {
         Some(Ring { pages, port: self.port, signal: self.signal.clone() })
     }
 
-    /// Changes an option: a job.
-    pub(super) async fn set_option(&self, option: SocketOption, value: u32) -> Result<(), Errno> {
-        if option.is_ring_size() {
-            return self.set_size(option, value).await;
-        }
-        self.needs(Extensions::OPTIONS)?;
-        self.call(Call::SetOption { option, value }).await.map(drop)
-    }
-
-    /// An option's value: a job.
-    pub(super) async fn option(&self, option: SocketOption) -> Result<u32, Errno> {
-        if option.is_ring_size() {
-            let ring = self.ring.borrow();
-            let layout = ring.as_ref().ok_or_else(|| self.failure())?.pages.layout();
-            let input = option == SocketOption::ReceiveBuffer;
-            return Ok(if input { layout.input.size } else { layout.output.size });
-        }
-        self.needs(Extensions::OPTIONS)?;
-        Ok(self.call(Call::GetOption { option }).await?.value)
-    }
-
-    async fn set_size(&self, option: SocketOption, value: u32) -> Result<(), Errno> {
-        let former = self.sizes.get();
-        let mut sizes = former;
-        sizes[usize::from(option == SocketOption::SendBuffer)] = Some(value);
-        let order = self.at.order_for(sizes[0], sizes[1]);
-        let present = self.ring.borrow().as_ref().ok_or_else(|| self.failure())?.pages.order();
-        if order != present {
-            self.resize(order).await?;
-        }
-        self.sizes.set(sizes);
-        Ok(())
-    }
-
-    /// Goes over to a ring of another size. What is in the present one is not lost: this end reads the
-    /// rest of `in` there, and the backend the rest of `out`.
-    async fn resize(&self, order: u32) -> Result<(), Errno> {
-        self.needs(Extensions::RESIZE)?;
-        self.leave_former();
-        if self.resizing.get() || self.former.borrow().is_some() {
-            return Err(Errno::EBUSY);
-        }
-        let (pages, grants) = self.device.memory.open_pages(&self.at, order)?;
-        self.resizing.set(true);
-        let answer = self.call(Call::Resize { grants }).await;
-        self.resizing.set(false);
-        let result = match answer {
-            Ok(_) if self.is_open() => {
-                self.resized.set(true);
-                let before = self.ring.replace(Some(Ends::new(pages)));
-                self.former.replace(before);
-                self.leave_former();
-                Ok(())
-            }
-            answer => {
-                self.device.memory.close_pages(pages);
-                // Nobody knows which ring the backend goes on with.
-                if let Err(Errno::ETIMEDOUT) = answer {
-                    self.failed.set(Some(Errno::ETIMEDOUT));
-                }
-                answer.and_then(|_| Err(self.failure()))
-            }
-        };
-        // Who wanted to write has waited.
-        self.signal.raise();
-        result
-    }
-
     /// The peer broke the rules: nothing that it says about this socket is believed any more.
     fn fail(&self, error: Errno) -> Errno {
         if self.failed.get().is_none() {
@@ -420,61 +354,4 @@ impl<M: Machine> Socket<M> {
     fn failure(&self) -> Errno {
         self.failed.get().unwrap_or(Errno::ENOTCONN)
     }
-}
-
-/// Opens a socket and connects it: a job.
-pub(super) async fn connect<M: Machine>(
-    device: &Rc<Device<M>>,
-    to: SocketAddr,
-    options: &Options,
-) -> Result<Stream<M>, Errno> {
-    let at = device.attached().await?;
-    let sizes = [SocketOption::ReceiveBuffer, SocketOption::SendBuffer].map(|of| options.get(of));
-    let (ring, offer) = device.memory.open_ring(&at, at.order_for(sizes[0], sizes[1]))?;
-    let name = device.name_socket();
-    let mut calls = preparations(&at, Family::of(to), options);
-    calls.push(Call::Connect { addr: to, flags: 0, ring: offer });
-    match make(device, &at, name, calls).await {
-        Ok(reply) => {
-            let names = Names { local: reply.name, peer: Some(to) };
-            let socket = Socket::new(device, name, at, ring, names);
-            socket.sizes.set(sizes);
-            Ok(Stream::new(socket))
-        }
-        Err(error) => {
-            // The backend may still know the socket, and after a lost answer even the ring. Only when it has
-            // answered this, or is gone, it cannot come to map the ring later.
-            match device.call(at.session, name, Call::Release { reuse: false }).await {
-                Err(Errno::ETIMEDOUT) => device.memory.keep(ring),
-                _ => device.memory.close_ring(ring),
-            }
-            Err(error)
-        }
-    }
-}
-
-/// The calls that create a socket, if that takes one of its own, and set its options.
-pub(super) fn preparations(at: &Attachment, family: Family, options: &Options) -> Vec<Call> {
-    let creates = at.protocol.dialect.has_socket_command();
-    let create = creates.then_some(Call::Socket { family });
-    let options = options.iter().filter(|(option, _)| !option.is_ring_size());
-    let set = options.map(|(option, value)| Call::SetOption { option, value });
-    create.into_iter().chain(set).collect()
-}
-
-/// Makes calls about a new socket, all at once: backends carry them out in order, and refuse what comes
-/// after a failure. The reply is the last one that has a name.
-pub(super) async fn make<M: Machine>(
-    device: &Device<M>,
-    at: &Attachment,
-    name: u64,
-    calls: Vec<Call>,
-) -> Answer {
-    let calls = calls.into_iter().map(|call| device.call(at.session, name, call));
-    let mut last = Reply::default();
-    for reply in join_all(calls).await {
-        let reply = reply?;
-        last = Reply { name: reply.name.or(last.name), ..reply };
-    }
-    Ok(last)
 }
