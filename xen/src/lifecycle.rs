@@ -8,11 +8,9 @@ use crate::xenstore::{Store, Watch};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::cell::Cell;
 
 const NODE: &str = "control/shutdown";
-
-/// How often acknowledging is tried again when another request comes in between.
-const ATTEMPTS: usize = 16;
 
 /// What the toolstack asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,23 +51,30 @@ pub struct Requests {
     /// The watch has fired since the node was read.
     changed: bool,
     /// A request whose acknowledgement is under way: if the node is found empty, it was made.
-    acknowledging: Option<Request>,
+    acknowledging: Cell<Option<Request>>,
 }
 
 impl Requests {
     /// Announces which requests are obeyed (`control/feature-poweroff` and so on) and begins to
     /// watch for them.
     pub async fn watch(store: &Store, supported: &[Request]) -> Result<Requests, Errno> {
-        for request in supported {
+        let watch = store.watch(NODE).await?;
+        let (store, supported) = (store.clone(), supported.to_vec());
+        let acknowledging = Cell::new(None);
+        let requests = Requests { store, watch, supported, changed: false, acknowledging };
+        requests.announce().await;
+        Ok(requests)
+    }
+
+    /// Announces again which requests are obeyed: the nodes of a restored domain are new.
+    pub async fn announce(&self) {
+        for request in &self.supported {
             let node = format!("control/feature-{}", request.word());
-            if let Err(error) = store.write(&node, "1").await {
+            if let Err(error) = self.store.write(&node, "1").await {
                 // Requests can come all the same.
                 log::warn!("cannot announce {node} to the toolstack: {error}");
             }
         }
-        let watch = store.watch(NODE).await?;
-        let (store, supported) = (store.clone(), supported.to_vec());
-        Ok(Requests { store, watch, supported, changed: false, acknowledging: None })
     }
 
     /// Waits for a request that is supported, and acknowledges it: the caller obeys now.
@@ -92,36 +97,36 @@ impl Requests {
     }
 
     async fn take(&mut self) -> Result<Option<Request>, Errno> {
-        for _ in 0..ATTEMPTS {
-            let transaction = self.store.transaction().await?;
+        let Requests { store, supported, acknowledging, .. } = &*self;
+        let first = Cell::new(true);
+        let word = store.transact(async |transaction| {
+            if !first.replace(false) {
+                // The one before was not committed.
+                acknowledging.set(None);
+            }
             let word = match transaction.read(NODE).await {
-                Ok(word) if !word.is_empty() => word,
-                Ok(_) | Err(Errno::ENOENT) => return Ok(self.acknowledging.take()),
-                Err(error) => return Err(error),
+                Err(Errno::ENOENT) => Vec::new(),
+                word => word?,
             };
             let request = Request::decode(&word);
-            if let Some(request) = request
-                && !self.supported.contains(&request)
-            {
+            if !word.is_empty() && request.is_none_or(|request| supported.contains(&request)) {
+                transaction.write(NODE, "").await?;
+                acknowledging.set(request);
+            }
+            Ok(word)
+        });
+        let word = word.await.inspect_err(|_| acknowledging.set(None))?;
+        let acknowledged = acknowledging.take();
+        match Request::decode(&word) {
+            None if !word.is_empty() => {
+                let word = String::from_utf8_lossy(&word);
+                log::warn!("the toolstack asks for {word:?}, which means nothing here");
+            }
+            Some(request) if acknowledged.is_none() => {
                 log::warn!("the toolstack asks for {}, which is not supported", request.word());
-                return Ok(None);
             }
-            transaction.write(NODE, "").await?;
-            self.acknowledging = request;
-            let committed = transaction.commit().await;
-            self.acknowledging = None;
-            match committed {
-                Ok(()) => {
-                    if request.is_none() {
-                        let word = String::from_utf8_lossy(&word);
-                        log::warn!("the toolstack asks for {word:?}, which means nothing here");
-                    }
-                    return Ok(request);
-                }
-                Err(Errno::EAGAIN) => {}
-                Err(error) => return Err(error),
-            }
+            _ => {}
         }
-        Err(Errno::EAGAIN)
+        Ok(acknowledged)
     }
 }

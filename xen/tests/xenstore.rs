@@ -1,6 +1,6 @@
 //! The xenstore client against a xenstored in memory.
 
-use futures_executor::LocalPool;
+use futures_executor::{LocalPool, LocalSpawner};
 use futures_util::FutureExt;
 use futures_util::future::{join_all, poll_immediate};
 use futures_util::task::LocalSpawnExt;
@@ -11,7 +11,7 @@ use std::rc::Rc;
 use xen::xenbus::{self, OtherEnd, State, StateWatch};
 use xen::xenstore::double::FakeStore;
 use xen::xenstore::wire;
-use xen::xenstore::{self, Access, Permission, Store};
+use xen::xenstore::{self, Access, Permission, Store, Transaction};
 use xen::{DomId, Errno};
 
 const GUEST: DomId = DomId(5);
@@ -22,6 +22,7 @@ struct World {
     fake: FakeStore,
     store: Store,
     pool: RefCell<LocalPool>,
+    spawner: LocalSpawner,
     ended: Rc<Cell<Option<Errno>>>,
 }
 
@@ -34,8 +35,9 @@ impl World {
         let (reader, writer) = fake.connect(GUEST);
         let (store, driver) = xenstore::connect(reader, writer);
         let end = ended.clone();
-        pool.spawner().spawn_local(async move { end.set(Some(driver.run().await)) }).unwrap();
-        World { fake, store, pool: RefCell::new(pool), ended }
+        let spawner = pool.spawner();
+        spawner.spawn_local(async move { end.set(Some(driver.run().await)) }).unwrap();
+        World { fake, store, pool: RefCell::new(pool), spawner, ended }
     }
 
     /// Runs until nothing moves any more; the future must be done by then.
@@ -234,6 +236,125 @@ fn a_watch_hears_of_a_transaction_when_it_is_committed() {
         transaction.commit().await.unwrap();
         assert_eq!(watch.next().await, "a/b");
     });
+}
+
+#[test]
+fn a_transaction_that_is_disturbed_is_done_again() {
+    let world = World::new();
+    let tries = Cell::new(0);
+    world.run(async {
+        let (fake, tries) = (&world.fake, &tries);
+        let work = async |transaction: &Transaction| {
+            let old = transaction.read_string("a").await.unwrap_or_default();
+            tries.set(tries.get() + 1);
+            if tries.get() < 3 {
+                fake.write(&format!("{HOME}/a"), &"x".repeat(tries.get()));
+            }
+            transaction.write("a", format!("{old}!")).await.map(|()| old)
+        };
+        assert_eq!(world.store.transact(work).await.unwrap(), "xx");
+        assert_eq!(world.store.read_string("a").await.unwrap(), "xx!");
+        let hopeless = async |transaction: &Transaction| {
+            transaction.read("a").await?;
+            fake.write(&format!("{HOME}/a"), "again");
+            transaction.write("a", "mine").await
+        };
+        assert_eq!(world.store.transact(hopeless).await, Err(Errno::EAGAIN));
+    });
+    assert_eq!(world.fake.transactions(), 0);
+}
+
+/// Another xenstored's beginning: the domain was restored.
+fn restore(world: &World, fake: &FakeStore) {
+    let (reader, writer) = fake.connect(GUEST);
+    let driver = world.store.reconnect(reader, writer);
+    world.spawner.spawn_local(async move { drop(driver.run().await) }).unwrap();
+}
+
+#[test]
+fn a_held_connection_finishes_what_is_under_way_and_sends_nothing_new() {
+    let world = World::new();
+    let store = &world.store;
+    world.run(async {
+        let transaction = store.transaction().await.unwrap();
+        let mut held = pin!(store.hold());
+        assert_eq!(poll_immediate(&mut held).await, None, "a transaction is open");
+        let mut write = pin!(store.write("new", "1"));
+        assert_eq!(poll_immediate(&mut write).await, None);
+        let mut second = pin!(store.transaction());
+        assert!(poll_immediate(&mut second).await.is_none());
+        transaction.write("old", "1").await.unwrap();
+        transaction.commit().await.unwrap();
+        held.await;
+        assert_eq!(world.fake.read(&format!("{HOME}/old")).as_deref(), Some("1"));
+        assert_eq!(world.fake.read(&format!("{HOME}/new")), None);
+        store.release();
+        write.await.unwrap();
+        drop(second.await.unwrap());
+    });
+    world.settle();
+    assert_eq!(world.fake.transactions(), 0);
+}
+
+#[test]
+fn in_a_restored_domain_watches_fire_again_and_requests_go_to_the_new_xenstored() {
+    let world = World::new();
+    let store = &world.store;
+    let fresh = FakeStore::new();
+    fresh.add_domain(GUEST);
+    world.run(async {
+        let mut watch = store.watch("control").await.unwrap();
+        watch.next().await;
+        drop(store.watch("ended").await.unwrap());
+        store.hold().await;
+        let mut late = pin!(store.watch("late"));
+        let mut write = pin!(store.write("a", "1"));
+        assert!(poll_immediate(&mut late).await.is_none());
+        assert_eq!(poll_immediate(&mut write).await, None);
+        restore(&world, &fresh);
+        write.await.unwrap();
+        assert_eq!(watch.next().await, "control");
+        let mut late = late.await.unwrap();
+        assert_eq!(late.next().await, "late");
+        fresh.write(&format!("{HOME}/control/shutdown"), "suspend");
+        assert_eq!(watch.next().await, "control/shutdown");
+    });
+    world.settle();
+    assert_eq!(fresh.read(&format!("{HOME}/a")).as_deref(), Some("1"));
+    assert_eq!(world.fake.read(&format!("{HOME}/a")), None);
+    assert_eq!(fresh.watches(), 0, "they were dropped");
+    assert_eq!(world.ended.get(), Some(Errno::ECONNRESET), "the former driver goes on");
+}
+
+#[test]
+fn what_was_under_way_when_the_domain_was_saved_fails_and_can_be_done_again() {
+    let world = World::new();
+    let store = &world.store;
+    let fresh = FakeStore::new();
+    fresh.add_domain(GUEST);
+    let [open, committing, dropped] = world.run(async {
+        let begin = async || store.transaction().await.unwrap();
+        [begin().await, begin().await, begin().await]
+    });
+    // Nothing answers any more, and the domain is saved all the same.
+    world.fake.pause();
+    let mut read = Box::pin(store.read("a"));
+    let mut commit = Box::pin(committing.commit());
+    assert_eq!(read.as_mut().now_or_never(), None);
+    assert_eq!(commit.as_mut().now_or_never(), None);
+    world.settle();
+    restore(&world, &fresh);
+    world.run(async {
+        assert_eq!(read.await, Err(Errno::ECONNRESET));
+        assert_eq!(commit.await, Err(Errno::EAGAIN));
+        assert_eq!(open.read("t").await, Err(Errno::EAGAIN));
+        assert_eq!(open.commit().await, Err(Errno::EAGAIN));
+        drop(dropped);
+        store.write("after", "1").await.unwrap();
+    });
+    world.settle();
+    assert_eq!(fresh.read(&format!("{HOME}/after")).as_deref(), Some("1"));
+    assert_eq!(fresh.transactions(), 0);
 }
 
 /// A connection whose driver moves one piece of a message each time that it is polled.
@@ -452,7 +573,7 @@ proptest! {
         let world = World::new();
         world.fake.pause();
         let store = &world.store;
-        let spawner = world.pool.borrow().spawner();
+        let spawner = &world.spawner;
         let (reader, watcher, starter) = (store.clone(), store.clone(), store.clone());
         spawner.spawn_local(async move { drop(reader.directory("a").await) }).unwrap();
         spawner.spawn_local(async move { drop(watcher.watch("a").await) }).unwrap();

@@ -21,13 +21,31 @@ pub(super) struct Connection(pub(super) RefCell<State>);
 
 #[derive(Default, Debug)]
 pub(super) struct State {
-    pub(super) unsent: VecDeque<(u32, Vec<u8>)>,
+    pub(super) unsent: VecDeque<Unsent>,
     pub(super) pending: BTreeMap<u32, Pending>,
-    watches: BTreeMap<u32, WatchQueue>,
+    pub(super) watches: BTreeMap<u32, WatchQueue>,
     last_request: u32,
     last_token: u32,
-    driver: Option<Waker>,
-    failure: Option<Errno>,
+    pub(super) driver: Option<Waker>,
+    pub(super) failure: Option<Errno>,
+    /// How often the connection was made anew: what belongs to an earlier one means nothing now.
+    pub(super) generation: u32,
+    /// The transactions that are open.
+    pub(super) transactions: u32,
+    /// Whether only what ends transactions is sent.
+    pub(super) held: bool,
+    /// Whoever waits for quiet.
+    pub(super) quiet: Option<Waker>,
+    /// The driver of this generation, which ends with it.
+    pub(super) superseded: Option<Waker>,
+}
+
+/// A message to be written.
+#[derive(Debug)]
+pub(super) struct Unsent {
+    pub(super) id: u32,
+    pub(super) transaction: u32,
+    message: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -53,8 +71,10 @@ pub(super) enum Undo {
 }
 
 #[derive(Debug)]
-struct WatchQueue {
-    path: String,
+pub(super) struct WatchQueue {
+    pub(super) path: String,
+    /// Whether xenstored knows of it.
+    pub(super) registered: bool,
     fired: VecDeque<String>,
     waker: Option<Waker>,
 }
@@ -78,7 +98,7 @@ impl Connection {
         let _ = self.queue(kind, transaction, Undo::Nothing, Slot::Abandoned, parts);
     }
 
-    fn queue(
+    pub(super) fn queue(
         &self,
         kind: u32,
         transaction: u32,
@@ -102,7 +122,7 @@ impl Connection {
         let message = wire::encode(kind, id, transaction, parts)?;
         state.last_request = id;
         state.pending.insert(id, Pending { kind, undo, slot });
-        state.unsent.push_back((id, message));
+        state.unsent.push_back(Unsent { id, transaction, message });
         let driver = state.driver.take();
         drop(state);
         wake(driver);
@@ -112,8 +132,10 @@ impl Connection {
     /// The next message to write, once there is one.
     pub(super) fn poll_unsent(&self, cx: &mut Context<'_>) -> Poll<Vec<u8>> {
         let mut state = self.0.borrow_mut();
-        match state.unsent.pop_front() {
-            Some((_, message)) => Poll::Ready(message),
+        let held = state.held;
+        let next = state.unsent.iter().position(|unsent| !held || unsent.transaction != 0);
+        match next.and_then(|next| state.unsent.remove(next)) {
+            Some(unsent) => Poll::Ready(unsent.message),
             None => {
                 state.driver = Some(cx.waker().clone());
                 Poll::Pending
@@ -157,8 +179,16 @@ impl Connection {
                 Err(Errno::EPROTO)
             }
         };
+        let registered = match (&pending.undo, &answer) {
+            (Undo::Unwatch { token, .. }, Ok(_)) => Some(*token),
+            _ => None,
+        };
         if matches!(pending.slot, Slot::Waiting(_)) {
             let slot = core::mem::replace(&mut pending.slot, Slot::Answered(answer));
+            // Known here, not only when whoever asked for it has been polled.
+            if let Some(watch) = registered.and_then(|token| state.watches.get_mut(&token)) {
+                watch.registered = true;
+            }
             drop(state);
             if let Slot::Waiting(waker) = slot {
                 wake(waker);
@@ -166,11 +196,18 @@ impl Connection {
         } else if matches!(pending.slot, Slot::Abandoned) {
             let pending = state.pending.remove(&header.request);
             drop(state);
-            if let (Some(pending), Ok(payload)) = (pending, answer) {
-                self.undo(pending.undo, &payload);
+            match (pending, answer) {
+                (Some(pending), Ok(payload)) => self.undo(pending.undo, &payload),
+                (Some(Pending { kind: XS_WATCH, .. }), Err(error)) => {
+                    log::warn!("xenstored refuses to go on with a watch: {error}");
+                }
+                _ => {}
             }
+        } else {
+            // A second answer to the same request changes nothing.
+            return;
         }
-        // A second answer to the same request changes nothing.
+        self.look_for_quiet();
     }
 
     /// Gives back what an answer brought that nobody waits for.
@@ -222,7 +259,8 @@ impl Connection {
             }
         }
         state.last_token = token;
-        let queue = WatchQueue { path: path.to_string(), fired: VecDeque::new(), waker: None };
+        let (path, fired) = (path.to_string(), VecDeque::new());
+        let queue = WatchQueue { path, registered: false, fired, waker: None };
         state.watches.insert(token, queue);
         token
     }
@@ -251,9 +289,12 @@ impl Connection {
         }
     }
 
-    /// Fails every request that waits, and every one to come.
-    pub(super) fn fail(&self, error: Errno) {
+    /// Fails every request that waits, and every one to come, unless the connection was made anew since.
+    pub(super) fn fail(&self, generation: u32, error: Errno) {
         let mut state = self.0.borrow_mut();
+        if state.generation != generation {
+            return;
+        }
         state.failure.get_or_insert(error);
         state.unsent.clear();
         let mut wakers = Vec::new();
@@ -269,7 +310,7 @@ impl Connection {
     }
 }
 
-fn wake(waker: Option<Waker>) {
+pub(super) fn wake(waker: Option<Waker>) {
     if let Some(waker) = waker {
         waker.wake();
     }

@@ -19,7 +19,34 @@ const BURST: usize = 32;
 /// Nothing happens until the driver runs.
 pub fn connect<R: Read, W: Write>(reader: R, writer: W) -> (Store, Driver<R, W>) {
     let connection = Rc::new(Connection::default());
-    (Store::new(connection.clone()), Driver { connection, reader, writer })
+    (Store::new(connection.clone()), Driver { connection, generation: 0, reader, writer })
+}
+
+impl Store {
+    /// Sends nothing more, but for what ends open transactions, and waits until all that was sent has its
+    /// answer: the domain can be saved then. Requests wait until [`release`](Store::release) or
+    /// [`reconnect`](Store::reconnect). What holds when the future is dropped: nothing is sent.
+    pub async fn hold(&self) {
+        self.connection().hold();
+        poll_fn(|cx| self.connection().poll_quiet(cx)).await;
+    }
+
+    /// Sends again, to the same xenstored.
+    pub fn release(&self) {
+        self.connection().release();
+    }
+
+    /// Goes on with another xenstored, which knows nothing of this connection, as in a restored domain.
+    ///
+    /// All handles stay good. Watches are registered again, and so fire. Transactions that were open fail
+    /// with [`Errno::EAGAIN`] when they are used, requests that had no answer with
+    /// [`Errno::ECONNRESET`]; those not sent yet are sent. The former driver ends.
+    pub fn reconnect<R: Read, W: Write>(&self, reader: R, writer: W) -> Driver<R, W> {
+        let connection = self.connection().clone();
+        let generation = connection.begin_anew();
+        connection.release();
+        Driver { connection, generation, reader, writer }
+    }
 }
 
 /// The end of a connection that reads and writes; see [`connect`].
@@ -28,6 +55,7 @@ pub fn connect<R: Read, W: Write>(reader: R, writer: W) -> (Store, Driver<R, W>)
 #[derive(Debug)]
 pub struct Driver<R, W> {
     connection: Rc<Connection>,
+    generation: u32,
     reader: R,
     writer: W,
 }
@@ -37,24 +65,27 @@ impl<R: Read, W: Write> Driver<R, W> {
     ///
     /// [`Errno::EPIPE`]: the stream ended. [`Errno::EPROTO`]: what came is no xenstore message, so
     /// that no later message can be found either. Requests then fail with the same error; watches
-    /// stay silent.
+    /// stay silent. [`Errno::ECONNRESET`]: [`Store::reconnect`] has made another driver.
     pub async fn run(mut self) -> Errno {
-        let Driver { connection, reader, writer } = &mut self;
+        let Driver { connection, generation, reader, writer } = &mut self;
         let error = {
+            // It is looked at first: what a later connection has to send is not for this stream.
+            let superseded = pin!(poll_fn(|cx| connection.poll_superseded(*generation, cx)));
             let sending = pin!(send(connection, writer));
             let receiving = pin!(receive(connection, reader));
-            match select(sending, receiving).await {
-                Either::Left((error, _)) | Either::Right((error, _)) => error,
+            match select(superseded, select(sending, receiving)).await {
+                Either::Left(_) => return Errno::ECONNRESET,
+                Either::Right((Either::Left((error, _)) | Either::Right((error, _)), _)) => error,
             }
         };
-        connection.fail(error);
+        connection.fail(*generation, error);
         error
     }
 }
 
 impl<R, W> Drop for Driver<R, W> {
     fn drop(&mut self) {
-        self.connection.fail(Errno::EPIPE);
+        self.connection.fail(self.generation, Errno::EPIPE);
     }
 }
 

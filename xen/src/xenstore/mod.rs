@@ -29,6 +29,7 @@ mod driver;
 mod nodes;
 mod request;
 pub mod ring;
+mod suspension;
 mod transaction;
 mod watch;
 pub mod wire;

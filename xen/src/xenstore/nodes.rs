@@ -21,6 +21,8 @@ use core::ops::Deref;
 pub struct Nodes {
     pub(super) connection: Rc<Connection>,
     pub(super) transaction: u32,
+    /// The connection's, when the transaction began.
+    pub(super) generation: u32,
 }
 
 impl Nodes {
@@ -116,8 +118,16 @@ impl Nodes {
         Err(Errno::EAGAIN)
     }
 
+    /// Whether these are a transaction's nodes, and the connection is not that of its beginning.
+    pub(super) fn is_lost(&self) -> bool {
+        self.transaction != 0 && !self.connection.is_current(self.generation)
+    }
+
     async fn ask(&self, kind: u32, path: &str, rest: &[&[u8]]) -> Result<Vec<u8>, Errno> {
         check_path(path)?;
+        if self.is_lost() {
+            return Err(Errno::EAGAIN);
+        }
         let mut parts: [&[u8]; 4] = [path.as_bytes(), &[], &[], &[]];
         parts[1..=rest.len()].copy_from_slice(rest);
         self.connection.request(kind, self.transaction, Undo::Nothing, &parts)?.await
@@ -132,7 +142,11 @@ pub struct Store(Nodes);
 
 impl Store {
     pub(super) fn new(connection: Rc<Connection>) -> Self {
-        Store(Nodes { connection, transaction: 0 })
+        Store(Nodes { connection, transaction: 0, generation: 0 })
+    }
+
+    pub(super) fn connection(&self) -> &Rc<Connection> {
+        &self.0.connection
     }
 
     /// Watches a node and all below it, or one of the special paths such as `@releaseDomain`. A
@@ -146,6 +160,29 @@ impl Store {
         let connection = self.0.connection.clone();
         let start = connection.request(XS_TRANSACTION_START, 0, Undo::EndTransaction, &[&[0]])?;
         Ok(Transaction::new(connection, transaction_id(&start.await?)?))
+    }
+
+    /// Does several things at once or not at all: does `work` in a transaction and commits it, again from
+    /// the start whenever somebody else changed what it touched. [`Errno::EAGAIN`] when that happens
+    /// many times in a row.
+    pub async fn transact<T>(
+        &self,
+        work: impl AsyncFn(&Transaction) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        /// Who is disturbed so often has a rival that never rests.
+        const TRIES: usize = 16;
+        for _ in 0..TRIES {
+            let once = async {
+                let transaction = self.transaction().await?;
+                let value = work(&transaction).await?;
+                transaction.commit().await.map(|()| value)
+            };
+            match once.await {
+                Err(Errno::EAGAIN) => {}
+                result => return result,
+            }
+        }
+        Err(Errno::EAGAIN)
     }
 }
 

@@ -56,7 +56,7 @@ impl Drop for Request {
             return;
         }
         // The end of a transaction goes out whether or not somebody waits to hear of it.
-        let unsent = state.unsent.iter().position(|(id, _)| *id == self.id);
+        let unsent = state.unsent.iter().position(|unsent| unsent.id == self.id);
         match (unsent, state.pending.get_mut(&self.id)) {
             (Some(at), Some(pending)) if pending.kind != XS_TRANSACTION_END => {
                 state.unsent.remove(at);

@@ -17,15 +17,20 @@ pub struct Transaction {
 
 impl Transaction {
     pub(super) fn new(connection: Rc<Connection>, id: u32) -> Self {
-        Transaction { nodes: Nodes { connection, transaction: id }, open: true }
+        let generation = connection.begin_transaction();
+        Transaction { nodes: Nodes { connection, transaction: id, generation }, open: true }
     }
 
     /// Makes all changes, or none and [`Errno::EAGAIN`] when somebody else changed what it touched:
     /// then start again. If the returned future is dropped, whether it happened is unknown.
     pub async fn commit(mut self) -> Result<(), Errno> {
-        let Nodes { connection, transaction } = &self.nodes;
+        if self.nodes.is_lost() {
+            return Err(Errno::EAGAIN);
+        }
+        let Nodes { connection, transaction, generation } = &self.nodes;
         let end = connection.request(XS_TRANSACTION_END, *transaction, Undo::Nothing, &[b"T\0"])?;
         self.open = false;
+        connection.end_transaction(*generation);
         end.await.map(drop)
     }
 }
@@ -40,9 +45,10 @@ impl Deref for Transaction {
 
 impl Drop for Transaction {
     fn drop(&mut self) {
-        if self.open {
-            let Nodes { connection, transaction } = &self.nodes;
+        if self.open && !self.nodes.is_lost() {
+            let Nodes { connection, transaction, generation } = &self.nodes;
             connection.send_and_forget(XS_TRANSACTION_END, *transaction, &[b"F\0"]);
+            connection.end_transaction(*generation);
         }
     }
 }

@@ -16,13 +16,10 @@ use embassy_time::{Duration, Timer, with_timeout};
 use futures_util::future::{Either, select};
 use xen::Errno;
 use xen::xenbus::{self, OtherEnd, State, StateWatch};
-use xen::xenstore::Store;
+use xen::xenstore::{Store, Transaction};
 
 /// How long a backend may take to let go of what it has mapped, before the frontend goes on.
 const LETTING_GO: Duration = Duration::from_secs(5);
-
-/// A transaction that is disturbed so many times in a row is given up.
-const TRANSACTION_TRIES: usize = 16;
 
 /// The least time from one session's end to the next one's beginning.
 const BETWEEN_SESSIONS: Duration = Duration::from_secs(1);
@@ -205,17 +202,13 @@ async fn publish<M: Machine>(
     let mut nodes = session.attachment.protocol.frontend_nodes();
     nodes.push(("port", session.port.0.to_string()));
     nodes.push(("ring-ref", session.page.grants()[0].0.to_string()));
-    let mut tries = 0;
-    loop {
-        let transaction = store.transaction().await?;
+    let write = async |transaction: &Transaction| {
         for (name, value) in &nodes {
             transaction.write(&format!("{path}/{name}"), value).await?;
         }
-        match transaction.commit().await {
-            Err(Errno::EAGAIN) if tries < TRANSACTION_TRIES => tries += 1,
-            result => break result?,
-        }
-    }
+        Ok(())
+    };
+    store.transact(write).await?;
     xenbus::switch_state(store, path, State::Initialised).await?;
     let wanted = |state| !matches!(state, State::InitWait | State::Initialised);
     match wait_for(device, watch, wanted).await? {
