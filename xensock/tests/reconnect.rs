@@ -106,6 +106,53 @@ fn streams_end_with_a_named_error_and_connections_wait_for_the_link() {
     });
 }
 
+/// The domain's restoration: other nodes, and no backend yet.
+async fn restore(rig: &Rig, protocol: Protocol) {
+    let (front, back) = (of(protocol.dialect, FRONT), of(protocol.dialect, BACK));
+    rig.store.rm(&front);
+    rig.store.rm(&back);
+    make_device(&rig.store, &front, &back);
+    rig.frontend.resume().await;
+    assert_eq!(rig.store.read(&format!("{front}/state")).as_deref(), Some("1"), "it was closed");
+}
+
+#[test]
+fn in_a_restored_domain_streams_end_with_a_named_error_and_listeners_listen_again() {
+    with_protocols(|rig, protocol| async move {
+        let server = rig.net.listen(address(90)).unwrap();
+        let backend = rig.start_backend(protocol, limits());
+        let listener = rig.frontend.bind(address(80)).await.unwrap();
+        let mut stream = rig.frontend.connect(address(90)).await.unwrap();
+        let _socket = server.accept().await;
+        backend.kill();
+        restore(&rig, protocol).await;
+        assert_eq!(stream.read(&mut [0; 8]).await, Err(Errno::ENETDOWN));
+        assert_eq!(stream.write(b"x").await, Err(Errno::ENETDOWN));
+        rig.start_backend(protocol, limits());
+        rig.frontend.connect(address(90)).await.unwrap();
+        drop(server);
+        served(&rig, &listener).await;
+    });
+}
+
+#[test]
+fn a_domain_may_be_saved_at_any_point_of_the_handshake() {
+    with_protocols(|rig, protocol| async move {
+        // No backend yet, one that has just begun, one that is about to be connected.
+        for millis in 0..6 {
+            let backend = (millis > 0).then(|| rig.start_backend(protocol, limits()));
+            Timer::after_millis(millis).await;
+            if let Some(backend) = backend {
+                backend.kill();
+            }
+            restore(&rig, protocol).await;
+        }
+        rig.start_backend(protocol, limits());
+        let listener = rig.frontend.bind(address(80)).await.unwrap();
+        served(&rig, &listener).await;
+    });
+}
+
 #[test]
 fn an_address_that_another_has_taken_meanwhile_is_tried_for_and_then_an_error() {
     with_protocols(|rig, protocol| async move {

@@ -57,7 +57,10 @@ fn nothing_survives_a_killed_owner(_: &Bench) -> Result<()> {
 
 fn nothing_survives_an_interrupted_up(_: &Bench) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let mut up = command(folder.path(), &["up"]).stdout(Stdio::null()).spawn()?;
+    // Whoever runs the tests in the background has them, and all that they start, ignore Ctrl-C.
+    let mut up = Command::new("env");
+    up.args(["--default-signal=INT", env!("CARGO_BIN_EXE_lab"), "--state"]);
+    let mut up = up.arg(folder.path()).arg("up").stdout(Stdio::null()).spawn()?;
     let serial = folder.path().join("serial.log");
     let outcome = wait_until("Xen starts", START_TIME, || {
         Ok(serial.metadata().is_ok_and(|file| file.len() > 0))

@@ -61,9 +61,7 @@ fn a_server_goes_on_when_its_backend_is_killed_under_load(bench: &Bench) -> Resu
     let id = guest.domain.id()?;
     let in_use = || InUse::by(&guest, dom0);
     ensure!(is_served(&guest)?);
-    let alone = || Ok(guest.metrics()?["sockets_open"] == 1);
-    wait_until("the connection before is closed", PATIENCE, alone)?;
-    let before = in_use()?;
+    let before = InUse::at_rest(&guest, dom0)?;
     let rounds = rounds()?;
     for round in 1..=rounds {
         let load = Load::of(&guest)?;
@@ -122,9 +120,7 @@ fn a_guest_gets_its_device_while_it_runs_and_loses_it_and_gets_it_again(
     wait_until("the guest serves", PATIENCE, || is_served(&guest))?;
     let again = dom0.exec(&format!("attach-sockets {name}"))?;
     ensure!(again.status != 0, "a device was attached twice");
-    let alone = || Ok(guest.metrics()?["sockets_open"] == 1);
-    wait_until("the connection before is closed", PATIENCE, alone)?;
-    let before = InUse::by(&guest, dom0)?;
+    let before = InUse::at_rest(&guest, dom0)?;
     for force in ["", "--force"] {
         let _load = Load::of(&guest)?;
         dom0.run(&format!("detach-sockets {force} {name}"))?;

@@ -135,6 +135,17 @@ pub struct InUse {
 }
 
 impl InUse {
+    /// When nothing moves any more: connections before are closed, there and here.
+    pub fn at_rest(guest: &Service, dom0: &Dom0) -> Result<InUse> {
+        let mut before = InUse::by(guest, dom0)?;
+        comes_back_to(&true, || {
+            std::thread::sleep(Duration::from_millis(500));
+            let now = InUse::by(guest, dom0)?;
+            Ok(now == std::mem::replace(&mut before, now) && guest.metrics()?["sockets_open"] == 1)
+        })?;
+        Ok(before)
+    }
+
     /// Of a guest with rings of the usual size over PV Calls, the only one that runs. The connection that
     /// asks is part of it.
     pub fn by(guest: &Service, dom0: &Dom0) -> Result<InUse> {

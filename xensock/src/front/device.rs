@@ -86,7 +86,9 @@ pub(super) struct Device<M: Machine + 'static> {
     closing: Cell<bool>,
     /// How many sockets are being released.
     releasing: Cell<usize>,
-    /// Told when one of the two changes.
+    /// Whether the session is to be left at once, as the machine has lost all that it was made of.
+    lost: Cell<bool>,
+    /// Told when one of the three changes.
     closing_changed: WaitList,
     /// How many listeners were dropped and are not released yet.
     pub(super) unbinding: Cell<usize>,
@@ -114,6 +116,7 @@ impl<M: Machine + 'static> Device<M> {
             link_changed: WaitList::default(),
             closing: Cell::new(false),
             releasing: Cell::new(0),
+            lost: Cell::new(false),
             closing_changed: WaitList::default(),
             unbinding: Cell::new(0),
             unbound: WaitList::default(),
@@ -293,6 +296,7 @@ impl<M: Machine + 'static> Device<M> {
             listener.wake();
         }
         self.spawned_some.wake_all();
+        self.closing_changed.wake_all();
     }
 
     /// Ends all sockets of a link that is gone.
@@ -316,6 +320,43 @@ impl<M: Machine + 'static> Device<M> {
         self.closing.set(true);
         self.closing_changed.wake_all();
         self.link_changed.until(|| self.is_down().then_some(())).await;
+    }
+
+    /// Leaves the session, if there is one: all sockets end.
+    pub(super) fn leave_session(&self, error: Errno) {
+        let link = self.set_link(Link::Waiting);
+        self.end_sockets(error);
+        if let Link::Up(session) = link {
+            self.free(*session);
+        }
+    }
+
+    /// Gives the command ring back. Whoever waits for an answer learns that none will come.
+    pub(super) fn free(&self, session: Session) {
+        self.memory.close_port(session.port);
+        self.memory.withdraw(session.page);
+    }
+
+    /// Ends all sockets, has the driver begin anew, and waits until it is about to.
+    pub(super) async fn resume(&self) {
+        if self.is_down() {
+            return;
+        }
+        self.leave_session(Errno::ENETDOWN);
+        self.lost.set(true);
+        self.closing_changed.wake_all();
+        self.closing_changed.until(|| (!self.lost.get() || self.is_down()).then_some(())).await;
+    }
+
+    /// Waits until everything that the session was made of is lost.
+    pub(super) async fn lost(&self) {
+        self.closing_changed.until(|| self.lost.get().then_some(())).await;
+    }
+
+    /// The driver begins anew.
+    pub(super) fn begin_anew(&self) {
+        self.lost.set(false);
+        self.closing_changed.wake_all();
     }
 
     /// Waits until somebody asks for the device to be closed.

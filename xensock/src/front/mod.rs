@@ -138,6 +138,14 @@ impl<M: Machine + 'static> Frontend<M> {
         self.0.attached().await.map(drop)
     }
 
+    /// To be called in a domain that was restored from a save, where all grants and event channels of
+    /// before are lost: all sockets end with [`Errno::ENETDOWN`], the driver connects to the domain's new
+    /// backend, and listeners listen again. Returns when nothing of before can be asked of xenstore
+    /// any more; xenstore may be [held](Store::hold) until then.
+    pub async fn resume(&self) {
+        self.0.resume().await;
+    }
+
     /// Closes the device in an orderly way: all sockets end with [`Errno::ENODEV`], the backend lets go
     /// of what it has mapped, and all memory goes back to the machine. The driver's future ends then.
     pub async fn shutdown(&self) {

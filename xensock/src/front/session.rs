@@ -6,7 +6,7 @@ use super::device::{Attachment, Device, Link, Session};
 use crate::wire::Protocol;
 use crate::{Machine, Side, Signal};
 use alloc::format;
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::future::poll_fn;
@@ -38,30 +38,47 @@ enum End {
 /// Connects to the backend, again and again, until the device goes down for good.
 pub(super) async fn serve<M: Machine>(device: &Device<M>, store: &Store, path: &str) -> Errno {
     for number in 0.. {
-        let mut rest = BETWEEN_SESSIONS;
-        match serve_once(device, store, path, number).await {
-            Ok(End::BackendGone) => log::warn!("{path}: the backend is gone; waiting for it"),
-            Ok(End::Shutdown) => break,
-            // The toolstack has removed the device meanwhile, or is still making it. A folder that is not
-            // there and one that may not be read look the same.
-            Err(Errno::ENOENT | Errno::EACCES) => {}
-            Err(error @ (Errno::ENOMEM | Errno::ENOSPC)) => {
-                log::error!("{path}: nothing is left for a command ring: {error}; trying again");
-            }
-            // What was like this from the start is for the user to mend; later on, the next backend may
-            // be a better one.
-            Err(Errno::EOPNOTSUPP) if number > 0 => rest = BETWEEN_OFFERS,
-            Err(error) => {
-                log::error!("{path}: the device cannot be used: {error}");
-                return error;
-            }
+        let turn = pin!(turn(device, store, path, number));
+        match select(pin!(device.lost()), turn).await {
+            // What stands where in the handshake, and what it has asked of xenstore, is lost as well, and
+            // ends with the turn.
+            Either::Left((_, turn)) => drop(turn),
+            Either::Right((Some(error), _)) => return error,
+            Either::Right((None, _)) => continue,
         }
-        // A backend that comes and goes without pause shall not keep the guest busy.
-        if !pause(device, rest).await {
-            break;
-        }
+        device.begin_anew();
     }
     Errno::ENODEV
+}
+
+/// Serves a session, from the wait for a backend to the pause behind it. `None` when there may be
+/// another one.
+async fn turn<M: Machine>(
+    device: &Device<M>,
+    store: &Store,
+    path: &str,
+    number: u32,
+) -> Option<Errno> {
+    let mut rest = BETWEEN_SESSIONS;
+    match serve_once(device, store, path, number).await {
+        Ok(End::BackendGone) => log::warn!("{path}: the backend is gone; waiting for it"),
+        Ok(End::Shutdown) => return Some(Errno::ENODEV),
+        // The toolstack has removed the device meanwhile, or is still making it. A folder that is not
+        // there and one that may not be read look the same.
+        Err(Errno::ENOENT | Errno::EACCES) => {}
+        Err(error @ (Errno::ENOMEM | Errno::ENOSPC)) => {
+            log::error!("{path}: nothing is left for a command ring: {error}; trying again");
+        }
+        // What was like this from the start is for the user to mend; later on, the next backend may
+        // be a better one.
+        Err(Errno::EOPNOTSUPP) if number > 0 => rest = BETWEEN_OFFERS,
+        Err(error) => {
+            log::error!("{path}: the device cannot be used: {error}");
+            return Some(error);
+        }
+    }
+    // A backend that comes and goes without pause shall not keep the guest busy.
+    if pause(device, rest).await { None } else { Some(Errno::ENODEV) }
 }
 
 /// Waits for a while. `false` when the device is to be closed.
@@ -150,24 +167,41 @@ async fn serve_once<M: Machine>(
         ring_order: ring_order.clamp(offer.min_order, offer.max_order),
     };
     let session = open(device, attachment)?;
-    match publish(device, store, path, &mut watch, &session).await {
+    let (signal, port, grant) = (session.signal.clone(), session.port, session.page.grants()[0]);
+    let mut nodes = protocol.frontend_nodes();
+    nodes.push(("port", port.0.to_string()));
+    nodes.push(("ring-ref", grant.0.to_string()));
+    let mut offered = Offered { device, session: Some(session) };
+    match publish(device, store, path, &mut watch, &nodes).await {
         Ok(None) => {}
         other => {
             close(store, path, &mut watch).await;
-            free(device, session);
             return other.map(|end| end.unwrap_or(End::BackendGone));
         }
     }
-    let signal = session.signal.clone();
+    let Some(session) = offered.session.take() else { return Ok(End::BackendGone) };
     device.go_up(session);
     let end = run(device, &mut watch, &signal).await;
-    let link = device.set_link(Link::Waiting);
+    if let Link::Up(session) = device.set_link(Link::Waiting) {
+        offered.session = Some(*session);
+    }
     close(store, path, &mut watch).await;
     device.end_sockets(if let Ok(End::Shutdown) = end { Errno::ENODEV } else { Errno::ENETDOWN });
-    if let Link::Up(session) = link {
-        free(device, *session);
-    }
     end
+}
+
+/// A session while it is not in the device's link: it is freed with this value.
+struct Offered<'d, M: Machine + 'static> {
+    device: &'d Device<M>,
+    session: Option<Session>,
+}
+
+impl<M: Machine> Drop for Offered<'_, M> {
+    fn drop(&mut self) {
+        if let Some(session) = self.session.take() {
+            self.device.free(session);
+        }
+    }
 }
 
 /// Allocates the command ring.
@@ -185,25 +219,16 @@ fn open<M: Machine>(device: &Device<M>, attachment: Attachment) -> Result<Sessio
     Ok(Session { attachment, calls, page, port, signal })
 }
 
-/// Gives the command ring back. Whoever waits for an answer learns that none will come.
-fn free<M: Machine>(device: &Device<M>, session: Session) {
-    device.memory.close_port(session.port);
-    device.memory.withdraw(session.page);
-}
-
-/// Tells the backend of the command ring, and waits until it is connected.
+/// Tells the backend of the command ring by these nodes, and waits until it is connected.
 async fn publish<M: Machine>(
     device: &Device<M>,
     store: &Store,
     path: &str,
     watch: &mut StateWatch,
-    session: &Session,
+    nodes: &[(&str, String)],
 ) -> Result<Option<End>, Errno> {
-    let mut nodes = session.attachment.protocol.frontend_nodes();
-    nodes.push(("port", session.port.0.to_string()));
-    nodes.push(("ring-ref", session.page.grants()[0].0.to_string()));
     let write = async |transaction: &Transaction| {
-        for (name, value) in &nodes {
+        for (name, value) in nodes {
             transaction.write(&format!("{path}/{name}"), value).await?;
         }
         Ok(())
