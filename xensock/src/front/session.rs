@@ -38,15 +38,19 @@ enum End {
 /// Connects to the backend, again and again, until the device goes down for good.
 pub(super) async fn serve<M: Machine>(device: &Device<M>, store: &Store, path: &str) -> Errno {
     for number in 0.. {
-        let turn = pin!(turn(device, store, path, number));
-        match select(pin!(device.lost()), turn).await {
-            // What stands where in the handshake, and what it has asked of xenstore, is lost as well, and
-            // ends with the turn.
-            Either::Left((_, turn)) => drop(turn),
-            Either::Right((Some(error), _)) => return error,
-            Either::Right((None, _)) => continue,
+        let is_lost = {
+            let turn = pin!(turn(device, store, path, number));
+            match select(pin!(device.lost()), turn).await {
+                Either::Left(_) => true,
+                Either::Right((Some(error), _)) => return error,
+                Either::Right((None, _)) => false,
+            }
+        };
+        // What stands where in the handshake, and what it has asked of xenstore, was lost as well, and
+        // has ended with the turn.
+        if is_lost {
+            device.begin_anew();
         }
-        device.begin_anew();
     }
     Errno::ENODEV
 }
