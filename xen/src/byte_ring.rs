@@ -49,6 +49,11 @@ impl Producer {
         Producer { page, layout, prod: Cell::new(page.load_u32(layout.prod, Acquire)) }
     }
 
+    /// Goes on where the ring is now: it is another one.
+    pub(crate) fn reopen(&self) {
+        self.prod.set(self.page.load_u32(self.layout.prod, Acquire));
+    }
+
     /// Bytes for which there is room.
     pub(crate) fn room(&self) -> Result<usize, Errno> {
         let cons = self.page.load_u32(self.layout.cons, Acquire);
@@ -89,6 +94,11 @@ impl Consumer {
     /// Goes on where the ring is.
     pub(crate) fn new(page: Shared<'static>, layout: Layout) -> Self {
         Consumer { page, layout, cons: Cell::new(page.load_u32(layout.cons, Acquire)) }
+    }
+
+    /// Goes on where the ring is now: it is another one.
+    pub(crate) fn reopen(&self) {
+        self.cons.set(self.page.load_u32(self.layout.cons, Acquire));
     }
 
     /// Reads what is there and fits, and returns how much that was.

@@ -248,7 +248,7 @@ fn a_transaction_that_is_disturbed_is_done_again() {
             let old = transaction.read_string("a").await.unwrap_or_default();
             tries.set(tries.get() + 1);
             if tries.get() < 3 {
-                fake.write(&format!("{HOME}/a"), &"x".repeat(tries.get()));
+                fake.write(&format!("{HOME}/a"), "x".repeat(tries.get()));
             }
             transaction.write("a", format!("{old}!")).await.map(|()| old)
         };
@@ -268,7 +268,12 @@ fn a_transaction_that_is_disturbed_is_done_again() {
 fn restore(world: &World, fake: &FakeStore) {
     let (reader, writer) = fake.connect(GUEST);
     let driver = world.store.reconnect(reader, writer);
-    world.spawner.spawn_local(async move { drop(driver.run().await) }).unwrap();
+    world
+        .spawner
+        .spawn_local(async move {
+            driver.run().await;
+        })
+        .unwrap();
 }
 
 #[test]

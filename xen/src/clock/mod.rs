@@ -60,6 +60,8 @@ impl TimeInfo {
 #[derive(Debug)]
 pub struct Clock {
     info: Shared<'static>,
+    /// What is added to Xen's system time, wrapping: not zero after a restoration.
+    offset: AtomicU64,
     /// The latest time given out: time never goes back.
     latest: AtomicU64,
 }
@@ -67,11 +69,11 @@ pub struct Clock {
 impl Clock {
     /// The clock in the shared info page.
     pub const fn new(shared_info: Shared<'static>) -> Self {
-        Clock { info: shared_info, latest: AtomicU64::new(0) }
+        Clock { info: shared_info, offset: AtomicU64::new(0), latest: AtomicU64::new(0) }
     }
 
-    /// Nanoseconds of system time now, never less than before. This is the time that the
-    /// [`Timer`] knows.
+    /// Nanoseconds of the domain's own time now, never less than before: Xen's system time, less what
+    /// the domain was saved for.
     #[cfg(target_arch = "x86_64")]
     pub fn now(&self) -> u64 {
         self.now_by(read_tsc)
@@ -79,8 +81,40 @@ impl Clock {
 
     /// [`now`](Clock::now) by any TSC. If Xen's numbers do not hold still, the latest time given out.
     pub fn now_by(&self, tsc: impl Fn() -> u64) -> u64 {
-        let time = self.time_info().map_or(0, |info| info.system_time(tsc()));
+        let Ok(info) = self.time_info() else { return self.latest.load(Relaxed) };
+        let time = info.system_time(tsc()).wrapping_add(self.offset.load(Relaxed));
         self.latest.fetch_max(time, Relaxed).max(time)
+    }
+
+    /// Goes on in a restored domain, whose host has another system time: where the clock stood last when
+    /// it was [read](Clock::now).
+    #[cfg(target_arch = "x86_64")]
+    pub fn resume(&self) {
+        self.resume_by(read_tsc);
+    }
+
+    /// [`resume`](Clock::resume) by any TSC.
+    pub fn resume_by(&self, tsc: impl Fn() -> u64) {
+        if let Ok(info) = self.time_info() {
+            let last = self.latest.load(Relaxed);
+            self.offset.store(last.wrapping_sub(info.system_time(tsc())), Relaxed);
+        }
+    }
+
+    /// Xen's system time, which the [`Timer`] knows, at a time of this clock. Not below zero.
+    pub fn system_time_of(&self, time: u64) -> u64 {
+        let offset = self.offset.load(Relaxed).cast_signed();
+        if offset < 0 {
+            time.saturating_add(offset.unsigned_abs())
+        } else {
+            time.saturating_sub(offset.unsigned_abs())
+        }
+    }
+
+    /// The wall clock now, since the Unix epoch. [`Errno::EAGAIN`] if Xen's numbers do not hold still.
+    #[cfg(target_arch = "x86_64")]
+    pub fn wall_clock_now(&self) -> Result<Duration, Errno> {
+        self.wall_clock(self.time_info()?.system_time(read_tsc()))
     }
 
     /// A consistent reading of Xen's numbers. [`Errno::EAGAIN`] if they do not hold still.
@@ -100,7 +134,7 @@ impl Clock {
         Ok(seconds.saturating_add(Duration::from_nanos(nanos.into())))
     }
 
-    /// The wall clock, `system_time` nanoseconds later.
+    /// The wall clock at a system time of Xen's.
     pub fn wall_clock(&self, system_time: u64) -> Result<Duration, Errno> {
         Ok(self.boot_wall_clock()?.saturating_add(Duration::from_nanos(system_time)))
     }

@@ -52,6 +52,22 @@ fn a_reading_during_an_update_is_not_believed() {
 }
 
 #[test]
+fn a_restored_domain_goes_on_where_it_was_whatever_its_host_says() {
+    for (before, after) in [(1_000_000, 50), (50, 1_000_000)] {
+        let page = page();
+        let clock = Clock::new(page);
+        page.write(TIME, info(0, before, 1 << 31, 0).as_bytes());
+        assert_eq!(clock.now_by(|| 200), before + 100);
+        page.write(TIME, info(0, after, 1 << 31, 0).as_bytes());
+        clock.resume_by(|| 20);
+        assert_eq!(clock.now_by(|| 20), before + 100);
+        assert_eq!(clock.now_by(|| 60), before + 120);
+        assert_eq!(clock.system_time_of(before + 120), after + 30);
+        assert_eq!(clock.system_time_of(0), after.saturating_sub(before + 90));
+    }
+}
+
+#[test]
 fn the_wall_clock_is_that_of_the_boot_and_the_time_since() {
     let page = page();
     page.write(WALL, [2u32, 5, 999_999_999, 1].as_bytes());

@@ -1,18 +1,22 @@
 //! The domain's console: a page with a ring of output and a ring of input.
 //!
-//! Output never blocks the guest: what finds no room is dropped and counted, and the loss is noted
-//! in the output once there is room again.
+//! Output never blocks the guest. What finds no room in the ring waits in a backlog, which is sent as
+//! the reader takes what was before it; what finds no room there either is dropped and counted, and the
+//! loss is noted in the output where it happened.
 
 use crate::abi::console::{XENCONS_IN_SIZE, XENCONS_OUT_SIZE, XenconsInterface};
 use crate::byte_ring::{Consumer, Layout, Producer};
-use crate::event::PairWaker;
+use crate::event::{EventHandler, PairWaker};
 use crate::{Errno, Shared};
+use alloc::collections::VecDeque;
 use alloc::sync::Arc;
-use core::cell::Cell;
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+use core::convert::Infallible;
 use core::fmt::{self, Write};
 use core::future::poll_fn;
-use core::mem::offset_of;
-use core::task::Poll;
+use core::mem::{offset_of, take};
+use core::task::{Poll, Waker};
 
 const OUTPUT: Layout = Layout {
     data: offset_of!(XenconsInterface, output),
@@ -28,15 +32,23 @@ const INPUT: Layout = Layout {
     prod: offset_of!(XenconsInterface, in_prod),
 };
 
+/// Bytes that wait for room in the ring, at most.
+pub const BACKLOG: usize = 64 * 1024;
+
 /// Room that is needed for the note of a loss.
 const NOTE_ROOM: usize = 64;
 
 /// A console.
+///
+/// Output moves on when something is written, and while somebody polls [`run`](Console::run).
 pub struct Console<N> {
     output: Producer,
     input: Consumer,
     notify: N,
     events: Arc<PairWaker>,
+    backlog: RefCell<VecDeque<u8>>,
+    /// Whoever waits for room.
+    writers: RefCell<Vec<Waker>>,
     dropped: Cell<u64>,
     /// How many of the dropped bytes the reader was not yet told of.
     unnoted: Cell<u64>,
@@ -53,56 +65,80 @@ impl<N: Fn()> Console<N> {
             input: Consumer::new(page, INPUT),
             notify,
             events,
+            backlog: RefCell::new(VecDeque::with_capacity(BACKLOG)),
+            writers: RefCell::default(),
             dropped: Cell::new(0),
             unnoted: Cell::new(0),
         }
     }
 
+    /// Goes on in a restored domain, whose rings are empty. What waits in the backlog is kept.
+    pub fn resume(&self) {
+        self.output.reopen();
+        self.input.reopen();
+        self.events.raise();
+        self.send();
+    }
+
     /// Writes what finds room, drops the rest, and returns at once.
     pub fn write(&self, bytes: &[u8]) {
+        self.send();
         self.note_loss();
-        let lost = if self.unnoted.get() > 0 {
-            // The note comes first, or the loss would seem to be elsewhere.
-            bytes.len()
-        } else {
-            let written = self.output.write(bytes).unwrap_or(0);
-            if written > 0 {
-                (self.notify)();
-            }
-            bytes.len() - written
-        };
-        self.dropped.set(self.dropped.get() + lost as u64);
-        self.unnoted.set(self.unnoted.get() + lost as u64);
+        // The note comes first, or the loss would seem to be elsewhere.
+        let kept = if self.unnoted.get() > 0 { 0 } else { self.put(bytes) };
+        let lost = (bytes.len() - kept) as u64;
+        self.dropped.set(self.dropped.get() + lost);
+        self.unnoted.set(self.unnoted.get() + lost);
     }
 
     /// Writes everything, waiting for room. [`Errno::EPROTO`] when the peer broke the ring.
     pub async fn write_all(&self, mut bytes: &[u8]) -> Result<(), Errno> {
         while !bytes.is_empty() {
-            let written = poll_fn(|cx| {
-                self.events.tx.register(cx.waker());
+            let written = self.when_moved(|| {
                 self.note_loss();
-                match self.output.write(bytes) {
-                    Ok(0) => Poll::Pending,
-                    result => Poll::Ready(result),
-                }
-            })
-            .await?;
-            (self.notify)();
-            bytes = &bytes[written..];
+                let kept = if self.unnoted.get() > 0 { 0 } else { self.put(bytes) };
+                if kept == 0 { self.output.room().map(|_| None) } else { Ok(Some(kept)) }
+            });
+            bytes = &bytes[written.await?..];
         }
         Ok(())
     }
 
-    /// Waits until the peer has taken all output.
+    /// Waits until the peer has taken all output. [`Errno::EPROTO`] when it broke the ring.
     pub async fn flush(&self) -> Result<(), Errno> {
+        let drained = || {
+            let drained = self.output.is_drained()? && self.backlog.borrow().is_empty();
+            Ok(drained.then_some(()))
+        };
+        self.when_moved(drained).await
+    }
+
+    /// Sends the backlog as room comes, for ever. One future of this kind must be polled for output to
+    /// move on by itself.
+    pub async fn run(&self) -> Infallible {
         poll_fn(|cx| {
             self.events.tx.register(cx.waker());
-            match self.output.is_drained() {
-                Ok(false) => Poll::Pending,
-                result => Poll::Ready(result.map(drop)),
-            }
+            self.send();
+            self.note_loss();
+            take(&mut *self.writers.borrow_mut()).into_iter().for_each(Waker::wake);
+            Poll::Pending
         })
         .await
+    }
+
+    /// Writes what finds room in the ring itself, behind the backlog, and returns how much that was; for
+    /// a guest that is about to end and that has to look for room by itself.
+    pub fn write_some(&self, bytes: &[u8]) -> usize {
+        // Whoever is interrupted by the end may be at work on the backlog, which has to be left then.
+        if let Ok(mut backlog) = self.backlog.try_borrow_mut() {
+            self.send_from(&mut backlog);
+            if !backlog.is_empty() {
+                return 0;
+            }
+        }
+        let written = self.output.write(bytes).unwrap_or(0);
+        (self.notify)();
+        written
     }
 
     /// Waits for input and reads what fits. [`Errno::EPROTO`] when the peer broke the ring.
@@ -127,21 +163,79 @@ impl<N: Fn()> Console<N> {
         self.dropped.get()
     }
 
-    fn note_loss(&self) {
-        let lost = self.unnoted.get();
-        if lost == 0 || !self.output.room().is_ok_and(|room| room >= NOTE_ROOM) {
-            return;
-        }
-        struct Output<'a>(&'a Producer);
-        impl Write for Output<'_> {
-            fn write_str(&mut self, text: &str) -> fmt::Result {
-                self.0.write(text.as_bytes()).map(drop).map_err(|_| fmt::Error)
+    /// Bytes of output that wait for room in the ring.
+    pub fn waiting(&self) -> usize {
+        self.backlog.borrow().len()
+    }
+
+    /// Waits for something that can come when output has moved on.
+    async fn when_moved<T>(
+        &self,
+        mut attempt: impl FnMut() -> Result<Option<T>, Errno>,
+    ) -> Result<T, Errno> {
+        poll_fn(|cx| {
+            self.send();
+            let result = attempt().transpose();
+            if result.is_none() {
+                self.writers.borrow_mut().push(cx.waker().clone());
+            }
+            result.map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
+
+    /// Takes as much as there is room for, in the ring or behind what waits for it.
+    fn put(&self, bytes: &[u8]) -> usize {
+        let mut backlog = self.backlog.borrow_mut();
+        let mut kept = 0;
+        if backlog.is_empty() {
+            kept = self.output.write(bytes).unwrap_or(0);
+            if kept > 0 {
+                (self.notify)();
             }
         }
-        if write!(Output(&self.output), "\r\n[{lost} bytes of output lost]\r\n").is_ok() {
-            self.unnoted.set(0);
+        let room = BACKLOG - backlog.len();
+        let rest = &bytes[kept..bytes.len().min(kept + room)];
+        backlog.extend(rest);
+        kept + rest.len()
+    }
+
+    /// Sends from the backlog what the ring has room for.
+    fn send(&self) {
+        self.send_from(&mut self.backlog.borrow_mut());
+    }
+
+    fn send_from(&self, backlog: &mut VecDeque<u8>) {
+        let mut sent = 0;
+        while !backlog.is_empty() {
+            let written = self.output.write(backlog.as_slices().0).unwrap_or(0);
+            if written == 0 {
+                break;
+            }
+            backlog.drain(..written);
+            sent += written;
+        }
+        if sent > 0 {
             (self.notify)();
         }
+    }
+
+    fn note_loss(&self) {
+        let lost = self.unnoted.get();
+        if lost == 0 || BACKLOG - self.backlog.borrow().len() < NOTE_ROOM {
+            return;
+        }
+        struct Backlog<'a>(&'a mut VecDeque<u8>);
+        impl Write for Backlog<'_> {
+            fn write_str(&mut self, text: &str) -> fmt::Result {
+                self.0.extend(text.as_bytes());
+                Ok(())
+            }
+        }
+        let mut backlog = self.backlog.borrow_mut();
+        let _ = write!(Backlog(&mut backlog), "\r\n[{lost} bytes of output lost]\r\n");
+        self.unnoted.set(0);
+        self.send_from(&mut backlog);
     }
 }
 

@@ -38,27 +38,84 @@ fn output_arrives_and_the_daemon_is_told() {
 }
 
 #[test]
-fn a_full_ring_drops_output_counts_it_and_says_so_later() {
+fn what_finds_no_room_follows_as_the_daemon_reads() {
+    let (console, daemon, events, _) = pair();
+    let text: String = (0..20_000).map(|n| char::from(b'a' + (n % 23) as u8)).collect();
+    for part in text.as_bytes().chunks(999) {
+        console.write(part);
+    }
+    assert_eq!((console.dropped(), console.waiting()), (0, 20_000 - XENCONS_OUT_SIZE));
+    let mut running = Box::pin(console.run());
+    let mut got = String::new();
+    while got.len() < text.len() {
+        let before = events.get();
+        got += &daemon.take();
+        assert!(running.as_mut().now_or_never().is_none());
+        assert!(events.get() > before || console.waiting() == 0, "the daemon is not told");
+    }
+    assert_eq!(got, text);
+    assert_eq!(console.flush().now_or_never(), Some(Ok(())));
+}
+
+#[test]
+fn a_full_backlog_drops_output_counts_it_and_says_so_where_it_happened() {
     let (console, daemon, _, _) = pair();
-    console.write(&[b'a'; XENCONS_OUT_SIZE]);
+    console.write(&[b'a'; XENCONS_OUT_SIZE + BACKLOG]);
     console.write(b"12345");
     assert_eq!(console.dropped(), 5);
     assert_eq!(console.flush().now_or_never(), None);
-    assert_eq!(daemon.take().len(), XENCONS_OUT_SIZE);
+    let mut got = daemon.take();
     console.write(b"after");
-    assert_eq!(daemon.take(), "\r\n[5 bytes of output lost]\r\nafter");
+    loop {
+        let more = daemon.take();
+        if more.is_empty() {
+            break;
+        }
+        got += &more;
+        assert!(console.run().now_or_never().is_none());
+    }
+    let (kept, rest) = got.split_at(XENCONS_OUT_SIZE + BACKLOG);
+    assert!(kept.bytes().all(|byte| byte == b'a'));
+    assert_eq!(rest, "\r\n[5 bytes of output lost]\r\nafter");
     assert_eq!(console.dropped(), 5);
 }
 
 #[test]
 fn output_that_must_arrive_waits_for_room() {
     let (console, daemon, _, _) = pair();
-    let text = [b'x'; XENCONS_OUT_SIZE + 10];
+    let text = [b'x'; XENCONS_OUT_SIZE + BACKLOG + 10];
+    let mut running = Box::pin(console.run());
     let mut writing = Box::pin(console.write_all(&text));
     assert_eq!(writing.as_mut().now_or_never(), None);
     assert_eq!(daemon.take().len(), XENCONS_OUT_SIZE);
+    assert!(running.as_mut().now_or_never().is_none());
     assert_eq!(writing.as_mut().now_or_never(), Some(Ok(())));
-    assert_eq!(daemon.take(), "x".repeat(10));
+    assert_eq!(console.dropped(), 0);
+}
+
+#[test]
+fn a_guest_that_ends_writes_behind_the_backlog_and_looks_for_room_itself() {
+    let (console, daemon, _, _) = pair();
+    console.write(&[b'x'; XENCONS_OUT_SIZE + 5]);
+    assert_eq!(console.write_some(b"the end"), 0);
+    daemon.take();
+    assert_eq!(console.write_some(b"the end"), 7);
+    assert_eq!(daemon.take(), "xxxxxthe end");
+    let _held = console.backlog.borrow_mut();
+    assert_eq!(console.write_some(b"again"), 5, "the backlog is in use by whoever has crashed");
+}
+
+#[test]
+fn a_restored_domain_goes_on_with_what_was_not_sent() {
+    let (console, _, _, page) = pair();
+    console.write(&[b'x'; XENCONS_OUT_SIZE]);
+    console.write(b"kept");
+    page.zero();
+    console.resume();
+    let daemon = Daemon { output: Consumer::new(page, OUTPUT), input: Producer::new(page, INPUT) };
+    assert_eq!(daemon.take(), "kept");
+    daemon.input.write(b"ls").unwrap();
+    assert_eq!(console.read(&mut [0; 8]).now_or_never(), Some(Ok(2)));
 }
 
 #[test]
@@ -76,6 +133,7 @@ fn a_broken_ring_loses_output_and_nothing_else() {
     let (console, _, _, page) = pair();
     page.store_u32(OUTPUT.cons, 5, Relaxed);
     page.store_u32(INPUT.prod, 5000, Relaxed);
+    console.write(&[b'a'; BACKLOG]);
     console.write(b"abc");
     assert_eq!(console.dropped(), 3);
     assert_eq!(console.write_all(b"abc").now_or_never(), Some(Err(Errno::EPROTO)));
