@@ -12,6 +12,7 @@ use alloc::string::{String, ToString};
 use core::time::Duration;
 use log::LevelFilter;
 use thiserror::Error;
+use xen::event::Abi;
 
 /// The longest command line that is read, in bytes.
 pub const MAX_LENGTH: usize = 4096;
@@ -32,6 +33,9 @@ pub struct Config {
     /// `max-connections=`: how many connections a server holds at once; without it, as many as
     /// memory allows.
     pub max_connections: Option<usize>,
+    /// `evtchn=`: the event channels' ABI; without it, the best one that Xen has. It was chosen before
+    /// this is read, see [`event_abi`].
+    pub evtchn: Option<Abi>,
 }
 
 /// An app and what it cannot do without.
@@ -91,7 +95,7 @@ pub enum Problem {
     NoValue,
     /// A key that nobody knows.
     #[error(
-        "no such key: there are app, port, url, log, ring-order, idle-timeout, max-connections"
+        "no such key: there are app, port, url, log, ring-order, idle-timeout, max-connections, evtchn"
     )]
     UnknownKey,
     /// A key for the second time.
@@ -115,6 +119,9 @@ pub enum Problem {
     /// Not a number of connections.
     #[error("a number of connections is a whole number from 1 to 65536")]
     Connections,
+    /// Not an ABI of event channels.
+    #[error("event channels are of the ABI fifo or 2l")]
+    Evtchn,
     /// The app has no use for the key.
     #[error("this app has no such setting: port is for http and echo, url is for fetch")]
     WrongApp,
@@ -142,6 +149,7 @@ impl Default for Config {
             ring_order: None,
             idle_timeout: Some(Duration::from_secs(30)),
             max_connections: None,
+            evtchn: None,
         }
     }
 }
@@ -180,6 +188,7 @@ struct Words<'t> {
     ring_order: Option<Word<'t>>,
     idle_timeout: Option<Word<'t>>,
     max_connections: Option<Word<'t>>,
+    evtchn: Option<Word<'t>>,
 }
 
 impl<'t> Words<'t> {
@@ -192,6 +201,7 @@ impl<'t> Words<'t> {
             b"ring-order" => &mut self.ring_order,
             b"idle-timeout" => &mut self.idle_timeout,
             b"max-connections" => &mut self.max_connections,
+            b"evtchn" => &mut self.evtchn,
             _ => return None,
         })
     }
@@ -269,7 +279,26 @@ impl Config {
         if let Some(word) = words.max_connections {
             config.max_connections = Some(word.number(1, 65536, Problem::Connections)? as usize);
         }
+        if let Some(word) = words.evtchn {
+            config.evtchn = Some(abi(word.value.as_bytes()).ok_or(word.error(Problem::Evtchn))?);
+        }
         Ok(config)
+    }
+}
+
+/// The ABI of a word `evtchn=`, for the machine, which is brought to life before anything else is read.
+/// What is wrong there is for [`Config::parse`] to report.
+pub fn event_abi(command_line: &[u8]) -> Option<Abi> {
+    let text = command_line.split(|byte| *byte == 0).next().unwrap_or_default();
+    let words = text.split(u8::is_ascii_whitespace);
+    abi(words.filter_map(|word| word.strip_prefix(b"evtchn=")).next()?)
+}
+
+fn abi(value: &[u8]) -> Option<Abi> {
+    match value {
+        b"fifo" => Some(Abi::Fifo),
+        b"2l" => Some(Abi::TwoLevel),
+        _ => None,
     }
 }
 
@@ -306,6 +335,19 @@ mod tests {
         assert_eq!(parse("app=echo").app, App::Echo { port: 7 });
         assert_eq!(parse("idle-timeout=0").idle_timeout, None);
         assert_eq!(parse("max-connections=200").max_connections, Some(200));
+    }
+
+    #[test]
+    fn the_machine_and_the_image_read_the_same_abi() {
+        for (text, abi) in [
+            ("", None),
+            ("evtchn=fifo", Some(Abi::Fifo)),
+            ("app=echo\tevtchn=2l", Some(Abi::TwoLevel)),
+            ("app=echo\0evtchn=2l", None),
+        ] {
+            assert_eq!((event_abi(text.as_bytes()), parse(text).evtchn), (abi, abi), "{text}");
+        }
+        assert_eq!(event_abi(b"evtchn=3l log=debug"), None);
     }
 
     #[test]
@@ -348,6 +390,7 @@ mod tests {
             ("idle-timeout=86401", 1, Problem::Timeout),
             ("idle-timeout=soon", 1, Problem::Timeout),
             ("max-connections=0", 1, Problem::Connections),
+            ("evtchn=2", 1, Problem::Evtchn),
             ("port=80 \u{e9}", 9, Problem::NotText),
             ("port=\u{7f}", 1, Problem::NotText),
         ] {

@@ -240,6 +240,7 @@ pub(crate) fn run(guest: &'static Guest, command_line: &'static [u8], main: Main
     let pages = pages::count().1;
     log::info!("xensock-kernel on Xen {}.{}, {} KiB free", version.0, version.1, pages * 4);
     log::debug!("command line: {}", command_line.escape_ascii());
+    log::debug!("event channels: {} ABI", guest.events.abi());
 
     let (reader, writer) = match machine::xenstore(guest) {
         Ok(ring) => ring,

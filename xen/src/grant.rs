@@ -3,12 +3,16 @@
 //! The table's frames are mapped one by one as it fills. A grant is ended by compare-and-swap, and
 //! not while the peer has the page mapped: then the caller keeps page and reference, and tries
 //! again later.
+//!
+//! A domain that was restored from a file, or has moved, is a new one to Xen, with an empty table: see
+//! [`GrantTable::resume`].
 
 use crate::abi::grant_table::*;
+use crate::abi::xen::DOMID_INVALID;
 use crate::hypercall::{Hypervisor, Operations};
 use crate::{DomId, Errno, Gfn, GrantRef, PAGE_SIZE, Shared};
 use alloc::vec::Vec;
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use core::mem::offset_of;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
@@ -57,12 +61,12 @@ pub unsafe trait FrameSource {
 pub struct GrantTable<H, F> {
     hypervisor: H,
     source: F,
-    max_frames: u32,
+    max_frames: Cell<u32>,
     state: RefCell<State>,
 }
 
 struct State {
-    frames: Vec<Shared<'static>>,
+    frames: Vec<(Gfn, Shared<'static>)>,
     /// Entries to hand out; has room for all that exist, so that giving one back never allocates.
     free: Vec<GrantRef>,
     in_use: u32,
@@ -76,7 +80,8 @@ impl<H: Hypervisor, F: FrameSource> GrantTable<H, F> {
         hypervisor.set_grant_table_version_1()?;
         let (_, max_frames) = hypervisor.grant_table_size()?;
         let state = State { frames: Vec::new(), free: Vec::new(), in_use: 0, spare: None };
-        let table = GrantTable { hypervisor, source, max_frames, state: RefCell::new(state) };
+        let (max_frames, state) = (Cell::new(max_frames), RefCell::new(state));
+        let table = GrantTable { hypervisor, source, max_frames, state };
         table.grow(&mut table.state.borrow_mut())?;
         Ok(table)
     }
@@ -113,8 +118,7 @@ impl<H: Hypervisor, F: FrameSource> GrantTable<H, F> {
     pub fn end(&self, grant: GrantRef) -> Result<(), Errno> {
         let mut state = self.state.borrow_mut();
         let (table, at) = state.entry(grant).ok_or(Errno::EINVAL)?;
-        let word = table.atomic_u16(at + FLAGS);
-        let mut flags = word.load(Acquire);
+        let mut flags = table.load_u16(at + FLAGS, Acquire);
         for _ in 0..ATTEMPTS {
             if flags & GTF_TYPE_MASK != GTF_PERMIT_ACCESS {
                 return Err(Errno::EINVAL);
@@ -122,7 +126,7 @@ impl<H: Hypervisor, F: FrameSource> GrantTable<H, F> {
             if flags & (GTF_READING | GTF_WRITING) != 0 {
                 return Err(Errno::EBUSY);
             }
-            match word.compare_exchange(flags, GTF_INVALID, SeqCst, Acquire) {
+            match table.compare_exchange_u16(at + FLAGS, flags, GTF_INVALID, SeqCst) {
                 Ok(_) => {
                     state.in_use -= 1;
                     state.free.push(grant);
@@ -140,14 +144,45 @@ impl<H: Hypervisor, F: FrameSource> GrantTable<H, F> {
         Usage {
             in_use: state.in_use,
             free: state.free.len() as u32,
-            capacity: (self.max_frames * PER_FRAME).saturating_sub(GNTTAB_NR_RESERVED_ENTRIES),
+            capacity: self
+                .max_frames
+                .get()
+                .saturating_mul(PER_FRAME)
+                .saturating_sub(GNTTAB_NR_RESERVED_ENTRIES),
         }
+    }
+
+    /// Begins anew in a domain that has been restored: maps the frames that the table had, at the same
+    /// places.
+    ///
+    /// Grants that were made before let nobody map anything any more. Their references stay theirs: each
+    /// has to be [ended](GrantTable::end), as always, and is free after that.
+    pub fn resume(&self) -> Result<(), Errno> {
+        self.hypervisor.set_grant_table_version_1()?;
+        let (_, max_frames) = self.hypervisor.grant_table_size()?;
+        self.max_frames.set(max_frames);
+        let state = self.state.borrow();
+        for (index, (gfn, _)) in (0..).zip(&state.frames) {
+            // SAFETY: the source gave the page to this table, for good.
+            unsafe { self.hypervisor.map_grant_frame(index, *gfn) }?;
+        }
+        // Those that are free are not marked where they are, so all become grants to nobody first.
+        let all = state.frames.len() as u32 * PER_FRAME;
+        for (table, at) in (0..all).filter_map(|grant| state.entry(GrantRef(grant))) {
+            table.store_u16(at + DOMID, DOMID_INVALID, Relaxed);
+            table.store_u32(at + FRAME, 0, Relaxed);
+            table.store_u16(at + FLAGS, GTF_PERMIT_ACCESS, Release);
+        }
+        for (table, at) in state.free.iter().filter_map(|grant| state.entry(*grant)) {
+            table.store_u16(at + FLAGS, GTF_INVALID, Relaxed);
+        }
+        Ok(())
     }
 
     /// Maps the table's next frame.
     fn grow(&self, state: &mut State) -> Result<(), Errno> {
         let index = state.frames.len() as u32;
-        if index >= self.max_frames {
+        if index >= self.max_frames.get() {
             return Err(Errno::ENOSPC);
         }
         let (gfn, frame) = match state.spare.take() {
@@ -160,7 +195,7 @@ impl<H: Hypervisor, F: FrameSource> GrantTable<H, F> {
             state.spare = Some((gfn, frame));
             return Err(error);
         }
-        state.frames.push(frame);
+        state.frames.push((gfn, frame));
         let total = (index + 1) * PER_FRAME;
         let missing = total as usize - state.free.len();
         state.free.reserve(missing);
@@ -177,8 +212,8 @@ impl State {
         if grant.0 < GNTTAB_NR_RESERVED_ENTRIES {
             return None;
         }
-        let frame = self.frames.get((grant.0 / PER_FRAME) as usize)?;
-        Some((*frame, (grant.0 % PER_FRAME) as usize * ENTRY))
+        let (_, frame) = *self.frames.get((grant.0 / PER_FRAME) as usize)?;
+        Some((frame, (grant.0 % PER_FRAME) as usize * ENTRY))
     }
 }
 

@@ -1,8 +1,8 @@
 //! Memory that another domain can write: the only way to touch it.
 //!
 //! A Rust reference promises that nobody else changes what it points to; memory shared with another
-//! domain breaks that promise at any moment. So nothing here hands out a reference but to atomics: words are read
-//! and written by atomic accesses, bytes are copied in and out through raw pointers, and what was
+//! domain breaks that promise at any moment. So nothing here hands out a reference: words are read,
+//! written and updated by atomic accesses, bytes are copied in and out through raw pointers, and what was
 //! copied is then checked by the caller, who never looks at the original twice.
 
 use core::marker::PhantomData;
@@ -59,6 +59,57 @@ macro_rules! words {
     )* };
 }
 
+/// A method that updates a word in one step.
+macro_rules! update {
+    ($name:ident $model:ident $operation:ident $word:ty, $atomic:ty, $doc:literal) => {
+        #[doc = concat!($doc, " the aligned `", stringify!($word), "` at `offset`, and returns what it was before.")]
+        #[inline]
+        #[cfg_attr(feature = "loom", track_caller)]
+        pub fn $name(self, offset: usize, value: $word, order: Ordering) -> $word {
+            let word = self.word(offset, size_of::<$word>()).cast::<$word>();
+            #[cfg(feature = "loom")]
+            if let Some(model) = self.model {
+                return model.$model(word.addr(), value as u64, order) as $word;
+            }
+            // SAFETY: `word` checked range and alignment; the owner keeps the memory mapped for 'a.
+            unsafe { <$atomic>::from_ptr(word) }.$operation(value, order)
+        }
+    };
+}
+
+macro_rules! updates {
+    ($($swap:ident $or:ident $and:ident $exchange:ident $word:ty, $atomic:ty;)*) => { $(
+        update!($swap swap swap $word, $atomic, "Replaces");
+        update!($or fetch_or fetch_or $word, $atomic, "Sets bits of");
+        update!($and fetch_and fetch_and $word, $atomic, "Clears those bits that are not in `value` of");
+
+        #[doc = concat!("Replaces the aligned `", stringify!($word), "` at `offset` if it is `current`. What it was before comes back, as an error if that was something else.")]
+        #[inline]
+        #[cfg_attr(feature = "loom", track_caller)]
+        pub fn $exchange(
+            self,
+            offset: usize,
+            current: $word,
+            new: $word,
+            order: Ordering,
+        ) -> Result<$word, $word> {
+            let word = self.word(offset, size_of::<$word>()).cast::<$word>();
+            let failure = match order {
+                Ordering::SeqCst => Ordering::SeqCst,
+                Ordering::AcqRel | Ordering::Acquire => Ordering::Acquire,
+                _ => Ordering::Relaxed,
+            };
+            #[cfg(feature = "loom")]
+            if let Some(model) = self.model {
+                let was = model.compare_exchange(word.addr(), current as u64, new as u64, order, failure);
+                return was.map(|was| was as $word).map_err(|was| was as $word);
+            }
+            // SAFETY: `word` checked range and alignment; the owner keeps the memory mapped for 'a.
+            unsafe { <$atomic>::from_ptr(word) }.compare_exchange(current, new, order, failure)
+        }
+    )* };
+}
+
 impl<'a> Shared<'a> {
     /// Describes `len` bytes at `start`.
     ///
@@ -75,8 +126,7 @@ impl<'a> Shared<'a> {
         }
     }
 
-    /// The first `len` bytes of a model's memory. Words and bytes are all that it has: no
-    /// read-modify-write operations, and no address.
+    /// The first `len` bytes of a model's memory. Words and bytes are all that it has, and no address.
     #[cfg(feature = "loom")]
     pub(crate) fn modelled(model: &'a crate::sync::Memory, len: usize) -> Self {
         Shared {
@@ -115,23 +165,10 @@ impl<'a> Shared<'a> {
         load_u64 store_u64 u64, AtomicU64;
     }
 
-    /// The aligned `u64` at `offset`, for read-modify-write operations.
-    #[inline]
-    pub fn atomic_u64(self, offset: usize) -> &'a AtomicU64 {
-        self.assert_no_model();
-        let word = self.word(offset, 8).cast::<u64>();
-        // SAFETY: checked range and alignment; an atomic expects other writers, and the owner keeps
-        // the memory mapped for 'a.
-        unsafe { AtomicU64::from_ptr(word) }
-    }
-
-    /// The aligned `u16` at `offset`, for read-modify-write operations.
-    #[inline]
-    pub fn atomic_u16(self, offset: usize) -> &'a AtomicU16 {
-        self.assert_no_model();
-        let word = self.word(offset, 2).cast::<u16>();
-        // SAFETY: as for `atomic_u64`.
-        unsafe { AtomicU16::from_ptr(word) }
+    updates! {
+        swap_u16 fetch_or_u16 fetch_and_u16 compare_exchange_u16 u16, AtomicU16;
+        swap_u32 fetch_or_u32 fetch_and_u32 compare_exchange_u32 u32, AtomicU32;
+        swap_u64 fetch_or_u64 fetch_and_u64 compare_exchange_u64 u64, AtomicU64;
     }
 
     /// Copies bytes from `offset` on into private memory. What comes may be torn: check the copy.

@@ -58,7 +58,7 @@ mod enter {
             Err(error) => no_xen::stop(&error),
         };
         // SAFETY: here, once; memory and interrupts are set up.
-        let guest = match unsafe { machine::start(xen, &memory_map) } {
+        let guest = match unsafe { machine::start(xen, &memory_map, command_line) } {
             Ok(guest) => guest,
             Err(error) => panic!("cannot set up the machine with Xen: {error}"),
         };

@@ -1,14 +1,17 @@
 //! The machine that Xen gives a domain, brought to life: event channels, grants, the clock, the
 //! console and the way to xenstore.
 
+mod event_pages;
 mod interrupts;
 mod one_cpu;
 mod sleep;
 mod sockets;
 
+pub use event_pages::EventPages;
 pub use one_cpu::OneCpu;
 pub use sockets::Sockets;
 
+use crate::config;
 use crate::cpu::exceptions;
 use crate::memory::paging;
 use crate::memory::ram::{Kind, Region};
@@ -24,7 +27,7 @@ use xen::abi::hvm_params::*;
 use xen::abi::xen::{VIRQ_TIMER, VcpuInfo};
 use xen::clock::{Clock, Timer};
 use xen::console::Console;
-use xen::event::{EventChannels, EventHandler, PairWaker};
+use xen::event::{EventChannels, EventHandler, PairWaker, Priority};
 use xen::grant::{FrameSource, GrantTable};
 use xen::hypercall::{Operations, Xen};
 use xen::xenstore::ring::{RingReader, RingWriter};
@@ -38,7 +41,7 @@ pub struct Guest {
     /// The hypervisor.
     pub xen: Xen,
     /// The event channels.
-    pub events: EventChannels<Xen>,
+    pub events: EventChannels<Xen, EventPages>,
     /// The grant table.
     pub grants: GrantTable<Xen, Window>,
     /// The clock.
@@ -100,13 +103,19 @@ fn on_event(call: impl Fn() + Send + Sync + 'static) -> Arc<dyn EventHandler> {
 ///
 /// # Safety
 /// Once, after memory and the interrupt table were set up.
-pub unsafe fn start(xen: Xen, memory_map: &[Region]) -> Result<&'static Guest, Errno> {
-    // SAFETY: the caller's promise.
-    let window = unsafe { Window::open(memory_map) };
+pub unsafe fn start(
+    xen: Xen,
+    memory_map: &[Region],
+    command_line: &[u8],
+) -> Result<&'static Guest, Errno> {
+    let (_, grant_frames) = xen.grant_table_size()?;
+    // SAFETY: the caller's promise. The shared info page and the grant table are to have room.
+    let window = unsafe { Window::open(memory_map, 1 + u64::from(grant_frames)) };
     let (gfn, shared_info) = window.take()?;
     // SAFETY: the window gave the frame to nobody else, and it is reached as `Shared`.
     unsafe { xen.map_shared_info(gfn) }?;
-    let events = EventChannels::new(xen, shared_info);
+    let abi = config::event_abi(command_line);
+    let events = EventChannels::new(xen, shared_info, EventPages, abi)?;
     let upcall_pending = shared_info.slice(offset_of!(VcpuInfo, evtchn_upcall_pending), 1);
     // SAFETY: vCPU 0's info is the shared info page's beginning, and that stays mapped.
     unsafe { exceptions::set_upcall_pending(upcall_pending.as_ptr()) };
@@ -115,7 +124,11 @@ pub unsafe fn start(xen: Xen, memory_map: &[Region]) -> Result<&'static Guest, E
     let clock = Clock::new(shared_info);
     let started = clock.now();
     let timer = Timer::new(xen)?;
-    events.bind_virq(VIRQ_TIMER, on_event(crate::time::note_timer))?;
+    let port = events.bind_virq(VIRQ_TIMER, on_event(crate::time::note_timer))?;
+    // One turn of the executor handles a limited number of events. When the sockets have more than that,
+    // time must go on all the same, and so must xenstore and console (see `ring`), by which the toolstack
+    // can end such a guest: theirs are handled in the first of those turns.
+    events.set_priority(port, Priority::HIGHEST)?;
     let grants = GrantTable::new(xen, window)?;
     let console = match ring(xen, &events, HVM_PARAM_CONSOLE_PFN, HVM_PARAM_CONSOLE_EVTCHN) {
         Ok((page, notify, waker)) => Some(Console::new(page, notify, waker)),
@@ -139,7 +152,7 @@ pub fn xenstore(guest: &Guest) -> Result<(RingReader<Notify>, RingWriter<Notify>
 /// A ring that the toolstack set up: its page, how to notify its server, and who hears from it.
 fn ring(
     xen: Xen,
-    events: &EventChannels<Xen>,
+    events: &EventChannels<Xen, EventPages>,
     pfn: u32,
     port: u32,
 ) -> Result<(Shared<'static>, Notify, Arc<PairWaker>), Errno> {
@@ -158,6 +171,7 @@ fn ring(
     let waker = Arc::new(PairWaker::default());
     let heard = waker.clone();
     events.register(port, on_event(move || heard.raise()))?;
+    events.set_priority(port, Priority::HIGH)?;
     // There are two such rings, and both live as long as the kernel.
     Ok((page, Box::leak(Box::new(move || notify(xen, port))), waker))
 }

@@ -8,9 +8,8 @@ use core::cell::Cell;
 use xen::grant::FrameSource;
 use xen::{Errno, Gfn, PAGE_SIZE, Shared};
 
-/// Pages in the window: the most that one page table maps. Enough for the shared info page and 511
-/// frames of the grant table, of which `max_grant_frames` allows 64 unless raised.
-const PAGES: u64 = 512;
+/// What one page table maps: the window begins at a multiple of it.
+const TABLE: u64 = 512 * PAGE_SIZE as u64;
 
 /// The pages not given away yet.
 #[derive(Debug)]
@@ -20,16 +19,17 @@ pub struct Window {
 }
 
 impl Window {
-    /// Maps the window, behind everything in the memory map.
+    /// Maps a window of so many pages, behind everything in the memory map.
     ///
     /// # Safety
     /// Once, after memory was set up.
-    pub unsafe fn open(memory_map: &[Region]) -> Window {
-        let size = PAGES * PAGE_SIZE as u64;
-        let start = end_of_everything(memory_map).next_multiple_of(size);
+    pub unsafe fn open(memory_map: &[Region], pages: u64) -> Window {
+        let start = end_of_everything(memory_map).next_multiple_of(TABLE);
+        let size = pages.saturating_mul(PAGE_SIZE as u64);
+        let window = Region::new(start, size, Kind::Reserved);
         // SAFETY: there is nothing behind the end of the map, so nothing of the kernel's.
-        unsafe { paging::map_special(Region::new(start, size, Kind::Reserved)) };
-        Window { next: Cell::new(start), end: start + size }
+        unsafe { paging::map_special(window) };
+        Window { next: Cell::new(window.start), end: window.end }
     }
 }
 

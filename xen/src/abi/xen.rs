@@ -26,6 +26,8 @@ pub const VIRQ_DEBUG: u32 = 1;
 pub const DOMID_SELF: u16 = 0x7ff0;
 /// The first of the numbers that are no domain's.
 pub const DOMID_FIRST_RESERVED: u16 = 0x7ff0;
+/// No domain at all.
+pub const DOMID_INVALID: u16 = 0x7ff4;
 
 /// The virtual CPUs whose information lies in the shared info page.
 pub const XEN_LEGACY_MAX_VCPUS: usize = 32;

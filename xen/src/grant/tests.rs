@@ -19,9 +19,24 @@ unsafe impl FrameSource for &Memory {
 }
 
 impl Memory {
-    fn flags(&self, grant: GrantRef) -> &core::sync::atomic::AtomicU16 {
+    fn entry(&self, grant: GrantRef) -> (Shared<'static>, usize) {
         let frame = self.0.borrow()[(grant.0 / PER_FRAME) as usize];
-        frame.atomic_u16((grant.0 % PER_FRAME) as usize * ENTRY)
+        (frame, (grant.0 % PER_FRAME) as usize * ENTRY)
+    }
+
+    fn flags(&self, grant: GrantRef) -> u16 {
+        let (frame, at) = self.entry(grant);
+        frame.load_u16(at, SeqCst)
+    }
+
+    fn set(&self, grant: GrantRef, flags: u16) {
+        let (frame, at) = self.entry(grant);
+        frame.fetch_or_u16(at, flags, SeqCst);
+    }
+
+    fn clear(&self, grant: GrantRef, flags: u16) {
+        let (frame, at) = self.entry(grant);
+        frame.fetch_and_u16(at, !flags, SeqCst);
     }
 }
 
@@ -41,7 +56,7 @@ fn a_grant_is_written_as_xen_reads_it() {
     memory.0.borrow()[0].read(64, &mut entry);
     assert_eq!(entry, [5, 0, 7, 0, 0x34, 0x12, 0, 0]);
     table.end(grant).unwrap();
-    assert_eq!(memory.flags(grant).load(SeqCst), GTF_INVALID);
+    assert_eq!(memory.flags(grant), GTF_INVALID);
 }
 
 #[test]
@@ -49,13 +64,13 @@ fn a_grant_that_the_peer_has_mapped_stays_until_it_lets_go() {
     let (xen, memory) = (FakeXen::new(), Memory::default());
     let table = GrantTable::new(&xen, &memory).unwrap();
     let one = grant(&table, 1).unwrap();
-    memory.flags(one).fetch_or(GTF_READING | GTF_WRITING, SeqCst);
+    memory.set(one, GTF_READING | GTF_WRITING);
     assert_eq!(table.end(one), Err(Errno::EBUSY));
     assert_eq!(table.usage().in_use, 1);
     assert_ne!(grant(&table, 2).unwrap(), one, "the reference is not given out again");
-    memory.flags(one).fetch_and(!GTF_WRITING, SeqCst);
+    memory.clear(one, GTF_WRITING);
     assert_eq!(table.end(one), Err(Errno::EBUSY), "it can still read");
-    memory.flags(one).fetch_and(!GTF_READING, SeqCst);
+    memory.clear(one, GTF_READING);
     table.end(one).unwrap();
     assert_eq!(table.end(one), Err(Errno::EINVAL));
 }
@@ -106,4 +121,50 @@ fn references_that_are_no_grants_are_refused() {
     }
     assert_eq!(grant(&table, 1 << 32), Err(Errno::EINVAL));
     assert_eq!(table.usage().in_use, 0);
+}
+
+#[test]
+fn grants_of_a_restored_domain_reach_nobody_and_end_as_always() {
+    let (xen, memory) = (FakeXen::new(), Memory::default());
+    let table = GrantTable::new(&xen, &memory).unwrap();
+    let grants: Vec<_> = (0..600).map(|page| grant(&table, page).unwrap()).collect();
+    table.end(grants[3]).unwrap();
+    let usage = table.usage();
+    memory.set(grants[1], GTF_READING);
+    xen.take_done();
+    // The frames' places are empty, and the toolstack's entries are in the new table.
+    memory.0.borrow().iter().for_each(|frame| frame.zero());
+    memory.set(GrantRef(1), GTF_PERMIT_ACCESS);
+    xen.max_grant_frames.set(3);
+    table.resume().unwrap();
+    let space = XENMAPSPACE_GRANT_TABLE;
+    let mapped = [1, 2].map(|at| Done::Mapped { space, index: at - 1, at });
+    assert_eq!(xen.take_done(), mapped);
+    assert_eq!(table.usage(), Usage { capacity: 3 * 512 - 8, ..usage });
+    let mut entry = [0; 8];
+    memory.0.borrow()[0].read(8, &mut entry);
+    assert_eq!(entry, [1, 0, 0, 0, 0, 0, 0, 0], "the toolstack's entry is as it was");
+    memory.0.borrow()[0].read(64, &mut entry);
+    assert_eq!(entry, [1, 0, 0xf4, 0x7f, 0, 0, 0, 0], "a grant to nobody");
+    assert_eq!(memory.flags(grants[3]), GTF_INVALID);
+    assert_eq!(table.end(grants[3]), Err(Errno::EINVAL), "it was free before");
+    // No new grant takes a reference that somebody has yet to end.
+    let new = grant(&table, 5).unwrap();
+    assert_eq!(new, grants[3]);
+    assert!((0..900).map(|page| grant(&table, page)).all(|new| !grants.contains(&new.unwrap())));
+    for (index, former) in grants.iter().enumerate().filter(|(index, _)| *index != 3) {
+        table.end(*former).unwrap_or_else(|error| panic!("{index}: {error}"));
+    }
+    assert!(grants.contains(&grant(&table, 7).unwrap()), "they are free again");
+}
+
+#[test]
+fn a_frame_that_xen_does_not_give_back_is_an_error_value_and_can_be_tried_again() {
+    let (xen, memory) = (FakeXen::new(), Memory::default());
+    let table = GrantTable::new(&xen, &memory).unwrap();
+    grant(&table, 1).unwrap();
+    xen.out_of_memory.set(true);
+    assert_eq!(table.resume(), Err(Errno::ENOMEM));
+    xen.out_of_memory.set(false);
+    table.resume().unwrap();
 }

@@ -1,17 +1,26 @@
 //! A hypervisor for tests: knows ports and a grant table's size, and notes what it is asked to do.
 
 use super::Hypervisor;
-use crate::Errno;
 use crate::abi::{event_channel::*, grant_table::*, memory::*, sched::*, vcpu::*, xen::*};
+use crate::event::PageSource;
+use crate::event::double::Events;
+use crate::{Errno, Gfn, PAGE_SIZE, Port, Shared};
 use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ptr::with_exposed_provenance_mut;
+use std::sync::Arc;
 
 /// What the fake was asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Done {
+#[allow(missing_docs)]
+pub enum Done {
     Opened(u32),
     Closed(u32),
     Sent(u32),
+    Unmasked(u32),
+    Prioritised { port: u32, priority: u32 },
+    ControlGiven(u64),
+    ArrayGiven(u64),
     Mapped { space: u32, index: u64, at: u64 },
     Shutdown(u32),
     TimerSet(u64),
@@ -19,26 +28,84 @@ pub(crate) enum Done {
     TickStopped,
 }
 
-pub(crate) struct FakeXen {
-    pub(crate) done: RefCell<Vec<Done>>,
-    pub(crate) next_port: RefCell<u32>,
-    pub(crate) max_grant_frames: u32,
+/// The hypervisor, and the domain as it sees it.
+#[derive(Debug)]
+pub struct FakeXen {
+    done: RefCell<Vec<Done>>,
+    open: RefCell<BTreeSet<u32>>,
+    /// The lowest number that a new port can have.
+    pub lowest_port: Cell<u32>,
+    /// How large the grant table may become.
+    pub max_grant_frames: Cell<u32>,
     /// Whether Xen has no memory to map anything with.
-    pub(crate) out_of_memory: Cell<bool>,
+    pub out_of_memory: Cell<bool>,
+    /// Whether Xen has the FIFO ABI.
+    pub has_fifo: Cell<bool>,
+    /// The shared info page.
+    pub shared_info: Shared<'static>,
+    /// Ports and their events.
+    pub events: Arc<Events>,
+    /// Pages that the domain took from here, by frame.
+    pages: RefCell<BTreeMap<u64, Shared<'static>>>,
+    /// What the next pages are.
+    next_pages: RefCell<Vec<Shared<'static>>>,
+}
+
+/// A page of plain memory.
+pub fn page() -> Shared<'static> {
+    let memory = Box::leak(Box::new([0u64; PAGE_SIZE / 8]));
+    // SAFETY: the memory is leaked and used by nothing else.
+    unsafe { Shared::new(memory.as_mut_ptr().cast(), PAGE_SIZE) }
+}
+
+impl Default for FakeXen {
+    fn default() -> Self {
+        FakeXen::new()
+    }
 }
 
 impl FakeXen {
-    pub(crate) fn new() -> Self {
+    /// A domain without ports.
+    pub fn new() -> Self {
+        FakeXen::over(page(), Vec::new())
+    }
+
+    /// The same with a shared info page of one's own, and with pages that the domain takes before others.
+    pub fn over(shared_info: Shared<'static>, mut pages: Vec<Shared<'static>>) -> Self {
+        pages.reverse();
         FakeXen {
             done: RefCell::default(),
-            next_port: RefCell::new(1),
-            max_grant_frames: 2,
+            open: RefCell::default(),
+            lowest_port: Cell::new(1),
+            max_grant_frames: Cell::new(2),
             out_of_memory: Cell::new(false),
+            has_fifo: Cell::new(true),
+            shared_info,
+            events: Arc::new(Events::new(shared_info)),
+            pages: RefCell::default(),
+            next_pages: RefCell::new(pages),
         }
     }
 
-    pub(crate) fn take_done(&self) -> Vec<Done> {
+    /// What was done since this was asked before.
+    pub fn take_done(&self) -> Vec<Done> {
         self.done.take()
+    }
+
+    /// The ports that are open.
+    pub fn open_ports(&self) -> Vec<u32> {
+        self.open.borrow().iter().copied().collect()
+    }
+
+    /// The toolstack makes a port.
+    pub fn make_port(&self, port: Port) {
+        self.open.borrow_mut().insert(port.0);
+    }
+
+    /// The domain is saved and restored: another one to Xen, without ports.
+    pub fn restore(&self) {
+        self.open.borrow_mut().clear();
+        self.events.forget();
     }
 
     fn note(&self, done: Done) -> i64 {
@@ -46,14 +113,40 @@ impl FakeXen {
         0
     }
 
+    /// Gives out the lowest number that is free, as Xen does.
     fn open(&self, port: &mut u32) -> i64 {
-        *port = *self.next_port.borrow();
-        *self.next_port.borrow_mut() += 1;
+        let is_free =
+            |port: &u32| !self.open.borrow().contains(port) && !self.events.is_busy(Port(*port));
+        *port = (self.lowest_port.get()..).find(is_free).expect("numbers are plenty");
+        self.open.borrow_mut().insert(*port);
         self.note(Done::Opened(*port))
+    }
+
+    fn close(&self, port: u32) -> i64 {
+        if !self.open.borrow_mut().remove(&port) {
+            return Errno::EINVAL.negated().into();
+        }
+        self.note(Done::Closed(port))
+    }
+
+    fn page(&self, gfn: u64) -> Shared<'static> {
+        *self.pages.borrow().get(&gfn).expect("Xen was given a frame that is no page")
     }
 }
 
-// SAFETY: none of the effects reach memory other than the argument's structure.
+// SAFETY: the pages are leaked, and used by nothing else.
+unsafe impl PageSource for &FakeXen {
+    fn take(&self) -> Result<(Gfn, Shared<'static>), Errno> {
+        let next = self.next_pages.borrow_mut().pop();
+        let page = next.unwrap_or_else(page);
+        let mut pages = self.pages.borrow_mut();
+        let gfn = 100 + pages.len() as u64;
+        pages.insert(gfn, page);
+        Ok((Gfn(gfn), page))
+    }
+}
+
+// SAFETY: the effects reach the argument's structure, and pages that the caller gave up.
 unsafe impl Hypervisor for FakeXen {
     unsafe fn call(&self, number: u32, arguments: [u64; 4]) -> i64 {
         /// The structure that an argument points to.
@@ -74,14 +167,38 @@ unsafe impl Hypervisor for FakeXen {
                 self.open(&mut op!(1 as EvtchnBindVirq).port)
             }
             (__HYPERVISOR_EVENT_CHANNEL_OP, EVTCHNOP_CLOSE) => {
-                self.note(Done::Closed(op!(1 as EvtchnClose).port))
+                self.close(op!(1 as EvtchnClose).port)
             }
             (__HYPERVISOR_EVENT_CHANNEL_OP, EVTCHNOP_SEND) => {
                 self.note(Done::Sent(op!(1 as EvtchnSend).port))
             }
+            (__HYPERVISOR_EVENT_CHANNEL_OP, EVTCHNOP_UNMASK) => {
+                let port = op!(1 as EvtchnUnmask).port;
+                self.events.unmask(Port(port));
+                self.note(Done::Unmasked(port))
+            }
+            (__HYPERVISOR_EVENT_CHANNEL_OP, EVTCHNOP_INIT_CONTROL) if self.has_fifo.get() => {
+                let op = op!(1 as EvtchnInitControl);
+                op.link_bits = EVTCHN_FIFO_LINK_BITS as u8;
+                self.events.init_control(self.page(op.control_gfn));
+                self.note(Done::ControlGiven(op.control_gfn))
+            }
+            (__HYPERVISOR_EVENT_CHANNEL_OP, EVTCHNOP_EXPAND_ARRAY) if self.out_of_memory.get() => {
+                Errno::ENOMEM.negated().into()
+            }
+            (__HYPERVISOR_EVENT_CHANNEL_OP, EVTCHNOP_EXPAND_ARRAY) if self.events.is_fifo() => {
+                let gfn = op!(1 as EvtchnExpandArray).array_gfn;
+                self.events.expand_array(self.page(gfn));
+                self.note(Done::ArrayGiven(gfn))
+            }
+            (__HYPERVISOR_EVENT_CHANNEL_OP, EVTCHNOP_SET_PRIORITY) if self.events.is_fifo() => {
+                let EvtchnSetPriority { port, priority } = *op!(1 as EvtchnSetPriority);
+                self.events.set_priority(Port(port), priority);
+                self.note(Done::Prioritised { port, priority })
+            }
             (__HYPERVISOR_GRANT_TABLE_OP, GNTTABOP_QUERY_SIZE) => {
                 let op = op!(1 as GnttabQuerySize);
-                (op.nr_frames, op.max_nr_frames, op.status) = (1, self.max_grant_frames, 0);
+                (op.nr_frames, op.max_nr_frames, op.status) = (1, self.max_grant_frames.get(), 0);
                 0
             }
             (__HYPERVISOR_GRANT_TABLE_OP, GNTTABOP_SET_VERSION) => 0,

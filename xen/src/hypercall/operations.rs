@@ -86,6 +86,48 @@ pub trait Operations: Hypervisor {
         }
     }
 
+    /// Unmasks a port, and announces its event if there is one.
+    fn unmask_port(&self, port: Port) -> Result<(), Errno> {
+        let mut op = EvtchnUnmask { port: port.0 };
+        // SAFETY: the structure is this operation's.
+        unsafe { operate(self, __HYPERVISOR_EVENT_CHANNEL_OP, EVTCHNOP_UNMASK, &mut op) }
+    }
+
+    /// Switches to the FIFO ABI of event channels, with virtual CPU 0's control block at the start of a
+    /// guest frame.
+    ///
+    /// # Safety
+    /// The frame is a page of the domain's own memory. Xen reads and writes it from now on, so nothing
+    /// else may be in it, and it is reached through [`Shared`](crate::Shared) alone.
+    unsafe fn init_event_control(&self, control: Gfn) -> Result<(), Errno> {
+        let mut op = EvtchnInitControl {
+            control_gfn: control.0,
+            offset: 0,
+            vcpu: 0,
+            link_bits: 0,
+            pad: [0; 7],
+        };
+        // SAFETY: the structure is this operation's; the caller gave the frame up.
+        unsafe { operate(self, __HYPERVISOR_EVENT_CHANNEL_OP, EVTCHNOP_INIT_CONTROL, &mut op) }
+    }
+
+    /// Gives the FIFO ABI's event array its next page.
+    ///
+    /// # Safety
+    /// As for [`init_event_control`](Operations::init_event_control).
+    unsafe fn expand_event_array(&self, page: Gfn) -> Result<(), Errno> {
+        let mut op = EvtchnExpandArray { array_gfn: page.0 };
+        // SAFETY: the structure is this operation's; the caller gave the frame up.
+        unsafe { operate(self, __HYPERVISOR_EVENT_CHANNEL_OP, EVTCHNOP_EXPAND_ARRAY, &mut op) }
+    }
+
+    /// Chooses the queue for a port's next events, in the FIFO ABI: 0 is the first, 15 the last.
+    fn set_port_priority(&self, port: Port, priority: u32) -> Result<(), Errno> {
+        let mut op = EvtchnSetPriority { port: port.0, priority };
+        // SAFETY: the structure is this operation's.
+        unsafe { operate(self, __HYPERVISOR_EVENT_CHANNEL_OP, EVTCHNOP_SET_PRIORITY, &mut op) }
+    }
+
     /// The grant table's frames, now and at most.
     fn grant_table_size(&self) -> Result<(u32, u32), Errno> {
         let mut op = GnttabQuerySize { dom: DOMID_SELF, nr_frames: 0, max_nr_frames: 0, status: 0 };

@@ -99,6 +99,34 @@ impl Memory {
         self.word(offset).store(value, effective(order));
     }
 
+    #[track_caller]
+    pub(crate) fn swap(&self, offset: usize, value: u64, order: Ordering) -> u64 {
+        self.word(offset).swap(value, effective(order))
+    }
+
+    #[track_caller]
+    pub(crate) fn fetch_or(&self, offset: usize, bits: u64, order: Ordering) -> u64 {
+        self.word(offset).fetch_or(bits, effective(order))
+    }
+
+    #[track_caller]
+    pub(crate) fn fetch_and(&self, offset: usize, bits: u64, order: Ordering) -> u64 {
+        self.word(offset).fetch_and(bits, effective(order))
+    }
+
+    #[track_caller]
+    pub(crate) fn compare_exchange(
+        &self,
+        offset: usize,
+        current: u64,
+        new: u64,
+        order: Ordering,
+        failure: Ordering,
+    ) -> Result<u64, u64> {
+        let (order, failure) = (effective(order), effective(failure));
+        self.word(offset).compare_exchange(current, new, order, failure)
+    }
+
     pub(crate) fn read(&self, offset: usize, to: &mut [u8]) {
         self.overlaps(offset, to.len(), |cell, within, part| {
             cell.with(|bytes| {

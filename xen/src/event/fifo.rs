@@ -1,0 +1,252 @@
+//! The FIFO ABI: a word for each port, and a queue of ports for each priority.
+//!
+//! A queue is a list: the control block names its first port, and each port's word the next one. Xen
+//! appends a port (sets `LINKED`, and the link of the queue's last word) when it has an event and is not
+//! masked. The guest takes ports from the front, by clearing `LINKED` and reading the link in one step, so
+//! that Xen appends either before that, or finds the queue empty and writes a new first port.
+//!
+//! Of a word that is linked, this side changes nothing but: it clears `LINKED` with the link, clears
+//! `PENDING`, sets and clears `MASKED`.
+
+use super::PageSource;
+use crate::abi::event_channel::*;
+use crate::hypercall::{Hypervisor, Operations};
+use crate::{Errno, Gfn, PAGE_SIZE, Port, Shared};
+use alloc::vec::Vec;
+use core::cell::{Cell, OnceCell, RefCell};
+use core::mem::offset_of;
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
+
+pub(super) const READY: usize = offset_of!(EvtchnFifoControlBlock, ready);
+pub(super) const HEAD: usize = offset_of!(EvtchnFifoControlBlock, head);
+pub(super) const PENDING: u32 = 1 << EVTCHN_FIFO_PENDING;
+pub(super) const MASKED: u32 = 1 << EVTCHN_FIFO_MASKED;
+pub(super) const LINKED: u32 = 1 << EVTCHN_FIFO_LINKED;
+pub(super) const BUSY: u32 = 1 << EVTCHN_FIFO_BUSY;
+
+const WORD: usize = size_of::<u32>();
+/// Event words in a page.
+pub(super) const PER_PAGE: usize = PAGE_SIZE / WORD;
+
+/// How often unmasking is tried before Xen is asked to do it.
+const ATTEMPTS: usize = 4;
+
+/// A page that Xen writes to.
+type Page = (Gfn, Shared<'static>);
+
+/// The queues, and how far they are read.
+#[derive(Default)]
+pub(super) struct Fifo {
+    control: OnceCell<Page>,
+    array: RefCell<Vec<Page>>,
+    /// A page for the array that Xen did not have the memory to take.
+    spare: Cell<Option<Page>>,
+    /// The next port of each queue that is read in part; 0 where the control block has it.
+    heads: [Cell<u32>; EVTCHN_FIFO_MAX_QUEUES],
+    /// A bit for each queue that is known to have ports.
+    ready: Cell<u32>,
+}
+
+/// A port's word.
+#[derive(Clone, Copy)]
+struct Word {
+    page: Shared<'static>,
+    at: usize,
+}
+
+impl Word {
+    /// Takes the port out of its queue, whose first it is, and returns the next one; 0 if it was the last.
+    fn unlink(self) -> u32 {
+        let keep = !(LINKED | EVTCHN_FIFO_LINK_MASK);
+        // One step (on x86 a loop around a compare-and-swap, which Xen interferes with a few times at
+        // most): a link that Xen sets is either seen here or refused to Xen.
+        self.page.fetch_and_u32(self.at, keep, AcqRel) & EVTCHN_FIFO_LINK_MASK
+    }
+
+    /// Takes the event of a port that has one and is not masked. Returns whether that is so.
+    fn take(self) -> bool {
+        let word = self.page.load_u32(self.at, Acquire);
+        // Whoever masks and unmasks is this CPU, so that cannot change in between.
+        let is_due = word & (PENDING | MASKED) == PENDING;
+        if is_due {
+            self.clear();
+        }
+        is_due
+    }
+
+    fn clear(self) {
+        self.page.fetch_and_u32(self.at, !PENDING, AcqRel);
+    }
+
+    fn mask(self) {
+        self.page.fetch_or_u32(self.at, MASKED, AcqRel);
+    }
+
+    /// Unmasks a port without an event. False where that is Xen's to do: there is an event, which has to
+    /// go into its queue, or Xen is just at the word.
+    fn unmask(self) -> bool {
+        let mut word = self.page.load_u32(self.at, Acquire);
+        for _ in 0..ATTEMPTS {
+            if word & MASKED == 0 {
+                return true;
+            }
+            if word & (PENDING | BUSY) != 0 {
+                return false;
+            }
+            match self.page.compare_exchange_u32(self.at, word, word & !MASKED, AcqRel) {
+                Ok(_) => return true,
+                Err(now) => word = now,
+            }
+        }
+        false
+    }
+}
+
+impl Fifo {
+    /// Switches to this ABI, with empty queues and no port. If this fails, the domain has the 2-level ABI
+    /// still.
+    pub(super) fn switch(
+        &self,
+        hypervisor: &impl Hypervisor,
+        pages: &impl PageSource,
+    ) -> Result<(), Errno> {
+        let (gfn, control) = match self.control.get() {
+            Some(page) => *page,
+            None => {
+                let page = pages.take()?;
+                *self.control.get_or_init(|| page)
+            }
+        };
+        self.ready.set(0);
+        control.store_u32(READY, 0, Relaxed);
+        for (queue, head) in self.heads.iter().enumerate() {
+            head.set(0);
+            control.store_u32(HEAD + WORD * queue, 0, Relaxed);
+        }
+        // SAFETY: the source gave the page to these queues, for good.
+        unsafe { hypervisor.init_event_control(gfn) }
+    }
+
+    /// Gives Xen the event array: the pages that it had before a [`switch`](Fifo::switch), at least one.
+    pub(super) fn give_array(
+        &self,
+        hypervisor: &impl Hypervisor,
+        pages: &impl PageSource,
+    ) -> Result<(), Errno> {
+        self.array.borrow().iter().try_for_each(|page| Self::add(*page, hypervisor))?;
+        // The first one has the toolstack's ports.
+        self.grow_to(Port(0), hypervisor, pages)
+    }
+
+    /// Gives Xen a page for the event array's end.
+    fn add((gfn, page): Page, hypervisor: &impl Hypervisor) -> Result<(), Errno> {
+        // Masked before Xen has it: a port has no handler before somebody unmasks it.
+        for at in (0..page.len()).step_by(WORD) {
+            page.store_u32(at, MASKED, Relaxed);
+        }
+        // SAFETY: the source gave the page to these queues, for good.
+        unsafe { hypervisor.expand_event_array(gfn) }
+    }
+
+    /// Makes the array large enough for a port.
+    pub(super) fn grow_to(
+        &self,
+        port: Port,
+        hypervisor: &impl Hypervisor,
+        pages: &impl PageSource,
+    ) -> Result<(), Errno> {
+        while self.array.borrow().len() <= port.0 as usize / PER_PAGE {
+            let page = self.spare.take().map_or_else(|| pages.take(), Ok)?;
+            if let Err(error) = Self::add(page, hypervisor) {
+                // Xen may have memory again another time.
+                self.spare.set(Some(page));
+                return Err(error);
+            }
+            self.array.borrow_mut().push(page);
+        }
+        Ok(())
+    }
+
+    fn word(&self, port: Port) -> Option<Word> {
+        let (_, page) = *self.array.borrow().get(port.0 as usize / PER_PAGE)?;
+        Some(Word { page, at: port.0 as usize % PER_PAGE * WORD })
+    }
+
+    pub(super) fn mask(&self, port: Port) {
+        if let Some(word) = self.word(port) {
+            word.mask();
+        }
+    }
+
+    /// Forgets a port's event. The port may still be in a queue, which does no harm: Xen gives the number
+    /// out again only after it was taken from there.
+    pub(super) fn clear(&self, port: Port) {
+        if let Some(word) = self.word(port) {
+            word.clear();
+        }
+    }
+
+    /// Xen queues only events that come while there is no mask; one that waits is queued by Xen, too.
+    pub(super) fn unmask(&self, port: Port, hypervisor: &impl Hypervisor) {
+        let Some(word) = self.word(port) else { return };
+        if !word.unmask()
+            && let Err(error) = hypervisor.unmask_port(port)
+        {
+            log::debug!("Xen does not unmask port {}: {error}", port.0);
+        }
+    }
+
+    pub(super) fn is_pending(&self) -> bool {
+        self.ready.get() != 0
+            || self.control.get().is_some_and(|(_, control)| control.load_u32(READY, SeqCst) != 0)
+    }
+
+    /// Takes at most so many ports from the queues, the first priority first, and calls `raise` for those
+    /// that have events and are not masked. Returns whether there may be more.
+    pub(super) fn dispatch(&self, budget: usize, mut raise: impl FnMut(Port)) -> bool {
+        let Some((_, control)) = self.control.get() else { return false };
+        let mut queues = self.ready.get() | control.swap_u32(READY, 0, SeqCst);
+        self.ready.set(queues);
+        let mut left = budget;
+        while queues != 0 {
+            // An equal share of what is left: a storm in one queue leaves some for those behind it.
+            let share = left.div_ceil(queues.count_ones() as usize);
+            let queue = queues.trailing_zeros() as usize;
+            queues &= queues - 1;
+            left -= self.consume(*control, queue, share, &mut raise);
+        }
+        self.is_pending()
+    }
+
+    /// Takes at most so many ports from a queue that has some, and returns how many those were.
+    fn consume(
+        &self,
+        control: Shared<'static>,
+        queue: usize,
+        most: usize,
+        raise: &mut impl FnMut(Port),
+    ) -> usize {
+        let head = &self.heads[queue];
+        for taken in 0..most {
+            if head.get() == 0 {
+                head.set(control.load_u32(HEAD + WORD * queue, Acquire));
+            }
+            let port = Port(head.get());
+            // A number that Xen cannot have written ends the queue.
+            let word = self.word(port);
+            head.set(word.map_or(0, Word::unlink));
+            let is_last = head.get() == 0;
+            if is_last {
+                self.ready.set(self.ready.get() & !(1 << queue));
+            }
+            // The event goes before the handler is called: one during it is a new one.
+            if word.is_some_and(Word::take) {
+                raise(port);
+            }
+            if is_last {
+                return taken + 1;
+            }
+        }
+        most
+    }
+}
