@@ -6,6 +6,8 @@ pub const SCHEDOP_YIELD: u32 = 0;
 pub const SCHEDOP_BLOCK: u32 = 1;
 /// Ends or suspends the domain.
 pub const SCHEDOP_SHUTDOWN: u32 = 2;
+/// Sleeps until an event comes or a time; needs no interrupt.
+pub const SCHEDOP_POLL: u32 = 3;
 
 /// The domain is done.
 pub const SHUTDOWN_POWEROFF: u32 = 0;
@@ -24,4 +26,17 @@ pub struct SchedShutdown {
     pub reason: u32,
 }
 
+/// Argument of [`SCHEDOP_POLL`] (`struct sched_poll`).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct SchedPoll {
+    /// The address of the ports' numbers, of which an event that is pending already ends the sleep.
+    pub ports: u64,
+    /// How many ports. With none of them, any port's event ends the sleep that is not pending yet.
+    pub nr_ports: u32,
+    /// The system time in nanoseconds at which the sleep ends; 0 is never.
+    pub timeout: u64,
+}
+
 const _: () = assert!(size_of::<SchedShutdown>() == 4);
+const _: () = assert!(size_of::<SchedPoll>() == 24);

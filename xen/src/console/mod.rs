@@ -141,6 +141,12 @@ impl<N: Fn()> Console<N> {
         written
     }
 
+    /// Whether the peer has taken all output; for the same guest. [`Errno::EPROTO`] when it broke the ring.
+    pub fn is_drained(&self) -> Result<bool, Errno> {
+        let waiting = self.backlog.try_borrow().is_ok_and(|backlog| !backlog.is_empty());
+        Ok(!waiting && self.output.is_drained()?)
+    }
+
     /// Waits for input and reads what fits. [`Errno::EPROTO`] when the peer broke the ring.
     pub async fn read(&self, to: &mut [u8]) -> Result<usize, Errno> {
         if to.is_empty() {

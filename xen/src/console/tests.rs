@@ -99,10 +99,15 @@ fn a_guest_that_ends_writes_behind_the_backlog_and_looks_for_room_itself() {
     console.write(&[b'x'; XENCONS_OUT_SIZE + 5]);
     assert_eq!(console.write_some(b"the end"), 0);
     daemon.take();
+    assert_eq!(console.is_drained(), Ok(false), "the backlog waits");
     assert_eq!(console.write_some(b"the end"), 7);
+    assert_eq!(console.is_drained(), Ok(false));
     assert_eq!(daemon.take(), "xxxxxthe end");
+    assert_eq!(console.is_drained(), Ok(true));
     let _held = console.backlog.borrow_mut();
     assert_eq!(console.write_some(b"again"), 5, "the backlog is in use by whoever has crashed");
+    assert_eq!(daemon.take(), "again");
+    assert_eq!(console.is_drained(), Ok(true));
 }
 
 #[test]

@@ -199,6 +199,15 @@ pub trait Operations: Hypervisor {
         unsafe { operate(self, __HYPERVISOR_SCHED_OP, SCHEDOP_SHUTDOWN, &mut op) }
     }
 
+    /// Sleeps until a new event comes, whether or not interrupts are on, and at most until a system time in
+    /// nanoseconds. Returns at once for a time that is past.
+    fn poll_until(&self, system_time: u64) -> Result<(), Errno> {
+        // Zero would mean for ever.
+        let mut op = SchedPoll { ports: 0, nr_ports: 0, timeout: system_time.max(1) };
+        // SAFETY: the structure is this operation's, and names no ports.
+        unsafe { operate(self, __HYPERVISOR_SCHED_OP, SCHEDOP_POLL, &mut op) }
+    }
+
     /// Sets the virtual CPU's timer to fire once, at a system time in nanoseconds; at once for a
     /// time that is past.
     fn set_singleshot_timer(&self, vcpu: u32, system_time: u64) -> Result<(), Errno> {
