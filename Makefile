@@ -28,6 +28,8 @@ LAB ?=
 KERNEL_FLAGS := --target x86_64-xen-pvh.json -Zbuild-std=core,alloc,compiler_builtins \
 	-Zbuild-std-features=compiler-builtins-mem -Zjson-target-spec
 export KERNEL_FLAGS
+# Gives the kernel's images the names of their functions, for crash reports.
+export CARGO_TARGET_X86_64_XEN_PVH_LINKER := $(CURDIR)/kernel/symbols-ld
 
 .DEFAULT_GOAL := help
 .PHONY: help setup kernel examples xensockd liar lab run shell test bench soak fuzz loom clean

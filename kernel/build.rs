@@ -7,5 +7,6 @@ fn main() {
     let root =
         Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace");
     println!("cargo::rerun-if-changed={}", root.join("linker.ld").display());
+    println!("cargo::rerun-if-changed={}", root.join("kernel/symbols-ld").display());
     println!("cargo::rustc-link-search=native={}", root.display());
 }

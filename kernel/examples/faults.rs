@@ -1,5 +1,5 @@
-//! Breaks one of the machine's rules, which the command line names, to show that the rule is kept:
-//! `fault=` and one of the names below. It never ends well.
+//! Breaks one of the machine's rules, which the command line names, to show that the rule is kept and what
+//! the report says: `fault=` and one of the names below. It never ends well.
 #![no_std]
 #![no_main]
 
@@ -9,42 +9,103 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use core::arch::asm;
+use core::fmt;
 use core::hint::black_box;
-use core::mem::transmute;
 use core::ptr;
 use kernel::System;
 
 kernel::entry!(main);
 
 /// Each way to break a rule, with its name.
-const FAULTS: [(&str, fn()); 10] = [
-    ("null", || write_to(ptr::null_mut())),
+const FAULTS: [(&str, fn()); 27] = [
+    ("write-null", || write_to(ptr::null_mut())),
+    ("read-null", || read_from(ptr::null())),
+    ("call-null", || call(ptr::null())),
+    ("write-near-null", || write_to(at(0x10))),
+    ("read-near-null", || read_from(at(0xff8))),
+    ("call-near-null", || call(at(0xff8))),
     ("write-code", || write_to(write_to as *mut u8)),
     ("write-constant", || write_to(CONSTANT.as_ptr().cast_mut())),
-    ("execute-heap", || execute(black_box(Box::leak(Box::new(RET))).as_ptr())),
-    ("execute-stack", || execute(black_box([RET[0]; 1]).as_ptr())),
-    ("nothing-there", || write_to(ptr::without_provenance_mut(1 << 46))),
-    ("stack", || log::info!("depth {}", endless(0))),
+    ("write-names", || write_to((&raw const image_symbols_start).cast_mut())),
+    ("execute-constant", || call(RET.as_ptr())),
+    ("execute-data", || call((&raw const DATA).cast())),
+    ("execute-heap", || call(black_box(Box::leak(Box::new(RET))).as_ptr())),
+    ("execute-stack", || call(black_box([RET[0]; 1]).as_ptr())),
+    ("nothing-there", || write_to(at(1 << 46))),
+    ("not-canonical", || write_to(at(1 << 47))),
+    ("stack", || log::info!("depth {}", recurse(0, u64::MAX))),
+    ("stack-in-panic", panic_without_stack),
     // SAFETY: it is meant to fail.
     ("opcode", || unsafe { asm!("ud2") }),
+    // SAFETY: it is meant to fail.
+    ("sse", || unsafe { asm!("pxor xmm0, xmm0") }),
+    // SAFETY: it is meant to fail.
+    ("avx", || unsafe { asm!("vzeroupper") }),
+    // SAFETY: it is meant to fail.
+    ("x87", || unsafe { asm!("fld1") }),
+    // SAFETY: it is meant to fail.
+    ("division", || unsafe { asm!("div {0:e}", in(reg) 0, out("eax") _, out("edx") _) }),
     ("panic", || panic!("as the command line asked")),
+    ("panic-in-panic", || panic!("the message is {}", Unspeakable)),
+    ("fault-in-panic", || panic!("the message is {}", Unreadable)),
     ("memory", exhaust),
+    ("hang", hang),
 ];
+
+unsafe extern "C" {
+    static image_symbols_start: u8;
+    static stack_guard: u8;
+}
 
 /// A constant, in a page that may only be read.
 static CONSTANT: [u8; 16] = *b"may only be read";
 
-/// A function that returns at once.
+/// A function that returns at once, in a page of constants.
 static RET: [u8; 1] = [0xc3];
 
+/// The same in a page that may be written.
+static mut DATA: [u8; 1] = RET;
+
+/// Its message panics.
+struct Unspeakable;
+
+impl fmt::Display for Unspeakable {
+    #[inline(never)]
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        panic!("{Unspeakable}, too")
+    }
+}
+
+/// Its message is nowhere.
+struct Unreadable;
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        read_from(ptr::null());
+        f.write_str("read")
+    }
+}
+
+fn at<T>(address: usize) -> *mut T {
+    ptr::without_provenance_mut(address)
+}
+
+#[inline(never)]
 fn write_to(address: *mut u8) {
     // SAFETY: it is meant to fail.
     unsafe { black_box(address).write_volatile(1) };
 }
 
-fn execute(code: *const u8) {
+#[inline(never)]
+fn read_from(address: *const u8) {
     // SAFETY: it is meant to fail.
-    unsafe { transmute::<*const u8, extern "C" fn()>(black_box(code))() };
+    black_box(unsafe { black_box(address).read_volatile() });
+}
+
+#[inline(never)]
+fn call(code: *const u8) {
+    // SAFETY: it is meant to fail.
+    unsafe { asm!("call {}", in(reg) black_box(code), clobber_abi("C")) };
 }
 
 fn exhaust() {
@@ -53,12 +114,29 @@ fn exhaust() {
     }
 }
 
-fn endless(depth: u64) -> u64 {
-    let frame = black_box([depth; 64]);
-    if frame[0] == u64::MAX {
-        return 0;
+/// Calls itself until so many bytes of the stack are left, or none.
+#[inline(never)]
+fn recurse(depth: u64, left: u64) -> u64 {
+    let frame = black_box([depth; 8]);
+    let lowest = (&raw const stack_guard).addr() as u64 + 4096;
+    if left != u64::MAX && (frame.as_ptr().addr() as u64) < lowest + left {
+        panic!("only {left} bytes of the stack are left");
     }
-    endless(depth + 1) + frame[0]
+    recurse(depth + 1, left) + frame[0]
+}
+
+/// The panic's own code finds too little of the stack.
+fn panic_without_stack() {
+    log::info!("depth {}", recurse(0, 300));
+}
+
+/// Does not give way, and hears of nothing.
+#[inline(never)]
+fn hang() {
+    log::info!("hanging");
+    loop {
+        core::hint::spin_loop();
+    }
 }
 
 async fn main(system: System) -> Result<(), String> {

@@ -236,6 +236,7 @@ impl fmt::Debug for System {
 /// Runs the image's main function, and ends the domain when it returns or the toolstack asks.
 pub(crate) fn run(guest: &'static Guest, command_line: &'static [u8], main: Main) -> ! {
     logger::configure(command_line);
+    log::debug!("build id {}", crash::build_id());
     let version = guest.xen.version().map_or((0, 0), |version| (version.major, version.minor));
     let pages = pages::count().1;
     log::info!("xensock-kernel on Xen {}.{}, {} KiB free", version.0, version.1, pages * 4);

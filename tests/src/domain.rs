@@ -37,9 +37,10 @@ impl Domain {
     fn make(dom0: &Dom0, name: &str, config: &str, option: &str) -> Result<Self> {
         let name = format!("{name}-{}", CREATED.fetch_add(1, Ordering::Relaxed));
         let file = format!("/root/{name}.cfg");
-        // Later settings replace earlier ones. A domain that reboots or crashes unasked shall end.
+        // Later settings replace earlier ones. A domain that reboots or crashes unasked shall end, unless
+        // the configuration knows better.
         let config = format!(
-            "{config}\nname = \"{name}\"\non_reboot = \"destroy\"\non_crash = \"destroy\"\n"
+            "on_reboot = \"destroy\"\non_crash = \"destroy\"\n{config}\nname = \"{name}\"\n"
         );
         dom0.write(&file, &config)?;
         // Owned from here on: a creation that fails half way may leave a domain, too.

@@ -16,7 +16,7 @@ mod enter {
     use crate::memory::ram::{self, Kind, Region};
     use crate::memory::{pages, paging};
     use crate::system::{self, Main};
-    use crate::{cpu, logger, machine};
+    use crate::{cpu, crash, logger, machine};
     use core::arch::global_asm;
 
     global_asm!(include_str!("pvh.S"));
@@ -34,6 +34,9 @@ mod enter {
         logger::init();
         // SAFETY: the image lies where it was linked, below 4 GiB, mapped to itself and executable.
         let xen = unsafe { xen::hypercall::install() };
+        if let Ok(xen) = xen {
+            crash::set_xen(xen);
+        }
         // SAFETY: the loader passes the address of `hvm_start_info`, and everything below 4 GiB is
         // mapped to itself.
         let loaded = unsafe { physical::read(start_info) };

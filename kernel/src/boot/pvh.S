@@ -47,7 +47,10 @@ pvh_start:
     dec     ecx
     jnz     2b
 
+    # Floating point registers are switched off for good: nothing saves them, and soft-float code needs
+    # none. Without OSFXSR and OSXSAVE there is no SSE and no AVX, with EM and TS there is no x87.
     mov     eax, cr4
+    and     eax, 0xfffbf9ff     # OSXSAVE, OSXMMEXCPT, OSFXSR
     or      eax, 0x20           # PAE
     mov     cr4, eax
     mov     eax, offset boot_pml4
@@ -57,7 +60,7 @@ pvh_start:
     or      eax, 0x900          # LME, NXE
     wrmsr
     mov     eax, cr0
-    or      eax, 0x80010000     # PG, WP
+    or      eax, 0x8001000e     # PG, WP; TS, EM, MP
     mov     cr0, eax
 
     lgdt    [boot_gdt_pointer]
@@ -99,6 +102,7 @@ boot_pd:   .skip 4096 * 4
 
 # Each stack lies above a guard page, so that running over its end faults instead of overwriting data.
 # The three small ones belong to exceptions that must not trust the stack they interrupt.
+# memory/image.rs lists them.
 .section .stacks, "aw", @nobits
     .balign 4096
 .global stack_guard, stack_top

@@ -9,6 +9,10 @@ pub struct Vector(pub u8);
 impl Vector {
     /// A non-maskable interrupt: `xl trigger DOMAIN nmi`.
     pub const NMI: Vector = Vector(2);
+    /// An instruction that does not exist, or not with the processor's settings.
+    pub const INVALID_OPCODE: Vector = Vector(6);
+    /// An instruction of the floating point unit.
+    pub const DEVICE_NOT_AVAILABLE: Vector = Vector(7);
     /// An exception while another was being delivered.
     pub const DOUBLE_FAULT: Vector = Vector(8);
     /// An access that the page tables do not allow.
@@ -45,9 +49,36 @@ impl Vector {
     }
 }
 
+/// What to say of an instruction that uses the floating point unit's registers, which are switched off for
+/// good (see [the crate's documentation](crate#no-floating-point-registers)); none for any other. `code` is
+/// what lies where the instruction pointer points to.
+pub fn floating_point(code: &[u8]) -> Option<&'static str> {
+    let is_prefix = |byte: &u8| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3 | 0x40..=0x4f);
+    let start = code.iter().position(|byte| !is_prefix(byte))?;
+    let next = |n: usize| code.get(start + n).copied();
+    match (next(0)?, next(1), next(2)) {
+        (0x9b | 0xd8..=0xdf, ..) => Some("an x87 instruction, but the FPU is switched off"),
+        (0x62 | 0xc4 | 0xc5, ..) => Some("an AVX instruction, but SSE and AVX are switched off"),
+        // Opcodes of integers among those of SSE: CRC32, MOVBE and their kind.
+        (0x0f, Some(0x38), Some(0xf0..)) => None,
+        (0x0f, Some(0x10..=0x17 | 0x28..=0x2f | 0x38 | 0x3a | 0x50..=0x7f), _)
+        | (0x0f, Some(0xae | 0xc2 | 0xc4..=0xc6 | 0xd0..=0xfe), _) => {
+            Some("an SSE or MMX instruction, but SSE and MMX are switched off")
+        }
+        _ => None,
+    }
+}
+
 /// An error code, with the vector that says how to read it.
 #[derive(Clone, Copy, Debug)]
 pub struct ErrorCode(pub Vector, pub u64);
+
+impl ErrorCode {
+    /// Whether the vector comes with an error code at all.
+    pub fn exists(self) -> bool {
+        matches!(self.0.0, 8 | 10..=14 | 17 | 21 | 29 | 30)
+    }
+}
 
 impl fmt::Display for ErrorCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -108,6 +139,41 @@ mod tests {
         assert_eq!(ErrorCode(gp, 0).to_string(), "code 0x0");
         assert_eq!(ErrorCode(gp, 0x18).to_string(), "GDT entry 3");
         assert_eq!(ErrorCode(gp, 0x203).to_string(), "IDT entry 64, by an external event");
+    }
+
+    #[test]
+    fn not_every_vector_has_an_error_code() {
+        assert!(!ErrorCode(Vector::INVALID_OPCODE, 0).exists());
+        assert!(ErrorCode(Vector::DOUBLE_FAULT, 0).exists());
+    }
+
+    #[test]
+    fn instructions_of_the_floating_point_unit_are_told_from_others() {
+        for (code, said) in [
+            (&[0xd9, 0xe8][..], "x87"),               // fld1
+            (&[0x9b], "x87"),                         // fwait
+            (&[0x66, 0x0f, 0xef, 0xc0], "SSE"),       // pxor xmm0, xmm0
+            (&[0x0f, 0x28, 0xc1], "SSE"),             // movaps xmm0, xmm1
+            (&[0xf2, 0x48, 0x0f, 0x2a, 0xc0], "SSE"), // cvtsi2sd xmm0, rax
+            (&[0x66, 0x0f, 0x38, 0x00, 0xc1], "SSE"), // pshufb xmm0, xmm1
+            (&[0x0f, 0x77], "MMX"),                   // emms
+            (&[0x0f, 0xae, 0x10], "SSE"),             // ldmxcsr [rax]
+            (&[0xc5, 0xf8, 0x77], "AVX"),             // vzeroupper
+        ] {
+            let text = floating_point(code).unwrap_or_default();
+            assert!(text.contains(said) && text.contains("switched off"), "{code:x?}: {text}");
+        }
+        for code in [
+            &[][..],
+            &[0x0f],
+            &[0x0f, 0x0b],                   // ud2
+            &[0x0f, 0xff, 0xc0],             // ud0
+            &[0xf2, 0x0f, 0x38, 0xf1, 0xc1], // crc32
+            &[0x66; 15],
+            &[0xcc],
+        ] {
+            assert_eq!(floating_point(code), None, "{code:x?}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
-//! Exceptions, all of which are bugs: a message with everything known, and the domain's end.
+//! Exceptions, all of which are bugs: each ends in a crash report.
 
-use super::exception_text::{ErrorCode, Vector};
+use super::exception_text::{ErrorCode, Vector, floating_point};
+use super::registers::Registers;
 use super::segments::Stack;
 use crate::crash;
 use crate::memory::image;
@@ -106,32 +107,60 @@ fn set_handler(table: &mut InterruptDescriptorTable, vector: usize, stub: u64) {
 
 #[unsafe(no_mangle)]
 extern "C" fn exception(frame: &Frame) -> ! {
-    crash::end(format_args!("{frame}"))
+    crash::end(frame, frame, &frame.registers())
+}
+
+impl Frame {
+    fn registers(&self) -> Registers {
+        let Frame { rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, rip, rflags, .. } = *self;
+        let Frame { r8, r9, r10, r11, r12, r13, r14, r15, .. } = *self;
+        Registers {
+            rax,
+            rbx,
+            rcx,
+            rdx,
+            rsi,
+            rdi,
+            rbp,
+            rsp,
+            rip,
+            rflags,
+            r8,
+            r9,
+            r10,
+            r11,
+            r12,
+            r13,
+            r14,
+            r15,
+        }
+    }
 }
 
 impl fmt::Display for Frame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let vector = Vector(self.vector as u8);
         write!(f, "{} at rip {:#x}", vector.name(), self.rip)?;
-        if vector == Vector::PAGE_FAULT || vector == Vector::DOUBLE_FAULT {
-            let address = Cr2::read_raw();
-            write!(f, ", address {address:#x}")?;
-            if image::guards().contains(&(address & !0xfff)) {
-                write!(f, " (a stack is used up)")?;
-            } else if address < 0x1000 {
-                write!(f, " (page zero: a null pointer)")?;
+        match vector {
+            Vector::PAGE_FAULT | Vector::DOUBLE_FAULT => {
+                let address = Cr2::read_raw();
+                write!(f, ", address {address:#x}")?;
+                if image::guards().contains(&(address & !0xfff)) {
+                    write!(f, " (a stack is used up)")?;
+                } else if address < 0x1000 {
+                    write!(f, " (page zero: a null pointer)")?;
+                } else if let Some(part) = image::part(address) {
+                    write!(f, " ({part})")?;
+                }
             }
+            Vector::INVALID_OPCODE | Vector::DEVICE_NOT_AVAILABLE => {
+                if let Some(text) = floating_point(image::code_at(self.rip)) {
+                    write!(f, ", {text}")?;
+                }
+            }
+            _ => {}
         }
-        writeln!(f, ", {}", ErrorCode(vector, self.error_code))?;
-        writeln!(f, "rax {:016x} rbx {:016x} rcx {:016x}", self.rax, self.rbx, self.rcx)?;
-        writeln!(f, "rdx {:016x} rsi {:016x} rdi {:016x}", self.rdx, self.rsi, self.rdi)?;
-        writeln!(f, "rbp {:016x} rsp {:016x} r8  {:016x}", self.rbp, self.rsp, self.r8)?;
-        writeln!(f, "r9  {:016x} r10 {:016x} r11 {:016x}", self.r9, self.r10, self.r11)?;
-        writeln!(f, "r12 {:016x} r13 {:016x} r14 {:016x}", self.r12, self.r13, self.r14)?;
-        write!(
-            f,
-            "r15 {:016x} rflags {:08x} cs {:x} ss {:x}",
-            self.r15, self.rflags, self.cs, self.ss
-        )
+        let code = ErrorCode(vector, self.error_code);
+        if code.exists() { write!(f, ", {code}") } else { Ok(()) }
     }
 }

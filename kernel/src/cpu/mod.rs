@@ -1,6 +1,7 @@
 //! The processor: its segments, its exceptions, its sleep.
 
 pub mod exception_text;
+pub mod registers;
 
 #[cfg(target_os = "none")]
 pub mod exceptions;

@@ -1,6 +1,9 @@
 //! Where the parts of the kernel's own image lie: `linker.ld` and `boot/pvh.S` name them.
 
 use super::ram::{Kind, Region};
+use core::ops::Range;
+use core::{ptr, slice};
+use xen::PAGE_SIZE;
 
 macro_rules! addresses {
     ($($(#[$doc:meta])* $name:ident = $symbol:ident;)*) => {
@@ -20,8 +23,18 @@ addresses! {
     rodata_start = image_rodata_start;
     /// The first address of what can be written.
     data_start = image_data_start;
+    /// The first address of the list of functions' names, which may only be read.
+    symbols_start = image_symbols_start;
+    /// The address behind that list.
+    symbols_end = image_symbols_end;
+    /// The first address of the note with the build id.
+    build_id_start = image_build_id_start;
+    /// The address behind that note.
+    build_id_end = image_build_id_end;
     /// The address behind the image.
     end = image_end;
+    /// Where the stack starts, growing down.
+    stack_top = stack_top;
     /// The unmapped page below the stack.
     stack_guard = stack_guard;
     /// The unmapped page below the double fault handler's stack.
@@ -38,9 +51,74 @@ addresses! {
     page_fault_stack_top = page_fault_stack_top;
 }
 
-/// The whole image: code, constants, data, stacks.
+/// The whole image: code, constants, data, stacks, functions' names.
 pub fn region() -> Region {
     Region { start: text_start(), end: end(), kind: Kind::Reserved }
+}
+
+/// The stacks, without the pages below them.
+pub fn stacks() -> [Range<u64>; 4] {
+    let [stack, double_fault, nmi, page_fault] = guards().map(|guard| guard + PAGE_SIZE as u64);
+    [
+        stack..stack_top(),
+        double_fault..double_fault_stack_top(),
+        nmi..nmi_stack_top(),
+        page_fault..page_fault_stack_top(),
+    ]
+}
+
+/// Code.
+pub fn code() -> Range<u64> {
+    text_start()..rodata_start()
+}
+
+/// The part of the image in which an address lies, in words.
+pub fn part(address: u64) -> Option<&'static str> {
+    if code().contains(&address) {
+        Some("code")
+    } else if (rodata_start()..data_start()).contains(&address) {
+        Some("a constant")
+    } else if (symbols_start()..symbols_end()).contains(&address) {
+        Some("the functions' names")
+    } else if stacks().iter().any(|stack| stack.contains(&address)) {
+        Some("a stack")
+    } else if (data_start()..end()).contains(&address) {
+        Some("a static variable")
+    } else {
+        None
+    }
+}
+
+/// The bytes of the instruction at `address`, and some behind it; none if it is not code.
+pub fn code_at(address: u64) -> &'static [u8] {
+    /// The length of the longest instruction.
+    const MOST: u64 = 15;
+    let code = code();
+    if !code.contains(&address) {
+        return &[];
+    }
+    // SAFETY: code is never written.
+    unsafe { bytes(address, code.end.min(address + MOST)) }
+}
+
+/// The list of functions' names.
+pub fn symbols() -> &'static [u8] {
+    // SAFETY: the linker names the list's start and end, and it may only be read.
+    unsafe { bytes(symbols_start(), symbols_end()) }
+}
+
+/// The note with the build id.
+pub fn build_id() -> &'static [u8] {
+    // SAFETY: the linker names the note's start and end, and it is a constant.
+    unsafe { bytes(build_id_start(), build_id_end()) }
+}
+
+/// # Safety
+/// All of it must lie in the image and never be written.
+unsafe fn bytes(start: u64, end: u64) -> &'static [u8] {
+    let length = end.saturating_sub(start) as usize;
+    // SAFETY: the image is loaded and mapped where it was linked; the rest is the caller's promise.
+    unsafe { slice::from_raw_parts(ptr::with_exposed_provenance(start as usize), length) }
 }
 
 /// The pages below stacks.

@@ -25,7 +25,9 @@ fn rights(address: u64) -> Option<Flags> {
         None
     } else if (image::text_start()..image::rodata_start()).contains(&address) {
         Some(Flags::PRESENT)
-    } else if (image::rodata_start()..image::data_start()).contains(&address) {
+    } else if (image::rodata_start()..image::data_start()).contains(&address)
+        || (image::symbols_start()..image::end()).contains(&address)
+    {
         Some(Flags::PRESENT | Flags::NO_EXECUTE)
     } else {
         Some(DATA)

@@ -6,6 +6,7 @@
 mod bench;
 mod draft1;
 mod ends;
+mod faults;
 mod guests;
 mod images;
 mod liar;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         reconnect::CASES,
         liar::CASES,
         images::CASES,
+        faults::CASES,
         linux_frontend::CASES,
         linux_backend::CASES,
         ends::CASES,
