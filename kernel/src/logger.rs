@@ -1,13 +1,19 @@
-//! Where messages go: to the domain's console, or to Xen's debug port while there is none.
+//! Where messages go: to the domain's console, or to Xen's debug port while there is none. The console
+//! gets the messages from before its time, too.
 
 use crate::debug_port::DebugPort;
-use crate::machine;
+use crate::machine::{self, Guest};
+use arrayvec::ArrayVec;
 use core::fmt::{self, Write};
 use log::{LevelFilter, Log, Metadata, Record};
+use spin::Mutex;
 
 struct Logger;
 
 static LOGGER: Logger = Logger;
+
+/// Messages from before the console's time, as far as they fit.
+static EARLY: Mutex<ArrayVec<u8, 4096>> = Mutex::new(ArrayVec::new_const());
 
 /// Messages can be logged from here on.
 pub fn init() {
@@ -25,6 +31,42 @@ pub fn configure(command_line: &[u8]) {
     }
 }
 
+/// Changes the level at run time to what the text names.
+pub fn change(level: &[u8]) {
+    let level = level.trim_ascii();
+    match core::str::from_utf8(level).ok().and_then(|level| level.parse::<LevelFilter>().ok()) {
+        Some(level) => {
+            log::set_max_level(level.max(LevelFilter::Info));
+            log::info!("log level: {level}");
+            log::set_max_level(level);
+        }
+        None => log::warn!(
+            "log level {}: there are off, error, warn, info, debug and trace",
+            level.escape_ascii()
+        ),
+    }
+}
+
+/// Shows on the console what was logged before it was there.
+pub fn flush_early(guest: &Guest) {
+    if let Some(console) = &guest.console {
+        console.write(&EARLY.lock().take());
+    }
+}
+
+/// A writer to the debug port that keeps what it writes for the console.
+struct Early;
+
+impl Write for Early {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let mut early = EARLY.lock();
+        let fits = text.len().min(early.remaining_capacity());
+        // The beginning tells more than the end.
+        let _ = early.try_extend_from_slice(&text.as_bytes()[..fits]);
+        DebugPort.write_str(text)
+    }
+}
+
 impl Log for Logger {
     fn enabled(&self, _: &Metadata) -> bool {
         true
@@ -36,7 +78,7 @@ impl Log for Logger {
                 Some(console) => write(&mut Lines(console), guest.uptime().as_micros(), record),
                 None => write(&mut DebugPort, guest.uptime().as_micros(), record),
             },
-            None => write(&mut DebugPort, 0, record),
+            None => write(&mut Lines(Early), 0, record),
         };
     }
 

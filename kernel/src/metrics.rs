@@ -47,6 +47,12 @@ pub struct Snapshot {
     pub ports_open: u64,
     /// Timers that wait for their time.
     pub timers: u64,
+    /// Time since the Unix epoch.
+    pub unix_time: Duration,
+    /// How often the CPU has woken from its sleep.
+    pub wakeups: u64,
+    /// Bytes of console output that found no room.
+    pub console_dropped: u64,
 }
 
 /// What the running app counts.

@@ -2,7 +2,7 @@
 //! orderly end.
 
 use crate::executor::{self, Spawner, Tasks};
-use crate::machine::{self, Guest, Sockets};
+use crate::machine::{self, Console, Guest, Resumed, Sockets};
 use crate::memory::{heap_figures, pages};
 use crate::metrics::Snapshot;
 use crate::{crash, logger, time};
@@ -17,9 +17,10 @@ use core::future::poll_fn;
 use core::pin::Pin;
 use core::task::Poll;
 use embassy_time::{Duration, Timer, with_timeout};
+use embedded_io_async::{Read, Write};
 use xen::hypercall::{Operations, ShutdownReason};
 use xen::lifecycle::{Request, Requests};
-use xen::xenstore::{self, Store};
+use xen::xenstore::{self, Driver, Store};
 use xen::{Errno, PAGE_SIZE};
 use xensock::front::{self, Frontend};
 use xensock::wire::{Dialect, dialects};
@@ -31,6 +32,12 @@ pub type Main = fn(System) -> Pin<Box<dyn Future<Output = ()>>>;
 const DRAIN: Duration = Duration::from_secs(10);
 const CLOSE: Duration = Duration::from_secs(5);
 const FLUSH: Duration = Duration::from_secs(2);
+
+/// How long a suspension waits for xenstore's answers.
+const QUIET: Duration = Duration::from_secs(5);
+
+/// The node by which dom0 changes what is logged, in the domain's folder.
+const LOG_LEVEL: &str = "control/log-level";
 
 /// How long to wait before xenstore is asked again for what it refused.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -136,6 +143,18 @@ impl System {
         self.0.command_line
     }
 
+    /// The wall clock: time since the Unix epoch, as the host has it. [`Errno::EAGAIN`] if Xen's numbers do
+    /// not hold still.
+    pub fn wall_clock(&self) -> Result<core::time::Duration, Errno> {
+        self.0.guest.clock.wall_clock_now()
+    }
+
+    /// The console, to write to and to read from, unless the toolstack gave none. Messages logged go
+    /// there too.
+    pub fn console(&self) -> Option<&'static Console> {
+        self.0.guest.console.as_ref()
+    }
+
     /// Xenstore.
     pub fn store(&self) -> &Store {
         &self.0.store
@@ -163,6 +182,9 @@ impl System {
             grants_capacity: grants.capacity.into(),
             ports_open: self.0.guest.ports_open(),
             timers: time::waiting() as u64,
+            unix_time: self.wall_clock().unwrap_or_default(),
+            wakeups: self.0.guest.wakeups(),
+            console_dropped: self.0.guest.console.as_ref().map_or(0, |console| console.dropped()),
             ..Snapshot::default()
         };
         for (frontend, config) in self.0.frontends.borrow().iter() {
@@ -190,17 +212,79 @@ impl System {
     }
 
     async fn obey_toolstack(self) {
+        let supported = [Request::Poweroff, Request::Reboot, Request::Suspend];
         let obey = async || {
-            let supported = [Request::Poweroff, Request::Reboot];
-            Requests::watch(&self.0.store, &supported).await?.next().await
+            let mut requests = Requests::watch(&self.0.store, &supported).await?;
+            loop {
+                match requests.next().await? {
+                    Request::Suspend => {
+                        self.suspend().await;
+                        requests.announce().await;
+                    }
+                    Request::Reboot => return Ok(ShutdownReason::Reboot),
+                    Request::Poweroff => return Ok(ShutdownReason::Poweroff),
+                }
+            }
         };
         loop {
             match obey().await {
-                Ok(Request::Reboot) => return self.end(ShutdownReason::Reboot),
-                Ok(_) => return self.end(ShutdownReason::Poweroff),
-                Err(error) => log::warn!("requests to shut down are not heard: {error}"),
+                Ok(reason) => return self.end(reason),
+                Err(Errno::ECONNRESET) => continue,
+                Err(error) => log::warn!("requests of the toolstack are not heard: {error}"),
             }
             Timer::after(AGAIN).await;
+        }
+    }
+
+    /// Lets the domain be saved. In the restored domain, sockets have ended, listeners listen again, and
+    /// all else goes on.
+    async fn suspend(&self) {
+        let Inner { guest, store, .. } = &*self.0;
+        log::info!("suspending");
+        if with_timeout(QUIET, store.hold()).await.is_err() {
+            log::warn!("xenstore owes answers; they will be missed");
+        }
+        if let Some(console) = &guest.console {
+            // What is left of it goes along in the backlog, but for what is in the ring.
+            let _ = with_timeout(FLUSH, console.flush()).await;
+        }
+        match guest.suspend() {
+            Ok(Resumed::Restored) => {
+                let frontends = self.0.frontends.borrow().clone();
+                for (frontend, _) in frontends {
+                    frontend.resume().await;
+                }
+                let (reader, writer) = machine::xenstore(guest);
+                let driver = store.reconnect(reader, writer);
+                self.0.background.spawn(run_store(driver));
+                log::info!("restored");
+            }
+            Ok(Resumed::Unchanged) => {
+                store.release();
+                log::info!("resumed: this domain goes on");
+            }
+            Err(error) => {
+                store.release();
+                log::error!("Xen does not suspend the domain: {error}");
+            }
+        }
+    }
+
+    /// Changes what is logged whenever dom0 says so.
+    async fn obey_log_level(self) {
+        let store = &self.0.store;
+        let mut changes = match store.watch(LOG_LEVEL).await {
+            Ok(changes) => changes,
+            Err(error) => return log::warn!("{LOG_LEVEL} is not heeded: {error}"),
+        };
+        loop {
+            changes.next().await;
+            match store.read(LOG_LEVEL).await {
+                Ok(level) => logger::change(&level),
+                // Nobody has said anything, or has taken it back.
+                Err(Errno::ENOENT | Errno::EACCES) => {}
+                Err(error) => log::warn!("{LOG_LEVEL} cannot be read: {error}"),
+            }
         }
     }
 
@@ -233,9 +317,19 @@ impl fmt::Debug for System {
     }
 }
 
+/// Moves xenstore's messages until the domain is saved.
+async fn run_store<R: Read, W: Write>(driver: Driver<R, W>) {
+    match driver.run().await {
+        // The restored domain has another one.
+        Errno::ECONNRESET => {}
+        error => log::error!("the way to xenstore is broken: {error}"),
+    }
+}
+
 /// Runs the image's main function, and ends the domain when it returns or the toolstack asks.
 pub(crate) fn run(guest: &'static Guest, command_line: &'static [u8], main: Main) -> ! {
     logger::configure(command_line);
+    logger::flush_early(guest);
     log::debug!("build id {}", crash::build_id());
     let version = guest.xen.version().map_or((0, 0), |version| (version.major, version.minor));
     let pages = pages::count().1;
@@ -243,10 +337,7 @@ pub(crate) fn run(guest: &'static Guest, command_line: &'static [u8], main: Main
     log::debug!("command line: {}", command_line.escape_ascii());
     log::debug!("event channels: {} ABI", guest.events.abi());
 
-    let (reader, writer) = match machine::xenstore(guest) {
-        Ok(ring) => ring,
-        Err(error) => panic!("no way to xenstore: {error}"),
-    };
+    let (reader, writer) = machine::xenstore(guest);
     let (store, driver) = xenstore::connect(reader, writer);
     let (mut background, mut tasks) = (Tasks::new(), Tasks::new());
     let system = System(Rc::new(Inner {
@@ -258,11 +349,12 @@ pub(crate) fn run(guest: &'static Guest, command_line: &'static [u8], main: Main
         frontends: RefCell::default(),
         end: Cell::new(None),
     }));
-    background.spawner().spawn(async {
-        let error = driver.run().await;
-        log::error!("the way to xenstore is broken: {error}");
-    });
+    if let Some(console) = &guest.console {
+        background.spawner().spawn(async { match console.run().await {} });
+    }
+    background.spawner().spawn(run_store(driver));
     background.spawner().spawn(system.clone().obey_toolstack());
+    background.spawner().spawn(system.clone().obey_log_level());
     let running = system.clone();
     tasks.spawner().spawn(async move {
         main(running.clone()).await;

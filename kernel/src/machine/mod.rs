@@ -3,38 +3,40 @@
 
 mod event_pages;
 mod interrupts;
+mod line;
 mod one_cpu;
 mod sleep;
 mod sockets;
+mod suspend;
 
 pub use event_pages::EventPages;
+pub use line::Notify;
 pub use one_cpu::OneCpu;
 pub use sockets::Sockets;
+pub use suspend::Resumed;
 
 use crate::config;
 use crate::cpu::exceptions;
-use crate::memory::paging;
-use crate::memory::ram::{Kind, Region};
+use crate::memory::ram::Region;
 use crate::memory::window::Window;
-use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::cell::Cell;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
+use line::Line;
 use spin::Once;
 use xen::abi::hvm_params::*;
 use xen::abi::xen::{VIRQ_TIMER, VcpuInfo};
 use xen::clock::{Clock, Timer};
-use xen::console::Console;
-use xen::event::{EventChannels, EventHandler, PairWaker, Priority};
+use xen::event::{EventChannels, EventHandler, Priority};
 use xen::grant::{FrameSource, GrantTable};
 use xen::hypercall::{Operations, Xen};
 use xen::xenstore::ring::{RingReader, RingWriter};
-use xen::{Errno, PAGE_SIZE, Port, Shared};
+use xen::{Errno, Gfn};
 
-/// Sends an event to whoever serves a ring.
-type Notify = &'static (dyn Fn() + Send + Sync);
+/// The domain's console.
+pub type Console = xen::console::Console<Notify>;
 
 /// All of the machine.
 pub struct Guest {
@@ -49,13 +51,20 @@ pub struct Guest {
     /// The timer behind all timers.
     pub timer: Timer<Xen>,
     /// The console, unless the toolstack gave none.
-    pub console: Option<Console<Notify>>,
+    pub console: Option<Console>,
+    console_line: Option<Line>,
+    /// The way to xenstored.
+    store: Line,
+    /// Where the shared info page is.
+    shared_info: Gfn,
     /// The clock when the kernel started, in nanoseconds.
     pub started: u64,
     /// The time that the timer is set to.
     armed: Cell<Option<u64>>,
     /// Ports that are open.
     ports_open: Cell<u64>,
+    /// How often the CPU has woken.
+    wakeups: Cell<u64>,
 }
 
 static GUEST: Once<OneCpu<Guest>> = Once::new();
@@ -79,7 +88,12 @@ impl Guest {
         self.ports_open.get()
     }
 
-    /// Time since the kernel started.
+    /// How often the CPU has woken from its sleep.
+    pub fn wakeups(&self) -> u64 {
+        self.wakeups.get()
+    }
+
+    /// Time since the kernel started, without that for which the domain was saved.
     pub fn uptime(&self) -> Duration {
         Duration::from_nanos(self.clock.now().saturating_sub(self.started))
     }
@@ -124,61 +138,44 @@ pub unsafe fn start(
     let clock = Clock::new(shared_info);
     let started = clock.now();
     let timer = Timer::new(xen)?;
-    let port = events.bind_virq(VIRQ_TIMER, on_event(crate::time::note_timer))?;
-    // One turn of the executor handles a limited number of events. When the sockets have more than that,
-    // time must go on all the same, and so must xenstore and console (see `ring`), by which the toolstack
-    // can end such a guest: theirs are handled in the first of those turns.
-    events.set_priority(port, Priority::HIGHEST)?;
+    bind_timer(&events)?;
     let grants = GrantTable::new(xen, window)?;
-    let console = match ring(xen, &events, HVM_PARAM_CONSOLE_PFN, HVM_PARAM_CONSOLE_EVTCHN) {
-        Ok((page, notify, waker)) => Some(Console::new(page, notify, waker)),
-        Err(error) => {
-            log::warn!("no console: {error}; messages go to Xen's log alone");
-            None
-        }
+    let store = Line::open(xen, &events, HVM_PARAM_STORE_PFN, HVM_PARAM_STORE_EVTCHN)
+        .inspect_err(|error| log::error!("no way to xenstore: {error}"))?;
+    let line = Line::open(xen, &events, HVM_PARAM_CONSOLE_PFN, HVM_PARAM_CONSOLE_EVTCHN);
+    let console_line = line
+        .inspect_err(|error| log::warn!("no console: {error}; messages go to Xen's log alone"))
+        .ok();
+    let console =
+        console_line.as_ref().map(|line| Console::new(line.page(), line.notify(), line.heard()));
+    let guest = Guest {
+        xen,
+        events,
+        grants,
+        clock,
+        timer,
+        console,
+        console_line,
+        store,
+        shared_info: gfn,
+        started,
+        armed: Cell::new(None),
+        ports_open: Cell::new(0),
+        wakeups: Cell::new(0),
     };
-    let (armed, ports_open) = (Cell::new(None), Cell::new(0));
-    let guest = Guest { xen, events, grants, clock, timer, console, started, armed, ports_open };
     Ok(GUEST.call_once(|| OneCpu::new(guest)).get())
 }
 
-/// Opens the way to xenstored, once.
-pub fn xenstore(guest: &Guest) -> Result<(RingReader<Notify>, RingWriter<Notify>), Errno> {
-    let (page, notify, waker) =
-        ring(guest.xen, &guest.events, HVM_PARAM_STORE_PFN, HVM_PARAM_STORE_EVTCHN)?;
-    Ok(xen::xenstore::ring::open(page, notify, waker))
+/// Has the timer's events heard.
+fn bind_timer(events: &EventChannels<Xen, EventPages>) -> Result<(), Errno> {
+    let port = events.bind_virq(VIRQ_TIMER, on_event(crate::time::note_timer))?;
+    // One turn of the executor handles a limited number of events. When the sockets have more than that,
+    // time must go on all the same, and so must xenstore and console (see `Line`), by which the toolstack
+    // can end such a guest: theirs are handled in the first of those turns.
+    events.set_priority(port, Priority::HIGHEST)
 }
 
-/// A ring that the toolstack set up: its page, how to notify its server, and who hears from it.
-fn ring(
-    xen: Xen,
-    events: &EventChannels<Xen, EventPages>,
-    pfn: u32,
-    port: u32,
-) -> Result<(Shared<'static>, Notify, Arc<PairWaker>), Errno> {
-    let pfn = xen.hvm_param(pfn)?;
-    let port = Port(u32::try_from(xen.hvm_param(port)?).map_err(|_| Errno::EINVAL)?);
-    if pfn == 0 || port.0 == 0 {
-        return Err(Errno::ENODEV);
-    }
-    let address = pfn.checked_mul(PAGE_SIZE as u64).ok_or(Errno::EINVAL)?;
-    let page = Region::new(address, PAGE_SIZE as u64, Kind::Reserved);
-    // SAFETY: the toolstack keeps its special pages out of the memory map's RAM.
-    unsafe { paging::map_special(page) };
-    let start = core::ptr::with_exposed_provenance_mut(page.start as usize);
-    // SAFETY: mapped just now and for ever, and no reference into it exists.
-    let page = unsafe { Shared::new(start, PAGE_SIZE) };
-    let waker = Arc::new(PairWaker::default());
-    let heard = waker.clone();
-    events.register(port, on_event(move || heard.raise()))?;
-    events.set_priority(port, Priority::HIGH)?;
-    // There are two such rings, and both live as long as the kernel.
-    Ok((page, Box::leak(Box::new(move || notify(xen, port))), waker))
-}
-
-fn notify(xen: Xen, port: Port) {
-    NOTIFICATIONS_SENT.fetch_add(1, Ordering::Relaxed);
-    if let Err(error) = xen.send(port) {
-        log::debug!("cannot notify port {}: {error}", port.0);
-    }
+/// The way to xenstored, from where its rings are now.
+pub fn xenstore(guest: &Guest) -> (RingReader<Notify>, RingWriter<Notify>) {
+    xen::xenstore::ring::open(guest.store.page(), guest.store.notify(), guest.store.heard())
 }

@@ -21,6 +21,7 @@ impl Platform for &'static Guest {
         // the CPU halts, and ends the halt.
         if !self.events.is_pending() && !is_awake() {
             exceptions::sleep();
+            self.wakeups.set(self.wakeups.get() + 1);
         }
     }
 }
@@ -32,7 +33,8 @@ impl Guest {
         if self.armed.get().is_some_and(|armed| armed <= next) {
             return;
         }
-        match self.timer.set(self.started.saturating_add(next)) {
+        let at = self.clock.system_time_of(self.started.saturating_add(next));
+        match self.timer.set(at) {
             Ok(()) => self.armed.set(Some(next)),
             Err(error) => panic!("Xen refuses to set the timer: {error}"),
         }

@@ -1,6 +1,7 @@
 //! What a frontend needs of the machine: pages, grants and ports.
 
-use super::{Guest, notify, on_event};
+use super::line::notify;
+use super::{Guest, on_event};
 use crate::memory::pages;
 use alloc::sync::Arc;
 use core::ptr::NonNull;

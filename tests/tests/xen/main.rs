@@ -14,10 +14,12 @@ mod lifecycle;
 mod linux_backend;
 mod linux_frontend;
 mod machine;
+mod platform;
 mod reconnect;
 mod service;
 mod serving;
 mod sockets;
+mod suspend;
 
 use bench::Bench;
 use libtest_mimic::{Arguments, Trial};
@@ -39,7 +41,9 @@ fn main() -> ExitCode {
         sockets::CASES,
         draft1::CASES,
         lifecycle::CASES,
+        platform::CASES,
         reconnect::CASES,
+        suspend::CASES,
         liar::CASES,
         images::CASES,
         faults::CASES,

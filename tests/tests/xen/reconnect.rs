@@ -2,11 +2,10 @@
 
 use crate::bench::{Bench, cases, wait_until};
 use crate::service::{
-    Device, ECHO, HTTP, InUse, PATIENCE, Service, comes_back_to, pattern, sha256,
+    Device, ECHO, HTTP, InUse, Load, PATIENCE, Service, comes_back_to, pattern, rounds, sha256,
 };
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use std::io::{Read, Write};
-use std::process::{Child, Command, Stdio};
 
 cases![
     a_server_goes_on_when_its_backend_is_killed_under_load,
@@ -15,62 +14,20 @@ cases![
     a_guest_without_a_device_can_be_shut_down,
 ];
 
-/// How often the backend is killed, unless `SOAK_ROUNDS` says otherwise.
-const ROUNDS: usize = 3;
-
-fn rounds() -> Result<usize> {
-    match std::env::var("SOAK_ROUNDS") {
-        Ok(rounds) => rounds.parse().with_context(|| format!("SOAK_ROUNDS={rounds}")),
-        Err(_) => Ok(ROUNDS),
-    }
-}
-
-/// Downloads that would take for ever.
-struct Load(Vec<Child>);
-
-impl Load {
-    fn of(guest: &Service) -> Result<Load> {
-        let download = || {
-            Command::new("curl")
-                .args(["--silent", "--max-time", "300", "--output", "/dev/null"])
-                .arg(guest.url("/bytes/10000000000"))
-                .stderr(Stdio::null())
-                .spawn()
-        };
-        Ok(Load((0..4).map(|_| download()).collect::<Result<_, _>>()?))
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-fn is_served(guest: &Service) -> Result<bool> {
-    // Until the guest listens again, dom0 refuses, and QEMU cuts the connection.
-    Ok(guest.get("/healthz").is_ok_and(|(status, _)| status.contains("200")))
-}
-
 fn a_server_goes_on_when_its_backend_is_killed_under_load(bench: &Bench) -> Result<()> {
     let dom0 = bench.lab()?;
     let guest = Service::http(bench)?;
     let id = guest.domain.id()?;
     let in_use = || InUse::by(&guest, dom0);
-    ensure!(is_served(&guest)?);
+    ensure!(guest.is_served());
     let before = InUse::at_rest(&guest, dom0)?;
     let rounds = rounds()?;
     for round in 1..=rounds {
         let load = Load::of(&guest)?;
-        let sent = || -> Result<u64> { Ok(guest.metrics()?["socket_sent_bytes_total"]) };
-        let start = sent()?;
-        wait_until("the downloads run", PATIENCE, || Ok(sent()? > start + 1_000_000))?;
+        load.runs(&guest)?;
         dom0.run("kill -9 $(cat /run/xensockd.pid)")?;
         dom0.run("start-xensockd")?;
-        wait_until("the guest serves again", PATIENCE, || is_served(&guest))?;
+        wait_until("the guest serves again", PATIENCE, || Ok(guest.is_served()))?;
         drop(load);
         ensure!(guest.domain.id()? == id, "round {round}: it is another guest");
         comes_back_to(&before, in_use)?;
@@ -117,7 +74,7 @@ fn a_guest_gets_its_device_while_it_runs_and_loses_it_and_gets_it_again(
     dom0.run(&format!("attach-sockets {}", domain.name()))?;
     let guest = Service { domain, port: ports.host, dom0_port: ports.dom0 };
     let name = guest.domain.name();
-    wait_until("the guest serves", PATIENCE, || is_served(&guest))?;
+    wait_until("the guest serves", PATIENCE, || Ok(guest.is_served()))?;
     let again = dom0.exec(&format!("attach-sockets {name}"))?;
     ensure!(again.status != 0, "a device was attached twice");
     let before = InUse::at_rest(&guest, dom0)?;
@@ -128,7 +85,7 @@ fn a_guest_gets_its_device_while_it_runs_and_loses_it_and_gets_it_again(
             Ok(dom0.run(&format!("netstat -ltn | grep -c :{} || true", ports.dom0))? == "0")
         })?;
         dom0.run(&format!("attach-sockets {name}"))?;
-        wait_until("the guest serves again", PATIENCE, || is_served(&guest))?;
+        wait_until("the guest serves again", PATIENCE, || Ok(guest.is_served()))?;
     }
     comes_back_to(&before, || InUse::by(&guest, dom0))?;
     ensure!(!guest.domain.console()?.contains("panic"));

@@ -1,13 +1,13 @@
 //! A guest that serves on a port, and a client's ways to use it.
 
-use crate::bench::Bench;
+use crate::bench::{Bench, wait_until};
 use anyhow::{Context, Result, bail, ensure};
 use lab::{Dom0, Domain};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 /// The very configurations that users are given.
@@ -116,12 +116,60 @@ impl Service {
         Ok(output.stdout)
     }
 
+    /// Whether it serves. Until it listens, dom0 refuses, and QEMU cuts the connection.
+    pub fn is_served(&self) -> bool {
+        self.get("/healthz").is_ok_and(|(status, _)| status.contains("200"))
+    }
+
     /// The guest's numbers, without their common prefix.
     pub fn metrics(&self) -> Result<BTreeMap<String, u64>> {
         let (status, body) = self.get("/metrics")?;
         ensure!(status.contains("200"), "/metrics: {status}");
         let numbers = String::from_utf8(body)?.lines().filter_map(number).collect();
         Ok(numbers)
+    }
+}
+
+/// How often a guest is put to the test, unless `SOAK_ROUNDS` says otherwise.
+const ROUNDS: usize = 3;
+
+/// How often a guest is put to the test.
+pub fn rounds() -> Result<usize> {
+    match std::env::var("SOAK_ROUNDS") {
+        Ok(rounds) => rounds.parse().with_context(|| format!("SOAK_ROUNDS={rounds}")),
+        Err(_) => Ok(ROUNDS),
+    }
+}
+
+/// Downloads that would take for ever.
+pub struct Load(Vec<Child>);
+
+impl Load {
+    pub fn of(guest: &Service) -> Result<Load> {
+        let download = || {
+            Command::new("curl")
+                .args(["--silent", "--max-time", "300", "--output", "/dev/null"])
+                .arg(guest.url("/bytes/10000000000"))
+                .stderr(Stdio::null())
+                .spawn()
+        };
+        Ok(Load((0..4).map(|_| download()).collect::<Result<_, _>>()?))
+    }
+
+    /// Waits until they are well under way.
+    pub fn runs(&self, guest: &Service) -> Result<()> {
+        let sent = || -> Result<u64> { Ok(guest.metrics()?["socket_sent_bytes_total"]) };
+        let start = sent()?;
+        wait_until("the downloads run", PATIENCE, || Ok(sent()? > start + 1_000_000))
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

@@ -179,8 +179,14 @@ pub struct Timer<H> {
 impl<H: Hypervisor> Timer<H> {
     /// Takes the timer over, and stops the CPU's own ticking.
     pub fn new(hypervisor: H) -> Result<Self, Errno> {
-        hypervisor.stop_periodic_timer(0)?;
-        Ok(Timer { hypervisor })
+        let timer = Timer { hypervisor };
+        timer.resume()?;
+        Ok(timer)
+    }
+
+    /// Does the same in a restored domain.
+    pub fn resume(&self) -> Result<(), Errno> {
+        self.hypervisor.stop_periodic_timer(0)
     }
 
     /// Fires once at a system time in nanoseconds, at once if that is past, in place of a time set

@@ -14,8 +14,6 @@ pub enum ShutdownReason {
     Poweroff,
     /// It wants to be started again.
     Reboot,
-    /// It is ready to be saved: the call returns in the restored domain.
-    Suspend,
     /// It found itself broken.
     Crash,
 }
@@ -185,13 +183,22 @@ pub trait Operations: Hypervisor {
         unsafe { operate(self, __HYPERVISOR_HVM_OP, HVMOP_SET_PARAM, &mut op) }
     }
 
-    /// Ends or suspends the domain. Otherwise than after [`ShutdownReason::Suspend`] it returns only
-    /// if Xen refuses.
+    /// Suspends the domain, for the toolstack to save it, and returns once it goes on: whether it is still
+    /// the same domain, which was not destroyed after it was saved, or was not saved at all.
+    fn suspend(&self) -> Result<bool, Errno> {
+        let pointer = &mut SchedShutdown { reason: SHUTDOWN_SUSPEND };
+        let pointer = (&raw mut *pointer).expose_provenance() as u64;
+        // SAFETY: the structure is this operation's, and lives during the call.
+        let result =
+            unsafe { self.call(__HYPERVISOR_SCHED_OP, [SCHEDOP_SHUTDOWN.into(), pointer, 0, 0]) };
+        Errno::check(result).map(|result| result != 0)
+    }
+
+    /// Ends the domain: returns only if Xen refuses.
     fn shutdown(&self, reason: ShutdownReason) -> Result<(), Errno> {
         let reason = match reason {
             ShutdownReason::Poweroff => SHUTDOWN_POWEROFF,
             ShutdownReason::Reboot => SHUTDOWN_REBOOT,
-            ShutdownReason::Suspend => SHUTDOWN_SUSPEND,
             ShutdownReason::Crash => SHUTDOWN_CRASH,
         };
         let mut op = SchedShutdown { reason };

@@ -1,0 +1,60 @@
+//! Being saved, and going on in the restored domain.
+//!
+//! Xen saves memory and registers. The restored domain is another one: its shared info page, its event
+//! channels, its grants and its timer are new and empty, and so are the toolstack's two rings. What
+//! belongs to them is set up again here; what stands upon it (the xenstore client, the frontends) is
+//! for [`System`](crate::System) to bring back.
+
+use super::Guest;
+use crate::cpu::exceptions;
+use xen::Errno;
+use xen::hypercall::Operations;
+
+/// What came of a suspension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resumed {
+    /// The domain goes on as if nothing had been: it was saved and left running, or saving it failed.
+    Unchanged,
+    /// This is the restored domain.
+    Restored,
+}
+
+impl Guest {
+    /// Suspends the domain until the toolstack resumes or restores it.
+    ///
+    /// The error is Xen's, which refused to suspend, or says what of the machine could not be brought
+    /// back, and then the domain cannot go on.
+    pub fn suspend(&self) -> Result<Resumed, Errno> {
+        // The clock goes on from here.
+        self.clock.now();
+        if self.xen.suspend()? {
+            return Ok(Resumed::Unchanged);
+        }
+        if let Err(error) = self.restore() {
+            panic!("the restored domain's machine cannot be set up: {error}");
+        }
+        Ok(Resumed::Restored)
+    }
+
+    fn restore(&self) -> Result<(), Errno> {
+        // SAFETY: the image lies where it lay. The host may be another one, which is called otherwise.
+        unsafe { xen::hypercall::install() }.map_err(|_| Errno::ENODEV)?;
+        // SAFETY: the frame is the page's own, as before, and empty.
+        unsafe { self.xen.map_shared_info(self.shared_info) }?;
+        self.events.resume()?;
+        self.xen.set_callback_vector(exceptions::EVENT_VECTOR)?;
+        self.clock.resume();
+        self.timer.resume()?;
+        self.armed.set(None);
+        super::bind_timer(&self.events)?;
+        // Those that were due meanwhile.
+        crate::time::note_timer();
+        self.grants.resume()?;
+        self.store.resume(&self.events)?;
+        if let (Some(line), Some(console)) = (&self.console_line, &self.console) {
+            line.resume(&self.events)?;
+            console.resume();
+        }
+        Ok(())
+    }
+}
