@@ -158,6 +158,8 @@ fn hex(bytes: &[u8]) -> String {
 
 /// Xenstore's quotas, long lists, refusals and rivals.
 async fn xenstore(store: &Store) -> Result<(), String> {
+    let long = store.directory("data/long").await.map_err(text)?;
+    log::info!("xenstore: a list of {} nodes", long.len());
     for _ in 0..300 {
         drop(store.watch("data/watched").await.map_err(|error| format!("a watch leaks: {error}"))?);
     }

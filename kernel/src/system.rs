@@ -250,13 +250,14 @@ impl System {
         }
         match guest.suspend() {
             Ok(Resumed::Restored) => {
+                // At once: the former driver must not look into the new rings.
+                let (reader, writer) = machine::xenstore(guest);
+                self.0.background.spawn(run_store(store.reconnect(reader, writer)));
                 let frontends = self.0.frontends.borrow().clone();
                 for (frontend, _) in frontends {
                     frontend.resume().await;
                 }
-                let (reader, writer) = machine::xenstore(guest);
-                let driver = store.reconnect(reader, writer);
-                self.0.background.spawn(run_store(driver));
+                store.release();
                 log::info!("restored");
             }
             Ok(Resumed::Unchanged) => {

@@ -268,6 +268,7 @@ fn a_transaction_that_is_disturbed_is_done_again() {
 fn restore(world: &World, fake: &FakeStore) {
     let (reader, writer) = fake.connect(GUEST);
     let driver = world.store.reconnect(reader, writer);
+    world.store.release();
     world
         .spawner
         .spawn_local(async move {

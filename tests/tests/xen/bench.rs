@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 /// One case: it fails by an error or by a panic.
 pub type Case = fn(&Bench) -> Result<()>;
 
-/// Names each case by its function.
+/// Names each case by its module and its function, as Rust's own tests are.
 macro_rules! cases {
     ($($case:ident),* $(,)?) => {
         /// The cases of this file.
-        pub const CASES: &[(&str, $crate::bench::Case)] = &[$((stringify!($case), $case)),*];
+        pub const CASES: &[(&str, $crate::bench::Case)] = &[$((concat!(module_path!(), "::", stringify!($case)), $case)),*];
     };
 }
 pub(crate) use cases;

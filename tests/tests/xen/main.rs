@@ -52,8 +52,10 @@ fn main() -> ExitCode {
         ends::CASES,
     ]
     .concat();
-    let trials = cases.into_iter().map(|(name, case)| {
+    let trials = cases.into_iter().map(|(path, case)| {
         let bench = Arc::clone(&bench);
+        // Without this program's own name.
+        let name = path.split_once("::").map_or(path, |(_, name)| name);
         Trial::test(name, move || case(&bench).map_err(|error| format!("{error:#}").into()))
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());

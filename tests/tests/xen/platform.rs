@@ -17,6 +17,7 @@ cases![
     what_is_logged_can_be_changed_at_run_time,
     xenstores_refusals_are_errors_and_nothing_leaks,
     a_guest_serves_while_xenstored_stands_still,
+    a_guest_is_still_heard_by_a_xenstored_that_was_replaced,
     each_request_of_the_toolstack_is_acknowledged,
 ];
 
@@ -120,8 +121,10 @@ fn output_that_nobody_reads_is_lost_and_counted_and_holds_nobody_up(bench: &Benc
     let console = guest.console()?;
     ensure!(console.contains(&format!("[{dropped} bytes of output lost]")), "{dropped}: {console}");
     ensure!(console.contains("after the flood"), "{console}");
-    let kept: Vec<_> = console.lines().filter_map(|line| line.split_once("flood ")).collect();
-    let numbers: Vec<usize> = kept.iter().filter_map(|(_, n)| n.trim().parse().ok()).collect();
+    let kept = console.lines().filter_map(|line| line.split_once("flood "));
+    // The last one may be cut off.
+    let whole = kept.map(|(_, number)| number.trim()).filter(|number| number.len() == 60);
+    let numbers: Vec<usize> = whole.filter_map(|number| number.parse().ok()).collect();
     let in_order = numbers.iter().enumerate().all(|(at, number)| at == *number);
     ensure!(in_order && numbers.len() > 500, "{} lines: {console}", numbers.len());
     Ok(())
@@ -164,8 +167,20 @@ fn what_is_logged_can_be_changed_at_run_time(bench: &Bench) -> Result<()> {
 }
 
 fn xenstores_refusals_are_errors_and_nothing_leaks(bench: &Bench) -> Result<()> {
-    let console = tried(bench, "xenstore")?;
+    let dom0 = bench.lab()?;
+    let config = image(bench, "platform", "test=xenstore")?;
+    let guest = Domain::create_paused(dom0, "xenstore", &config)?;
+    let id = guest.id()?.context("it has no number")?;
+    // 12 KiB of names: three messages.
+    dom0.run(&format!(
+        "i=0; while [ $i -lt 200 ]; do printf '/local/domain/{id}/data/long/%060d x ' $i; \
+         i=$((i+1)); done | xargs xenstore-write"
+    ))?;
+    guest.unpause()?;
+    guest.wait_for_end(PATIENCE)?;
+    let console = guest.console()?;
     for said in [
+        "a list of 200 nodes",
         "no more watches than",
         "no more nodes than",
         "a long value:",
@@ -174,9 +189,8 @@ fn xenstores_refusals_are_errors_and_nothing_leaks(bench: &Bench) -> Result<()> 
     ] {
         ensure!(console.contains(said), "no {said:?}: {console}");
     }
-    // A list of that length needs more than one message.
     let made = number(&console, "no more nodes than")?;
-    ensure!(made > 100 && console.contains(&format!("{made}, {made} listed")), "{console}");
+    ensure!(made > 10 && console.contains(&format!("{made}, {made} listed")), "{console}");
     Ok(())
 }
 
@@ -189,6 +203,18 @@ fn a_guest_serves_while_xenstored_stands_still(bench: &Bench) -> Result<()> {
         ensure!(guest.get("/bytes/100000")?.1.len() == 100_000);
     }
     drop(stopped);
+    dom0.run(&format!("xl shutdown -w {}", guest.domain.name()))?;
+    guest.domain.wait_for_end(PATIENCE)
+}
+
+fn a_guest_is_still_heard_by_a_xenstored_that_was_replaced(bench: &Bench) -> Result<()> {
+    let dom0 = bench.lab()?;
+    let guest = Service::http(bench)?;
+    dom0.run("xenstore-control live-update $(readlink -f $(which xenstored))")?;
+    ensure!(guest.get("/healthz")?.0.contains("200"));
+    let id = guest.domain.id()?.context("it has no number")?;
+    dom0.run(&format!("xenstore-write /local/domain/{id}/control/log-level debug"))?;
+    guest.domain.wait_for("log level: DEBUG", PATIENCE)?;
     dom0.run(&format!("xl shutdown -w {}", guest.domain.name()))?;
     guest.domain.wait_for_end(PATIENCE)
 }

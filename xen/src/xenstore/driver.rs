@@ -24,14 +24,14 @@ pub fn connect<R: Read, W: Write>(reader: R, writer: W) -> (Store, Driver<R, W>)
 
 impl Store {
     /// Sends nothing more, but for what ends open transactions, and waits until all that was sent has its
-    /// answer: the domain can be saved then. Requests wait until [`release`](Store::release) or
-    /// [`reconnect`](Store::reconnect). What holds when the future is dropped: nothing is sent.
+    /// answer: the domain can be saved then. Requests wait until [`release`](Store::release), also if the
+    /// future is dropped.
     pub async fn hold(&self) {
         self.connection().hold();
         poll_fn(|cx| self.connection().poll_quiet(cx)).await;
     }
 
-    /// Sends again, to the same xenstored.
+    /// Sends again.
     pub fn release(&self) {
         self.connection().release();
     }
@@ -40,11 +40,11 @@ impl Store {
     ///
     /// All handles stay good. Watches are registered again, and so fire. Transactions that were open fail
     /// with [`Errno::EAGAIN`] when they are used, requests that had no answer with
-    /// [`Errno::ECONNRESET`]; those not sent yet are sent. The former driver ends.
+    /// [`Errno::ECONNRESET`]; those not sent yet are sent, once they are released. The former driver
+    /// ends, and touches its stream no more.
     pub fn reconnect<R: Read, W: Write>(&self, reader: R, writer: W) -> Driver<R, W> {
         let connection = self.connection().clone();
         let generation = connection.begin_anew();
-        connection.release();
         Driver { connection, generation, reader, writer }
     }
 }
