@@ -12,6 +12,7 @@ use core::arch::asm;
 use core::fmt;
 use core::hint::black_box;
 use core::ptr;
+use depths_from_which_no_call_returns_to_tell_how_it_was::recurse;
 use kernel::System;
 
 kernel::entry!(main);
@@ -114,15 +115,20 @@ fn exhaust() {
     }
 }
 
-/// Calls itself until so many bytes of the stack are left, or none.
-#[inline(never)]
-fn recurse(depth: u64, left: u64) -> u64 {
-    let frame = black_box([depth; 8]);
-    let lowest = (&raw const stack_guard).addr() as u64 + 4096;
-    if left != u64::MAX && (frame.as_ptr().addr() as u64) < lowest + left {
-        panic!("only {left} bytes of the stack are left");
+/// Has a name that makes a report of many calls longer than the console's ring.
+mod depths_from_which_no_call_returns_to_tell_how_it_was {
+    use super::*;
+
+    /// Calls itself until so many bytes of the stack are left, or none.
+    #[inline(never)]
+    pub fn recurse(depth: u64, left: u64) -> u64 {
+        let frame = black_box([depth; 8]);
+        let lowest = (&raw const stack_guard).addr() as u64 + 4096;
+        if left != u64::MAX && (frame.as_ptr().addr() as u64) < lowest + left {
+            panic!("only {left} bytes of the stack are left");
+        }
+        recurse(depth + 1, left) + frame[0]
     }
-    recurse(depth + 1, left) + frame[0]
 }
 
 /// The panic's own code finds too little of the stack.
