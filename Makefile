@@ -42,7 +42,7 @@ help:
 	@echo 'make bench       the rings against memcpy; how soon a guest serves'
 	@echo 'make soak        the backend killed under load again and again: SOAK_ROUNDS=100'
 	@echo 'make fuzz        hostile inputs by libFuzzer: FUZZ_SECONDS=60 each, TARGET=one'
-	@echo 'make loom        the rings in all orders of their accesses: LOOM_MAX_PREEMPTIONS=3'
+	@echo 'make loom        rings, events and grants in all orders of their accesses: LOOM_MAX_PREEMPTIONS=3'
 	@echo 'make kernel      builds the guest: target/xensock-kernel'
 	@echo 'make examples    builds the images of kernel/examples'
 	@echo 'make xensockd    builds the backend daemon: target/xensockd'
@@ -98,7 +98,7 @@ soak: setup
 	SOAK_ROUNDS='$(SOAK_ROUNDS)' tests/check killed_under_load
 
 loom: setup
-	LOOM_MAX_PREEMPTIONS=$(LOOM_MAX_PREEMPTIONS) $(CARGO) test --profile host -p xensock --features loom --test loom
+	LOOM_MAX_PREEMPTIONS=$(LOOM_MAX_PREEMPTIONS) $(CARGO) test --profile host -p xen -p xensock --features loom --test loom
 
 # dom0's packages stay: they are the only part that needs the network.
 clean:

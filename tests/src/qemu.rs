@@ -119,8 +119,9 @@ pub fn command(options: &Options) -> Result<Command> {
     command.args(["-smp", &options.smp.to_string(), "-m", &options.memory.to_string()]);
     // One processor for dom0: while Linux patches its own code, a second one can run a stale translation
     // of the breakpoint that guards the patch, and dom0 panics in `exc_int3` once in a few boots.
+    // A domain's grant table may be larger than by default (64 frames), if its configuration says so.
     command.args(["-kernel", "xen", "-append"]).arg(format!(
-        "console=com1 com1=115200,8n1 console_timestamps=boot \
+        "console=com1 com1=115200,8n1 console_timestamps=boot gnttab_max_frames=128 \
          dom0_mem={DOM0_MEMORY}M,max:{DOM0_MEMORY}M dom0_max_vcpus=1 loglvl=all guest_loglvl=all"
     ));
     command.args([

@@ -6,6 +6,7 @@
 mod bench;
 mod draft1;
 mod ends;
+mod events;
 mod faults;
 mod guests;
 mod images;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         liar::CASES,
         images::CASES,
         faults::CASES,
+        events::CASES,
         linux_frontend::CASES,
         linux_backend::CASES,
         ends::CASES,
