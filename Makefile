@@ -18,7 +18,7 @@ PORT ?= 8080
 # How long each of the fuzzer's targets takes, and which; all of them by default.
 FUZZ_SECONDS ?= 60
 TARGET ?=
-# How often `make soak` kills the backend.
+# How often `make soak` kills the backend, and saves the guest.
 SOAK_ROUNDS ?= 100
 # How often a model's threads are interrupted where they need not wait. Each one more takes ten times longer.
 LOOM_MAX_PREEMPTIONS ?= 3
@@ -40,7 +40,7 @@ help:
 	@echo 'make test        checks, host tests, then tests in real Xen'
 	@echo 'make test TEST=… only the tests in real Xen whose names contain this'
 	@echo 'make bench       the rings against memcpy; how soon a guest serves'
-	@echo 'make soak        the backend killed under load again and again: SOAK_ROUNDS=100'
+	@echo 'make soak        the backend killed, and the guest saved, under load again and again: SOAK_ROUNDS=100'
 	@echo 'make fuzz        hostile inputs by libFuzzer: FUZZ_SECONDS=60 each, TARGET=one'
 	@echo 'make loom        rings, events and grants in all orders of their accesses: LOOM_MAX_PREEMPTIONS=3'
 	@echo 'make kernel      builds the guest: target/xensock-kernel'
@@ -95,7 +95,7 @@ fuzz: setup
 	@fuzz/run '$(FUZZ_SECONDS)' $(TARGET)
 
 soak: setup
-	SOAK_ROUNDS='$(SOAK_ROUNDS)' tests/check killed_under_load
+	SOAK_ROUNDS='$(SOAK_ROUNDS)' tests/check under_load
 
 loom: setup
 	LOOM_MAX_PREEMPTIONS=$(LOOM_MAX_PREEMPTIONS) $(CARGO) test --profile host -p xen -p xensock --features loom --test loom
