@@ -2,7 +2,7 @@
 
 use crate::bench::{Bench, cases, wait_until};
 use crate::service::{
-    ECHO, InUse, Load, PATIENCE, Service, comes_back_to, pattern, rounds, sha256,
+    Device, ECHO, HTTP, InUse, Load, PATIENCE, Service, comes_back_to, pattern, rounds, sha256,
 };
 use anyhow::{Result, ensure};
 use lab::Dom0;
@@ -12,6 +12,7 @@ cases![
     a_server_that_is_saved_and_restored_under_load_serves_on,
     a_guest_that_is_saved_and_left_running_keeps_its_connections,
     a_connection_ends_when_its_guest_is_saved,
+    a_guest_over_draft_1_goes_on_once_its_device_is_attached_again,
     a_guest_migrates,
 ];
 
@@ -86,6 +87,17 @@ fn a_connection_ends_when_its_guest_is_saved(bench: &Bench) -> Result<()> {
             stream.write_all(b"after!").and_then(|()| stream.read_exact(&mut bytes.clone()));
         Ok(exchange.is_ok())
     })
+}
+
+fn a_guest_over_draft_1_goes_on_once_its_device_is_attached_again(bench: &Bench) -> Result<()> {
+    let dom0 = bench.lab()?;
+    let guest = Service::start_over(Device::XenSock, bench, HTTP, "http", "")?;
+    let name = guest.domain.name();
+    dom0.run(&format!("xl save {name} /root/saved && xl restore /root/saved && rm /root/saved"))?;
+    guest.domain.wait_for("waiting for it", PATIENCE)?;
+    dom0.run(&format!("attach-sockets {name} xensock"))?;
+    wait_until("the guest serves again", PATIENCE, || Ok(guest.is_served()))?;
+    is_right(&guest, dom0)
 }
 
 fn a_guest_migrates(bench: &Bench) -> Result<()> {
