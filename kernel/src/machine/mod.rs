@@ -33,7 +33,7 @@ use xen::event::{EventChannels, EventHandler, Priority};
 use xen::grant::{FrameSource, GrantTable};
 use xen::hypercall::{Operations, Xen};
 use xen::xenstore::ring::{RingReader, RingWriter};
-use xen::{Errno, Gfn};
+use xen::{Errno, Gfn, Port};
 
 /// The domain's console.
 pub type Console = xen::console::Console<Notify>;
@@ -59,6 +59,8 @@ pub struct Guest {
     shared_info: Gfn,
     /// The clock when the kernel started, in nanoseconds.
     pub started: u64,
+    /// The timer's event channel.
+    timer_port: Cell<Port>,
     /// The time that the timer is set to.
     armed: Cell<Option<u64>>,
     /// Ports that are open.
@@ -138,7 +140,7 @@ pub unsafe fn start(
     let clock = Clock::new(shared_info);
     let started = clock.now();
     let timer = Timer::new(xen)?;
-    bind_timer(&events)?;
+    let timer_port = bind_timer(&events)?;
     let grants = GrantTable::new(xen, window)?;
     let store = Line::open(xen, &events, HVM_PARAM_STORE_PFN, HVM_PARAM_STORE_EVTCHN)
         .inspect_err(|error| log::error!("no way to xenstore: {error}"))?;
@@ -159,6 +161,7 @@ pub unsafe fn start(
         store,
         shared_info: gfn,
         started,
+        timer_port: Cell::new(timer_port),
         armed: Cell::new(None),
         ports_open: Cell::new(0),
         wakeups: Cell::new(0),
@@ -167,12 +170,13 @@ pub unsafe fn start(
 }
 
 /// Has the timer's events heard.
-fn bind_timer(events: &EventChannels<Xen, EventPages>) -> Result<(), Errno> {
+fn bind_timer(events: &EventChannels<Xen, EventPages>) -> Result<Port, Errno> {
     let port = events.bind_virq(VIRQ_TIMER, on_event(crate::time::note_timer))?;
     // One turn of the executor handles a limited number of events. When the sockets have more than that,
     // time must go on all the same, and so must xenstore and console (see `Line`), by which the toolstack
     // can end such a guest: theirs are handled in the first of those turns.
-    events.set_priority(port, Priority::HIGHEST)
+    events.set_priority(port, Priority::HIGHEST)?;
+    Ok(port)
 }
 
 /// The way to xenstored, from where its rings are now.

@@ -46,7 +46,9 @@ impl Guest {
         self.clock.resume();
         self.timer.resume()?;
         self.armed.set(None);
-        super::bind_timer(&self.events)?;
+        // The former one's number is free then: each port from before is to be closed by its owner.
+        self.events.close(self.timer_port.get())?;
+        self.timer_port.set(super::bind_timer(&self.events)?);
         // Those that were due meanwhile.
         crate::time::note_timer();
         self.grants.resume()?;
