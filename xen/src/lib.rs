@@ -10,6 +10,7 @@
 //! | [`grant`] | letting another domain map a page |
 //! | [`xenstore`], [`xenbus`] | the tree in which domains find each other, and a device's states in it |
 //! | [`console`], [`clock`], [`lifecycle`] | output and input, time and the timer, requests to shut down |
+//! | [`balloon`] | memory that is given back to Xen, and taken again |
 //! | [`shared`] | the only way to touch memory that another domain can write |
 //! | [`sync`] | the order of accesses to it, and its model for a model checker |
 //!
@@ -22,6 +23,7 @@
 extern crate alloc;
 
 pub mod abi;
+pub mod balloon;
 mod byte_ring;
 pub mod clock;
 pub mod console;
@@ -55,6 +57,7 @@ pub struct Port(pub u32);
 
 /// A page of the guest's physical address space: its address divided by [`PAGE_SIZE`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
 pub struct Gfn(pub u64);
 
 impl core::fmt::Display for DomId {

@@ -155,7 +155,7 @@ impl Clock {
 
 /// The TSC, not read before what precedes it in the program.
 #[cfg(target_arch = "x86_64")]
-fn read_tsc() -> u64 {
+pub fn read_tsc() -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: the instructions touch nothing but the registers named.
     unsafe {

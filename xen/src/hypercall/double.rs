@@ -6,7 +6,7 @@ use crate::event::PageSource;
 use crate::event::double::Events;
 use crate::{Errno, Gfn, PAGE_SIZE, Port, Shared};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ptr::with_exposed_provenance_mut;
 use std::sync::Arc;
 
@@ -26,6 +26,10 @@ pub enum Done {
     TimerSet(u64),
     TimerStopped,
     TickStopped,
+    /// Gave memory back: so many extents of that order, from the frame on.
+    Decreased { start: u64, extents: u64, order: u32 },
+    /// Took memory, likewise.
+    Populated { start: u64, extents: u64, order: u32 },
 }
 
 /// The hypervisor, and the domain as it sees it.
@@ -39,6 +43,12 @@ pub struct FakeXen {
     pub max_grant_frames: Cell<u32>,
     /// Whether Xen has no memory to map anything with.
     pub out_of_memory: Cell<bool>,
+    /// Where the domain has memory now.
+    pub populated: RefCell<BTreeSet<u64>>,
+    /// How many extents the next operations on memory come to do, one after the other; then all.
+    pub does: RefCell<VecDeque<Result<u64, Errno>>>,
+    /// What Xen tells of the memory map.
+    pub memory_map: RefCell<Vec<E820Entry>>,
     /// Whether Xen has the FIFO ABI.
     pub has_fifo: Cell<bool>,
     /// The shared info page.
@@ -79,6 +89,9 @@ impl FakeXen {
             lowest_port: Cell::new(1),
             max_grant_frames: Cell::new(2),
             out_of_memory: Cell::new(false),
+            populated: RefCell::default(),
+            does: RefCell::default(),
+            memory_map: RefCell::default(),
             has_fifo: Cell::new(true),
             shared_info,
             events: Arc::new(Events::new(shared_info)),
@@ -127,6 +140,36 @@ impl FakeXen {
             return Errno::EINVAL.negated().into();
         }
         self.note(Done::Closed(port))
+    }
+
+    /// Changes where the domain has memory, frame by frame. Panics at what Xen would be right to punish.
+    fn change_reservation(&self, op: &MemoryReservation, populate: bool) -> i64 {
+        let does = match self.does.borrow_mut().pop_front() {
+            Some(Err(error)) => return error.negated().into(),
+            Some(Ok(extents)) => extents.min(op.nr_extents),
+            None => op.nr_extents,
+        };
+        assert!(op.nr_extents > 0 && op.extent_order <= DOMU_MAX_ORDER);
+        let list = std::ptr::with_exposed_provenance::<u64>(op.extent_start as usize);
+        let mut populated = self.populated.borrow_mut();
+        for n in 0..op.nr_extents {
+            // SAFETY: the caller passes a list of so many frames.
+            let frame = unsafe { list.add(n as usize).read() };
+            assert!(frame.is_multiple_of(1 << op.extent_order));
+            for frame in (frame..frame + (1 << op.extent_order)).filter(|_| n < does) {
+                let changed =
+                    if populate { populated.insert(frame) } else { populated.remove(&frame) };
+                assert!(changed, "frame {frame:#x}: populated {populate} already");
+            }
+        }
+        // SAFETY: the list has at least one frame.
+        let (start, extents, order) = (unsafe { list.read() }, does, op.extent_order);
+        self.note(if populate {
+            Done::Populated { start, extents, order }
+        } else {
+            Done::Decreased { start, extents, order }
+        });
+        does as i64
     }
 
     fn page(&self, gfn: u64) -> Shared<'static> {
@@ -208,6 +251,27 @@ unsafe impl Hypervisor for FakeXen {
             (__HYPERVISOR_MEMORY_OP, XENMEM_ADD_TO_PHYSMAP) => {
                 let op = op!(1 as AddToPhysmap);
                 self.note(Done::Mapped { space: op.space, index: op.idx, at: op.gpfn })
+            }
+            (__HYPERVISOR_MEMORY_OP, XENMEM_DECREASE_RESERVATION) => {
+                self.change_reservation(op!(1 as MemoryReservation), false)
+            }
+            (__HYPERVISOR_MEMORY_OP, XENMEM_POPULATE_PHYSMAP) => {
+                self.change_reservation(op!(1 as MemoryReservation), true)
+            }
+            (__HYPERVISOR_MEMORY_OP, XENMEM_CURRENT_RESERVATION) => {
+                self.populated.borrow().len() as i64
+            }
+            (__HYPERVISOR_MEMORY_OP, XENMEM_MEMORY_MAP) => {
+                let op = op!(1 as MemoryMap);
+                let map = self.memory_map.borrow();
+                assert!(map.len() <= op.nr_entries as usize);
+                let places = with_exposed_provenance_mut::<E820Entry>(op.buffer as usize);
+                for (n, entry) in map.iter().enumerate() {
+                    // SAFETY: the caller passes so many places.
+                    unsafe { places.add(n).write(*entry) };
+                }
+                op.nr_entries = map.len() as u32;
+                0
             }
             (__HYPERVISOR_SCHED_OP, SCHEDOP_SHUTDOWN) => {
                 self.note(Done::Shutdown(op!(1 as SchedShutdown).reason))

@@ -165,6 +165,49 @@ pub trait Operations: Hypervisor {
         unsafe { add_to_physmap(self, XENMAPSPACE_GRANT_TABLE, index.into(), at) }
     }
 
+    /// How many pages the domain has, those included that Xen keeps for what is populated on demand, and
+    /// its special pages.
+    fn current_reservation(&self) -> Result<u64, Errno> {
+        let mut op = MemoryDomain { domid: DOMID_SELF };
+        let pointer = (&raw mut op).expose_provenance() as u64;
+        // SAFETY: the structure is this operation's, and lives during the call.
+        Errno::check(unsafe {
+            self.call(__HYPERVISOR_MEMORY_OP, [XENMEM_CURRENT_RESERVATION.into(), pointer, 0, 0])
+        })
+    }
+
+    /// The memory map that the toolstack has set: fills places from the first on, and says how many.
+    fn memory_map(&self, places: &mut [E820Entry]) -> Result<usize, Errno> {
+        let room = u32::try_from(places.len()).unwrap_or(u32::MAX);
+        let buffer = places.as_mut_ptr().expose_provenance() as u64;
+        let mut op = MemoryMap { nr_entries: room, buffer };
+        // SAFETY: the structure is this operation's, and names places that live and are borrowed here.
+        unsafe { operate(self, __HYPERVISOR_MEMORY_OP, XENMEM_MEMORY_MAP, &mut op) }?;
+        Ok((op.nr_entries as usize).min(places.len()))
+    }
+
+    /// Gives memory back to Xen: extents of 2^`order` pages from these frames on. Says how many extents
+    /// are gone, from the first; Xen did not take the others.
+    ///
+    /// # Safety
+    /// The frames are the domain's memory and nobody uses them: what was there is lost, and until they
+    /// are [populated](Operations::populate_physmap) nothing is there.
+    unsafe fn decrease_reservation(&self, frames: &[Gfn], order: u32) -> Result<usize, Errno> {
+        // SAFETY: passed on to the caller.
+        unsafe { change_reservation(self, XENMEM_DECREASE_RESERVATION, frames, order) }
+    }
+
+    /// Takes memory from Xen, for extents of 2^`order` pages from these frames on. Says how many have
+    /// some, from the first: the domain may have no more, or Xen has none.
+    ///
+    /// # Safety
+    /// There is nothing at these frames now.
+    unsafe fn populate_physmap(&self, frames: &[Gfn], order: u32) -> Result<usize, Errno> {
+        // SAFETY: passed on to the caller. Xen writes to the list only for domains that know machine
+        // frames, and this one does not.
+        unsafe { change_reservation(self, XENMEM_POPULATE_PHYSMAP, frames, order) }
+    }
+
     /// Reads a parameter (`HVM_PARAM_*`) of this domain.
     fn hvm_param(&self, index: u32) -> Result<u64, Errno> {
         let mut op = HvmParam { domid: DOMID_SELF, pad: 0, index, value: 0 };
@@ -297,4 +340,26 @@ unsafe fn add_to_physmap<H: Hypervisor + ?Sized>(
     let mut op = AddToPhysmap { domid: DOMID_SELF, size: 0, space, idx, gpfn: at.0 };
     // SAFETY: the structure is this operation's; the caller gave the frame up.
     unsafe { operate(hypervisor, __HYPERVISOR_MEMORY_OP, XENMEM_ADD_TO_PHYSMAP, &mut op) }
+}
+
+/// # Safety
+/// As for [`Operations::decrease_reservation`] or [`Operations::populate_physmap`].
+unsafe fn change_reservation<H: Hypervisor + ?Sized>(
+    hypervisor: &H,
+    command: u32,
+    frames: &[Gfn],
+    order: u32,
+) -> Result<usize, Errno> {
+    let mut op = MemoryReservation {
+        extent_start: frames.as_ptr().expose_provenance() as u64,
+        nr_extents: frames.len() as u64,
+        extent_order: order,
+        mem_flags: 0,
+        domid: DOMID_SELF,
+    };
+    let pointer = (&raw mut op).expose_provenance() as u64;
+    // SAFETY: the structure is this operation's, and names a list that lives and is borrowed here; what
+    // becomes of the memory, the caller allows.
+    let done = unsafe { hypervisor.call(__HYPERVISOR_MEMORY_OP, [command.into(), pointer, 0, 0]) };
+    Ok((Errno::check(done)? as usize).min(frames.len()))
 }

@@ -1,0 +1,175 @@
+//! The balloon: memory of the domain that is given back to Xen, and may be taken again.
+//!
+//! [`Balloon`] is the record of it. It has a fixed size and allocates nothing, for it is needed when memory
+//! is short, and before there is any to allocate; and it changes only along with what Xen has done, so
+//! that it is right after every failure. [`Target`] is what the toolstack wants.
+
+mod target;
+
+#[cfg(test)]
+mod tests;
+
+pub use target::{ERROR_NODE, Target, Wanted};
+
+use crate::abi::memory::DOMU_MAX_ORDER;
+use crate::hypercall::Operations;
+use crate::{Errno, Gfn};
+use arrayvec::ArrayVec;
+
+/// The most runs that are on record. Runs that touch are one.
+pub const MAX_RUNS: usize = 512;
+
+/// The most extents that one hypercall names: their frames fill a page.
+const MAX_EXTENTS: usize = 512;
+
+/// Frames that follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The first one.
+    pub start: Gfn,
+    /// How many there are.
+    pub count: u64,
+}
+
+impl Run {
+    /// `count` frames from `start` on.
+    pub fn new(start: Gfn, count: u64) -> Run {
+        Run { start, count }
+    }
+
+    fn end(&self) -> u64 {
+        self.start.0 + self.count
+    }
+
+    /// Takes the first frames off it.
+    fn skip(&mut self, count: u64) {
+        self.start.0 += count;
+        self.count -= count;
+    }
+}
+
+/// Which frames are given back to Xen.
+#[derive(Debug)]
+pub struct Balloon {
+    /// In order, with something between each and the next.
+    runs: ArrayVec<Run, MAX_RUNS>,
+    pages: u64,
+}
+
+impl Default for Balloon {
+    fn default() -> Self {
+        Balloon::new()
+    }
+}
+
+impl Balloon {
+    /// An empty balloon.
+    pub const fn new() -> Balloon {
+        Balloon { runs: ArrayVec::new_const(), pages: 0 }
+    }
+
+    /// How many pages are given back.
+    pub fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// The runs on record, in order.
+    pub fn runs(&self) -> &[Run] {
+        &self.runs
+    }
+
+    /// Gives a run of frames back to Xen. On an error, what Xen did not take comes with it: the caller
+    /// still has that. [`Errno::ENOSPC`] when the record has no place for another run; [`Errno::EBUSY`]
+    /// when Xen does not take a page, as when another domain has it mapped.
+    ///
+    /// # Safety
+    /// The frames are the domain's memory, and nobody uses them.
+    pub unsafe fn give(&mut self, xen: &impl Operations, mut run: Run) -> Result<(), (Errno, Run)> {
+        while run.count > 0 {
+            if !self.has_place_for(run) {
+                return Err((Errno::ENOSPC, run));
+            }
+            // SAFETY: the caller's promise.
+            let give = |frames: &[Gfn], order| unsafe { xen.decrease_reservation(frames, order) };
+            match in_extents(run, give) {
+                Ok(0) => return Err((Errno::EBUSY, run)),
+                Ok(done) => {
+                    self.insert(Run { start: run.start, count: done });
+                    run.skip(done);
+                }
+                Err(error) => return Err((error, run)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes at most `count` pages from Xen again, the lowest first, and not more than what is quickly done.
+    /// Returns where they are. [`Errno::ENOMEM`] when Xen has none for the domain, [`Errno::ENOENT`] when
+    /// none is missing.
+    pub fn take(&mut self, xen: &impl Operations, count: u64) -> Result<Run, Errno> {
+        let lowest = self.runs.first().copied().filter(|_| count > 0).ok_or(Errno::ENOENT)?;
+        let run = Run { count: lowest.count.min(count), ..lowest };
+        // SAFETY: a frame on record has no memory.
+        let take = |frames: &[Gfn], order| unsafe { xen.populate_physmap(frames, order) };
+        let done = in_extents(run, take)?;
+        if done == 0 {
+            return Err(Errno::ENOMEM);
+        }
+        self.pages -= done;
+        match self.runs.first_mut() {
+            Some(first) if first.count > done => first.skip(done),
+            _ => drop(self.runs.remove(0)),
+        }
+        Ok(Run { count: done, ..run })
+    }
+
+    /// Whether the record can tell of the beginning of a run.
+    fn has_place_for(&self, run: Run) -> bool {
+        let touches = |other: &Run| other.end() == run.start.0 || run.end() == other.start.0;
+        !self.runs.is_full() || self.runs.iter().any(touches)
+    }
+
+    /// Records a run, for which there is a place.
+    fn insert(&mut self, run: Run) {
+        self.pages += run.count;
+        let at = self.runs.partition_point(|other| other.start < run.start);
+        let joins_next = self.runs.get(at).is_some_and(|next| next.start.0 == run.end());
+        let joins_last = at > 0 && self.runs[at - 1].end() == run.start.0;
+        match (joins_last, joins_next) {
+            (true, true) => {
+                self.runs[at - 1].count += run.count + self.runs[at].count;
+                self.runs.remove(at);
+            }
+            (true, false) => self.runs[at - 1].count += run.count,
+            (false, true) => {
+                self.runs[at] = Run { start: run.start, count: run.count + self.runs[at].count };
+            }
+            (false, false) => self.runs.insert(at, run),
+        }
+    }
+}
+
+/// Makes one hypercall, or two, about the beginning of a run, in extents as large as may be. Says how many
+/// pages were dealt with, from the first on.
+fn in_extents(
+    run: Run,
+    operate: impl Fn(&[Gfn], u32) -> Result<usize, Errno>,
+) -> Result<u64, Errno> {
+    const LARGE: u64 = 1 << DOMU_MAX_ORDER;
+    let before_large = (run.start.0.next_multiple_of(LARGE) - run.start.0).min(run.count);
+    if before_large == 0 && run.count >= LARGE {
+        let extents = (run.count / LARGE).min(MAX_EXTENTS as u64);
+        // Large extents may be refused: Xen's command line can forbid them, its memory be in pieces.
+        if let Ok(done @ 1..) = operate(&frames(run.start, extents, LARGE), DOMU_MAX_ORDER) {
+            return Ok(done as u64 * LARGE);
+        }
+    }
+    let small = if before_large == 0 { run.count } else { before_large };
+    let done = operate(&frames(run.start, small.min(MAX_EXTENTS as u64), 1), 0)?;
+    Ok(done as u64)
+}
+
+/// `count` frames, `step` apart.
+fn frames(start: Gfn, count: u64, step: u64) -> ArrayVec<Gfn, MAX_EXTENTS> {
+    (0..count).map(|n| Gfn(start.0 + n * step)).collect()
+}
