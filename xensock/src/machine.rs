@@ -57,6 +57,11 @@ pub unsafe trait Machine {
     /// Allocates zeroed pages. [`Errno::ENOMEM`] when there are none.
     fn alloc(&self, pages: usize) -> Result<Pages, Errno>;
 
+    /// Whether memory is short: pages that nobody uses are given back then, rather than kept for later.
+    fn is_short(&self) -> bool {
+        false
+    }
+
     /// Takes pages back.
     ///
     /// # Safety

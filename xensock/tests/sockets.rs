@@ -302,3 +302,33 @@ fn small_messages_cost_one_event_each() {
         assert_eq!(rig.frontend.statistics().notifications_sent - before, 100);
     });
 }
+
+#[test]
+fn pages_are_kept_for_the_next_connections_unless_memory_is_short() {
+    with_backend(|rig| async move {
+        let _server = rig.net.listen(address(80)).unwrap();
+        let pages = || rig.frontend.statistics().pages;
+        let bare = pages();
+        let come_and_go = async || {
+            // More than rings are parked.
+            let connecting = (0..12).map(|_| rig.frontend.connect(address(80)));
+            let streams = futures_util::future::join_all(connecting).await;
+            let used = pages();
+            drop(streams);
+            rig.until(|| rig.frontend.statistics().streams_open == 0).await;
+            used
+        };
+        let used = come_and_go().await;
+        assert_eq!(pages(), used, "all are kept");
+        rig.frontend.trim();
+        let parked = pages();
+        assert!(parked < used && (parked > bare) == (rig.frontend.statistics().parked_rings > 0));
+
+        rig.guest.set_short(true);
+        assert_eq!(come_and_go().await, used);
+        assert_eq!(pages(), parked, "none are kept");
+        rig.guest.set_short(false);
+        come_and_go().await;
+        assert_eq!(pages(), used, "and all again");
+    });
+}

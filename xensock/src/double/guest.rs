@@ -3,6 +3,7 @@
 use super::World;
 use crate::{Machine, Pages, Signal};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use xen::{DomId, Errno, GrantRef, PAGE_SIZE, Port};
 
 /// A guest domain.
@@ -10,11 +11,17 @@ use xen::{DomId, Errno, GrantRef, PAGE_SIZE, Port};
 pub struct Guest {
     world: World,
     id: DomId,
+    short: Arc<AtomicBool>,
 }
 
 impl Guest {
     pub(super) fn new(world: World, id: DomId) -> Guest {
-        Guest { world, id }
+        Guest { world, id, short: Arc::default() }
+    }
+
+    /// From now on its memory is short, or is not.
+    pub fn set_short(&self, short: bool) {
+        self.short.store(short, Ordering::Relaxed);
     }
 
     /// The domain's number.
@@ -31,6 +38,10 @@ unsafe impl Machine for Guest {
         // SAFETY: the pages were allocated for this value alone, and stay until they are freed and
         // beyond.
         Ok(unsafe { Pages::new(start, pages) })
+    }
+
+    fn is_short(&self) -> bool {
+        self.short.load(Ordering::Relaxed)
     }
 
     unsafe fn free(&self, pages: Pages) {

@@ -311,6 +311,10 @@ impl<M: Machine> Memory<M> {
     }
 
     fn pool(&self, granted: Granted) {
+        if self.machine.is_short() {
+            self.drain_pool();
+            return self.free(granted.pages);
+        }
         let mut pool = self.pool.borrow_mut();
         if pool.len() < POOL && granted.pages.count() > 1 {
             pool.push((granted.peer, granted.pages));

@@ -152,6 +152,11 @@ impl<M: Machine + 'static> Frontend<M> {
         self.0.shutdown().await;
     }
 
+    /// Gives the machine the pages that are kept for further connections and shared with nobody.
+    pub fn trim(&self) {
+        self.0.memory.drain_pool();
+    }
+
     /// What was counted so far.
     pub fn statistics(&self) -> Statistics {
         self.0.counters.read()

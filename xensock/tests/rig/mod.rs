@@ -42,6 +42,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 pub struct Rig {
     pub world: World,
+    /// The frontend's machine.
+    pub guest: Guest,
     pub net: Net,
     pub store: FakeStore,
     pub frontend: Frontend<Guest>,
@@ -119,7 +121,8 @@ pub fn with_frontend<F: Future<Output = ()>>(config: Config, test: impl FnOnce(R
     let (front, back) = (of(config.dialect, FRONT), of(config.dialect, BACK));
     make_device(&store, &front, &back);
     let client = connect(&store, GUEST, &spawner);
-    let (frontend, driver) = Frontend::new(world.guest(GUEST), client, &front, config);
+    let guest = world.guest(GUEST);
+    let (frontend, driver) = Frontend::new(guest.clone(), client, &front, config);
     let driver_ended = Rc::new(RefCell::new(None));
     let ended = driver_ended.clone();
     spawner
@@ -129,7 +132,7 @@ pub fn with_frontend<F: Future<Output = ()>>(config: Config, test: impl FnOnce(R
         })
         .unwrap();
     let dom0 = world.dom0(DOM0, &net);
-    let rig = Rc::new(Rig { world, net, store, frontend, dom0, spawner, driver_ended });
+    let rig = Rc::new(Rig { world, guest, net, store, frontend, dom0, spawner, driver_ended });
     let running = test(rig.clone());
     pool.run_until(async {
         let in_time = with_timeout(LIMIT, async {
