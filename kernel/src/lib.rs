@@ -32,6 +32,8 @@ pub mod metrics;
 pub mod time;
 
 #[cfg(target_os = "none")]
+mod balloon;
+#[cfg(target_os = "none")]
 mod debug_port;
 #[cfg(target_os = "none")]
 mod logger;

@@ -19,8 +19,14 @@ pub struct Snapshot {
     pub heap_total: u64,
     /// The most heap bytes that were ever in use.
     pub heap_high_water: u64,
+    /// Objects that were ever allocated in the heap.
+    pub heap_allocations: u64,
     /// Pages that nobody uses, outside of the heap.
     pub free_pages: u64,
+    /// The least that there ever were of those.
+    pub least_free_pages: u64,
+    /// Pages that are given back to Xen.
+    pub ballooned_pages: u64,
     /// Memory that one more socket costs beneath the app (rings, bookkeeping), in bytes.
     pub socket_bytes: u64,
     /// Sockets open now, listening ones left out.

@@ -1,11 +1,12 @@
 //! What an image's main function gets, and the life around it: start, requests of the toolstack, an
 //! orderly end.
 
+use crate::boot::stages::{self, Stage};
 use crate::executor::{self, Spawner, Tasks};
 use crate::machine::{self, Console, Guest, Resumed, Sockets};
-use crate::memory::{heap_figures, pages};
+use crate::memory::{self, heap_figures, pages};
 use crate::metrics::Snapshot;
-use crate::{crash, logger, time};
+use crate::{balloon, boot, crash, logger, time};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
@@ -105,6 +106,12 @@ impl System {
         let machine = Sockets::new(self.0.guest);
         let (frontend, driver) = Frontend::new(machine, self.0.store.clone(), &path, config);
         self.0.frontends.borrow_mut().push((frontend.clone(), config));
+        let connecting = frontend.clone();
+        self.0.background.spawn(async move {
+            if connecting.connected().await.is_ok() {
+                stages::mark(Stage::Device);
+            }
+        });
         self.0.background.spawn(async move {
             let error = driver.run().await;
             log::debug!("{path}: the frontend has ended: {error}");
@@ -155,6 +162,11 @@ impl System {
         self.0.guest.console.as_ref()
     }
 
+    /// What the toolstack has put beside the kernel (xl's `ramdisk=`), in its order.
+    pub fn modules(&self) -> impl Iterator<Item = boot::Module> {
+        boot::modules()
+    }
+
     /// Xenstore.
     pub fn store(&self) -> &Store {
         &self.0.store
@@ -167,7 +179,7 @@ impl System {
 
     /// What the kernel knows about itself, now.
     pub fn snapshot(&self) -> Snapshot {
-        let (heap, (free_pages, _)) = (heap_figures(), pages::count());
+        let (heap, pages) = (heap_figures(), pages::figures());
         let (events_received, notifications_sent) = machine::event_counts();
         let grants = self.0.guest.grants.usage();
         let mut snapshot = Snapshot {
@@ -175,7 +187,10 @@ impl System {
             heap_used: heap.used as u64,
             heap_total: heap.total as u64,
             heap_high_water: heap.high_water as u64,
-            free_pages: free_pages as u64,
+            heap_allocations: heap.allocations,
+            free_pages: pages.free as u64,
+            least_free_pages: pages.least_free as u64,
+            ballooned_pages: memory::balloon::pages(),
             events_received,
             notifications_sent,
             grants_in_use: grants.in_use.into(),
@@ -289,6 +304,11 @@ impl System {
         }
     }
 
+    async fn keep_to_target(self) {
+        let spare = || self.0.frontends.borrow().iter().for_each(|(frontend, _)| frontend.trim());
+        balloon::run(self.0.store.clone(), self.0.guest.xen, spare).await;
+    }
+
     /// Waits until what the app wrote has left, and gives back all that other domains share.
     async fn close(&self) {
         let frontends = self.0.frontends.take();
@@ -333,8 +353,9 @@ pub(crate) fn run(guest: &'static Guest, command_line: &'static [u8], main: Main
     logger::flush_early(guest);
     log::debug!("build id {}", crash::build_id());
     let version = guest.xen.version().map_or((0, 0), |version| (version.major, version.minor));
-    let pages = pages::count().1;
+    let pages = pages::figures().all;
     log::info!("xensock-kernel on Xen {}.{}, {} KiB free", version.0, version.1, pages * 4);
+    log::debug!("memory, in pages: {:?}", memory::balloon::found());
     log::debug!("command line: {}", command_line.escape_ascii());
     log::debug!("event channels: {} ABI", guest.events.abi());
 
@@ -356,6 +377,7 @@ pub(crate) fn run(guest: &'static Guest, command_line: &'static [u8], main: Main
     background.spawner().spawn(run_store(driver));
     background.spawner().spawn(system.clone().obey_toolstack());
     background.spawner().spawn(system.clone().obey_log_level());
+    background.spawner().spawn(system.clone().keep_to_target());
     let running = system.clone();
     tasks.spawner().spawn(async move {
         main(running.clone()).await;

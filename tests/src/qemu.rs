@@ -120,8 +120,9 @@ pub fn command(options: &Options) -> Result<Command> {
     // One processor for dom0: while Linux patches its own code, a second one can run a stale translation
     // of the breakpoint that guards the patch, and dom0 panics in `exc_int3` once in a few boots.
     // A domain's grant table may be larger than by default (64 frames), if its configuration says so.
+    // Memory that nobody uses stays untouched, so that QEMU need not have it.
     command.args(["-kernel", "xen", "-append"]).arg(format!(
-        "console=com1 com1=115200,8n1 console_timestamps=boot gnttab_max_frames=128 \
+        "console=com1 com1=115200,8n1 console_timestamps=boot gnttab_max_frames=128 bootscrub=0 \
          dom0_mem={DOM0_MEMORY}M,max:{DOM0_MEMORY}M dom0_max_vcpus=1 loglvl=all guest_loglvl=all"
     ));
     command.args([

@@ -20,8 +20,11 @@ pub async fn echo<S>(socket: S, idle: Option<Duration>, metrics: &Metrics)
 where
     S: Read + Write + TcpShutdown,
 {
-    let wire = Wire::new(socket, BUFFER, Deadline::new(idle), metrics);
-    if let Err(error) = exchange(wire).await {
+    let served = match Wire::new(socket, BUFFER, Deadline::new(idle), metrics) {
+        Ok(wire) => exchange(wire).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = served {
         metrics.counters.connection_failed();
         log::debug!("echo: {error}");
     }

@@ -93,7 +93,7 @@ pub async fn fetch<S: TcpConnect>(
         .map_err(|error| FetchError::Connect(error.to_string()))?
         .map_err(|error| FetchError::Connect(error.to_string()))?;
     let _open = metrics.counters.connection();
-    let mut wire = Wire::new(socket, BUFFER, deadline, metrics);
+    let mut wire = Wire::new(socket, BUFFER, deadline, metrics)?;
     let request = format!(
         "GET {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: xensock\r\nAccept: */*\r\n\
          Connection: close\r\n\r\n",

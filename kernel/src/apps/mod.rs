@@ -11,6 +11,7 @@ pub mod http;
 mod serve;
 mod wire;
 
+use crate::boot::stages::{self, Stage};
 use crate::config::{App, Config};
 use crate::metrics::Metrics;
 use alloc::string::{String, ToString};
@@ -86,7 +87,10 @@ where
 
 async fn bind<S: TcpBind>(stack: &S, port: u16) -> Result<S::Accept<'_>, AppError> {
     let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
-    stack.bind(any).await.map_err(|error| AppError::Bind { port, reason: error.to_string() })
+    let bound = stack.bind(any).await;
+    let bound = bound.map_err(|error| AppError::Bind { port, reason: error.to_string() })?;
+    stages::mark(Stage::Listening);
+    Ok(bound)
 }
 
 /// How many connections a server holds at once: what was asked for, or as many as fit in half of

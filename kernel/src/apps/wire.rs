@@ -2,10 +2,10 @@
 //!
 //! All memory is allocated when the connection begins; reading and writing allocate nothing.
 
+use crate::memory;
 use crate::metrics::Metrics;
 use alloc::boxed::Box;
 use alloc::string::{String, ToString};
-use alloc::vec;
 use core::fmt;
 use edge_nal::{Close, TcpShutdown};
 use embassy_time::{Duration, Instant, with_deadline};
@@ -27,6 +27,9 @@ pub enum WireError {
     /// The peer did nothing for too long.
     #[error("the peer did nothing for too long")]
     TimedOut,
+    /// There is no memory for a connection.
+    #[error("there is no memory for the connection")]
+    NoMemory,
 }
 
 impl WireError {
@@ -89,10 +92,15 @@ impl<'c, S> Wire<'c, S>
 where
     S: Read + Write + TcpShutdown,
 {
-    /// Puts a buffer of `size` bytes before the socket.
-    pub fn new(socket: S, size: usize, deadline: Deadline, metrics: &'c Metrics) -> Self {
-        let buffer = vec![0; size].into_boxed_slice();
-        Wire {
+    /// Puts a buffer of `size` bytes before the socket, unless memory is short: then the socket closes.
+    pub fn new(
+        socket: S,
+        size: usize,
+        deadline: Deadline,
+        metrics: &'c Metrics,
+    ) -> Result<Self, WireError> {
+        let buffer = memory::buffer(size).ok_or(WireError::NoMemory)?;
+        Ok(Wire {
             socket,
             buffer,
             start: 0,
@@ -101,7 +109,7 @@ where
             unread: false,
             deadline,
             metrics,
-        }
+        })
     }
 
     /// The bytes that were read and not yet consumed.

@@ -2,19 +2,26 @@
 
 #[cfg(any(test, target_os = "none"))]
 mod memory_map;
+pub mod stages;
 pub mod start_info;
 
+#[cfg(target_os = "none")]
+mod modules;
 #[cfg(target_os = "none")]
 mod no_xen;
 #[cfg(target_os = "none")]
 mod physical;
 
 #[cfg(target_os = "none")]
+pub use modules::{Module, modules};
+
+#[cfg(target_os = "none")]
 mod enter {
-    use super::no_xen;
     use super::physical::{self, Loaded};
+    use super::stages::{self, Stage};
+    use super::{modules, no_xen};
     use crate::memory::ram::{self, Kind, Region};
-    use crate::memory::{pages, paging};
+    use crate::memory::{balloon, pages, paging};
     use crate::system::{self, Main};
     use crate::{cpu, crash, logger, machine};
     use core::arch::global_asm;
@@ -40,22 +47,27 @@ mod enter {
         // SAFETY: the loader passes the address of `hvm_start_info`, and everything below 4 GiB is
         // mapped to itself.
         let loaded = unsafe { physical::read(start_info) };
-        let Loaded { command_line, mut memory_map, taken } = loaded;
-        if memory_map.is_empty()
-            && let Ok(xen) = &xen
-        {
-            memory_map =
-                super::memory_map::ask(xen).expect("neither loader nor Xen has a memory map");
-        }
+        let Loaded { command_line, memory_map, taken } = loaded;
+        let told = xen.as_ref().ok().and_then(|xen| super::memory_map::ask(xen).ok());
+        let loader_map = !memory_map.is_empty();
+        let memory_map = ram::agreed(&memory_map, &told.unwrap_or_default());
         let is_ram = |region: &Region| region.kind == Kind::Ram;
         let mut free = ram::free(&memory_map, &taken);
+        if let Ok(xen) = &xen {
+            // SAFETY: nobody has been given any of the free memory.
+            unsafe { balloon::give_surplus(xen, &memory_map, loader_map, &mut free) };
+        }
         let largest = free.iter_mut().filter(|piece| piece.end <= 1 << 32);
-        let largest = largest.max_by_key(|piece| piece.len()).expect("the memory map has no RAM");
+        let largest = largest
+            .max_by_key(|piece| piece.len())
+            .expect("loader and Xen agree on no RAM below 4 GiB");
         // SAFETY: here, once, before anything uses memory outside of the image; the piece is free and
         // below 4 GiB.
         unsafe { paging::activate(memory_map.iter().copied().filter(is_ram), largest) };
-        // SAFETY: here, once; all RAM is mapped now, and nobody has been given any.
-        unsafe { pages::add(free) };
+        // SAFETY: all RAM is mapped now, and nobody has been given any; each piece comes once.
+        free.into_iter().for_each(|piece| unsafe { pages::add(piece) });
+        modules::map();
+        stages::mark(Stage::Memory);
         let xen = match xen {
             Ok(xen) => xen,
             Err(error) => no_xen::stop(&error),
@@ -65,6 +77,7 @@ mod enter {
             Ok(guest) => guest,
             Err(error) => panic!("cannot set up the machine with Xen: {error}"),
         };
+        stages::mark(Stage::Machine);
         system::run(guest, command_line, XENSOCK_KERNEL_MAIN)
     }
 }

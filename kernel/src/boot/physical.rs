@@ -1,5 +1,6 @@
 //! Reads what the loader left in memory, before anything else uses memory.
 
+use super::modules;
 use super::start_info::{MAX_REGIONS, MemmapEntry, MemoryMap, Module, StartInfo};
 use crate::config::MAX_LENGTH;
 use crate::memory::image;
@@ -9,9 +10,6 @@ use core::ptr;
 use spin::Once;
 use zerocopy::FromBytes;
 
-/// The most modules that are kept out of free memory. The kernel has no use for even one.
-const MAX_MODULES: usize = 8;
-
 /// What the loader left.
 pub struct Loaded {
     /// The command line, or as much of it as anyone reads.
@@ -19,7 +17,7 @@ pub struct Loaded {
     /// The memory map.
     pub memory_map: MemoryMap,
     /// The memory that is in use, and may not be handed out.
-    pub taken: ArrayVec<Region, { MAX_MODULES + 1 }>,
+    pub taken: ArrayVec<Region, { modules::MAX + 1 }>,
 }
 
 /// Copied here because nothing keeps the original from being overwritten. One byte more than is
@@ -38,11 +36,15 @@ pub unsafe fn read(start_info: u32) -> Loaded {
 
     let mut taken = ArrayVec::new();
     taken.push(image::region());
-    let (modules, count) = info.modules();
-    for n in 0..count.min(MAX_MODULES) {
+    let (list, count) = info.modules();
+    assert!(count <= modules::MAX, "the loader passes {count} modules; {} fit", modules::MAX);
+    for n in 0..count {
         // SAFETY: the loader says that its list has this many entries.
-        let module: Module = unsafe { entry(modules, n) };
+        let module: Module = unsafe { entry(list, n) };
         taken.push(module.region());
+        let line = module.command_line();
+        // SAFETY: the loader says that the text is there, and where it has put the module.
+        unsafe { modules::add(module.region(), line.map_or_else(ArrayVec::new, |at| text(at))) };
     }
     let mut memory_map = MemoryMap::new();
     let (memmap, count) = info.memory_map();
@@ -52,19 +54,26 @@ pub unsafe fn read(start_info: u32) -> Loaded {
         memory_map.push(piece.region());
     }
 
-    let command_line = COMMAND_LINE.call_once(|| {
-        let mut line = ArrayVec::new();
-        let Some(start) = info.command_line() else { return line };
-        for at in start.. {
-            // SAFETY: the text goes on until a NUL, which ends the loop.
-            let byte = unsafe { ptr::read(ptr::with_exposed_provenance(at as usize)) };
-            if byte == 0 || line.try_push(byte).is_err() {
-                break;
-            }
-        }
-        line
-    });
+    // SAFETY: the loader says that the text is there.
+    let command_line = COMMAND_LINE
+        .call_once(|| info.command_line().map_or_else(ArrayVec::new, |at| unsafe { text(at) }));
     Loaded { command_line, memory_map, taken }
+}
+
+/// Copies a text that a NUL ends, as much of it as fits.
+///
+/// # Safety
+/// It must be there, and mapped.
+unsafe fn text<const N: usize>(start: u64) -> ArrayVec<u8, N> {
+    let mut line = ArrayVec::new();
+    for at in start.. {
+        // SAFETY: the text goes on until a NUL, which ends the loop.
+        let byte = unsafe { ptr::read(ptr::with_exposed_provenance(at as usize)) };
+        if byte == 0 || line.try_push(byte).is_err() {
+            break;
+        }
+    }
+    line
 }
 
 /// Reads entry `n` of a table at `start`.

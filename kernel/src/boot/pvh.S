@@ -21,6 +21,9 @@ pvh_start:
     cld
     mov     esp, offset stack_top
     mov     esi, ebx
+    rdtsc                       # the boot's beginning, for boot/stages.rs
+    mov     dword ptr [entry_tsc], eax
+    mov     dword ptr [entry_tsc + 4], edx
 
     # The loader zeroed bss, so only entries that are not zero need writing. 0x3: present, writable.
     mov     eax, offset boot_pdpt
@@ -99,6 +102,8 @@ boot_gdt_pointer:
 boot_pml4: .skip 4096
 boot_pdpt: .skip 4096
 boot_pd:   .skip 4096 * 4
+.global entry_tsc
+entry_tsc: .skip 8
 
 # Each stack lies above a guard page, so that running over its end faults instead of overwriting data.
 # The three small ones belong to exceptions that must not trust the stack they interrupt.

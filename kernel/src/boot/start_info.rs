@@ -88,6 +88,11 @@ impl Module {
     pub fn region(&self) -> Region {
         Region::new(self.paddr.get(), self.size.get(), Kind::Reserved)
     }
+
+    /// Where its command line lies, if there is one: text that a NUL ends.
+    pub fn command_line(&self) -> Option<u64> {
+        Some(self.cmdline.get()).filter(|address| *address != 0)
+    }
 }
 
 impl MemmapEntry {
@@ -132,6 +137,18 @@ mod tests {
         let mut bytes = bytes(1);
         bytes[0] ^= 1;
         assert!(StartInfo::parse(&bytes).is_none());
+    }
+
+    #[test]
+    fn a_module_has_bytes_and_perhaps_a_command_line() {
+        let mut bytes = [0; 32];
+        bytes[2] = 1;
+        bytes[8] = 5;
+        let module = Module::read_from_bytes(&bytes).unwrap();
+        assert_eq!((module.region().start, module.region().len()), (0x10000, 5));
+        assert_eq!(module.command_line(), None);
+        bytes[17] = 0x20;
+        assert_eq!(Module::read_from_bytes(&bytes).unwrap().command_line(), Some(0x2000));
     }
 
     #[test]

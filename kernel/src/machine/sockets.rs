@@ -25,7 +25,7 @@ impl Sockets {
 // the handler after every event until the port is closed.
 unsafe impl Machine for Sockets {
     fn alloc(&self, count: usize) -> Result<Pages, Errno> {
-        let start = pages::alloc(count).ok_or(Errno::ENOMEM)?;
+        let start = pages::alloc_beyond_reserve(count).ok_or(Errno::ENOMEM)?;
         // SAFETY: the pages are whole, mapped for ever, and this value's alone from here on.
         let pages = unsafe { Pages::new(start.as_ptr(), count) };
         pages.shared().zero();
@@ -37,6 +37,11 @@ unsafe impl Machine for Sockets {
         // SAFETY: they came from `alloc`, whole, and no grant lets a peer reach them (the caller's
         // promise).
         unsafe { pages::free(start, pages.count()) };
+    }
+
+    fn is_short(&self) -> bool {
+        let pages = pages::figures();
+        pages.free < pages.all / 4 + pages::RESERVE
     }
 
     fn grant(&self, peer: DomId, pages: &Pages, index: usize) -> Result<GrantRef, Errno> {

@@ -23,6 +23,7 @@ struct Chunks {
     used: usize,
     total: usize,
     high_water: usize,
+    allocations: u64,
 }
 
 /// The heap's state, in bytes.
@@ -34,18 +35,26 @@ pub struct HeapFigures {
     pub total: usize,
     /// The most that was ever in use.
     pub high_water: usize,
+    /// How often something was allocated, ever.
+    pub allocations: u64,
 }
 
 struct Global(Mutex<Chunks>);
 
 #[global_allocator]
-static HEAP: Global =
-    Global(Mutex::new(Chunks { chunks: ArrayVec::new_const(), used: 0, total: 0, high_water: 0 }));
+static HEAP: Global = Global(Mutex::new(Chunks {
+    chunks: ArrayVec::new_const(),
+    used: 0,
+    total: 0,
+    high_water: 0,
+    allocations: 0,
+}));
 
 /// The heap's state.
 pub fn figures() -> HeapFigures {
     let heap = HEAP.0.lock();
-    HeapFigures { used: heap.used, total: heap.total, high_water: heap.high_water }
+    let Chunks { used, total, high_water, allocations, .. } = *heap;
+    HeapFigures { used, total, high_water, allocations }
 }
 
 impl Chunks {
@@ -54,6 +63,7 @@ impl Chunks {
         let (object, bytes) = found.or_else(|| Self::take(self.grow(layout)?, layout))?;
         self.used += bytes;
         self.high_water = self.high_water.max(self.used);
+        self.allocations = self.allocations.wrapping_add(1);
         Some(object)
     }
 

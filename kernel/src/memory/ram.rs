@@ -36,6 +36,12 @@ pub struct Region {
     pub kind: Kind,
 }
 
+/// The most regions that two maps come to.
+pub const MAX_AGREED: usize = 128;
+
+/// What two memory maps agree on.
+pub type Agreed = ArrayVec<Region, MAX_AGREED>;
+
 /// Pieces of free memory, of whole pages, apart from each other.
 pub type Free = ArrayVec<Region, MAX_FREE>;
 
@@ -70,17 +76,84 @@ impl Region {
     }
 }
 
+/// What two memory maps of the same domain agree on: RAM is what both call so, and whatever either
+/// calls something else is reserved. A map without entries is none, and the other one holds.
+pub fn agreed(one: &[Region], other: &[Region]) -> Agreed {
+    let mut agreed = Agreed::new();
+    if one.is_empty() || other.is_empty() {
+        agreed.extend(one.iter().chain(other).copied().take(MAX_AGREED));
+        return agreed;
+    }
+    // These come first: RAM that finds no place is merely not used.
+    let is_ram = |region: &&Region| region.kind == Kind::Ram;
+    agreed.extend(one.iter().chain(other).filter(|region| !is_ram(region)).copied());
+    for ram in one.iter().filter(is_ram) {
+        for also in other.iter().filter(is_ram) {
+            let (start, end) = (ram.start.max(also.start), ram.end.min(also.end));
+            if start < end && agreed.try_push(Region { start, end, kind: Kind::Ram }).is_err() {
+                return agreed;
+            }
+        }
+    }
+    agreed
+}
+
 /// The free RAM above 1 MiB: whole pages that no region in `taken` and none of the map's other kinds
 /// touches.
 pub fn free(map: &[Region], taken: &[Region]) -> Free {
     let mut free = Free::new();
+    each_piece(map, taken, |piece| {
+        let piece = Region { start: piece.start.max(LOW_END).min(piece.end), ..piece };
+        if piece.len() >= SMALLEST {
+            // Without a place, it is left alone.
+            let _ = free.try_push(piece);
+        }
+    });
+    free
+}
+
+/// The number of whole pages of RAM in a map.
+pub fn pages(map: &[Region]) -> u64 {
+    let mut bytes = 0;
+    each_piece(map, &[], |piece| bytes += piece.len());
+    bytes / PAGE_SIZE as u64
+}
+
+/// The number of pages that a map calls something else than RAM, up to a limit.
+pub fn reserved_pages(map: &[Region], limit: u64) -> u64 {
+    let reserved = map.iter().filter(|region| region.kind == Kind::Reserved);
+    let pages = reserved.map(|region| region.pages_around().len() / PAGE_SIZE as u64);
+    pages.fold(0, u64::saturating_add).min(limit)
+}
+
+/// Cuts whole pages off free memory, from the top down; what was cut is returned, highest first. As
+/// much is left as `keep` says, in pages.
+pub fn cut(free: &mut Free, pages: u64, keep: u64) -> Free {
+    let page = PAGE_SIZE as u64;
+    let all: u64 = free.iter().map(Region::len).sum();
+    let mut left = pages.saturating_mul(page).min(all.saturating_sub(keep * page));
+    let mut cut = Free::new();
+    while left > 0 {
+        let Some(highest) = free.iter_mut().max_by_key(|piece| piece.end) else { break };
+        let start = highest.end - highest.len().min(left);
+        let piece = Region { start, ..*highest };
+        highest.end = start;
+        left -= piece.len();
+        free.retain(|piece| !piece.is_empty());
+        cut.push(piece);
+    }
+    cut
+}
+
+/// Finds the pieces of RAM, in whole pages, that no other region of the map and none in `taken` touches.
+fn each_piece(map: &[Region], taken: &[Region], mut found: impl FnMut(Region)) {
     let reserved = map.iter().filter(|region| region.kind == Kind::Reserved);
     let is_ram = |region: &&Region| region.kind == Kind::Ram;
     for (index, ram) in map.iter().enumerate().filter(|(_, region)| is_ram(region)) {
         // Entries that overlap are not handed out twice.
         let before = map[..index].iter().filter(is_ram);
         let ram = ram.pages_within();
-        let mut at = ram.start.max(LOW_END);
+        let mut at = ram.start;
         // Each turn finds the free piece from `at` on and steps over what ends it, so `at` grows.
         while at < ram.end {
             let holes =
@@ -89,13 +162,12 @@ pub fn free(map: &[Region], taken: &[Region]) -> Free {
             let next = holes.filter(|hole| hole.end > at && hole.start < ram.end);
             let next = next.min_by_key(|hole| hole.start);
             let end = next.map_or(ram.end, |hole| hole.start.max(at));
-            if end - at >= SMALLEST && free.try_push(Region { start: at, end, ..ram }).is_err() {
-                return free;
+            if end > at {
+                found(Region { start: at, end, ..ram });
             }
             at = next.map_or(ram.end, |hole| hole.end);
         }
     }
-    free
 }
 
 /// The first address behind everything in the map, and behind the 32-bit space with its devices.
@@ -152,6 +224,63 @@ mod tests {
         assert_eq!(end_of_everything(&map), 1 << 47);
         assert_eq!(end_of_everything(&[ram(0, MIB)]), 1 << 32);
         assert!(Region::new(u64::MAX, 5, Kind::Ram).is_empty());
+    }
+
+    #[test]
+    fn two_maps_agree_on_what_both_call_ram() {
+        let one = [ram(0, 16 * MIB), taken(0xfeff_8000, 0xff00_0000), ram(4 << 30, 5 << 30)];
+        let other = [ram(0, 8 * MIB), taken(8 * MIB, 9 * MIB), ram(9 * MIB, 20 * MIB)];
+        let both = agreed(&one, &other);
+        assert_eq!(free(&both, &[]).as_slice(), [ram(MIB, 8 * MIB), ram(9 * MIB, 16 * MIB)]);
+        assert_eq!(pages(&both), 15 * MIB / 4096);
+        assert_eq!(agreed(&other, &one).len(), both.len());
+        // What one calls reserved within the other's RAM is no RAM, and is not counted twice.
+        let within = [ram(0, 16 * MIB), taken(2 * MIB, 3 * MIB)];
+        assert_eq!(pages(&agreed(&within, &[ram(0, 16 * MIB)])), 15 * MIB / 4096);
+        assert_eq!(pages(&agreed(&within, &within)), 15 * MIB / 4096);
+    }
+
+    #[test]
+    fn one_map_that_is_missing_does_not_matter() {
+        let map = [ram(0, 16 * MIB), taken(0xfeff_8000, 0xff00_0000)];
+        assert_eq!(agreed(&map, &[]).as_slice(), map);
+        assert_eq!(agreed(&[], &map).as_slice(), map);
+        assert!(agreed(&[], &[]).is_empty());
+        // A map that knows no RAM is a map.
+        assert_eq!(pages(&agreed(&map, &[taken(0, MIB)])), 0);
+    }
+
+    #[test]
+    fn maps_of_absurd_length_lose_ram_and_never_a_reservation() {
+        let many: Vec<_> = (0..64).map(|n| taken(n * MIB, n * MIB + 4096)).collect();
+        let mut long = many.clone();
+        long[63] = ram(0, 100 * MIB);
+        let agreed = agreed(&long, &long);
+        assert_eq!(agreed.iter().filter(|region| region.kind == Kind::Reserved).count(), 126);
+        assert_eq!(pages(&agreed), 100 * MIB / 4096 - 63);
+    }
+
+    #[test]
+    fn a_surplus_is_cut_off_the_top() {
+        let pieces: Free = [ram(MIB, 3 * MIB), ram(8 * MIB, 12 * MIB)].into_iter().collect();
+        let mut free = pieces.clone();
+        assert_eq!(cut(&mut free, 256, 0).as_slice(), [ram(11 * MIB, 12 * MIB)]);
+        assert_eq!(free.as_slice(), [ram(MIB, 3 * MIB), ram(8 * MIB, 11 * MIB)]);
+        let gone = cut(&mut free, 1024, 0);
+        assert_eq!(gone.as_slice(), [ram(8 * MIB, 11 * MIB), ram(2 * MIB, 3 * MIB)]);
+        assert_eq!(free.as_slice(), [ram(MIB, 2 * MIB)]);
+        // Something stays, however large the surplus.
+        let mut free = pieces;
+        cut(&mut free, u64::MAX, 300);
+        assert_eq!(free.iter().map(Region::len).sum::<u64>(), 300 * 4096);
+        assert!(cut(&mut free, 0, 0).is_empty());
+    }
+
+    #[test]
+    fn special_pages_are_what_the_map_calls_reserved() {
+        let map = [ram(0, 16 * MIB), taken(0xfeff_8000, 0xff00_0000), taken(MIB + 1, MIB + 2)];
+        assert_eq!(reserved_pages(&map, 100), 9);
+        assert_eq!(reserved_pages(&map, 5), 5);
     }
 
     #[test]

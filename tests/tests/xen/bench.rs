@@ -65,9 +65,23 @@ pub struct Ports {
 
 const FIRST_PORT: u16 = 20_000;
 
+/// The machine's memory, in MiB, where this one has enough for a guest of 4 GiB.
+const LARGE_MACHINE: u32 = 6144;
+
+/// Whether there is memory for a guest of 4 GiB, and some to spare.
+pub fn has_memory_for_large_guests() -> bool {
+    let free = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = free.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.is_some_and(|kib| kib >= 8 << 20)
+}
+
 fn boot() -> Result<Lab> {
     let tree = Tree::here();
     let mut options = Options::new(folder());
+    if has_memory_for_large_guests() {
+        options.memory = LARGE_MACHINE;
+    }
     options.add_built(&tree)?;
     Lab::boot(&tree, &options, &|text| println!("lab: {text}"))
 }

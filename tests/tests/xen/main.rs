@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod boot;
 mod draft1;
 mod ends;
 mod events;
@@ -15,6 +16,7 @@ mod lifecycle;
 mod linux_backend;
 mod linux_frontend;
 mod machine;
+mod memory;
 mod platform;
 mod reconnect;
 mod service;
@@ -49,16 +51,20 @@ fn main() -> ExitCode {
         images::CASES,
         faults::CASES,
         events::CASES,
+        boot::CASES,
+        memory::CASES,
         linux_frontend::CASES,
         linux_backend::CASES,
         ends::CASES,
     ]
     .concat();
+    let large = bench::has_memory_for_large_guests();
     let trials = cases.into_iter().map(|(path, case)| {
         let bench = Arc::clone(&bench);
         // Without this program's own name.
         let name = path.split_once("::").map_or(path, |(_, name)| name);
         Trial::test(name, move || case(&bench).map_err(|error| format!("{error:#}").into()))
+            .with_ignored_flag(!large && memory::NEEDS_LARGE_MACHINE.contains(&name))
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     if conclusion.has_failed() {

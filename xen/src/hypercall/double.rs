@@ -18,18 +18,33 @@ pub enum Done {
     Closed(u32),
     Sent(u32),
     Unmasked(u32),
-    Prioritised { port: u32, priority: u32 },
+    Prioritised {
+        port: u32,
+        priority: u32,
+    },
     ControlGiven(u64),
     ArrayGiven(u64),
-    Mapped { space: u32, index: u64, at: u64 },
+    Mapped {
+        space: u32,
+        index: u64,
+        at: u64,
+    },
     Shutdown(u32),
     TimerSet(u64),
     TimerStopped,
     TickStopped,
     /// Gave memory back: so many extents of that order, from the frame on.
-    Decreased { start: u64, extents: u64, order: u32 },
+    Decreased {
+        start: u64,
+        extents: u64,
+        order: u32,
+    },
     /// Took memory, likewise.
-    Populated { start: u64, extents: u64, order: u32 },
+    Populated {
+        start: u64,
+        extents: u64,
+        order: u32,
+    },
 }
 
 /// The hypervisor, and the domain as it sees it.

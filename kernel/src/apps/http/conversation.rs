@@ -6,6 +6,7 @@ use super::request::{self, Method, Refusal, Request};
 use super::response::{Head, Status, short};
 use super::route::Route;
 use super::{page, pattern, prometheus};
+use crate::memory;
 use crate::metrics::Metrics;
 use alloc::string::String;
 use core::fmt::Write as _;
@@ -63,6 +64,17 @@ const TOO_LARGE: Refusal = Refusal {
     status: Status::CONTENT_TOO_LARGE,
     reason: "Nothing here takes a body this long but POST /sum.",
 };
+
+const NO_MEMORY: Refusal = Refusal {
+    status: Status::SERVICE_UNAVAILABLE,
+    reason: "There is no memory for this page now.",
+};
+
+/// Room for a page, and for what it is sent in.
+fn page_text() -> Result<String, End> {
+    let text = memory::has_room(2 * page::CAPACITY).then(|| memory::text(page::CAPACITY)).flatten();
+    text.ok_or(End::Refused(NO_MEMORY))
+}
 
 /// A request that was taken from the wire.
 struct Asked {
@@ -190,13 +202,13 @@ where
             }
             Route::Health => short(&mut self.out, head, method, "ok\n"),
             Route::Metrics => {
-                let mut text = String::with_capacity(page::CAPACITY);
+                let mut text = page_text()?;
                 prometheus::write(&mut text, self.metrics);
                 let head = Head { content_type: prometheus::CONTENT_TYPE, ..head };
                 short(&mut self.out, head, method, &text);
             }
             Route::Index | Route::Sum => {
-                let mut text = String::with_capacity(page::CAPACITY);
+                let mut text = page_text()?;
                 page::write(&mut text, self.metrics);
                 let head = Head { content_type: page::CONTENT_TYPE, ..head };
                 short(&mut self.out, head, method, &text);

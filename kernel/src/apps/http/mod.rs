@@ -44,8 +44,11 @@ pub async fn converse<S>(socket: S, idle: Option<core::time::Duration>, metrics:
 where
     S: Read + Write + TcpShutdown,
 {
-    let wire = Wire::new(socket, BUFFER, Deadline::new(idle), metrics);
-    if let Err(error) = Conversation::new(wire, metrics).hold().await {
+    let served = match Wire::new(socket, BUFFER, Deadline::new(idle), metrics) {
+        Ok(wire) => Conversation::new(wire, metrics).hold().await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = served {
         metrics.counters.connection_failed();
         log::debug!("http: {error}");
     }

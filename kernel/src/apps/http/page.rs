@@ -73,7 +73,8 @@ fn cards(out: &mut String, metrics: &Metrics) -> fmt::Result {
         row(out, "Heap in use", Size(now.heap_used))?;
         row(out, "Most ever in use", Size(now.heap_high_water))?;
         row(out, "Heap", Size(now.heap_total))?;
-        row(out, "Free pages", now.free_pages)
+        row(out, "Free pages", now.free_pages)?;
+        row(out, "Pages given back to Xen", now.ballooned_pages)
     })?;
     card(out, "Connections", |out| {
         row(out, "Open", app.connections_open())?;

@@ -22,7 +22,10 @@ pub fn write(out: &mut String, metrics: &Metrics) {
     one("heap_used_bytes", "gauge", "Heap bytes in use.", now.heap_used);
     one("heap_total_bytes", "gauge", "Heap bytes that there are.", now.heap_total);
     one("heap_high_water_bytes", "gauge", "Most heap bytes ever in use.", now.heap_high_water);
+    one("heap_allocations_total", "counter", "Objects ever allocated.", now.heap_allocations);
     one("free_pages", "gauge", "Pages that nobody uses, outside of the heap.", now.free_pages);
+    one("free_pages_least", "gauge", "Fewest free pages ever.", now.least_free_pages);
+    one("ballooned_pages", "gauge", "Pages given back to Xen.", now.ballooned_pages);
     one("sockets_open", "gauge", "Sockets open now.", now.sockets_open);
     one("sockets_total", "counter", "Sockets ever opened.", now.sockets_total);
     one("socket_received_bytes_total", "counter", "Bytes received by sockets.", now.bytes_in);
