@@ -308,6 +308,7 @@ fn pages_are_kept_for_the_next_connections_unless_memory_is_short() {
     with_backend(|rig| async move {
         let _server = rig.net.listen(address(80)).unwrap();
         let pages = || rig.frontend.statistics().pages;
+        rig.frontend.connected().await.unwrap();
         let bare = pages();
         let come_and_go = async || {
             // More than rings are parked.
