@@ -64,7 +64,7 @@ fn main() -> ExitCode {
         // Without this program's own name.
         let name = path.split_once("::").map_or(path, |(_, name)| name);
         Trial::test(name, move || case(&bench).map_err(|error| format!("{error:#}").into()))
-            .with_ignored_flag(!large && memory::NEEDS_LARGE_MACHINE.contains(&name))
+            .with_ignored_flag(!large && memory::needs_large_machine(name))
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     if conclusion.has_failed() {
