@@ -11,11 +11,14 @@ use futures_util::StreamExt;
 use futures_util::future::Either;
 use futures_util::stream::FuturesUnordered;
 
-/// How often `accept` may fail in a row. With the pauses, that is half a minute.
+/// How often `accept` may fail in a row while no connection is open. With the pauses, that is half a minute.
 const MAX_FAILURES: u32 = 8;
 
 /// The first pause after a failure; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// The longest pause while connections are open: each that ends gives back what may be lacking.
+const BUSY_PAUSE: Duration = Duration::from_millis(800);
 
 /// What woke the loop.
 enum Event<S, E> {
@@ -39,23 +42,24 @@ where
     H: AsyncFn(SocketAddr, A::Socket<'a>),
 {
     let handler = &handler;
-    let accept = |failures: u32| {
+    let accept = |pause: Option<Duration>| {
         Either::Left(async move {
-            if failures > 0 {
-                Timer::after(FIRST_PAUSE * (1 << (failures - 1).min(MAX_FAILURES))).await;
+            if let Some(pause) = pause {
+                Timer::after(pause).await;
             }
             Event::Accepted(acceptor.accept().await)
         })
     };
     let mut open = 0;
     let mut accepting = true;
-    let mut failures = 0;
+    // In a row: all of them, and the last ones without a connection.
+    let (mut failures, mut alone) = (0u32, 0);
     let tasks = &mut FuturesUnordered::new();
-    tasks.push(accept(0));
+    tasks.push(accept(None));
     loop {
         match tasks.next().await {
             Some(Event::Accepted(Ok((peer, socket)))) => {
-                failures = 0;
+                (failures, alone) = (0, 0);
                 open += 1;
                 tasks.push(Either::Right(async move {
                     let _open = metrics.counters.connection();
@@ -68,9 +72,11 @@ where
             }
             Some(Event::Accepted(Err(error))) => {
                 failures += 1;
-                log::warn!("accept failed, {failures} times in a row: {error}");
-                // Connections that end give back what may be lacking.
-                if failures > MAX_FAILURES && open == 0 {
+                alone = if open == 0 { alone + 1 } else { 0 };
+                if failures.is_power_of_two() {
+                    log::warn!("accept failed, {failures} times in a row: {error}");
+                }
+                if alone > MAX_FAILURES {
                     return Err(AppError::Accept { reason: error.to_string() });
                 }
                 accepting = false;
@@ -80,7 +86,12 @@ where
             None => accepting = false,
         }
         if !accepting && open < limit {
-            tasks.push(accept(failures));
+            let pause = |failures: u32| FIRST_PAUSE * (1 << (failures - 1).min(MAX_FAILURES));
+            tasks.push(accept(match failures {
+                0 => None,
+                _ if open > 0 => Some(pause(failures).min(BUSY_PAUSE)),
+                _ => Some(pause(alone.max(1))),
+            }));
             accepting = true;
         }
     }
