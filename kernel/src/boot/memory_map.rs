@@ -1,22 +1,35 @@
 //! The memory map as Xen itself tells it. Loaders pass one too, unless they are older than version 1 of
 //! `hvm_start_info`, and the two need not be the same.
 
-use super::start_info::{MAX_REGIONS, MemoryMap};
 use crate::memory::ram::{Kind, Region};
+use arrayvec::ArrayVec;
+use pvh::start_info::MemmapTableEntry;
 use xen::Errno;
 use xen::abi::memory::{E820_RAM, E820Entry};
 use xen::hypercall::Operations;
+
+/// The most entries of a memory map that are looked at. Xen makes fewer than ten.
+const MAX_REGIONS: usize = 64;
+
+/// A memory map.
+pub type MemoryMap = ArrayVec<Region, MAX_REGIONS>;
+
+/// The memory map that the loader has passed. Its types are those of E820.
+pub fn of_loader(entries: &[MemmapTableEntry]) -> MemoryMap {
+    let regions = entries.iter().take(MAX_REGIONS);
+    regions.map(|entry| region(entry.addr, entry.size, entry.ty)).collect()
+}
 
 /// Asks for the memory map that the toolstack has set.
 pub fn ask(xen: &impl Operations) -> Result<MemoryMap, Errno> {
     let mut entries = [E820Entry::default(); MAX_REGIONS];
     let count = xen.memory_map(&mut entries)?;
-    Ok(entries.iter().take(count).map(region).collect())
+    let entries = entries.iter().take(count);
+    Ok(entries.map(|entry| region(entry.addr, entry.size, entry.kind)).collect())
 }
 
-fn region(entry: &E820Entry) -> Region {
-    let kind = if entry.kind == E820_RAM { Kind::Ram } else { Kind::Reserved };
-    Region::new(entry.addr, entry.size, kind)
+fn region(start: u64, size: u64, kind: u32) -> Region {
+    Region::new(start, size, if kind == E820_RAM { Kind::Ram } else { Kind::Reserved })
 }
 
 #[cfg(test)]

@@ -1,30 +1,32 @@
 //! From Xen's entry to an environment in which ordinary Rust runs.
 
 #[cfg(any(test, target_os = "none"))]
+mod loader;
+#[cfg(any(test, target_os = "none"))]
 mod memory_map;
 pub mod stages;
-pub mod start_info;
 
 #[cfg(target_os = "none")]
 mod modules;
 #[cfg(target_os = "none")]
 mod no_xen;
-#[cfg(target_os = "none")]
-mod physical;
 
 #[cfg(target_os = "none")]
 pub use modules::{Module, modules};
 
 #[cfg(target_os = "none")]
 mod enter {
-    use super::physical::{self, Loaded};
+    use super::loader::{self, Loaded};
     use super::stages::{self, Stage};
     use super::{modules, no_xen};
     use crate::memory::ram::{self, Kind, Region};
-    use crate::memory::{balloon, pages, paging};
+    use crate::memory::{balloon, image, pages, paging};
     use crate::system::{self, Main};
     use crate::{cpu, crash, logger, machine};
+    use arrayvec::ArrayVec;
     use core::arch::global_asm;
+    use pvh::start_info::reader::StartInfoReader;
+    use spin::Once;
 
     global_asm!(include_str!("pvh.S"));
 
@@ -32,6 +34,9 @@ mod enter {
         /// The image's main function; [`entry!`](crate::entry) defines it.
         safe static XENSOCK_KERNEL_MAIN: Main;
     }
+
+    /// Apps may look at it at any time.
+    static COMMAND_LINE: Once<loader::CommandLine> = Once::new();
 
     /// Where `pvh.S` goes on, in 64-bit mode, on the kernel's stack, with interrupts off.
     #[unsafe(no_mangle)]
@@ -44,10 +49,17 @@ mod enter {
         if let Ok(xen) = xen {
             crash::set_xen(xen);
         }
-        // SAFETY: the loader passes the address of `hvm_start_info`, and everything below 4 GiB is
-        // mapped to itself.
-        let loaded = unsafe { physical::read(start_info) };
-        let Loaded { command_line, memory_map, taken } = loaded;
+        // SAFETY: the loader passes the address of `hvm_start_info`, and puts all that this leads to below
+        // 4 GiB, where a 32-bit kernel could read it; everything there is mapped to itself.
+        let info = unsafe { StartInfoReader::from_paddr_identity(start_info) };
+        let info = info.expect("no hvm_start_info where the loader said");
+        let Loaded { command_line, memory_map, modules } = loader::read(&info);
+        let command_line = COMMAND_LINE.call_once(|| command_line).as_slice();
+        let mut taken: ArrayVec<Region, { loader::MAX_MODULES + 1 }> = ArrayVec::new();
+        taken.push(image::region());
+        taken.extend(modules.iter().map(|module| module.region));
+        // SAFETY: here, once; the loader has put them there, and they are left out of the free memory.
+        unsafe { modules::keep(modules) };
         let told = xen.as_ref().ok().and_then(|xen| super::memory_map::ask(xen).ok());
         let loader_map = !memory_map.is_empty();
         let memory_map = ram::agreed(&memory_map, &told.unwrap_or_default());

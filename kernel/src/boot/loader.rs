@@ -1,0 +1,169 @@
+//! Reads what the loader left in memory, before anything else uses memory: `hvm_start_info`, and what it
+//! leads to.
+
+use super::memory_map::{self, MemoryMap};
+use crate::config::MAX_LENGTH;
+use crate::memory::ram::{Kind, Region};
+use arrayvec::ArrayVec;
+use core::ffi::CStr;
+use pvh::start_info::reader::{MemMap, StartInfoReader};
+
+/// The most modules. Xen's toolstack passes one.
+pub const MAX_MODULES: usize = 8;
+
+/// The longest command line of a module (`HVMLOADER_MODULE_CMDLINE_SIZE` in Xen's toolstack). Of a longer
+/// one the rest is cut off.
+pub const MAX_MODULE_LINE: usize = 1024;
+
+/// One byte more than is allowed, so that a line which is too long is seen to be.
+pub type CommandLine = ArrayVec<u8, { MAX_LENGTH + 1 }>;
+
+/// What the loader left. Texts are copied, because nothing keeps the originals from being overwritten.
+pub struct Loaded {
+    /// The command line, or as much of it as anyone reads.
+    pub command_line: CommandLine,
+    /// The memory map; empty when the loader is older than version 1 of the structure.
+    pub memory_map: MemoryMap,
+    /// What the loader has put beside the kernel.
+    pub modules: ArrayVec<LoadedModule, MAX_MODULES>,
+}
+
+/// A module as the loader left it.
+pub struct LoadedModule {
+    /// Where it lies.
+    pub region: Region,
+    /// Its command line.
+    pub command_line: ArrayVec<u8, MAX_MODULE_LINE>,
+}
+
+/// Reads all that `hvm_start_info` leads to.
+pub fn read<M: MemMap>(info: &StartInfoReader<'_, M>) -> Loaded {
+    let count = info.raw().nr_modules;
+    assert!(count as usize <= MAX_MODULES, "the loader passes {count} modules; {MAX_MODULES} fit");
+    let modules = info.modlist().map(|module| LoadedModule {
+        region: Region::new(module.raw().paddr, module.raw().size, Kind::Reserved),
+        command_line: text(module.cmdline()),
+    });
+    Loaded {
+        command_line: text(info.cmdline()),
+        memory_map: memory_map::of_loader(info.memmap()),
+        modules: modules.collect(),
+    }
+}
+
+/// A copy of a text, as much of it as fits.
+fn text<const N: usize>(line: Option<&CStr>) -> ArrayVec<u8, N> {
+    line.unwrap_or_default().to_bytes().iter().copied().take(N).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::alloc::Layout;
+    use pvh::start_info::{
+        MemmapTableEntry, MemmapType, ModlistEntry, START_MAGIC_VALUE, StartInfo,
+    };
+
+    /// Where everything lies in the memory of a machine that is about to be booted.
+    #[repr(C)]
+    struct Left {
+        info: StartInfo,
+        modules: [ModlistEntry; 2],
+        memmap: [MemmapTableEntry; 3],
+        line: [u8; 8192],
+        module_line: [u8; 16],
+    }
+
+    /// The address at which it begins there.
+    const BASE: usize = 0x1_0000;
+
+    struct Physical<'a>(&'a Left);
+
+    impl MemMap for Physical<'_> {
+        fn ptr(&self, address: usize, _: Layout) -> *const u8 {
+            let offset = address.checked_sub(BASE).filter(|offset| *offset < size_of::<Left>());
+            let start = core::ptr::from_ref(self.0).cast::<u8>();
+            offset.map_or(core::ptr::null(), |offset| start.wrapping_add(offset))
+        }
+    }
+
+    fn at(offset: usize) -> u64 {
+        (BASE + offset) as u64
+    }
+
+    fn left(version: u32) -> Box<Left> {
+        let entry = |addr, size, ty| MemmapTableEntry { addr, size, ty, reserved: 0 };
+        let module =
+            |paddr, size, cmdline_paddr| ModlistEntry { paddr, size, cmdline_paddr, reserved: 0 };
+        let mut left = Left {
+            info: StartInfo {
+                magic: START_MAGIC_VALUE,
+                version,
+                nr_modules: 2,
+                modlist_paddr: at(core::mem::offset_of!(Left, modules)),
+                cmdline_paddr: at(core::mem::offset_of!(Left, line)),
+                memmap_paddr: at(core::mem::offset_of!(Left, memmap)),
+                memmap_entries: 3,
+                ..StartInfo::default()
+            },
+            modules: [
+                module(0x80_0000, 5, at(core::mem::offset_of!(Left, module_line))),
+                module(0x90_0000, 0, 0),
+            ],
+            memmap: [
+                entry(0, 0xa_0000, MemmapType::Ram.into()),
+                entry(0xfeff_8000, 0x8000, MemmapType::Reserved.into()),
+                entry(1 << 32, 1 << 30, 77),
+            ],
+            line: [0; 8192],
+            module_line: [0; 16],
+        };
+        left.line[..8].copy_from_slice(b"app=http");
+        left.module_line[..3].copy_from_slice(b"key");
+        Box::new(left)
+    }
+
+    fn reader(left: &Left) -> Option<StartInfoReader<'_, Physical<'_>>> {
+        // SAFETY: all that the structure names lies where `Physical` finds it.
+        unsafe { StartInfoReader::from_paddr(BASE as u32, Physical(left)) }
+    }
+
+    #[test]
+    fn what_the_loader_left_is_found() {
+        let left = left(1);
+        let loaded = read(&reader(&left).unwrap());
+        assert_eq!(loaded.command_line.as_slice(), b"app=http");
+        let regions: Vec<_> = loaded.modules.iter().map(|module| module.region).collect();
+        assert_eq!((regions[0].start, regions[0].len(), regions[1].len()), (0x80_0000, 5, 0));
+        assert_eq!(loaded.modules[0].command_line.as_slice(), b"key");
+        assert!(loaded.modules[1].command_line.is_empty());
+        let kinds: Vec<_> = loaded.memory_map.iter().map(|region| region.kind).collect();
+        assert_eq!(kinds, [Kind::Ram, Kind::Reserved, Kind::Reserved], "only type 1 is RAM");
+    }
+
+    #[test]
+    fn version_0_has_no_memory_map_and_absent_lists_are_empty() {
+        let mut left = left(0);
+        left.info.cmdline_paddr = 0;
+        left.info.nr_modules = 0;
+        left.info.modlist_paddr = 0;
+        let loaded = read(&reader(&left).unwrap());
+        assert!(loaded.memory_map.is_empty() && loaded.modules.is_empty());
+        assert!(loaded.command_line.is_empty());
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_cut_where_it_is_seen_to_be() {
+        let mut left = left(1);
+        left.line[..8000].fill(b'x');
+        let loaded = read(&reader(&left).unwrap());
+        assert_eq!(loaded.command_line.len(), MAX_LENGTH + 1);
+    }
+
+    #[test]
+    fn another_magic_number_is_refused() {
+        let mut left = left(1);
+        left.info.magic ^= 1;
+        assert!(reader(&left).is_none());
+    }
+}
