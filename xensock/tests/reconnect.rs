@@ -106,14 +106,17 @@ fn streams_end_with_a_named_error_and_connections_wait_for_the_link() {
     });
 }
 
-/// The domain's restoration: other nodes, and no backend yet.
+/// The domain is saved and restored: xenstore owes it nothing, then there are other nodes, and no backend
+/// yet.
 async fn restore(rig: &Rig, protocol: Protocol) {
+    rig.guest_store.hold().await;
     let (front, back) = (of(protocol.dialect, FRONT), of(protocol.dialect, BACK));
     rig.store.rm(&front);
     rig.store.rm(&back);
     make_device(&rig.store, &front, &back);
     rig.frontend.resume().await;
     assert_eq!(rig.store.read(&format!("{front}/state")).as_deref(), Some("1"), "it was closed");
+    rig.guest_store.release();
 }
 
 #[test]

@@ -27,7 +27,11 @@ mod suspend;
 use bench::Bench;
 use libtest_mimic::{Arguments, Trial};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// So many of the slowest cases are named at the end.
+const SLOWEST: usize = 12;
 
 fn main() -> ExitCode {
     if let Some(code) = ends::be_the_owner() {
@@ -59,18 +63,34 @@ fn main() -> ExitCode {
     ]
     .concat();
     let large = bench::has_memory_for_large_guests();
+    let times = Arc::new(Mutex::new(Vec::new()));
     let trials = cases.into_iter().map(|(path, case)| {
-        let bench = Arc::clone(&bench);
+        let (bench, times) = (Arc::clone(&bench), Arc::clone(&times));
         // Without this program's own name.
         let name = path.split_once("::").map_or(path, |(_, name)| name);
-        Trial::test(name, move || case(&bench).map_err(|error| format!("{error:#}").into()))
-            .with_ignored_flag(!large && memory::needs_large_machine(name))
+        let run = move || {
+            let start = Instant::now();
+            let result = case(&bench).map_err(|error| format!("{error:#}").into());
+            times.lock().expect("no case panics here").push((start.elapsed(), name));
+            result
+        };
+        Trial::test(name, run).with_ignored_flag(!large && memory::needs_large_machine(name))
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    show_slowest(&mut times.lock().expect("no case runs any more"));
     if conclusion.has_failed() {
         bench.keep_logs();
     }
     // The last one that knows the machine: this ends it.
     drop(bench);
     conclusion.exit_code()
+}
+
+fn show_slowest(times: &mut [(Duration, &str)]) {
+    times.sort_unstable_by_key(|(time, _)| std::cmp::Reverse(*time));
+    let whole: Duration = times.iter().map(|(time, _)| *time).sum();
+    println!("{} s in all; the slowest:", whole.as_secs());
+    for (time, name) in times.iter().take(SLOWEST) {
+        println!("{:6.1} s {name}", time.as_secs_f64());
+    }
 }

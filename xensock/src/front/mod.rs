@@ -141,7 +141,8 @@ impl<M: Machine + 'static> Frontend<M> {
     /// To be called in a domain that was restored from a save, where all grants and event channels of
     /// before are lost: all sockets end with [`Errno::ENETDOWN`], the driver connects to the domain's new
     /// backend, and listeners listen again. Returns when nothing of before can be asked of xenstore
-    /// any more; xenstore may be [held](Store::hold) until then.
+    /// any more. Xenstore must be [held](Store::hold) from before the save until then: what was asked
+    /// before is not meant for the new device.
     pub async fn resume(&self) {
         self.0.resume().await;
     }

@@ -47,6 +47,8 @@ pub struct Rig {
     pub net: Net,
     pub store: FakeStore,
     pub frontend: Frontend<Guest>,
+    /// The guest's connection to xenstore, which the frontend uses.
+    pub guest_store: Store,
     pub dom0: Dom0,
     pub spawner: LocalSpawner,
     driver_ended: Rc<RefCell<Option<Errno>>>,
@@ -122,7 +124,7 @@ pub fn with_frontend<F: Future<Output = ()>>(config: Config, test: impl FnOnce(R
     make_device(&store, &front, &back);
     let client = connect(&store, GUEST, &spawner);
     let guest = world.guest(GUEST);
-    let (frontend, driver) = Frontend::new(guest.clone(), client, &front, config);
+    let (frontend, driver) = Frontend::new(guest.clone(), client.clone(), &front, config);
     let driver_ended = Rc::new(RefCell::new(None));
     let ended = driver_ended.clone();
     spawner
@@ -132,7 +134,18 @@ pub fn with_frontend<F: Future<Output = ()>>(config: Config, test: impl FnOnce(R
         })
         .unwrap();
     let dom0 = world.dom0(DOM0, &net);
-    let rig = Rc::new(Rig { world, guest, net, store, frontend, dom0, spawner, driver_ended });
+    let guest_store = client;
+    let rig = Rc::new(Rig {
+        world,
+        guest,
+        net,
+        store,
+        frontend,
+        guest_store,
+        dom0,
+        spawner,
+        driver_ended,
+    });
     let running = test(rig.clone());
     pool.run_until(async {
         let in_time = with_timeout(LIMIT, async {
