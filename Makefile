@@ -25,7 +25,8 @@ LOOM_MAX_PREEMPTIONS ?= 3
 # Options for the lab, such as LAB="--memory 8192 --gdb 1234".
 LAB ?=
 
-KERNEL_FLAGS := --target x86_64-xen-pvh.json -Zbuild-std=core,alloc,compiler_builtins \
+# The feature is for the examples alone; said always, the kernel's library is built once for all images.
+KERNEL_FLAGS := --features kernel/image --target x86_64-xen-pvh.json -Zbuild-std=core,alloc,compiler_builtins \
 	-Zbuild-std-features=compiler-builtins-mem -Zjson-target-spec
 export KERNEL_FLAGS
 # Gives the kernel's images the names of their functions, for crash reports.
@@ -61,7 +62,7 @@ kernel: setup
 
 # Guests with a program of their own, which tests boot.
 examples: setup
-	$(CARGO) build -p kernel --release --examples --features kernel/image $(KERNEL_FLAGS)
+	$(CARGO) build -p kernel --release --examples $(KERNEL_FLAGS)
 
 xensockd: setup
 	$(CARGO) build -p xensockd --profile host

@@ -69,11 +69,16 @@ impl Domain {
     pub fn wait_for(&self, text: &str, at_most: Duration) -> Result<String> {
         let deadline = Instant::now() + at_most;
         loop {
-            // Asked first, so that nothing written before its end is missed.
-            let gone = self.id()?.is_none();
-            let console = self.console().unwrap_or_default();
-            if let Some(line) = console.lines().find(|line| line.contains(text)) {
-                return Ok(line.to_owned());
+            let mut console = self.console().unwrap_or_default();
+            let mut line = find(&console, text);
+            let gone = line.is_none() && self.id()?.is_none();
+            if gone {
+                // It may have said it before its end.
+                console = self.console().unwrap_or_default();
+                line = find(&console, text);
+            }
+            if let Some(line) = line {
+                return Ok(line);
             }
             if gone {
                 bail!("{} ended and never said {text:?}; its console:\n{console}", self.name);
@@ -99,6 +104,11 @@ impl Domain {
 
     /// Destroys it now.
     pub fn destroy(self) {}
+}
+
+/// The first line that contains `text`.
+fn find(console: &str, text: &str) -> Option<String> {
+    console.lines().find(|line| line.contains(text)).map(str::to_owned)
 }
 
 impl Drop for Domain {

@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Altogether, in nanoseconds.
-pub const TIME: u64 = 2_000_000_000;
+pub const TIME: u64 = 5_000_000_000;
 
 /// How often there is a look for room meanwhile, in nanoseconds. An event ends a nap sooner.
 pub const NAP: u64 = 10_000_000;

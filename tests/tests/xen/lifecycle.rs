@@ -1,13 +1,13 @@
 //! Guests that come and go, and what they leave in dom0.
 
 use crate::bench::{Bench, cases};
-use crate::service::{HTTP, Held, PATIENCE, Service, comes_back_to, pattern, sha256};
+use crate::service::{HTTP, Held, PATIENCE, Service, comes_back_to, pattern, rounds, sha256};
 use anyhow::{Result, ensure};
 use lab::Domain;
 
 cases![
     xl_shutdown_ends_a_guest,
-    twenty_guests_one_after_the_other_leave_nothing_in_dom0,
+    guests_one_after_the_other_leave_nothing_in_dom0,
     fetch_prints_status_length_and_digest_and_shuts_down,
     a_wrong_command_line_is_explained_and_ends_the_guest,
     a_port_that_is_taken_is_named,
@@ -29,7 +29,7 @@ fn xl_shutdown_ends_a_guest(bench: &Bench) -> Result<()> {
     Ok(())
 }
 
-fn twenty_guests_one_after_the_other_leave_nothing_in_dom0(bench: &Bench) -> Result<()> {
+fn guests_one_after_the_other_leave_nothing_in_dom0(bench: &Bench) -> Result<()> {
     let dom0 = bench.lab()?;
     let in_dom0 = || -> Result<(Held, String, String)> {
         let nodes = dom0.run("xenstore-ls /local/domain/0/backend 2>/dev/null | wc -l")?;
@@ -39,7 +39,7 @@ fn twenty_guests_one_after_the_other_leave_nothing_in_dom0(bench: &Bench) -> Res
     // The first one creates the folders that stay.
     drop(Service::http(bench)?);
     let before = in_dom0()?;
-    for _ in 0..20 {
+    for _ in 0..3 * rounds()? {
         let port = bench.port()?.dom0;
         let guest = Domain::create(dom0, "again", &with(&format!("app=http port={port}")))?;
         guest.wait_for(&format!("serving on port {port}"), PATIENCE)?;

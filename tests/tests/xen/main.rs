@@ -25,9 +25,11 @@ mod sockets;
 mod suspend;
 
 use bench::Bench;
+use lab::{LinuxEnds, Tree};
 use libtest_mimic::{Arguments, Trial};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// So many of the slowest cases are named at the end.
@@ -76,6 +78,17 @@ fn main() -> ExitCode {
         };
         Trial::test(name, run).with_ignored_flag(!large && memory::needs_large_machine(name))
     });
+    if arguments.filter.is_none() {
+        // What the last cases need takes long to download and to build. If that fails, they say so.
+        let bench = Arc::clone(&bench);
+        thread::spawn(move || {
+            let booted = bench.lab().is_ok();
+            drop(bench);
+            if booted {
+                let _ = LinuxEnds::get(&Tree::here(), &|_| ());
+            }
+        });
+    }
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     show_slowest(&mut times.lock().expect("no case runs any more"));
     if conclusion.has_failed() {

@@ -131,7 +131,7 @@ impl Service {
 }
 
 /// How often a guest is put to the test, unless `SOAK_ROUNDS` says otherwise.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 2;
 
 /// How often a guest is put to the test.
 pub fn rounds() -> Result<usize> {
