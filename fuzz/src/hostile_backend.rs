@@ -13,12 +13,13 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
+use xen::Signal;
+use xen::double::{BoundPort, Guest, MappedPages, World};
 use xen::xenstore::double::FakeStore;
 use xen::xenstore::{self, Access, Permission};
 use xen::{DomId, Errno, GrantRef, Port};
-use xensock::Signal;
-use xensock::back::{Channel, Host, Mapping};
-use xensock::double::{BoundPort, Dom0, Guest, MappedPages, Net, World};
+use xensock::back::Host;
+use xensock::double::{Dom0, Net};
 use xensock::front::{Config, Frontend, Listener, Statistics, Stream};
 use xensock::ring::CommandBack;
 use xensock::wire::{
@@ -149,7 +150,7 @@ impl Backend {
             driver.run().await;
             has_ended.set(true);
         });
-        let dom0 = world.dom0(DOM0, &net);
+        let dom0 = Dom0::new(&world, DOM0, &net);
         Backend {
             tasks,
             spawner,

@@ -10,14 +10,15 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use xen::double::{Guest, World};
 use xen::{DomId, Errno, GrantRef, Port, Shared};
+use xen::{Machine, Pages, Signal};
 use xensock::back::{CommandLink, Host, Limits, serve};
-use xensock::double::{Acceptor, Guest, Net, Socket, World};
+use xensock::double::{Acceptor, Dom0, Net, Socket};
 use xensock::wire::{
     Call, Family, How, Layout, MAX_SLOT, Protocol, Region, Request, RingGrants, RingOffer,
     SocketOption,
 };
-use xensock::{Machine, Pages, Signal};
 
 const DOM0: DomId = DomId(0);
 const GUEST: DomId = DomId(7);
@@ -131,7 +132,7 @@ impl Frontend {
         let port = machine.open_port(DOM0, Arc::new(Signal::new())).expect("enough ports");
         let order = *protocol.orders().start();
         let rings = (0..2).map(|_| Ring::new(&machine, protocol, order)).collect();
-        let dom0 = world.dom0(DOM0, &net);
+        let dom0 = Dom0::new(&world, DOM0, &net);
         let events = Arc::new(Signal::new());
         let link = CommandLink {
             ring: dom0.map(GUEST, &[grant]).expect("it is granted"),

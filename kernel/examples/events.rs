@@ -18,13 +18,13 @@ use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use core::task::Poll;
 use embassy_time::{Duration, Timer, with_timeout};
 use kernel::System;
-use kernel::machine::{Guest, Sockets, guest};
+use kernel::machine::{Domain, Guest, guest};
+use xen::Machine;
 use xen::abi::xen::DOMID_SELF;
 use xen::event::{EventHandler, Priority};
 use xen::grant::Usage;
 use xen::hypercall::{Operations, Xen};
 use xen::{DomId, Errno, PAGE_SIZE, Port};
-use xensock::Machine;
 
 kernel::entry!(main);
 
@@ -295,7 +295,7 @@ async fn every_port_can_be_used(bench: &Bench) -> Outcome {
 }
 
 async fn every_grant_reference_can_be_used(bench: &Bench) -> Outcome {
-    let (machine, grants) = (Sockets::new(bench.guest), &bench.guest.grants);
+    let (machine, grants) = (Domain::new(bench.guest), &bench.guest.grants);
     let before = grants.usage();
     expect("capacity", before.capacity, bench.frames * PER_FRAME - RESERVED)?;
     let page = machine.alloc(1).map_err(say("a page"))?;

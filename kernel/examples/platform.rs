@@ -60,7 +60,8 @@ async fn idle(system: &System) -> Result<(), String> {
 /// Thousands of timers fire once each, in order and never early; a millisecond is one.
 async fn timers(system: &System) -> Result<(), String> {
     const COUNT: u64 = 5000;
-    let start = Instant::now() + Duration::from_millis(200);
+    // A busy host takes its time until all of them are waited for.
+    let start = Instant::now() + Duration::from_secs(3);
     let lateness = Rc::new(RefCell::new(Vec::new()));
     let (early, last, unordered) =
         (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));

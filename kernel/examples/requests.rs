@@ -19,13 +19,13 @@ use core::task::Poll;
 use embassy_time::{Duration, Instant, with_timeout};
 use embedded_io_async::{Read, Write};
 use kernel::System;
-use kernel::machine::{Sockets, guest};
+use kernel::machine::{Domain, guest};
 use xen::xenbus::{self, OtherEnd, State, StateWatch};
 use xen::{DomId, Errno, Port};
+use xen::{Machine, Pages, Side, Signal};
 use xensock::front::{self, Stream};
 use xensock::ring::{CommandFront, Consumer, Guess, Producer, copy_in, len};
 use xensock::wire::{Call, Family, Layout, PVCALLS, Protocol, Request, Response, RingOffer};
-use xensock::{Machine, Pages, Side, Signal};
 
 kernel::entry!(main);
 
@@ -58,7 +58,7 @@ async fn main(system: System) -> Result<(), String> {
 
 /// A command ring, and the machine that it is made of. Its memory lives as long as the domain.
 struct Device {
-    machine: Sockets,
+    machine: Domain,
     peer: DomId,
     page: Pages,
     ring: CommandFront,
@@ -74,7 +74,7 @@ impl Device {
         let backend = OtherEnd::backend_of(store, PATH).await?;
         let mut watch = StateWatch::new(store, &backend.path).await?;
         watch.wait_for(|state| state == State::InitWait).await?;
-        let machine = Sockets::new(guest().ok_or(Errno::ENODEV)?);
+        let machine = Domain::new(guest().ok_or(Errno::ENODEV)?);
         let peer = backend.domain;
         let page = machine.alloc(1)?;
         let grant = machine.grant(peer, &page, 0)?;
@@ -140,7 +140,7 @@ impl Device {
 
 /// A connection's data ring.
 struct Data {
-    machine: Sockets,
+    machine: Domain,
     pages: Pages,
     layout: Layout,
     port: Port,
@@ -262,7 +262,7 @@ async fn given_up(system: &System, port: u16, slow: u16) -> Result<(), Errno> {
     Ok(())
 }
 
-async fn exchange(from: &mut Stream<Sockets>, to: &mut Stream<Sockets>) -> Result<String, Errno> {
+async fn exchange(from: &mut Stream<Domain>, to: &mut Stream<Domain>) -> Result<String, Errno> {
     from.write(b"over and over").await?;
     let mut bytes = [0; 32];
     let count = to.read(&mut bytes).await?;

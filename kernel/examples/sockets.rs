@@ -19,7 +19,7 @@ use embassy_time::{Duration, with_timeout};
 use embedded_io_async::{Read, Write};
 use futures_util::future::{join, join_all};
 use kernel::System;
-use kernel::machine::Sockets;
+use kernel::machine::Domain;
 use xen::Errno;
 use xensock::front::{Frontend, Listener, Stream};
 use xensock::wire::{Options, SocketOption};
@@ -34,11 +34,11 @@ type Outcome = Result<(), String>;
 
 /// The guest's sockets, and the ports that they may use.
 struct Bench {
-    sockets: Frontend<Sockets>,
+    sockets: Frontend<Domain>,
     port: u16,
 }
 
-type End = Stream<Sockets>;
+type End = Stream<Domain>;
 
 async fn main(system: System) -> Result<(), String> {
     let line = core::str::from_utf8(system.command_line()).unwrap_or_default();
@@ -96,12 +96,12 @@ impl Bench {
         (Ipv4Addr::LOCALHOST, self.port + offset).into()
     }
 
-    async fn listen(&self, offset: u16) -> Result<Listener<Sockets>, String> {
+    async fn listen(&self, offset: u16) -> Result<Listener<Domain>, String> {
         self.sockets.bind(self.address(offset)).await.map_err(say("bind"))
     }
 
     /// Both ends of a connection, the accepted one last.
-    async fn pair(&self, listener: &Listener<Sockets>, to: SocketAddr) -> Result<[End; 2], String> {
+    async fn pair(&self, listener: &Listener<Domain>, to: SocketAddr) -> Result<[End; 2], String> {
         let (near, far) = join(self.sockets.connect(to), listener.accept()).await;
         Ok([near.map_err(say("connect"))?, far.map_err(say("accept"))?])
     }

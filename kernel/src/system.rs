@@ -3,7 +3,7 @@
 
 use crate::boot::stages::{self, Stage};
 use crate::executor::{self, Spawner, Tasks};
-use crate::machine::{self, Console, Guest, Resumed, Sockets};
+use crate::machine::{self, Console, Domain, Guest, Resumed};
 use crate::memory::{self, heap_figures, pages};
 use crate::metrics::Snapshot;
 use crate::{balloon, boot, crash, logger, time};
@@ -56,7 +56,7 @@ struct Inner {
     command_line: &'static [u8],
     tasks: Spawner,
     background: Spawner,
-    frontends: RefCell<Vec<(Frontend<Sockets>, front::Config)>>,
+    frontends: RefCell<Vec<(Frontend<Domain>, front::Config)>>,
     end: Cell<Option<ShutdownReason>>,
 }
 
@@ -100,10 +100,10 @@ macro_rules! entry {
 impl System {
     /// The sockets that the toolstack gave this domain: the first device for which there is a
     /// protocol, which takes the place of the configuration's. If there is none, one is waited for.
-    pub async fn sockets(&self, config: front::Config) -> Result<Frontend<Sockets>, Errno> {
+    pub async fn sockets(&self, config: front::Config) -> Result<Frontend<Domain>, Errno> {
         let (dialect, path) = self.device().await?;
         let config = front::Config { dialect, ..config };
-        let machine = Sockets::new(self.0.guest);
+        let machine = Domain::new(self.0.guest);
         let (frontend, driver) = Frontend::new(machine, self.0.store.clone(), &path, config);
         self.0.frontends.borrow_mut().push((frontend.clone(), config));
         let connecting = frontend.clone();

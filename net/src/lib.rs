@@ -1,10 +1,14 @@
 //! A network interface of the guest's own, for guests that need an address, raw control, or a host without
 //! xensockd.
 //!
-//! - [`Nic`]: what the stack needs of an interface, and an interface has to keep.
+//! - [`netfront`]: the frontend of a virtual interface
+//! - [`Nic`]: what the stack needs of an interface, and an interface has to keep
 #![no_std]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+extern crate alloc;
+
+pub mod netfront;
 mod nic;
 
 pub use nic::{Link, Nic};

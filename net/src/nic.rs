@@ -19,7 +19,7 @@ pub enum Link {
 /// Receive and transmit are [`Device`]'s. Its capabilities (MTU, checksums) may be others after the link has
 /// come up again.
 pub trait Nic: Device {
-    /// The interface's own address, which never changes.
+    /// The interface's own address. It may be another one after the link has come up again.
     fn hardware_address(&self) -> EthernetAddress;
 
     /// The link, now.

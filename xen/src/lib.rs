@@ -10,6 +10,7 @@
 //! | [`grant`] | letting another domain map a page |
 //! | [`xenstore`], [`xenbus`] | the tree in which domains find each other, and a device's states in it |
 //! | [`console`], [`clock`], [`lifecycle`] | output and input, time and the timer, requests to shut down |
+//! | [`Machine`], [`Signal`], [`WaitList`] | what a frontend needs of whatever it runs on, and how tasks hear of events and of each other |
 //! | [`balloon`] | memory that is given back to Xen, and taken again |
 //! | [`shared`] | the only way to touch memory that another domain can write |
 //! | [`sync`] | the order of accesses to it, and its model for a model checker |
@@ -18,7 +19,7 @@
 //! them, and so do the tests. Those that do make any are generic over [`hypercall::Hypervisor`].
 //! Everything is for one thread, `async` where it waits, and allocates nothing on the way of an
 //! event or a grant.
-#![cfg_attr(not(any(test, feature = "loom")), no_std)]
+#![cfg_attr(not(any(test, feature = "double", feature = "loom")), no_std)]
 
 extern crate alloc;
 
@@ -27,18 +28,26 @@ pub mod balloon;
 mod byte_ring;
 pub mod clock;
 pub mod console;
+#[cfg(feature = "double")]
+pub mod double;
 mod errno;
 pub mod event;
 pub mod grant;
 pub mod hypercall;
 pub mod lifecycle;
+mod machine;
 pub mod shared;
+mod signal;
 pub mod sync;
+mod wait;
 pub mod xenbus;
 pub mod xenstore;
 
 pub use errno::Errno;
+pub use machine::{Machine, Pages};
 pub use shared::Shared;
+pub use signal::{Side, Signal};
+pub use wait::WaitList;
 
 /// Bytes in a page, the unit of granting and mapping (`XEN_PAGE_SIZE`).
 pub const PAGE_SIZE: usize = 4096;

@@ -4,7 +4,7 @@
 //! command ring and moves data over one pair of rings per connection. This crate has the wire
 //! formats, the rings, the frontend with its socket API, and the backend's protocol engine. It makes
 //! no hypercall and opens no socket of an operating system: it reaches the world through
-//! [`Machine`] (a frontend's) and [`back::Host`] (a backend's).
+//! [`xen::Machine`] (a frontend's) and [`back::Host`] (a backend's).
 #![cfg_attr(not(any(test, feature = "double")), no_std)]
 
 extern crate alloc;
@@ -13,11 +13,7 @@ pub mod back;
 #[cfg(feature = "double")]
 pub mod double;
 pub mod front;
-mod machine;
 pub mod ring;
-mod signal;
 pub mod wire;
 
-pub use machine::{Machine, Pages};
-pub use signal::{Side, Signal};
 pub use xen::Errno;

@@ -7,8 +7,9 @@ use embedded_io_async::{Read, Write};
 use futures_util::future::join;
 use rig::{Rig, address, config, extended, limits, pattern, with_backend_of};
 use std::rc::Rc;
+use xen::double::Guest;
 use xensock::Errno;
-use xensock::double::{Guest, Socket};
+use xensock::double::Socket;
 use xensock::front::{Config, Stream};
 use xensock::wire::{Extensions, Options, SocketOption, dialects};
 

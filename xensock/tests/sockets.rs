@@ -6,9 +6,9 @@ use edge_nal::{Close, Readable, TcpShutdown, TcpSplit};
 use embedded_io_async::{BufRead, Read, Write};
 use futures_util::future::{join, join4};
 use rig::{address, config, pattern, with_backend, with_backend_and};
+use xen::double::Guest;
 use xensock::Errno;
 use xensock::back::Limits;
-use xensock::double::Guest;
 use xensock::front::{Config, Stream};
 use xensock::wire::Extensions;
 

@@ -13,10 +13,10 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
+use xen::Signal;
 use xen::xenbus::{OtherEnd, State, read_number, read_state, switch_state};
 use xen::xenstore::{Store, Watch};
 use xen::{DomId, Errno, GrantRef, Port};
-use xensock::Signal;
 use xensock::back::{CommandLink, Host, Limits, Violation, serve};
 use xensock::wire::{Dialect, Extensions, Protocol};
 

@@ -8,8 +8,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use xen::Signal;
 use xen::{DomId, Errno, GrantRef, Port};
-use xensock::Signal;
 use xensock::back::Host;
 use xensock::wire::Options;
 

@@ -16,8 +16,8 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use tokio::io::Interest;
+use xen::Signal;
 use xen::{DomId, Errno, Port};
-use xensock::Signal;
 
 /// The device file for event channels.
 pub const DEVICE: &str = "/dev/xen/evtchn";

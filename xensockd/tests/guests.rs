@@ -13,12 +13,13 @@ use std::{io, thread};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::{sleep, timeout};
+use xen::Signal;
+use xen::double::{BoundPort, Guest, MappedPages, World};
 use xen::xenstore::double::FakeStore;
 use xen::xenstore::{self, Access, Permission, Store};
 use xen::{DomId, Errno, GrantRef, Port};
-use xensock::Signal;
 use xensock::back::{Host, Limits};
-use xensock::double::{BoundPort, Dom0, Guest, MappedPages, Net, World};
+use xensock::double::{Dom0, Net};
 use xensock::front::{Config, Frontend};
 use xensock::wire::{Extensions, Options, PVCALLS};
 use xensockd::counts::Counts;
@@ -101,7 +102,7 @@ fn run<F: Future<Output = ()>>(test: impl FnOnce(Rc<Rig>) -> F) {
         let backend = Rc::new(Backend {
             store: client(&tree, DOM0),
             host: Mixed {
-                dom0: world.dom0(DOM0, &Net::new()),
+                dom0: Dom0::new(&world, DOM0, &Net::new()),
                 sockets: Sockets::new(counts.sockets.clone(), false),
             },
             limits: Limits::default(),

@@ -1,18 +1,18 @@
 //! The machine that Xen gives a domain, brought to life: event channels, grants, the clock, the
 //! console and the way to xenstore.
 
+mod domain;
 mod event_pages;
 mod interrupts;
 mod line;
 mod one_cpu;
 mod sleep;
-mod sockets;
 mod suspend;
 
+pub use domain::Domain;
 pub use event_pages::EventPages;
 pub use line::Notify;
 pub use one_cpu::OneCpu;
-pub use sockets::Sockets;
 pub use suspend::Resumed;
 
 use crate::config;

@@ -108,7 +108,7 @@ fn hundreds_of_connections_leave_nothing_behind(bench: &Bench) -> Result<()> {
         guest.get("/healthz")?;
     }
     let resources = || InUse::by(&guest, dom0);
-    let before = resources()?;
+    let before = InUse::at_rest(&guest, dom0)?;
     let heap = guest.metrics()?["heap_used_bytes"];
 
     for count in 0..100 * rounds()? {

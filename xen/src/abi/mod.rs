@@ -13,6 +13,7 @@ pub mod grant_table;
 pub mod hvm_op;
 pub mod hvm_params;
 pub mod memory;
+pub mod netif;
 pub mod sched;
 pub mod vcpu;
 pub mod version;

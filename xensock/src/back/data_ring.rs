@@ -2,11 +2,11 @@
 
 use super::guest::{Guest, PageShare};
 use super::{Channel, Host, Mapping};
-use crate::Signal;
 use crate::ring::Notify;
 use crate::wire::{Layout, Region, RingGrants, RingOffer};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use xen::Signal;
 use xen::{Errno, GrantRef};
 
 /// The pages of a data ring. Dropping it unmaps them.

@@ -5,7 +5,6 @@ use super::socket::Socket;
 use super::{Channel, Host, Limits, Mapping};
 use crate::ring::CommandBack;
 use crate::wire::{Protocol, Response, RingOffer};
-use crate::{Side, Signal};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::collections::VecDeque;
@@ -19,6 +18,7 @@ use core::pin::Pin;
 use core::task::{Context, Poll};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use xen::{DomId, Errno};
+use xen::{Side, Signal};
 
 /// How many rounds over commands and tasks are made before others get their turn.
 const ROUNDS: usize = 4;

@@ -1,12 +1,12 @@
 //! What a backend needs of the domain it runs in: foreign pages, event channels, real sockets.
 
-use crate::Signal;
 use crate::wire::{How, Options, SocketOption};
 use alloc::sync::Arc;
 use core::future::Future;
 use core::net::SocketAddr;
 use core::task::{Context, Poll};
 use core::time::Duration;
+use xen::Signal;
 use xen::{DomId, Errno, GrantRef, Port, Shared};
 
 /// Pages of a guest, mapped one after the other. Dropping it unmaps them.

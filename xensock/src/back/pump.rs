@@ -6,12 +6,12 @@
 use super::data_ring::{DataRing, Line, RingMemory};
 use super::guest::Guest;
 use super::{Host, Socket, Stream};
-use crate::Side;
 use crate::ring::{Consumer, Guess, Notify, Producer, len};
 use crate::wire::{Call, How, Request, RingGrants, SocketOption};
 use core::net::SocketAddr;
 use core::task::{Context, Poll, ready};
 use xen::Errno;
+use xen::Side;
 
 /// The two pumps of one connection.
 pub(super) struct Pumps<H: Host> {

@@ -1,11 +1,11 @@
 //! A backend's device: the handshake in xenstore, and the engine while it lasts.
 
 use super::Dom0;
-use crate::Signal;
 use crate::back::{CommandLink, Host, Limits, Violation, serve};
 use crate::wire::Protocol;
 use std::pin::pin;
 use std::sync::Arc;
+use xen::Signal;
 use xen::xenbus::{self, OtherEnd, State, StateWatch};
 use xen::xenstore::Store;
 use xen::{Errno, GrantRef, Port};

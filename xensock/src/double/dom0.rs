@@ -1,8 +1,6 @@
 //! A backend's domain in the double.
 
 use super::net::{Acceptor, Net, Socket};
-use super::world::World;
-use crate::Signal;
 use crate::back::{self, Channel, Host, Mapping, Stream};
 use crate::wire::{How, Options, SocketOption};
 use std::cell::Cell;
@@ -10,60 +8,32 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use xen::{DomId, Errno, GrantRef, PAGE_SIZE, Port, Shared};
+use xen::double::{BoundPort, MappedPages, Peer, World};
+use xen::{DomId, Errno, GrantRef, Port, Shared, Signal};
 
 /// The domain with the backends and the network.
 #[derive(Clone)]
 pub struct Dom0 {
-    world: World,
-    id: DomId,
+    peer: Peer,
     net: Net,
 }
 
-/// A guest's pages, mapped.
-pub struct MappedPages {
-    world: World,
-    guest: DomId,
-    refs: Vec<GrantRef>,
-    start: *mut u8,
-}
-
-/// A guest's port, bound.
-pub struct BoundPort {
-    world: World,
-    guest: DomId,
-    port: Port,
-}
-
 impl Dom0 {
-    pub(super) fn new(world: World, id: DomId, net: Net) -> Dom0 {
-        Dom0 { world, id, net }
+    /// A domain with backends, whose sockets are on `net`.
+    pub fn new(world: &World, id: DomId, net: &Net) -> Dom0 {
+        Dom0 { peer: world.peer(id), net: net.clone() }
     }
 }
 
 impl Mapping for MappedPages {
     fn shared(&self) -> Shared<'_> {
-        // SAFETY: while they are mapped the guest cannot revoke their grants, so not free them, and
-        // nobody makes references to pages.
-        unsafe { Shared::new(self.start, self.refs.len() * PAGE_SIZE) }
-    }
-}
-
-impl Drop for MappedPages {
-    fn drop(&mut self) {
-        self.world.state.unmap(self.guest, &self.refs);
+        MappedPages::shared(self)
     }
 }
 
 impl Channel for BoundPort {
     fn notify(&self) {
-        self.world.state.notify_guest(self.guest, self.port);
-    }
-}
-
-impl Drop for BoundPort {
-    fn drop(&mut self) {
-        self.world.state.unbind_port(self.guest, self.port);
+        BoundPort::notify(self);
     }
 }
 
@@ -149,13 +119,11 @@ impl Host for Dom0 {
     }
 
     fn map(&self, guest: DomId, refs: &[GrantRef]) -> Result<MappedPages, Errno> {
-        let start = self.world.state.map(self.id, guest, refs)?;
-        Ok(MappedPages { world: self.world.clone(), guest, refs: refs.to_vec(), start })
+        self.peer.map(guest, refs)
     }
 
     fn bind_port(&self, guest: DomId, port: Port, signal: Arc<Signal>) -> Result<BoundPort, Errno> {
-        self.world.state.bind_port(self.id, guest, port, signal)?;
-        Ok(BoundPort { world: self.world.clone(), guest, port })
+        self.peer.bind_port(guest, port, signal)
     }
 
     async fn connect(&self, _: DomId, to: SocketAddr, options: &Options) -> Result<Socket, Errno> {

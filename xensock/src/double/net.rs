@@ -1,7 +1,6 @@
 //! A network in memory: listening sockets by address, and connections.
 
 use super::pipe::Pipe;
-use crate::front::WaitList;
 use crate::wire::{Options, SocketOption};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -10,6 +9,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use xen::Errno;
+use xen::WaitList;
 
 /// What each direction of a connection buffers.
 const CAPACITY: usize = 64 * 1024;

@@ -6,9 +6,7 @@ use super::counters::Counters;
 use super::listener::Passive;
 use super::memory::{Granted, Memory};
 use super::socket::Socket;
-use super::wait::WaitList;
 use crate::wire::{Call, Offer, Protocol};
-use crate::{Machine, Signal};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::rc::{Rc, Weak};
@@ -19,7 +17,9 @@ use core::future::Future;
 use core::pin::Pin;
 use embassy_time::with_timeout;
 use futures_channel::oneshot;
+use xen::WaitList;
 use xen::{DomId, Errno, Port};
+use xen::{Machine, Signal};
 
 /// Work that goes on whether or not anybody waits for it.
 pub(super) type Job = Pin<Box<dyn Future<Output = ()>>>;

@@ -2,7 +2,6 @@
 
 use super::device::Device;
 use super::session;
-use crate::Machine;
 use alloc::rc::Rc;
 use alloc::string::String;
 use core::convert::Infallible;
@@ -11,6 +10,7 @@ use embassy_time::{Duration, Timer};
 use futures_util::future::{Either, join, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use xen::Errno;
+use xen::Machine;
 use xen::xenstore::Store;
 
 /// How often the quarantine is looked through: first, and at the longest.

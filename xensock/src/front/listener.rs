@@ -8,8 +8,6 @@ use super::calls::Answer;
 use super::device::{Attachment, Device};
 use super::socket::{Names, Socket, make, preparations};
 use super::stream::Stream;
-use super::wait::WaitList;
-use crate::Machine;
 use crate::wire::{Call, Extensions, Family, Options, SocketOption};
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
@@ -19,6 +17,8 @@ use core::pin::pin;
 use embassy_time::{Duration, Timer};
 use futures_util::future::{Either, select};
 use xen::Errno;
+use xen::Machine;
+use xen::WaitList;
 
 /// How long the answer to an ACCEPT may take after its listener was released. Some backends never
 /// send it.

@@ -5,14 +5,14 @@
 
 use super::counters::Counters;
 use super::device::Attachment;
-use super::wait::WaitList;
 use crate::wire::{Layout, Protocol, Region, RingGrants, RingOffer};
-use crate::{Machine, Pages, Signal};
 use alloc::rc::Rc;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
+use xen::WaitList;
 use xen::{DomId, Errno, GrantRef, PAGE_SIZE, Port};
+use xen::{Machine, Pages, Signal};
 
 /// Rings whose pages are kept for reuse.
 const POOL: usize = 64;

@@ -23,16 +23,12 @@ mod release;
 mod session;
 mod socket;
 mod stream;
-mod wait;
 
 pub use counters::Statistics;
 pub use driver::Driver;
 pub use listener::Listener;
 pub use stream::{ReadHalf, Stream, WriteHalf};
-#[cfg(feature = "double")]
-pub(crate) use wait::WaitList;
 
-use crate::Machine;
 use crate::wire::{Dialect, Extensions, Options, PVCALLS};
 use alloc::rc::Rc;
 use alloc::string::ToString;
@@ -40,6 +36,7 @@ use core::net::SocketAddr;
 use device::Device;
 use embassy_time::Duration;
 use xen::Errno;
+use xen::Machine;
 use xen::xenstore::Store;
 
 /// How a frontend behaves.

@@ -1,11 +1,11 @@
 //! The frontend as a network of `edge-nal`.
 
 use super::{Frontend, Listener, Stream};
-use crate::Machine;
 use core::net::{Ipv4Addr, SocketAddr};
 use edge_nal::{Readable, TcpAccept, TcpBind, TcpConnect};
 use embedded_io_async::ErrorType;
 use xen::Errno;
+use xen::Machine;
 
 impl<M: Machine> TcpConnect for Frontend<M> {
     type Error = Errno;

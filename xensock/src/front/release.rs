@@ -4,12 +4,12 @@ use super::device::Device;
 use super::socket::Socket;
 use crate::ring::len;
 use crate::wire::{Call, SocketOption};
-use crate::{Machine, Side};
 use alloc::rc::Rc;
 use core::future::{Future, poll_fn};
 use core::task::Poll;
 use embassy_time::with_timeout;
 use xen::Errno;
+use xen::{Machine, Side};
 
 /// What happens to data that the backend has not taken yet.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -4,7 +4,6 @@ use super::Config;
 use super::calls::Calls;
 use super::device::{Attachment, Device, Link, Session};
 use crate::wire::Protocol;
-use crate::{Machine, Side, Signal};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -17,6 +16,7 @@ use futures_util::future::{Either, select};
 use xen::Errno;
 use xen::xenbus::{self, OtherEnd, State, StateWatch};
 use xen::xenstore::{Store, Transaction};
+use xen::{Machine, Side, Signal};
 
 /// How long a backend may take to let go of what it has mapped, before the frontend goes on.
 const LETTING_GO: Duration = Duration::from_secs(5);

@@ -2,7 +2,6 @@
 
 use super::release::{Unsent, release};
 use super::socket::{Names, Socket};
-use crate::Machine;
 use crate::ring::{copy_in, copy_out};
 use crate::wire::{Call, Extensions, How, SocketOption};
 use alloc::boxed::Box;
@@ -13,6 +12,7 @@ use core::net::SocketAddr;
 use core::ops::Range;
 use edge_nal::{Close, Readable, TcpShutdown, TcpSplit};
 use embedded_io_async::{BufRead, ErrorType, Read, Write};
+use xen::Machine;
 use xen::{Errno, Shared};
 
 /// The size of the private buffer that `fill_buf` needs, as no reference to shared memory may exist.

@@ -12,14 +12,15 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
+use xen::double::{Guest, World};
 use xen::{DomId, Errno, GrantRef, Port, Shared};
+use xen::{Machine, Pages, Side, Signal};
 use xensock::back::{CommandLink, Host, Limits, Violation, serve};
-use xensock::double::{Guest, Net, World};
+use xensock::double::{Dom0, Net};
 use xensock::ring::{CommandFront, Consumer, Guess, Producer, copy_in, copy_out, len};
 use xensock::wire::{
     Call, Family, Layout, PVCALLS, Protocol, Region, Request, RingGrants, RingOffer,
 };
-use xensock::{Machine, Pages, Side, Signal};
 
 pub const DOM0: DomId = DomId(0);
 pub const GUEST: DomId = DomId(7);
@@ -70,7 +71,7 @@ pub fn run_with<F: Future>(limits: Limits, test: impl FnOnce(Rc<Raw>) -> F) {
     let grant = machine.grant(DOM0, &page, 0).unwrap();
     let signal = Arc::new(Signal::new());
     let port = machine.open_port(DOM0, signal.clone()).unwrap();
-    let dom0 = world.dom0(DOM0, &net);
+    let dom0 = Dom0::new(&world, DOM0, &net);
     let events = Arc::new(Signal::new());
     let link = CommandLink {
         ring: dom0.map(GUEST, &[grant]).unwrap(),

@@ -7,7 +7,7 @@ use xensock::ring::Notify;
 
 /// One end's way of hearing from the other: a waker that an event takes, and the sleep that it ends.
 ///
-/// As in [`Signal`](xensock::Signal), an event that finds no waker is lost. Sending one is a hypercall, so
+/// As in [`Signal`](xen::Signal), an event that finds no waker is lost. Sending one is a hypercall, so
 /// what its sender wrote before is seen by then. The waker itself orders nothing here, which is less than
 /// in truth.
 pub struct Event {

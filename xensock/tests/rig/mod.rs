@@ -12,11 +12,12 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use xen::DomId;
+use xen::double::{Guest, World};
 use xen::xenstore::double::FakeStore;
 use xen::xenstore::{self, Access, Permission, Store};
 use xensock::Errno;
 use xensock::back::Limits;
-use xensock::double::{Dom0, Guest, Net, World, backend};
+use xensock::double::{Dom0, Net, backend};
 use xensock::front::{Config, Frontend};
 use xensock::wire::{Dialect, Extensions, Protocol, dialects};
 
@@ -133,7 +134,7 @@ pub fn with_frontend<F: Future<Output = ()>>(config: Config, test: impl FnOnce(R
             *ended.borrow_mut() = Some(error);
         })
         .unwrap();
-    let dom0 = world.dom0(DOM0, &net);
+    let dom0 = Dom0::new(&world, DOM0, &net);
     let guest_store = client;
     let rig = Rc::new(Rig {
         world,

@@ -4,16 +4,17 @@ use super::{BACK, DOM0, FRONT, GUEST, Rig, connect};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
+use xen::double::{BoundPort, MappedPages};
 use xen::xenbus::{self, State, StateWatch};
 use xen::xenstore::Store;
+use xen::{Errno, Side, Signal};
 use xen::{GrantRef, Port, Shared};
-use xensock::back::{Channel, Host, Mapping};
-use xensock::double::{BoundPort, Dom0, MappedPages};
+use xensock::back::Host;
+use xensock::double::Dom0;
 use xensock::ring::CommandBack;
 use xensock::wire::{
     Call, Family, Layout, PVCALLS, Protocol, Region, Request, Response, RingGrants, RingOffer,
 };
-use xensock::{Errno, Side, Signal};
 
 pub struct Script {
     pub store: Store,

@@ -7,10 +7,10 @@ use std::task::Poll;
 use xen::xenbus::{OtherEnd, State, StateWatch, read_number, switch_state};
 use xen::xenstore::Store;
 use xen::{DomId, Errno, GrantRef, Port, Shared};
+use xen::{Side, Signal};
 use xensock::back::{Channel, Host, Mapping};
 use xensock::ring::{CommandBack, Consumer, Guess, Producer, copy_in, copy_out, len};
 use xensock::wire::{Call, Layout, PVCALLS, Protocol, Region, Request, Response, RingGrants};
-use xensock::{Side, Signal};
 use xensockd::dom0::Dom0;
 
 /// Why a lie was not told to its end.

@@ -10,13 +10,13 @@ use super::device::{Attachment, Device};
 use super::memory::{Berth, Ring, RingPages};
 use crate::ring::{Consumer, Guess, Producer, len};
 use crate::wire::{Call, Extensions, Region};
-use crate::{Machine, Side, Signal};
 use alloc::rc::Rc;
 use alloc::sync::Arc;
 use core::cell::{Cell, RefCell};
 use core::net::SocketAddr;
 use core::task::{Context, Poll};
 use xen::{Errno, Port, Shared};
+use xen::{Machine, Side, Signal};
 
 /// After so many operations that did not have to wait, a task lets the others run.
 const BURST: u32 = 32;

@@ -4,13 +4,13 @@ use super::super::calls::{Answer, Reply};
 use super::super::device::{Attachment, Device};
 use super::super::stream::Stream;
 use super::{Names, Socket};
-use crate::Machine;
 use crate::wire::{Call, Family, Options, SocketOption};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::net::SocketAddr;
 use futures_util::future::join_all;
 use xen::Errno;
+use xen::Machine;
 
 /// Opens a socket and connects it: a job.
 pub(in crate::front) async fn connect<M: Machine>(

@@ -1,9 +1,9 @@
 //! Options of a connection, and the size of its ring, which some of them choose.
 
 use super::{Ends, Socket};
-use crate::Machine;
 use crate::wire::{Call, Extensions, SocketOption};
 use xen::Errno;
+use xen::Machine;
 
 impl<M: Machine> Socket<M> {
     /// Changes an option: a job.

@@ -48,7 +48,7 @@ impl Signal {
     }
 }
 
-impl xen::event::EventHandler for Signal {
+impl crate::event::EventHandler for Signal {
     fn raise(&self) {
         Signal::raise(self);
     }

@@ -1,8 +1,7 @@
 //! What a frontend needs of the machine it runs on.
 
-use crate::Signal;
+use crate::{DomId, Errno, GrantRef, PAGE_SIZE, Port, Shared, Signal};
 use alloc::sync::Arc;
-use xen::{DomId, Errno, GrantRef, PAGE_SIZE, Port, Shared};
 
 /// A run of whole pages, owned by the frontend, contiguous in its address space.
 ///
@@ -46,7 +45,7 @@ impl Pages {
 
 /// A frontend's machine: memory, grants and event channels.
 ///
-/// Implemented by the kernel with hypercalls and by the in-process double of the tests.
+/// Implemented by the kernel with hypercalls and by the in-process double of the tests (`xen::double`).
 ///
 /// # Safety
 /// An implementer promises that pages from [`alloc`](Machine::alloc) are zeroed and shared with

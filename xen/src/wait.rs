@@ -6,8 +6,8 @@ use core::future::poll_fn;
 use core::task::{Poll, Waker};
 
 /// The tasks that wait for one thing. For a single thread.
-#[derive(Default)]
-pub(crate) struct WaitList {
+#[derive(Debug, Default)]
+pub struct WaitList {
     wakers: RefCell<BTreeMap<u64, Waker>>,
     next: Cell<u64>,
 }
@@ -21,7 +21,7 @@ struct Place<'a> {
 
 impl WaitList {
     /// Waits until `ready` gives a value. It is asked at once and after each wake.
-    pub(crate) async fn until<T>(&self, mut ready: impl FnMut() -> Option<T>) -> T {
+    pub async fn until<T>(&self, mut ready: impl FnMut() -> Option<T>) -> T {
         let key = self.next.get();
         self.next.set(key + 1);
         let mut place = Place { list: self, key, waits: false };
@@ -40,7 +40,7 @@ impl WaitList {
     }
 
     /// Wakes the task that has waited longest.
-    pub(crate) fn wake_one(&self) {
+    pub fn wake_one(&self) {
         let first = self.wakers.borrow_mut().pop_first();
         if let Some((_, waker)) = first {
             waker.wake();
@@ -48,7 +48,7 @@ impl WaitList {
     }
 
     /// Wakes all tasks.
-    pub(crate) fn wake_all(&self) {
+    pub fn wake_all(&self) {
         for waker in self.wakers.take().into_values() {
             waker.wake();
         }

@@ -6,24 +6,23 @@ use crate::memory::pages;
 use alloc::sync::Arc;
 use core::ptr::NonNull;
 use xen::grant::Access;
-use xen::{DomId, Errno, Gfn, GrantRef, PAGE_SIZE, Port};
-use xensock::{Machine, Pages, Signal};
+use xen::{DomId, Errno, Gfn, GrantRef, Machine, PAGE_SIZE, Pages, Port, Signal};
 
 /// The kernel's [`Machine`].
 #[derive(Clone, Copy)]
-pub struct Sockets(&'static Guest);
+pub struct Domain(&'static Guest);
 
-impl Sockets {
+impl Domain {
     /// The machine for frontends.
-    pub fn new(guest: &'static Guest) -> Sockets {
-        Sockets(guest)
+    pub fn new(guest: &'static Guest) -> Domain {
+        Domain(guest)
     }
 }
 
 // SAFETY: `pages` hands out each page once, and they are zeroed here; the grant table answers EBUSY
 // while the peer has the page mapped, and Xen lets nobody map it afterwards; the event channels call
 // the handler after every event until the port is closed.
-unsafe impl Machine for Sockets {
+unsafe impl Machine for Domain {
     fn alloc(&self, count: usize) -> Result<Pages, Errno> {
         let start = pages::alloc_beyond_reserve(count).ok_or(Errno::ENOMEM)?;
         // SAFETY: the pages are whole, mapped for ever, and this value's alone from here on.

@@ -1,10 +1,9 @@
 //! A frontend's machine in the double.
 
 use super::World;
-use crate::{Machine, Pages, Signal};
+use crate::{DomId, Errno, GrantRef, Machine, PAGE_SIZE, Pages, Port, Signal};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use xen::{DomId, Errno, GrantRef, PAGE_SIZE, Port};
 
 /// A guest domain.
 #[derive(Clone)]

@@ -1,13 +1,12 @@
 //! What Xen knows: pages, grants and event channels of all domains.
 
-use super::{Dom0, Guest, Net};
-use crate::Signal;
+use super::{Guest, Peer};
+use crate::{DomId, Errno, GrantRef, PAGE_SIZE, Port, Signal};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use xen::{DomId, Errno, GrantRef, PAGE_SIZE, Port};
 
 /// What freed pages are filled with.
 const POISON: u8 = 0xa5;
@@ -64,9 +63,9 @@ impl World {
         Guest::new(self.clone(), id)
     }
 
-    /// The view of the domain with the backends, whose sockets are on `net`.
-    pub fn dom0(&self, id: DomId, net: &Net) -> Dom0 {
-        Dom0::new(self.clone(), id, net.clone())
+    /// The view of a domain with backends.
+    pub fn peer(&self, id: DomId) -> Peer {
+        Peer::new(self.clone(), id)
     }
 
     /// From now on guests can allocate so many pages, and no more.
@@ -301,7 +300,7 @@ impl Drop for State {
         for (&start, run) in self.runs.borrow().iter() {
             let start = std::ptr::with_exposed_provenance_mut::<u8>(start);
             // SAFETY: it was allocated with this layout, and nobody can reach the state, and so the
-            // run, any more: a `Guest`, a `Dom0` and its mappings all hold the state.
+            // run, any more: a `Guest`, a `Peer` and its mappings all hold the state.
             unsafe { dealloc(start, memory_of(run.pages)) };
         }
     }

@@ -1,0 +1,408 @@
+//! The handshake with the backend in xenstore, and what the two ends agree on.
+
+use super::Config;
+use super::device::{Device, LONGEST};
+use super::queue::Queue;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::pin::pin;
+use embassy_time::{Duration, Timer, with_timeout};
+use futures_util::future::{Either, select};
+use smoltcp::wire::EthernetAddress;
+use xen::xenbus::{self, OtherEnd, State, StateWatch, read_number};
+use xen::xenstore::{Store, Transaction};
+use xen::{Errno, Machine, PAGE_SIZE};
+
+/// The least time from one session's end to the next one's beginning.
+const BETWEEN_SESSIONS: Duration = Duration::from_secs(1);
+
+/// Bytes of a frame beside its packet.
+const ETHERNET_HEADER: usize = 14;
+
+/// What is usual, and the least and the most that is believed.
+const MTU: usize = 1500;
+const MTUS: core::ops::RangeInclusive<usize> = 576..=9216;
+
+/// What both ends can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Terms {
+    /// The longest packet, in bytes, that is not to be cut by others.
+    mtu: usize,
+    /// A frame may have several parts.
+    scatter: bool,
+    /// The backend cuts TCP over IPv4, and over IPv6, into segments.
+    pub(super) segments_v4: bool,
+    pub(super) segments_v6: bool,
+    /// The backend completes checksums.
+    pub(super) checksum_v4: bool,
+    pub(super) checksum_v6: bool,
+    /// Each ring has an event channel of its own.
+    pub(super) split_events: bool,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Terms {
+            mtu: MTU,
+            scatter: false,
+            segments_v4: false,
+            segments_v6: false,
+            checksum_v4: false,
+            checksum_v6: false,
+            split_events: false,
+        }
+    }
+}
+
+impl Terms {
+    /// The longest frame that is transmitted whole.
+    pub(super) fn frame(&self) -> usize {
+        let frame = self.mtu + ETHERNET_HEADER;
+        if self.scatter { frame } else { frame.min(PAGE_SIZE) }
+    }
+
+    /// The longest frame that is transmitted at all.
+    pub(super) fn longest_frame(&self) -> usize {
+        if self.segments_v4 || self.segments_v6 { LONGEST } else { self.frame() }
+    }
+}
+
+/// Why a session ended.
+enum End {
+    Shutdown,
+    /// The backend left, or broke the protocol. It may come back.
+    BackendGone,
+}
+
+/// The address that the toolstack gave the interface. [`Errno::EPROTO`] when it is none.
+pub(super) async fn read_address(store: &Store, path: &str) -> Result<EthernetAddress, Errno> {
+    let text = store.read_string(&format!("{path}/mac")).await?;
+    parse_address(&text).ok_or_else(|| {
+        log::error!("{path}: `mac` is `{text}`, and not six bytes in hexadecimal");
+        Errno::EPROTO
+    })
+}
+
+fn parse_address(text: &str) -> Option<EthernetAddress> {
+    let mut bytes = [0; 6];
+    let mut words = text.trim_end_matches('\0').split(':');
+    for byte in &mut bytes {
+        let digits = |word: &&str| word.len() == 2 && word.bytes().all(|b| b.is_ascii_hexdigit());
+        *byte = u8::from_str_radix(words.next().filter(digits)?, 16).ok()?;
+    }
+    let address = EthernetAddress(bytes);
+    (words.next().is_none() && address.is_unicast() && bytes != [0; 6]).then_some(address)
+}
+
+/// Connects to the backend, again and again, until the device goes down for good.
+pub(super) async fn serve<M: Machine>(device: &Device<M>, store: &Store) -> Errno {
+    for number in 0.. {
+        let is_lost = {
+            let turn = pin!(turn(device, store, number));
+            match select(pin!(device.lost()), turn).await {
+                Either::Left(_) => true,
+                Either::Right((Some(error), _)) => return error,
+                Either::Right((None, _)) => false,
+            }
+        };
+        // What stands where in the handshake, and what it has asked of xenstore, was lost as well, and
+        // has ended with the turn.
+        if is_lost {
+            device.leave_session();
+            device.begin_anew();
+        }
+    }
+    Errno::ENODEV
+}
+
+/// Serves a session, from the wait for a backend to the pause behind it. `None` when there may be
+/// another one.
+async fn turn<M: Machine>(device: &Device<M>, store: &Store, number: u32) -> Option<Errno> {
+    let path = &device.path;
+    match serve_once(device, store, number).await {
+        Ok(End::BackendGone) => log::warn!("{path}: the backend is gone; waiting for it"),
+        Ok(End::Shutdown) => return Some(Errno::ENODEV),
+        // The toolstack has removed the device meanwhile, or is still making it. A folder that is not
+        // there and one that may not be read look the same.
+        Err(Errno::ENOENT | Errno::EACCES) => {}
+        Err(error @ (Errno::ENOMEM | Errno::ENOSPC)) => {
+            log::error!("{path}: nothing is left for the rings: {error}; trying again");
+        }
+        Err(error) => {
+            log::error!("{path}: the device cannot be used: {error}");
+            return Some(error);
+        }
+    }
+    // A backend that comes and goes without pause shall not keep the guest busy.
+    match select(Timer::after(BETWEEN_SESSIONS), pin!(device.closing())).await {
+        Either::Left(_) => None,
+        Either::Right(_) => Some(Errno::ENODEV),
+    }
+}
+
+async fn serve_once<M: Machine>(
+    device: &Device<M>,
+    store: &Store,
+    number: u32,
+) -> Result<End, Errno> {
+    let path = &device.path;
+    let Some((backend, mut watch)) = find_backend(device, store, number).await? else {
+        return Ok(End::Shutdown);
+    };
+    device.address.set(read_address(store, path).await?);
+    xenbus::switch_state(store, path, State::Initialising).await?;
+    if wait_for(device, &mut watch, |state| state == State::InitWait).await?.is_none() {
+        xenbus::switch_state(store, path, State::Closed).await?;
+        return Ok(End::Shutdown);
+    }
+    let terms = agree(&device.config, store, path, &backend.path).await?;
+    let Config { transmit_pages, receive_pages, .. } = device.config;
+    let pages = (transmit_pages, receive_pages);
+    let queue = Queue::open(&device.grants, backend.domain, &terms, pages, &device.signal)?;
+    let nodes = frontend_nodes(&queue, &terms);
+    // From here on it is given back by `leave_session`, whatever happens.
+    let mut offered = Offered { device, queue: Some(queue) };
+    let write = async |transaction: &Transaction| {
+        for (name, value) in &nodes {
+            transaction.write(&format!("{path}/{name}"), value).await?;
+        }
+        Ok(())
+    };
+    store.transact(write).await?;
+    xenbus::switch_state(store, path, State::Connected).await?;
+    let decided = |state| !matches!(state, State::InitWait | State::Initialised);
+    let end = match wait_for(device, &mut watch, decided).await? {
+        None => Ok(End::Shutdown),
+        Some(State::Connected) => {
+            let Some(queue) = offered.queue.take() else { return Ok(End::BackendGone) };
+            let (tx, rx) = (queue.tx_port, queue.rx_port);
+            device.go_up(queue, terms);
+            // The rings were filled before the backend could look at them.
+            device.with_queue(|state| {
+                if let Some(queue) = &mut state.queue {
+                    queue.rx.push();
+                }
+                Ok(())
+            });
+            device.grants.machine().notify(rx);
+            if tx != rx {
+                device.grants.machine().notify(tx);
+            }
+            log::info!(
+                "{path}: connected, {}, MTU {}{}{}{}",
+                device.address.get(),
+                terms.mtu,
+                if terms.segments_v4 { ", segmentation" } else { "" },
+                if terms.checksum_v4 { ", checksums" } else { "" },
+                if terms.split_events { ", two event channels" } else { "" },
+            );
+            run(device, store, &backend, &mut watch).await
+        }
+        Some(state) => {
+            log::warn!("{path}: instead of connecting, the backend went to {state:?}");
+            Ok(End::BackendGone)
+        }
+    };
+    close(device, store, &mut watch).await;
+    device.leave_session();
+    end
+}
+
+/// The rings until they are the device's: they are given back with this value.
+struct Offered<'d, M: Machine> {
+    device: &'d Device<M>,
+    queue: Option<Queue>,
+}
+
+impl<M: Machine> Drop for Offered<'_, M> {
+    fn drop(&mut self) {
+        if let Some(queue) = self.queue.take() {
+            queue.close(&self.device.grants);
+        }
+    }
+}
+
+/// What the backend can do, as far as it is wanted. A node that makes no sense is an error.
+async fn agree(config: &Config, store: &Store, path: &str, backend: &str) -> Result<Terms, Errno> {
+    let node = async |name: &str| -> Result<bool, Errno> {
+        match store.read_string(&format!("{backend}/{name}")).await {
+            Err(Errno::ENOENT | Errno::EACCES) => Ok(false),
+            Ok(value) => match value.as_str() {
+                "0" => Ok(false),
+                "1" => Ok(true),
+                _ => {
+                    log::error!("{backend}: `{name}` is `{value}`, and neither 0 nor 1");
+                    Err(Errno::EPROTO)
+                }
+            },
+            Err(error) => Err(error),
+        }
+    };
+    if !node("feature-rx-copy").await? {
+        log::error!("{backend}: there is no `feature-rx-copy`: the backend is too old");
+        return Err(Errno::EOPNOTSUPP);
+    }
+    let mtu = match read_number::<usize>(store, &format!("{path}/mtu")).await {
+        Err(Errno::ENOENT | Errno::EACCES) => MTU,
+        Ok(mtu) if MTUS.contains(&mtu) => mtu,
+        Ok(_) | Err(Errno::EPROTO) => {
+            log::warn!("{path}: `mtu` is not within {MTUS:?}; it is taken to be {MTU}");
+            MTU
+        }
+        Err(error) => return Err(error),
+    };
+    let scatter = node("feature-sg").await?;
+    let segmentation = config.segmentation && scatter;
+    Ok(Terms {
+        mtu,
+        scatter,
+        checksum_v4: config.checksums && !node("feature-no-csum-offload").await?,
+        checksum_v6: config.checksums && node("feature-ipv6-csum-offload").await?,
+        segments_v4: segmentation && node("feature-gso-tcpv4").await?,
+        segments_v6: segmentation && node("feature-gso-tcpv6").await?,
+        split_events: node("feature-split-event-channels").await?,
+    })
+}
+
+fn frontend_nodes(queue: &Queue, terms: &Terms) -> Vec<(&'static str, String)> {
+    let yes = || "1".to_string();
+    let mut nodes = Vec::from([
+        ("tx-ring-ref", queue.tx.grant().to_string()),
+        ("rx-ring-ref", queue.rx.grant().to_string()),
+        ("request-rx-copy", yes()),
+        ("feature-rx-notify", yes()),
+        ("feature-sg", yes()),
+        ("feature-gso-tcpv4", yes()),
+        ("feature-gso-tcpv6", yes()),
+        ("feature-ipv6-csum-offload", yes()),
+    ]);
+    if terms.split_events {
+        nodes.push(("event-channel-tx", queue.tx_port.0.to_string()));
+        nodes.push(("event-channel-rx", queue.rx_port.0.to_string()));
+    } else {
+        nodes.push(("event-channel", queue.tx_port.0.to_string()));
+    }
+    nodes
+}
+
+/// Waits until the device is there and its backend can be connected to; `None` when the device is to be
+/// closed. A device that was closed is not opened again before its backend is.
+async fn find_backend<M: Machine>(
+    device: &Device<M>,
+    store: &Store,
+    number: u32,
+) -> Result<Option<(OtherEnd, StateWatch)>, Errno> {
+    let path = &device.path;
+    let mut nodes = store.watch(path).await?;
+    let open = |state| number == 0 || matches!(state, State::Initialising | State::InitWait);
+    loop {
+        match OtherEnd::backend_of(store, path).await {
+            Ok(backend) => {
+                let mut watch = StateWatch::new(store, &backend.path).await?;
+                let opened = {
+                    let opened = pin!(wait_for(device, &mut watch, open));
+                    match select(opened, pin!(nodes.next())).await {
+                        Either::Left((opened, _)) => opened,
+                        Either::Right(_) => continue,
+                    }
+                };
+                match opened {
+                    // A folder that is not there yet and one that may not be read yet look the same.
+                    Err(Errno::EACCES | Errno::ENOENT) => {}
+                    opened => return Ok(opened?.map(|_| (backend, watch))),
+                }
+            }
+            Err(Errno::ENOENT | Errno::EACCES | Errno::EPROTO) => {}
+            Err(error) => return Err(error),
+        }
+        if let Either::Right(_) = select(pin!(nodes.next()), pin!(device.closing())).await {
+            return Ok(None);
+        }
+    }
+}
+
+/// Keeps the session until its end.
+async fn run<M: Machine>(
+    device: &Device<M>,
+    store: &Store,
+    backend: &OtherEnd,
+    watch: &mut StateWatch,
+) -> Result<End, Errno> {
+    let carrier = pin!(watch_carrier(device, store, &backend.path));
+    let broken = pin!(device.broken());
+    let gone = |state| !matches!(state, State::Connected | State::Reconfiguring);
+    let gone = pin!(wait_for(device, watch, gone));
+    match select(select(broken, carrier), gone).await {
+        Either::Left((Either::Right((error, _)), _)) => Err(error),
+        Either::Left(_) => Ok(End::BackendGone),
+        Either::Right((Ok(None), _)) => Ok(End::Shutdown),
+        // A folder that is gone and one that may not be read look the same.
+        Either::Right((Ok(Some(_)) | Err(Errno::EACCES), _)) => Ok(End::BackendGone),
+        Either::Right((Err(error), _)) => Err(error),
+    }
+}
+
+/// Follows the backend's `carrier`; without such a node, there is one.
+async fn watch_carrier<M: Machine>(device: &Device<M>, store: &Store, backend: &str) -> Errno {
+    let node = format!("{backend}/carrier");
+    let mut watch = match store.watch(&node).await {
+        Ok(watch) => watch,
+        Err(error) => return error,
+    };
+    loop {
+        watch.next().await;
+        let carrier = store.read_string(&node).await;
+        device.set_carrier(!matches!(carrier.as_deref(), Ok("0")));
+    }
+}
+
+/// Waits for a state of the backend, or, with `None`, until the device is to be closed.
+async fn wait_for<M: Machine>(
+    device: &Device<M>,
+    watch: &mut StateWatch,
+    wanted: impl Fn(State) -> bool,
+) -> Result<Option<State>, Errno> {
+    match select(pin!(watch.wait_for(wanted)), pin!(device.closing())).await {
+        Either::Left((state, _)) => state.map(Some),
+        Either::Right(_) => Ok(None),
+    }
+}
+
+/// Closes this end: the backend gets some time to let go of what it has mapped. What it keeps all the
+/// same goes into quarantine, so that nothing here depends on it.
+async fn close<M: Machine>(device: &Device<M>, store: &Store, watch: &mut StateWatch) {
+    let path = &device.path;
+    if xenbus::switch_state(store, path, State::Closing).await.is_err() {
+        // The folder is gone, or xenstore is: nobody is there to be told.
+        return;
+    }
+    let let_go = |state| !matches!(state, State::Connected | State::Initialised);
+    if with_timeout(device.config.linger, watch.wait_for(let_go)).await.is_err() {
+        log::warn!("{path}: the backend does not close; going on without it");
+    }
+    let _ = xenbus::switch_state(store, path, State::Closed).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_six_bytes_of_one_interface() {
+        let address = EthernetAddress([0x00, 0x16, 0x3e, 0x01, 0xaa, 0xff]);
+        assert_eq!(parse_address("00:16:3e:01:aa:ff"), Some(address));
+        for wrong in [
+            "",
+            "00:16:3e:01:aa",
+            "00:16:3e:01:aa:ff:00",
+            "00:16:3e:1:aa:ff",
+            "+1:16:3e:01:aa:ff",
+            "ff:ff:ff:ff:ff:ff",
+            "01:00:5e:00:00:01",
+            "00:00:00:00:00:00",
+        ] {
+            assert_eq!(parse_address(wrong), None, "{wrong}");
+        }
+    }
+}

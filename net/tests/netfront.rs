@@ -1,0 +1,329 @@
+//! The interface against a backend of the same process.
+
+mod rig;
+
+use embassy_time::Timer;
+use net::{Link, Nic};
+use rig::netback::{ALL, Features, NONE, Netback, Sent};
+use rig::{BACK, FRONT, Rig, config, frame, make_device, with_interface};
+use smoltcp::phy::Device;
+use std::rc::Rc;
+use xen::abi::netif::*;
+
+/// Runs a test with a connected backend of each kind.
+fn with_backends<F: Future<Output = ()>>(test: impl Fn(Rc<Rig>, Netback, Features) -> F) {
+    for features in [ALL, NONE, Features { segmentation: false, ..ALL }] {
+        println!("with {features:?}");
+        with_interface(config(), |rig| {
+            let test = &test;
+            async move {
+                let backend = rig.backend(features).await;
+                test(rig, backend, features).await;
+            }
+        });
+    }
+}
+
+#[test]
+fn frames_go_both_ways_whole_and_in_order_round_and_round_the_rings() {
+    with_backends(|rig, mut backend, _| async move {
+        assert_eq!(rig.link(), Link::Up(1));
+        for number in 0..600 {
+            let sent = frame(14 + number * 37 % 1500, number);
+            rig.send(&sent, None).await;
+            // Some gather before they are taken.
+            if number % 7 == 6 {
+                let taken = backend.take_sent();
+                assert_eq!(taken.len(), 7);
+                assert_eq!(taken[6], Sent { bytes: sent, flags: 0, gso: None });
+            }
+            let came = frame(60 + number * 53 % 1400, number + 1);
+            backend.deliver(&came, 4096, 0, false);
+            assert_eq!(rig.receive().await, came, "frame {number}");
+        }
+        let counted = rig.handle.statistics();
+        assert_eq!((counted.received, counted.transmitted), (600, 600));
+        assert_eq!((counted.receive_dropped, counted.transmit_dropped), (0, 0));
+    });
+}
+
+#[test]
+fn frames_of_several_parts_are_put_together() {
+    with_interface(config(), |rig| async move {
+        let mut backend = rig.backend(ALL).await;
+        for (len, part, gso) in [(9014, 4096, false), (65535, 4096, true), (3000, 100, false)] {
+            let came = frame(len, part);
+            backend.deliver(&came, part, NETRXF_DATA_VALIDATED, gso);
+            assert_eq!(rig.receive().await, came);
+        }
+        assert_eq!(rig.handle.statistics().receive_dropped, 0);
+    });
+}
+
+#[test]
+fn what_exceeds_the_mtu_leaves_only_to_be_segmented() {
+    with_interface(config(), |rig| async move {
+        let mut backend = rig.backend(ALL).await;
+        let large = frame(65535, 1);
+        rig.send(&large, None).await;
+        assert_eq!(backend.take_sent(), []);
+        assert_eq!(rig.handle.statistics().transmit_dropped, 1);
+        rig.send(&large, Some(1460)).await;
+        let gso = Some(Gso { size: 1460, kind: XEN_NETIF_GSO_TYPE_TCPV4 });
+        let taken = backend.take_sent();
+        assert_eq!((taken.len(), taken[0].gso, taken[0].bytes == large), (1, gso, true));
+        // The extra info's slot is free again as well.
+        for _ in 0..100 {
+            rig.send(&large, Some(1460)).await;
+            assert_eq!(backend.take_sent().len(), 1);
+        }
+    });
+}
+
+#[test]
+fn a_sender_waits_for_room_and_hears_of_it() {
+    with_backends(|rig, mut backend, _| async move {
+        let sending = async {
+            for number in 0..200 {
+                rig.send(&frame(1000, number), None).await;
+            }
+        };
+        let taking = async {
+            let mut taken = 0;
+            while taken < 200 {
+                Timer::after_millis(2).await;
+                taken += backend.take_sent().len();
+                backend.notify();
+            }
+        };
+        futures_util::future::join(sending, taking).await;
+        assert_eq!(rig.handle.statistics().transmit_dropped, 0);
+    });
+}
+
+#[test]
+fn a_backend_that_does_not_sleep_is_not_woken() {
+    with_backends(|rig, mut backend, _| async move {
+        rig.send(&frame(100, 0), None).await;
+        backend.take_sent();
+        let before = rig.handle.statistics().notifications_sent;
+        for number in 0..50 {
+            rig.send(&frame(100, number), None).await;
+            backend.take_sent();
+        }
+        assert_eq!(rig.handle.statistics().notifications_sent, before);
+        backend.arm();
+        rig.send(&frame(100, 0), None).await;
+        assert_eq!(rig.handle.statistics().notifications_sent, before + 1);
+    });
+}
+
+#[test]
+fn capabilities_are_what_was_agreed_on() {
+    with_backends(|rig, _backend, features| async move {
+        let capabilities = rig.nic.borrow().capabilities();
+        assert_eq!(capabilities.max_transmission_unit, 1514);
+        assert_eq!(capabilities.segmentation.tcpv4.is_some(), features.segmentation);
+        assert!(!capabilities.checksum.tcp.tx());
+    });
+}
+
+#[test]
+fn the_mtu_is_the_toolstacks() {
+    for (mtu, features, wanted) in
+        [("9000", ALL, 9014), ("9000", NONE, 4096), ("many", ALL, 1514), ("100000", ALL, 1514)]
+    {
+        with_interface(config(), |rig| async move {
+            rig.store.write(&format!("{FRONT}/mtu"), mtu);
+            let _backend = rig.backend(features).await;
+            let capabilities = rig.nic.borrow().capabilities();
+            assert_eq!(capabilities.max_transmission_unit, wanted, "mtu {mtu}");
+        });
+    }
+}
+
+#[test]
+fn a_lost_carrier_comes_back_as_another_link() {
+    with_interface(config(), |rig| async move {
+        let _backend = rig.backend(ALL).await;
+        rig.store.write(&format!("{BACK}/carrier"), "0");
+        rig.until(|| rig.link() == Link::Down).await;
+        rig.store.write(&format!("{BACK}/carrier"), "1");
+        rig.until(|| rig.link() == Link::Up(2)).await;
+    });
+}
+
+#[test]
+fn a_backend_that_leaves_is_found_again() {
+    with_interface(config(), |rig| async move {
+        let backend = rig.backend(ALL).await;
+        backend.close().await;
+        rig.until(|| rig.link() == Link::Down).await;
+        // The toolstack makes it anew.
+        rig.store.rm(FRONT);
+        rig.store.rm(BACK);
+        make_device(&rig.store);
+        let mut backend = rig.backend(NONE).await;
+        backend.deliver(&frame(99, 9), 4096, 0, false);
+        assert_eq!(rig.receive().await, frame(99, 9));
+    });
+}
+
+#[test]
+fn a_device_that_is_taken_away_with_pages_mapped_is_given_back_once_they_are_not() {
+    with_interface(config(), |rig| async move {
+        let backend = rig.backend(ALL).await;
+        rig.store.rm(FRONT);
+        rig.store.rm(BACK);
+        rig.until(|| rig.handle.statistics().quarantined_pages > 0).await;
+        assert_eq!(rig.link(), Link::Down);
+        drop(backend);
+        rig.until(|| rig.handle.statistics().pages == 0).await;
+    });
+}
+
+#[test]
+fn a_restored_domain_connects_again() {
+    with_interface(config(), |rig| async move {
+        let backend = rig.backend(ALL).await;
+        rig.guest_store.hold().await;
+        drop(backend);
+        rig.store.rm(FRONT);
+        rig.store.rm(BACK);
+        make_device(&rig.store);
+        rig.handle.resume().await;
+        assert_eq!(rig.link(), Link::Down);
+        rig.guest_store.release();
+        let mut backend = rig.backend(ALL).await;
+        backend.deliver(&frame(200, 1), 4096, 0, false);
+        assert_eq!(rig.receive().await, frame(200, 1));
+    });
+}
+
+/// What a hostile backend does, by its name.
+type Lie = fn(&mut Netback);
+
+const LIES: [(&str, Lie); 12] = [
+    ("more answers than requests", |backend| {
+        backend.rx_done = backend.rx_done.wrapping_add(1000);
+        backend.push_rx();
+    }),
+    ("answers taken back", |backend| {
+        backend.rx_done = backend.rx_done.wrapping_sub(1);
+        backend.push_rx();
+    }),
+    ("a wrong id", |backend| {
+        let id = backend.next_offer().id ^ 1;
+        backend.put_rx(RxResponse { id, offset: 0, flags: 0, status: 100 }.encode());
+        backend.push_rx();
+    }),
+    ("an id of nothing", |backend| {
+        backend.put_rx(RxResponse { id: 9999, offset: 0, flags: 0, status: 100 }.encode());
+        backend.push_rx();
+    }),
+    ("a part beyond its page", |backend| {
+        let id = backend.next_offer().id;
+        backend.put_rx(RxResponse { id, offset: 4000, flags: 0, status: 97 }.encode());
+        backend.push_rx();
+    }),
+    ("the largest part", |backend| {
+        let id = backend.next_offer().id;
+        backend.put_rx(RxResponse { id, offset: 0xffff, flags: 0, status: i16::MAX }.encode());
+        backend.push_rx();
+    }),
+    ("a frame without end", |backend| {
+        for _ in 0..64 {
+            let id = backend.next_offer().id;
+            let flags = NETRXF_MORE_DATA;
+            backend.put_rx(RxResponse { id, offset: 0, flags, status: 1 }.encode());
+        }
+        backend.push_rx();
+    }),
+    ("extra infos without end", |backend| {
+        let id = backend.next_offer().id;
+        let flags = NETRXF_EXTRA_INFO;
+        backend.put_rx(RxResponse { id, offset: 0, flags, status: 1 }.encode());
+        (1..64).for_each(|_| backend.put_rx([XEN_NETIF_EXTRA_TYPE_GSO, 1, 0, 0, 0, 0, 0, 0]));
+        backend.push_rx();
+    }),
+    ("an answer to a frame that was not sent", |backend| {
+        backend.take_sent();
+        backend.tx_done = backend.tx_done.wrapping_add(7);
+        backend.tx.shared().store_u32(
+            RSP_PROD,
+            backend.tx_done,
+            std::sync::atomic::Ordering::Release,
+        );
+    }),
+    ("an answer to another frame", |backend| {
+        backend.answer_tx(TxResponse { id: 5000, status: NETIF_RSP_OKAY });
+    }),
+    ("an answer to an extra info that was not there", |backend| {
+        backend.answer_tx(TxResponse { id: 0, status: NETIF_RSP_NULL });
+    }),
+    ("rings of rubbish", |backend| {
+        for page in [backend.tx.shared(), backend.rx.shared()] {
+            page.write(0, &[0xa7; 4096]);
+        }
+    }),
+];
+
+#[test]
+fn a_hostile_backend_loses_its_session_and_no_more() {
+    for (name, lie) in LIES {
+        println!("{name}");
+        with_interface(config(), |rig| async move {
+            let mut backend = rig.backend(ALL).await;
+            rig.send(&frame(500, 1), None).await;
+            lie(&mut backend);
+            backend.notify();
+            // A stack that goes on as if nothing had happened.
+            rig.until(|| {
+                let mut nic = rig.nic.borrow_mut();
+                if let Some((token, _)) = nic.receive(smoltcp::time::Instant::ZERO) {
+                    smoltcp::phy::RxToken::consume(token, |_| ());
+                }
+                if let Some(token) = nic.transmit(smoltcp::time::Instant::ZERO) {
+                    smoltcp::phy::TxToken::consume(token, 60, |frame| frame.fill(1));
+                }
+                nic.register(futures_util::task::noop_waker_ref());
+                nic.flush();
+                nic.link() == Link::Down
+            })
+            .await;
+            assert!(rig.ended.borrow().is_none(), "{name}: the device ended");
+            // The lie is over: an honest one is served.
+            drop(backend);
+            rig.store.rm(FRONT);
+            rig.store.rm(BACK);
+            make_device(&rig.store);
+            let mut backend = rig.backend(ALL).await;
+            backend.deliver(&frame(300, 3), 4096, 0, false);
+            assert_eq!(rig.receive().await, frame(300, 3), "{name}");
+            rig.send(&frame(301, 4), None).await;
+            assert_eq!(backend.take_sent().len(), 1, "{name}");
+        });
+    }
+}
+
+#[test]
+fn errors_and_frames_that_are_no_frames_are_dropped_and_counted() {
+    with_interface(config(), |rig| async move {
+        let mut backend = rig.backend(ALL).await;
+        let id = backend.next_offer().id;
+        backend.put_rx(RxResponse { id, offset: 0, flags: 0, status: NETIF_RSP_DROPPED }.encode());
+        let id = backend.next_offer().id;
+        backend.put_rx(RxResponse { id, offset: 0, flags: 0, status: 0 }.encode());
+        // TCP over IPv4, and nobody has looked at its checksum, which is wrong.
+        let mut wrong = vec![0; 54];
+        wrong[12..14].copy_from_slice(&[8, 0]);
+        wrong[14..24].copy_from_slice(&[0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6]);
+        wrong[46] = 0x50;
+        backend.deliver(&wrong, 4096, 0, false);
+        backend.deliver(&frame(70, 7), 4096, 0, false);
+        assert_eq!(rig.receive().await, frame(70, 7));
+        assert_eq!(rig.handle.statistics().receive_dropped, 3);
+        backend.deliver(&wrong, 4096, NETRXF_CSUM_BLANK, false);
+        assert_eq!(rig.receive().await, wrong);
+    });
+}

@@ -1,0 +1,79 @@
+//! A backend's domain in the double.
+
+use super::World;
+use crate::{DomId, Errno, GrantRef, PAGE_SIZE, Port, Shared, Signal};
+use std::sync::Arc;
+
+/// A domain that maps guests' pages and binds their ports.
+#[derive(Clone)]
+pub struct Peer {
+    world: World,
+    id: DomId,
+}
+
+/// A guest's pages, mapped.
+pub struct MappedPages {
+    world: World,
+    guest: DomId,
+    refs: Vec<GrantRef>,
+    start: *mut u8,
+}
+
+/// A guest's port, bound.
+pub struct BoundPort {
+    world: World,
+    guest: DomId,
+    port: Port,
+}
+
+impl Peer {
+    pub(super) fn new(world: World, id: DomId) -> Peer {
+        Peer { world, id }
+    }
+
+    /// Maps a guest's grants, which must be of pages that lie one after the other. [`Errno::EINVAL`] when there
+    /// is no such grant, [`Errno::EPERM`] when it is another domain's.
+    pub fn map(&self, guest: DomId, refs: &[GrantRef]) -> Result<MappedPages, Errno> {
+        let start = self.world.state.map(self.id, guest, refs)?;
+        Ok(MappedPages { world: self.world.clone(), guest, refs: refs.to_vec(), start })
+    }
+
+    /// Binds a guest's port; events raise `signal` until the value is dropped.
+    pub fn bind_port(
+        &self,
+        guest: DomId,
+        port: Port,
+        signal: Arc<Signal>,
+    ) -> Result<BoundPort, Errno> {
+        self.world.state.bind_port(self.id, guest, port, signal)?;
+        Ok(BoundPort { world: self.world.clone(), guest, port })
+    }
+}
+
+impl MappedPages {
+    /// All of the bytes.
+    pub fn shared(&self) -> Shared<'_> {
+        // SAFETY: while they are mapped the guest cannot revoke their grants, so not free them, and
+        // nobody makes references to pages.
+        unsafe { Shared::new(self.start, self.refs.len() * PAGE_SIZE) }
+    }
+}
+
+impl Drop for MappedPages {
+    fn drop(&mut self) {
+        self.world.state.unmap(self.guest, &self.refs);
+    }
+}
+
+impl BoundPort {
+    /// Sends an event to the guest.
+    pub fn notify(&self) {
+        self.world.state.notify_guest(self.guest, self.port);
+    }
+}
+
+impl Drop for BoundPort {
+    fn drop(&mut self) {
+        self.world.state.unbind_port(self.guest, self.port);
+    }
+}
