@@ -2,6 +2,7 @@
 //! xensockd.
 //!
 //! - [`netfront`]: the frontend of a virtual interface
+//! - [`stack`]: TCP over an interface, behind the socket API's traits
 //! - [`Nic`]: what the stack needs of an interface, and an interface has to keep
 #![no_std]
 #![deny(unsafe_code)]
@@ -10,5 +11,6 @@ extern crate alloc;
 
 pub mod netfront;
 mod nic;
+pub mod stack;
 
 pub use nic::{Link, Nic};
