@@ -3,7 +3,8 @@
 //!
 //! - [`netfront`]: the frontend of a virtual interface
 //! - [`stack`]: TCP over an interface, behind the socket API's traits
-//! - [`Nic`]: what the stack needs of an interface, and an interface has to keep
+//! - [`Nic`]: what the stack needs of an interface, and an interface has to keep; [`Wrapped`] has smoltcp's
+//!   tracer, fault injector or pcap writer in between
 #![no_std]
 #![deny(unsafe_code)]
 
@@ -13,4 +14,4 @@ pub mod netfront;
 mod nic;
 pub mod stack;
 
-pub use nic::{Link, Nic};
+pub use nic::{Control, Link, Nic, Wrapped};

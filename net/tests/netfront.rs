@@ -143,6 +143,80 @@ fn the_mtu_is_the_toolstacks() {
 }
 
 #[test]
+fn another_mtu_is_another_link() {
+    with_interface(config(), |rig| async move {
+        let mut backend = rig.backend(Features { segmentation: false, ..ALL }).await;
+        rig.store.write(&format!("{FRONT}/mtu"), "9000");
+        rig.until(|| rig.link() == Link::Up(2)).await;
+        assert_eq!(rig.nic.borrow().capabilities().max_transmission_unit, 9014);
+        for number in 0..100 {
+            let large = frame(9014, number);
+            rig.send(&large, None).await;
+            assert_eq!(backend.take_sent()[0].bytes, large);
+        }
+        rig.store.write(&format!("{FRONT}/mtu"), "1400");
+        rig.until(|| rig.link() == Link::Up(3)).await;
+        rig.send(&frame(1415, 0), None).await;
+        rig.send(&frame(1414, 1), None).await;
+        let taken = backend.take_sent();
+        assert_eq!((taken.len(), taken[0].bytes.len()), (1, 1414));
+        assert_eq!(rig.handle.statistics().transmit_dropped, 1);
+    });
+}
+
+#[test]
+fn a_stack_that_goes_by_a_former_backend_does_no_harm() {
+    with_interface(config(), |rig| async move {
+        let backend = rig.backend(ALL).await;
+        backend.close().await;
+        make_device_anew(&rig);
+        let mut backend = rig.backend(NONE).await;
+        rig.send(&frame(65535, 1), Some(1460)).await;
+        rig.send(&frame(1514, 2), Some(536)).await;
+        rig.send(&frame(70_000, 3), None).await;
+        assert_eq!(rig.handle.statistics().transmit_dropped, 3);
+        rig.send(&frame(1514, 4), None).await;
+        assert_eq!(backend.take_sent(), [Sent { bytes: frame(1514, 4), flags: 0, gso: None }]);
+    });
+}
+
+/// Takes the device away, and gives it again.
+fn make_device_anew(rig: &Rig) {
+    rig.store.rm(FRONT);
+    rig.store.rm(BACK);
+    make_device(&rig.store);
+}
+
+#[test]
+fn rubbish_in_xenstore_is_refused_and_an_honest_backend_served() {
+    let too_old = ("feature-rx-copy", BACK, "0");
+    for (name, folder, value) in [
+        too_old,
+        ("feature-rx-copy", BACK, "yes"),
+        ("feature-sg", BACK, "-1"),
+        ("feature-gso-tcpv4", BACK, "18446744073709551617"),
+        ("feature-split-event-channels", BACK, ""),
+        ("mac", FRONT, "ff:ff:ff:ff:ff:ff"),
+        ("mac", FRONT, "\u{fffd}"),
+    ] {
+        println!("{name} = {value}");
+        with_interface(config(), |rig| async move {
+            rig.store.write(&format!("{BACK}/feature-rx-copy"), "1");
+            rig.store.write(&format!("{BACK}/feature-sg"), "1");
+            rig.store.write(&format!("{folder}/{name}"), value);
+            rig.store.write(&format!("{BACK}/state"), "2");
+            rig.until(|| rig.store.read(&format!("{FRONT}/state")) == Some("6".into())).await;
+            assert!(rig.ended.borrow().is_none(), "the device ended");
+            assert_eq!((rig.link(), rig.handle.statistics().pages), (Link::Down, 0));
+            make_device_anew(&rig);
+            let mut backend = rig.backend(ALL).await;
+            backend.deliver(&frame(300, 3), 4096, 0, false);
+            assert_eq!(rig.receive().await, frame(300, 3));
+        });
+    }
+}
+
+#[test]
 fn a_lost_carrier_comes_back_as_another_link() {
     with_interface(config(), |rig| async move {
         let _backend = rig.backend(ALL).await;
@@ -160,9 +234,7 @@ fn a_backend_that_leaves_is_found_again() {
         backend.close().await;
         rig.until(|| rig.link() == Link::Down).await;
         // The toolstack makes it anew.
-        rig.store.rm(FRONT);
-        rig.store.rm(BACK);
-        make_device(&rig.store);
+        make_device_anew(&rig);
         let mut backend = rig.backend(NONE).await;
         backend.deliver(&frame(99, 9), 4096, 0, false);
         assert_eq!(rig.receive().await, frame(99, 9));
@@ -188,9 +260,7 @@ fn a_restored_domain_connects_again() {
         let backend = rig.backend(ALL).await;
         rig.guest_store.hold().await;
         drop(backend);
-        rig.store.rm(FRONT);
-        rig.store.rm(BACK);
-        make_device(&rig.store);
+        make_device_anew(&rig);
         rig.handle.resume().await;
         assert_eq!(rig.link(), Link::Down);
         rig.guest_store.release();
@@ -294,9 +364,7 @@ fn a_hostile_backend_loses_its_session_and_no_more() {
             assert!(rig.ended.borrow().is_none(), "{name}: the device ended");
             // The lie is over: an honest one is served.
             drop(backend);
-            rig.store.rm(FRONT);
-            rig.store.rm(BACK);
-            make_device(&rig.store);
+            make_device_anew(&rig);
             let mut backend = rig.backend(ALL).await;
             backend.deliver(&frame(300, 3), 4096, 0, false);
             assert_eq!(rig.receive().await, frame(300, 3), "{name}");

@@ -148,6 +148,23 @@ impl<M: Machine> Device<M> {
         }
     }
 
+    /// Goes on with another MTU, as another link: a stack asks for the capabilities anew then.
+    pub(super) fn set_mtu(&self, mtu: usize) {
+        let mut terms = self.terms.get();
+        if core::mem::replace(&mut terms.mtu, mtu) == mtu {
+            return;
+        }
+        log::info!("{}: the MTU is {mtu} now", self.path);
+        self.terms.set(terms);
+        self.with_state(|state| {
+            if let Some(queue) = &mut state.queue {
+                queue.tx.make_room_for(&terms);
+            }
+        });
+        self.generation.set(self.generation.get().wrapping_add(1));
+        self.tell();
+    }
+
     pub(super) fn end(&self, error: Errno) {
         self.leave_session();
         self.ended.set(Some(error));

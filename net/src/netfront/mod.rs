@@ -23,7 +23,7 @@ mod session;
 pub use counters::Statistics;
 pub use driver::Driver;
 
-use crate::{Link, Nic};
+use crate::{Control, Link, Nic};
 use alloc::rc::Rc;
 use core::num::NonZeroUsize;
 use core::task::Waker;
@@ -81,8 +81,8 @@ impl Config {
 /// A network interface.
 pub struct NetFront<M: Machine + 'static>(Rc<Device<M>>);
 
-/// Asks an interface to end, or to begin anew, from beside its stack. Clones are handles to the same
-/// interface.
+/// What is done with an interface from beside its stack: it is ended, begun anew, counted, and
+/// [controlled](Control) while it is [`Wrapped`](crate::Wrapped). Clones are handles to the same interface.
 pub struct Handle<M: Machine + 'static>(Rc<Device<M>>);
 
 impl<M: Machine> Clone for Handle<M> {
@@ -130,7 +130,7 @@ impl<M: Machine> Handle<M> {
     }
 }
 
-impl<M: Machine + 'static> Nic for NetFront<M> {
+impl<M: Machine + 'static> Control for Handle<M> {
     fn hardware_address(&self) -> EthernetAddress {
         self.0.address.get()
     }
@@ -139,7 +139,7 @@ impl<M: Machine + 'static> Nic for NetFront<M> {
         self.0.link()
     }
 
-    fn register(&mut self, waker: &Waker) {
+    fn register(&self, waker: &Waker) {
         self.0.signal.register(Side::Rx, waker);
         // Whatever comes from here on wakes; what has come already is found now.
         let ready = self.0.with_queue(|state| {
@@ -152,7 +152,7 @@ impl<M: Machine + 'static> Nic for NetFront<M> {
         }
     }
 
-    fn flush(&mut self) {
+    fn flush(&self) {
         let due = self.0.with_queue(|state| {
             Ok(state.queue.as_mut().map(|queue| {
                 let (tx, rx) = (queue.tx.push(), queue.rx.push());
@@ -167,6 +167,24 @@ impl<M: Machine + 'static> Nic for NetFront<M> {
             self.0.counters.notifications_sent.add(1);
             self.0.grants.machine().notify(port);
         }
+    }
+}
+
+impl<M: Machine + 'static> Nic for NetFront<M> {
+    fn hardware_address(&self) -> EthernetAddress {
+        self.handle().hardware_address()
+    }
+
+    fn link(&self) -> Link {
+        self.handle().link()
+    }
+
+    fn register(&mut self, waker: &Waker) {
+        self.handle().register(waker);
+    }
+
+    fn flush(&mut self) {
+        self.handle().flush();
     }
 }
 
@@ -246,11 +264,15 @@ impl<M: Machine> phy::TxToken for TxToken<'_, M> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
         let TxToken { device, segment } = self;
         let mut buffer = device.with_state(|state| core::mem::take(&mut state.making));
+        if buffer.len() < len {
+            // No stack does that; it goes nowhere.
+            buffer.resize(len, 0);
+        }
         let frame = &mut buffer[..len];
         let result = f(frame);
-        let fits = len <= device.terms.get().frame() || segment.is_some();
+        let carried = device.terms.get().carry(frame, segment);
         let sent = device.with_queue(|state| {
-            let Some(queue) = state.queue.as_mut().filter(|_| fits) else { return Ok(false) };
+            let Some(queue) = state.queue.as_mut().filter(|_| carried) else { return Ok(false) };
             let room = queue.tx.has_room(&device.counters)?;
             if room {
                 queue.tx.send(frame, segment);

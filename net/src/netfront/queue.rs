@@ -8,7 +8,7 @@ use super::checksum::{self, Filled};
 use super::counters::Counters;
 use super::pages::{Granted, Grants};
 use super::ring::{Ring, Violation};
-use super::session::Terms;
+use super::session::{Terms, is_ipv6};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use xen::abi::netif::*;
@@ -124,6 +124,11 @@ impl Transmit {
         self.shared.grant().0
     }
 
+    /// From now on there is room when the longest frame of these terms has it.
+    pub(super) fn make_room_for(&mut self, terms: &Terms) {
+        self.longest = terms.longest_frame().div_ceil(PAGE_SIZE);
+    }
+
     /// Whether any frame has room, once what was sent is out of the way.
     pub(super) fn has_room(&mut self, counters: &Counters) -> Result<bool, Violation> {
         if !self.fits() {
@@ -168,8 +173,7 @@ impl Transmit {
             Filled::Blank => NETTXF_CSUM_BLANK | NETTXF_DATA_VALIDATED,
             Filled::Whole => 0,
         };
-        let is_v6 = frame.get(12..14) == Some(&[0x86, 0xdd]);
-        let kind = if is_v6 { XEN_NETIF_GSO_TYPE_TCPV6 } else { XEN_NETIF_GSO_TYPE_TCPV4 };
+        let kind = if is_ipv6(frame) { XEN_NETIF_GSO_TYPE_TCPV6 } else { XEN_NETIF_GSO_TYPE_TCPV4 };
         let count = frame.len().div_ceil(PAGE_SIZE);
         for (index, part) in frame.chunks(PAGE_SIZE).enumerate() {
             let Some(id) = self.free.pop() else { return };

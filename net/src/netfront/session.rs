@@ -28,7 +28,7 @@ const MTUS: core::ops::RangeInclusive<usize> = 576..=9216;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Terms {
     /// The longest packet, in bytes, that is not to be cut by others.
-    mtu: usize,
+    pub(super) mtu: usize,
     /// A frame may have several parts.
     scatter: bool,
     /// The backend cuts TCP over IPv4, and over IPv6, into segments.
@@ -66,6 +66,22 @@ impl Terms {
     pub(super) fn longest_frame(&self) -> usize {
         if self.segments_v4 || self.segments_v6 { LONGEST } else { self.frame() }
     }
+
+    /// Whether the backend takes a frame, whole or, with a `segment`, to be cut. A stack may still go by what
+    /// the backend before this one could do.
+    pub(super) fn carry(&self, frame: &[u8], segment: Option<u16>) -> bool {
+        match segment {
+            None => frame.len() <= self.frame(),
+            Some(_) if frame.len() > LONGEST => false,
+            Some(_) if is_ipv6(frame) => self.segments_v6,
+            Some(_) => self.segments_v4,
+        }
+    }
+}
+
+/// Whether a frame says that a packet of IPv6 is in it.
+pub(super) fn is_ipv6(frame: &[u8]) -> bool {
+    frame.get(12..14) == Some(&[0x86, 0xdd])
 }
 
 /// Why a session ended.
@@ -150,17 +166,30 @@ async fn serve_once<M: Machine>(
     let Some((backend, mut watch)) = find_backend(device, store, number).await? else {
         return Ok(End::Shutdown);
     };
-    device.address.set(read_address(store, path).await?);
     xenbus::switch_state(store, path, State::Initialising).await?;
     if wait_for(device, &mut watch, |state| state == State::InitWait).await?.is_none() {
         xenbus::switch_state(store, path, State::Closed).await?;
         return Ok(End::Shutdown);
     }
-    let terms = agree(&device.config, store, path, &backend.path).await?;
+    let agreed = async {
+        let address = read_address(store, path).await?;
+        Ok((address, agree(&device.config, store, path, &backend.path).await?))
+    };
+    let (address, terms) = match agreed.await {
+        // With another backend, or the same one made anew, it may be different.
+        Err(Errno::EPROTO | Errno::EOPNOTSUPP) => {
+            close(device, store, &mut watch).await;
+            let other = |state| state != State::InitWait;
+            let shutdown = wait_for(device, &mut watch, other).await?.is_none();
+            return Ok(if shutdown { End::Shutdown } else { End::BackendGone });
+        }
+        agreed => agreed?,
+    };
+    device.address.set(address);
     let Config { transmit_pages, receive_pages, .. } = device.config;
     let pages = (transmit_pages, receive_pages);
     let queue = Queue::open(&device.grants, backend.domain, &terms, pages, &device.signal)?;
-    let nodes = frontend_nodes(&queue, &terms);
+    let nodes = frontend_nodes(&queue, &terms, &device.config);
     // From here on it is given back by `leave_session`, whatever happens.
     let mut offered = Offered { device, queue: Some(queue) };
     let write = async |transaction: &Transaction| {
@@ -243,14 +272,9 @@ async fn agree(config: &Config, store: &Store, path: &str, backend: &str) -> Res
         log::error!("{backend}: there is no `feature-rx-copy`: the backend is too old");
         return Err(Errno::EOPNOTSUPP);
     }
-    let mtu = match read_number::<usize>(store, &format!("{path}/mtu")).await {
-        Err(Errno::ENOENT | Errno::EACCES) => MTU,
-        Ok(mtu) if MTUS.contains(&mtu) => mtu,
-        Ok(_) | Err(Errno::EPROTO) => {
-            log::warn!("{path}: `mtu` is not within {MTUS:?}; it is taken to be {MTU}");
-            MTU
-        }
-        Err(error) => return Err(error),
+    let mtu = match read_mtu(store, path).await? {
+        Some(mtu) => mtu,
+        None => read_mtu(store, backend).await?.unwrap_or(MTU),
     };
     let scatter = node("feature-sg").await?;
     let segmentation = config.segmentation && scatter;
@@ -265,16 +289,30 @@ async fn agree(config: &Config, store: &Store, path: &str, backend: &str) -> Res
     })
 }
 
-fn frontend_nodes(queue: &Queue, terms: &Terms) -> Vec<(&'static str, String)> {
+/// The MTU in a folder, if there is one. Scripts write it to the frontend's, toolstacks to the backend's.
+async fn read_mtu(store: &Store, path: &str) -> Result<Option<usize>, Errno> {
+    match read_number(store, &format!("{path}/mtu")).await {
+        Err(Errno::ENOENT | Errno::EACCES) => Ok(None),
+        Ok(mtu) if MTUS.contains(&mtu) => Ok(Some(mtu)),
+        Ok(_) | Err(Errno::EPROTO) => {
+            log::warn!("{path}: `mtu` is not within {MTUS:?}; it is taken to be {MTU}");
+            Ok(Some(MTU))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn frontend_nodes(queue: &Queue, terms: &Terms, config: &Config) -> Vec<(&'static str, String)> {
     let yes = || "1".to_string();
+    let segmentation = || if config.segmentation { "1" } else { "0" }.to_string();
     let mut nodes = Vec::from([
         ("tx-ring-ref", queue.tx.grant().to_string()),
         ("rx-ring-ref", queue.rx.grant().to_string()),
         ("request-rx-copy", yes()),
         ("feature-rx-notify", yes()),
         ("feature-sg", yes()),
-        ("feature-gso-tcpv4", yes()),
-        ("feature-gso-tcpv6", yes()),
+        ("feature-gso-tcpv4", segmentation()),
+        ("feature-gso-tcpv6", segmentation()),
         ("feature-ipv6-csum-offload", yes()),
     ]);
     if terms.split_events {
@@ -329,11 +367,11 @@ async fn run<M: Machine>(
     backend: &OtherEnd,
     watch: &mut StateWatch,
 ) -> Result<End, Errno> {
-    let carrier = pin!(watch_carrier(device, store, &backend.path));
+    let nodes = pin!(watch_nodes(device, store, &backend.path));
     let broken = pin!(device.broken());
     let gone = |state| !matches!(state, State::Connected | State::Reconfiguring);
     let gone = pin!(wait_for(device, watch, gone));
-    match select(select(broken, carrier), gone).await {
+    match select(select(broken, nodes), gone).await {
         Either::Left((Either::Right((error, _)), _)) => Err(error),
         Either::Left(_) => Ok(End::BackendGone),
         Either::Right((Ok(None), _)) => Ok(End::Shutdown),
@@ -343,17 +381,28 @@ async fn run<M: Machine>(
     }
 }
 
-/// Follows the backend's `carrier`; without such a node, there is one.
-async fn watch_carrier<M: Machine>(device: &Device<M>, store: &Store, backend: &str) -> Errno {
-    let node = format!("{backend}/carrier");
-    let mut watch = match store.watch(&node).await {
-        Ok(watch) => watch,
+/// Follows the backend's `carrier`, without which there is one, and the `mtu` of this end, which a script may
+/// write only while the two ends meet.
+async fn watch_nodes<M: Machine>(device: &Device<M>, store: &Store, backend: &str) -> Errno {
+    let (path, carrier) = (&device.path, format!("{backend}/carrier"));
+    let watches =
+        async { Ok((store.watch(&carrier).await?, store.watch(&format!("{path}/mtu")).await?)) };
+    let (mut carriers, mut mtus) = match watches.await {
+        Ok(watches) => watches,
         Err(error) => return error,
     };
     loop {
-        watch.next().await;
-        let carrier = store.read_string(&node).await;
-        device.set_carrier(!matches!(carrier.as_deref(), Ok("0")));
+        match select(pin!(carriers.next()), pin!(mtus.next())).await {
+            Either::Left(_) => {
+                let carrier = store.read_string(&carrier).await;
+                device.set_carrier(!matches!(carrier.as_deref(), Ok("0")));
+            }
+            Either::Right(_) => match read_mtu(store, path).await {
+                Ok(Some(mtu)) => device.set_mtu(mtu),
+                Ok(None) => {}
+                Err(error) => return error,
+            },
+        }
     }
 }
 
