@@ -121,7 +121,7 @@ fn a_backend_that_does_not_sleep_is_not_woken() {
 #[test]
 fn capabilities_are_what_was_agreed_on() {
     with_backends(|rig, _backend, features| async move {
-        let capabilities = rig.nic.borrow().capabilities();
+        let capabilities = rig.nic().capabilities();
         assert_eq!(capabilities.max_transmission_unit, 1514);
         assert_eq!(capabilities.segmentation.tcpv4.is_some(), features.segmentation);
         assert!(!capabilities.checksum.tcp.tx());
@@ -136,7 +136,7 @@ fn the_mtu_is_the_toolstacks() {
         with_interface(config(), |rig| async move {
             rig.store.write(&format!("{FRONT}/mtu"), mtu);
             let _backend = rig.backend(features).await;
-            let capabilities = rig.nic.borrow().capabilities();
+            let capabilities = rig.nic().capabilities();
             assert_eq!(capabilities.max_transmission_unit, wanted, "mtu {mtu}");
         });
     }
@@ -148,7 +148,7 @@ fn another_mtu_is_another_link() {
         let mut backend = rig.backend(Features { segmentation: false, ..ALL }).await;
         rig.store.write(&format!("{FRONT}/mtu"), "9000");
         rig.until(|| rig.link() == Link::Up(2)).await;
-        assert_eq!(rig.nic.borrow().capabilities().max_transmission_unit, 9014);
+        assert_eq!(rig.nic().capabilities().max_transmission_unit, 9014);
         for number in 0..100 {
             let large = frame(9014, number);
             rig.send(&large, None).await;
@@ -349,7 +349,7 @@ fn a_hostile_backend_loses_its_session_and_no_more() {
             backend.notify();
             // A stack that goes on as if nothing had happened.
             rig.until(|| {
-                let mut nic = rig.nic.borrow_mut();
+                let mut nic = rig.nic();
                 if let Some((token, _)) = nic.receive(smoltcp::time::Instant::ZERO) {
                     smoltcp::phy::RxToken::consume(token, |_| ());
                 }

@@ -2,16 +2,17 @@
 #![allow(dead_code, reason = "each test file uses its own part of it")]
 
 pub mod netback;
+pub mod wire;
 
 use embassy_time::{Duration, Timer, with_timeout};
 use futures_executor::{LocalPool, LocalSpawner};
 use futures_util::task::LocalSpawnExt;
 use net::netfront::{Config, Handle, NetFront};
-use net::{Link, Nic};
+use net::{Control, Link, Nic};
 use netback::{Features, Netback};
 use smoltcp::phy::{Device, RxToken, TxToken};
 use smoltcp::time::Instant;
-use std::cell::RefCell;
+use std::cell::{RefCell, RefMut};
 use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::task::Poll;
@@ -33,7 +34,7 @@ pub struct Rig {
     pub store: FakeStore,
     /// The guest's connection to xenstore.
     pub guest_store: Store,
-    pub nic: RefCell<NetFront<Guest>>,
+    nic: RefCell<Option<NetFront<Guest>>>,
     pub handle: Handle<Guest>,
     pub spawner: LocalSpawner,
     pub ended: Rc<RefCell<Option<Errno>>>,
@@ -65,7 +66,7 @@ pub fn with_interface<F: Future<Output = ()>>(config: Config, test: impl FnOnce(
         })
         .unwrap();
     let handle = nic.handle();
-    let nic = RefCell::new(nic);
+    let nic = RefCell::new(Some(nic));
     let rig = Rc::new(Rig { world, store, guest_store, nic, handle, spawner, ended });
     let running = test(rig.clone());
     pool.run_until(async {
@@ -130,14 +131,23 @@ impl Rig {
         }
     }
 
+    pub fn nic(&self) -> RefMut<'_, NetFront<Guest>> {
+        RefMut::map(self.nic.borrow_mut(), |nic| nic.as_mut().expect("nobody has taken it"))
+    }
+
+    /// The interface, for a stack.
+    pub fn take_nic(&self) -> NetFront<Guest> {
+        self.nic.take().expect("nobody has taken it")
+    }
+
     pub fn link(&self) -> Link {
-        self.nic.borrow().link()
+        self.handle.link()
     }
 
     /// Sends a frame through the interface, as a stack would, once there is room.
     pub async fn send(&self, frame: &[u8], segment: Option<u16>) {
         poll_fn(|cx| {
-            let mut nic = self.nic.borrow_mut();
+            let mut nic = self.nic();
             let Some(mut token) = nic.transmit(Instant::ZERO) else {
                 nic.flush();
                 nic.register(cx.waker());
@@ -156,7 +166,7 @@ impl Rig {
     /// The next frame that comes in.
     pub async fn receive(&self) -> Vec<u8> {
         poll_fn(|cx| {
-            let mut nic = self.nic.borrow_mut();
+            let mut nic = self.nic();
             if let Some((token, _)) = nic.receive(Instant::ZERO) {
                 let frame = token.consume(<[u8]>::to_vec);
                 nic.flush();

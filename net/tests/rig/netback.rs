@@ -39,6 +39,8 @@ pub struct Netback {
     pub tx: MappedPages,
     pub rx: MappedPages,
     pub ports: Vec<BoundPort>,
+    /// Raised by the guest's events.
+    pub signal: Arc<Signal>,
     pub tx_done: u32,
     pub rx_done: u32,
 }
@@ -76,17 +78,17 @@ impl Netback {
         } else {
             &["event-channel"]
         };
-        let mut ports = Vec::new();
+        let (mut ports, signal) = (Vec::new(), Arc::new(Signal::new()));
         for name in names {
             let port = Port(number(name).await);
-            ports.push(peer.bind_port(GUEST, port, Arc::new(Signal::new())).unwrap());
+            ports.push(peer.bind_port(GUEST, port, signal.clone()).unwrap());
         }
         xenbus::switch_state(&store, BACK, State::Connected).await.unwrap();
-        Netback { store, peer, tx, rx, ports, tx_done: 0, rx_done: 0 }
+        Netback { store, peer, tx, rx, ports, signal, tx_done: 0, rx_done: 0 }
     }
 
     /// The requests on the transmit ring that were not answered yet.
-    fn tx_waiting(&self) -> u32 {
+    pub fn tx_waiting(&self) -> u32 {
         self.tx.shared().load_u32(REQ_PROD, Acquire).wrapping_sub(self.tx_done)
     }
 
