@@ -4,8 +4,10 @@
 //! defaults, so an empty command line serves HTTP on port 80. Nothing is guessed: a word that is
 //! not understood is an error which says where it stands and what may stand there.
 
+mod network;
 mod url;
 
+pub use network::{Network, StackChoice};
 pub use url::Url;
 
 use alloc::string::{String, ToString};
@@ -36,6 +38,10 @@ pub struct Config {
     /// `evtchn=`: the event channels' ABI; without it, the best one that Xen has. It was chosen before
     /// this is read, see [`event_abi`].
     pub evtchn: Option<Abi>,
+    /// `stack=`: whose sockets the app gets.
+    pub stack: StackChoice,
+    /// `net=`, `ip=`, `gw=`, `ip6=`, `gw6=`, `dns=`: the network interface, for those stacks that have one.
+    pub network: Network,
 }
 
 /// An app and what it cannot do without.
@@ -95,7 +101,8 @@ pub enum Problem {
     NoValue,
     /// A key that nobody knows.
     #[error(
-        "no such key: there are app, port, url, log, ring-order, idle-timeout, max-connections, evtchn"
+        "no such key: there are app, port, url, log, ring-order, idle-timeout, max-connections, evtchn, \
+         stack, net, ip, gw, ip6, gw6, dns"
     )]
     UnknownKey,
     /// A key for the second time.
@@ -122,6 +129,32 @@ pub enum Problem {
     /// Not an ABI of event channels.
     #[error("event channels are of the ABI fifo or 2l")]
     Evtchn,
+    /// Not a stack.
+    #[error("the stack is xensock, netfront or both")]
+    Stack,
+    /// An address, and no interface to have it.
+    #[error("only a network interface has addresses: say stack=netfront or stack=both, too")]
+    NoInterface,
+    /// Not a source of addresses.
+    #[error(
+        "net is dhcp; for an address of your own say ip=ADDRESS/BITS alone, as in ip=10.0.0.2/24"
+    )]
+    Net,
+    /// Not an IPv4 address with its network's length.
+    #[error("an address is written with its network's length, as in 10.0.0.2/24")]
+    Address,
+    /// Not an IPv6 address with its network's length.
+    #[error("an IPv6 address is written with its network's length, as in fd00::2/64")]
+    Address6,
+    /// Not a gateway.
+    #[error("a gateway is an address, as in gw=10.0.0.1 or gw6=fd00::1")]
+    Gateway,
+    /// A gateway, and no address.
+    #[error("a gateway goes with an address: ip= for gw=, ip6= for gw6=; DHCP brings its own")]
+    StrayGateway,
+    /// Not a DNS server.
+    #[error("a DNS server is an address, as in dns=10.0.0.1")]
+    Dns,
     /// The app has no use for the key.
     #[error("this app has no such setting: port is for http and echo, url is for fetch")]
     WrongApp,
@@ -150,6 +183,8 @@ impl Default for Config {
             idle_timeout: Some(Duration::from_secs(30)),
             max_connections: None,
             evtchn: None,
+            stack: StackChoice::default(),
+            network: Network::default(),
         }
     }
 }
@@ -189,6 +224,13 @@ struct Words<'t> {
     idle_timeout: Option<Word<'t>>,
     max_connections: Option<Word<'t>>,
     evtchn: Option<Word<'t>>,
+    stack: Option<Word<'t>>,
+    net: Option<Word<'t>>,
+    ip: Option<Word<'t>>,
+    gw: Option<Word<'t>>,
+    ip6: Option<Word<'t>>,
+    gw6: Option<Word<'t>>,
+    dns: Option<Word<'t>>,
 }
 
 impl<'t> Words<'t> {
@@ -202,6 +244,13 @@ impl<'t> Words<'t> {
             b"idle-timeout" => &mut self.idle_timeout,
             b"max-connections" => &mut self.max_connections,
             b"evtchn" => &mut self.evtchn,
+            b"stack" => &mut self.stack,
+            b"net" => &mut self.net,
+            b"ip" => &mut self.ip,
+            b"gw" => &mut self.gw,
+            b"ip6" => &mut self.ip6,
+            b"gw6" => &mut self.gw6,
+            b"dns" => &mut self.dns,
             _ => return None,
         })
     }
@@ -282,6 +331,8 @@ impl Config {
         if let Some(word) = words.evtchn {
             config.evtchn = Some(abi(word.value.as_bytes()).ok_or(word.error(Problem::Evtchn))?);
         }
+        config.stack = words.stack()?;
+        config.network = words.network(config.stack)?;
         Ok(config)
     }
 }

@@ -6,9 +6,10 @@ mod image {
     extern crate alloc;
 
     use alloc::string::{String, ToString};
+    use futures_util::future::try_join;
     use kernel::System;
     use kernel::apps;
-    use kernel::config::Config;
+    use kernel::config::{Config, StackChoice};
     use kernel::metrics::Metrics;
     use xensock::front;
 
@@ -18,9 +19,24 @@ mod image {
         let config = Config::parse(system.command_line()).map_err(|error| error.to_string())?;
         let ring_order = config.ring_order.map(u32::from);
         let sockets = front::Config { ring_order, ..front::Config::default() };
-        let stack = system.sockets(sockets).await.map_err(|error| error.to_string())?;
-        let metrics = Metrics::new(move || system.snapshot());
-        apps::run(&config, &stack, &metrics).await.map_err(|error| error.to_string())
+        let guest = system.clone();
+        let metrics = Metrics::new(move || guest.snapshot());
+        let over_xensock = async {
+            let stack = system.sockets(sockets).await.map_err(|error| error.to_string())?;
+            apps::run(&config, &stack, &metrics).await.map_err(|error| error.to_string())
+        };
+        let over_netfront = async {
+            let stack = config.network.stack(0);
+            let stack = system.network(Default::default(), stack).await;
+            let stack = stack.map_err(|error| error.to_string())?;
+            apps::run(&config, &stack, &metrics).await.map_err(|error| error.to_string())
+        };
+        match config.stack {
+            StackChoice::XenSock => over_xensock.await,
+            StackChoice::NetFront => over_netfront.await,
+            // Whichever fails first is told, and ends both.
+            StackChoice::Both => try_join(over_xensock, over_netfront).await.map(drop),
+        }
     }
 }
 

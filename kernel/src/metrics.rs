@@ -49,6 +49,12 @@ pub struct Snapshot {
     pub quarantined_pages: u64,
     /// Rings that are kept, with their grants and ports, for the next connections.
     pub parked_rings: u64,
+    /// Frames that came over network interfaces.
+    pub frames_in: u64,
+    /// Frames that left over them.
+    pub frames_out: u64,
+    /// Frames that got nowhere, either way.
+    pub frames_dropped: u64,
     /// Event channel ports that are open.
     pub ports_open: u64,
     /// Timers that wait for their time.

@@ -19,6 +19,9 @@ use core::pin::Pin;
 use core::task::Poll;
 use embassy_time::{Duration, Timer, with_timeout};
 use embedded_io_async::{Read, Write};
+use net::netfront::{self, NetFront};
+use net::stack::{self, Stack};
+use xen::clock::read_tsc;
 use xen::hypercall::{Operations, ShutdownReason};
 use xen::lifecycle::{Request, Requests};
 use xen::xenstore::{self, Driver, Store};
@@ -32,7 +35,7 @@ pub type Main = fn(System) -> Pin<Box<dyn Future<Output = ()>>>;
 /// How long an orderly end waits for data on its way, for the backend, and for the console's reader.
 const DRAIN: Duration = Duration::from_secs(10);
 const CLOSE: Duration = Duration::from_secs(5);
-const FLUSH: Duration = Duration::from_secs(2);
+const FLUSH: Duration = Duration::from_secs(5);
 
 /// How long a suspension waits for xenstore's answers.
 const QUIET: Duration = Duration::from_secs(5);
@@ -57,7 +60,16 @@ struct Inner {
     tasks: Spawner,
     background: Spawner,
     frontends: RefCell<Vec<(Frontend<Domain>, front::Config)>>,
+    networks: RefCell<Vec<Network>>,
     end: Cell<Option<ShutdownReason>>,
+}
+
+/// A network interface and its stack.
+struct Network {
+    interface: netfront::Handle<Domain>,
+    stack: Stack,
+    /// What a connection takes, in bytes.
+    connection_memory: usize,
 }
 
 /// What a main function may return: nothing, or an error that is logged before the domain ends.
@@ -117,6 +129,64 @@ impl System {
             log::debug!("{path}: the frontend has ended: {error}");
         });
         Ok(frontend)
+    }
+
+    /// A stack over the first network interface that the toolstack gave this domain, which nobody else may
+    /// have asked for. If there is none, one is waited for. The stack's seed is added to.
+    pub async fn network(
+        &self,
+        interface: netfront::Config,
+        mut stack: stack::Config,
+    ) -> Result<Stack, Errno> {
+        let path = self.interface().await?;
+        let machine = Domain::new(self.0.guest);
+        let (nic, driver) = NetFront::new(machine, self.0.store.clone(), &path, interface).await?;
+        // No other boot is at this moment of this machine's counter, nor has another domain this address.
+        let time = self.wall_clock().unwrap_or_default().as_nanos() as u64;
+        stack.seed ^= time ^ read_tsc().rotate_left(32);
+        let connection_memory = stack.connection_memory();
+        let handle = nic.handle();
+        let (stack, runner) = Stack::new(nic, stack);
+        let network = Network { interface: handle, stack: stack.clone(), connection_memory };
+        self.0.networks.borrow_mut().push(network);
+        let configured = stack.clone();
+        self.0.background.spawn(async move {
+            configured.configured().await;
+            stages::mark(Stage::Device);
+        });
+        self.0.background.spawn(async move { match runner.run().await {} });
+        self.0.background.spawn(async move {
+            let error = driver.run().await;
+            log::debug!("{path}: the interface has ended: {error}");
+        });
+        Ok(stack)
+    }
+
+    async fn interface(&self) -> Result<String, Errno> {
+        let mut changes = self.0.store.watch("device").await?;
+        let mut said = false;
+        loop {
+            let devices = match self.0.store.directory("device/vif").await {
+                // It may be there, and the guest not yet be allowed to look.
+                Err(Errno::ENOENT | Errno::EACCES) => Vec::new(),
+                devices => devices?,
+            };
+            let folder = devices.into_iter().min().map(|device| format!("device/vif/{device}"));
+            match folder {
+                Some(folder) if self.0.store.read(&format!("{folder}/mac")).await.is_ok() => {
+                    return Ok(folder);
+                }
+                _ => {}
+            }
+            if !said {
+                log::warn!(
+                    "no network interface, waiting for one: say vif=[\"\"] in the domain's \
+                     configuration, or run xl network-attach in dom0"
+                );
+                said = true;
+            }
+            changes.next().await;
+        }
     }
 
     async fn device(&self) -> Result<(&'static dyn Dialect, String), Errno> {
@@ -212,6 +282,19 @@ impl System {
             snapshot.quarantined_pages += counted.quarantined_pages;
             snapshot.parked_rings += counted.parked_rings;
         }
+        for network in self.0.networks.borrow().iter() {
+            let (counted, frames) = (network.stack.statistics(), network.interface.statistics());
+            let memory = SOCKET_HEAP + network.connection_memory as u64;
+            snapshot.socket_bytes = snapshot.socket_bytes.max(memory);
+            snapshot.sockets_open += counted.streams_open;
+            snapshot.sockets_total += counted.streams_opened;
+            snapshot.bytes_in += counted.bytes_in;
+            snapshot.bytes_out += counted.bytes_out;
+            snapshot.quarantined_pages += frames.quarantined_pages;
+            snapshot.frames_in += frames.received;
+            snapshot.frames_out += frames.transmitted;
+            snapshot.frames_dropped += frames.receive_dropped + frames.transmit_dropped;
+        }
         snapshot
     }
 
@@ -272,6 +355,11 @@ impl System {
                 for (frontend, _) in frontends {
                     frontend.resume().await;
                 }
+                let interfaces: Vec<_> =
+                    self.0.networks.borrow().iter().map(|n| n.interface.clone()).collect();
+                for interface in interfaces {
+                    interface.resume().await;
+                }
                 store.release();
                 log::info!("restored");
             }
@@ -326,6 +414,19 @@ impl System {
                 log::warn!("the backend does not let go of the device");
             }
         }
+        for Network { interface, stack, .. } in self.0.networks.take() {
+            let drained = async {
+                while !stack.is_quiet() {
+                    Timer::after_millis(10).await;
+                }
+            };
+            if with_timeout(DRAIN, drained).await.is_err() {
+                log::warn!("data is left that peers do not take");
+            }
+            if with_timeout(CLOSE, interface.shutdown()).await.is_err() {
+                log::warn!("the backend does not let go of the network interface");
+            }
+        }
         if let Some(console) = &self.0.guest.console {
             let _ = with_timeout(FLUSH, console.flush()).await;
         }
@@ -369,6 +470,7 @@ pub(crate) fn run(guest: &'static Guest, command_line: &'static [u8], main: Main
         tasks: tasks.spawner(),
         background: background.spawner(),
         frontends: RefCell::default(),
+        networks: RefCell::default(),
         end: Cell::new(None),
     }));
     if let Some(console) = &guest.console {

@@ -144,6 +144,11 @@ impl Stack {
         self.0.with(|state| state.ipv4())
     }
 
+    /// Whether no stream is left, nor one that was dropped and has something to send still.
+    pub fn is_quiet(&self) -> bool {
+        self.0.counted.open.get() == 0 && self.0.with(|state| state.closing.is_empty())
+    }
+
     /// What was counted.
     pub fn statistics(&self) -> Statistics {
         self.0.statistics()

@@ -36,6 +36,14 @@ pub fn write(out: &mut String, metrics: &Metrics) {
     one("grants_capacity", "gauge", "Grant references that there are.", now.grants_capacity);
     one("quarantined_pages", "gauge", "Pages of closed rings still mapped.", now.quarantined_pages);
     one("parked_rings", "gauge", "Rings kept for the next connections.", now.parked_rings);
+    one(
+        "frames_received_total",
+        "counter",
+        "Frames of network interfaces, received.",
+        now.frames_in,
+    );
+    one("frames_sent_total", "counter", "Frames of network interfaces, sent.", now.frames_out);
+    one("frames_dropped_total", "counter", "Frames that got nowhere.", now.frames_dropped);
     one("ports_open", "gauge", "Event channel ports that are open.", now.ports_open);
     one("timers", "gauge", "Timers that wait for their time.", now.timers);
     one("unix_time_seconds", "gauge", "The wall clock.", now.unix_time.as_secs());

@@ -1,0 +1,172 @@
+//! Which stack the sockets are of, and the network interface's addresses.
+
+use super::{ConfigError, Problem, Word, Words};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::str::FromStr;
+use net::stack::{self, Ipv4, Ipv4Cidr, Ipv6Cidr};
+
+/// Whose sockets the app gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StackChoice {
+    /// Those in dom0.
+    #[default]
+    XenSock,
+    /// The guest's own, over its network interface.
+    NetFront,
+    /// Both: a server listens on both.
+    Both,
+}
+
+/// The addresses of the network interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// `net=dhcp`, or `ip=` and `gw=`.
+    pub ipv4: Ipv4,
+    /// `ip6=` and `gw6=`.
+    pub ipv6: Option<(Ipv6Cidr, Option<Ipv6Addr>)>,
+    /// `dns=`: in place of what the DHCP server says.
+    pub dns: Option<IpAddr>,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Network { ipv4: Ipv4::Dhcp, ipv6: None, dns: None }
+    }
+}
+
+impl Network {
+    /// A stack's configuration with these addresses. The seed shall be unlike that of any other boot.
+    pub fn stack(&self, seed: u64) -> stack::Config {
+        stack::Config {
+            ipv4: self.ipv4,
+            ipv6: self.ipv6,
+            dns: self.dns.into_iter().collect(),
+            seed,
+            ..stack::Config::default()
+        }
+    }
+}
+
+/// Splits `ADDRESS/BITS`.
+fn cidr<A: FromStr>(text: &str, most: u8) -> Option<(A, u8)> {
+    let (address, bits) = text.split_once('/')?;
+    let digits = bits.bytes().all(|byte| byte.is_ascii_digit());
+    let bits = bits.parse().ok().filter(|bits| digits && *bits <= most)?;
+    Some((address.parse().ok()?, bits))
+}
+
+impl Words<'_> {
+    pub(super) fn stack(&self) -> Result<StackChoice, ConfigError> {
+        match self.stack {
+            None => Ok(StackChoice::XenSock),
+            Some(word) => match word.value {
+                "xensock" => Ok(StackChoice::XenSock),
+                "netfront" => Ok(StackChoice::NetFront),
+                "both" => Ok(StackChoice::Both),
+                _ => Err(word.error(Problem::Stack)),
+            },
+        }
+    }
+
+    pub(super) fn network(&self, choice: StackChoice) -> Result<Network, ConfigError> {
+        let all = [self.net, self.ip, self.gw, self.ip6, self.gw6, self.dns];
+        if let (StackChoice::XenSock, Some(word)) = (choice, all.into_iter().flatten().next()) {
+            return Err(word.error(Problem::NoInterface));
+        }
+        fn parsed<A: FromStr>(
+            word: Option<Word<'_>>,
+            p: Problem,
+        ) -> Result<Option<A>, ConfigError> {
+            word.map(|word| word.value.parse().map_err(|_| word.error(p))).transpose()
+        }
+        let gateway: Option<Ipv4Addr> = parsed(self.gw, Problem::Gateway)?;
+        let ipv4 = match (self.net, self.ip) {
+            (None, None) => Ipv4::Dhcp,
+            (Some(word), None) if word.value == "dhcp" => Ipv4::Dhcp,
+            (Some(word), _) => return Err(word.error(Problem::Net)),
+            (None, Some(word)) => {
+                let unicast = |(address, _): &(Ipv4Addr, u8)| {
+                    !address.is_unspecified() && !address.is_multicast() && !address.is_broadcast()
+                };
+                let address = cidr(word.value, 32).filter(unicast);
+                let (address, bits) = address.ok_or(word.error(Problem::Address))?;
+                Ipv4::Static { address: Ipv4Cidr::new(address, bits), gateway }
+            }
+        };
+        if let (Ipv4::Dhcp, Some(word)) = (ipv4, self.gw) {
+            return Err(word.error(Problem::StrayGateway));
+        }
+        let gateway: Option<Ipv6Addr> = parsed(self.gw6, Problem::Gateway)?;
+        let ipv6 = match (self.ip6, self.gw6) {
+            (None, None) => None,
+            (None, Some(word)) => return Err(word.error(Problem::StrayGateway)),
+            (Some(word), _) => {
+                let unicast = |(address, _): &(Ipv6Addr, u8)| {
+                    !address.is_unspecified() && !address.is_multicast()
+                };
+                let address = cidr(word.value, 128).filter(unicast);
+                let (address, bits) = address.ok_or(word.error(Problem::Address6))?;
+                Some((Ipv6Cidr::new(address, bits), gateway))
+            }
+        };
+        Ok(Network { ipv4, ipv6, dns: parsed(self.dns, Problem::Dns)? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn problem(text: &str) -> (usize, Problem) {
+        let error = Config::parse(text.as_bytes()).unwrap_err();
+        (error.column, error.problem)
+    }
+
+    #[test]
+    fn the_sockets_are_in_dom0_unless_the_command_line_says_otherwise() {
+        for (text, stack) in [
+            ("", StackChoice::XenSock),
+            ("stack=xensock", StackChoice::XenSock),
+            ("stack=netfront", StackChoice::NetFront),
+            ("stack=both net=dhcp", StackChoice::Both),
+        ] {
+            let config = Config::parse(text.as_bytes()).unwrap();
+            assert_eq!((config.stack, config.network.ipv4), (stack, Ipv4::Dhcp), "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_can_be_given() {
+        let text =
+            "stack=netfront ip=10.0.0.2/24 gw=10.0.0.1 dns=10.0.0.3 ip6=fd00::2/64 gw6=fd00::1";
+        let Network { ipv4, ipv6, dns } = Config::parse(text.as_bytes()).unwrap().network;
+        let address = Ipv4Cidr::new([10, 0, 0, 2].into(), 24);
+        assert_eq!(ipv4, Ipv4::Static { address, gateway: Some([10, 0, 0, 1].into()) });
+        assert_eq!(ipv6.map(|(address, _)| address.prefix_len()), Some(64));
+        assert_eq!(dns, Some(IpAddr::from([10, 0, 0, 3])));
+    }
+
+    #[test]
+    fn each_mistake_has_its_own_answer() {
+        for (text, column, what) in [
+            ("stack=tcp", 1, Problem::Stack),
+            ("ip=10.0.0.2/24", 1, Problem::NoInterface),
+            ("stack=xensock dns=10.0.0.1", 15, Problem::NoInterface),
+            ("stack=netfront net=static", 16, Problem::Net),
+            ("stack=netfront net=dhcp ip=10.0.0.2/24", 16, Problem::Net),
+            ("stack=netfront ip=10.0.0.2", 16, Problem::Address),
+            ("stack=netfront ip=10.0.0.2/33", 16, Problem::Address),
+            ("stack=netfront ip=10.0.0.2/+8", 16, Problem::Address),
+            ("stack=netfront ip=224.0.0.1/8", 16, Problem::Address),
+            ("stack=netfront ip=0.0.0.0/8", 16, Problem::Address),
+            ("stack=netfront gw=10.0.0.1", 16, Problem::StrayGateway),
+            ("stack=netfront ip=10.0.0.2/24 gw=gate", 31, Problem::Gateway),
+            ("stack=netfront ip6=10.0.0.2/24", 16, Problem::Address6),
+            ("stack=netfront gw6=fd00::1", 16, Problem::StrayGateway),
+            ("stack=netfront dns=there", 16, Problem::Dns),
+        ] {
+            assert_eq!(problem(text), (column, what), "{text}");
+        }
+    }
+}
