@@ -8,6 +8,9 @@ use rig::netback::{ALL, Features, NONE, Netback, Sent};
 use rig::{BACK, FRONT, Rig, config, frame, make_device, with_interface};
 use smoltcp::phy::Device;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::task::{Wake, Waker};
 use xen::abi::netif::*;
 
 /// Runs a test with a connected backend of each kind.
@@ -99,6 +102,95 @@ fn a_sender_waits_for_room_and_hears_of_it() {
         futures_util::future::join(sending, taking).await;
         assert_eq!(rig.handle.statistics().transmit_dropped, 0);
     });
+}
+
+#[test]
+fn an_event_that_was_asked_for_comes_once_there_is_room_and_no_sooner() {
+    with_interface(config(), |rig| async move {
+        let mut backend = rig.backend(ALL).await;
+        // Of 64 pages, the last 16 are a long frame's.
+        for number in 0..48 {
+            rig.send(&frame(100, number), None).await;
+        }
+        rig.send(&frame(65535, 0), Some(1460)).await;
+        assert_eq!(fill(&rig), 0);
+        // What comes cannot be taken without room for a reply: nobody is kept busy by it.
+        backend.deliver(&frame(80, 8), 4096, 0, false);
+        let woken = Woken::default();
+        let waker = woken.waker();
+        rig.nic().register(&waker);
+        assert_eq!(woken.count(), 0, "there is nothing to do");
+        let mut events = 0;
+        for taken in 1..=48 {
+            let before = backend.tx_done;
+            assert_eq!(backend.take_some(1).len(), 1);
+            events += usize::from(backend.notify_of_answers(before));
+            // The stack looks whenever it is woken, and only then.
+            if woken.count() > 0 {
+                if rig.nic().transmit(smoltcp::time::Instant::ZERO).is_some() {
+                    assert_eq!(taken, 16, "a frame of 64 KiB needs so many pages");
+                    assert_eq!(rig.receive().await, frame(80, 8));
+                    return;
+                }
+                woken.reset();
+                rig.nic().register(&waker);
+            }
+        }
+        panic!("the stack was never woken, after {events} events");
+    });
+}
+
+#[test]
+fn room_that_comes_before_a_stack_waits_for_it_is_found() {
+    with_interface(config(), |rig| async move {
+        let mut backend = rig.backend(ALL).await;
+        fill(&rig);
+        backend.take_sent();
+        let woken = Woken::default();
+        rig.nic().register(&woken.waker());
+        assert_eq!(woken.count(), 1);
+        // Without having asked for room, nobody is told of it.
+        woken.reset();
+        rig.nic().register(&woken.waker());
+        assert_eq!(woken.count(), 0);
+    });
+}
+
+/// Sends frames until there is room for none.
+fn fill(rig: &Rig) -> usize {
+    let mut nic = rig.nic();
+    for sent in 0.. {
+        let Some(token) = nic.transmit(smoltcp::time::Instant::ZERO) else {
+            nic.flush();
+            return sent;
+        };
+        smoltcp::phy::TxToken::consume(token, 100, |to| to.copy_from_slice(&frame(100, sent)));
+    }
+    unreachable!("the ring has an end")
+}
+
+/// Counts how often it is woken.
+#[derive(Default)]
+struct Woken(Arc<AtomicUsize>);
+
+impl Woken {
+    fn waker(&self) -> Waker {
+        struct Wakes(Arc<AtomicUsize>);
+        impl Wake for Wakes {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Relaxed);
+            }
+        }
+        Arc::new(Wakes(self.0.clone())).into()
+    }
+
+    fn count(&self) -> usize {
+        self.0.load(Relaxed)
+    }
+
+    fn reset(&self) {
+        self.0.store(0, Relaxed);
+    }
 }
 
 #[test]

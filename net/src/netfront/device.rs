@@ -51,6 +51,18 @@ pub(super) struct State {
     pub(super) waiting: Option<usize>,
     /// The frame that the stack is making.
     pub(super) making: Vec<u8>,
+    /// The stack was told that there is no room.
+    pub(super) starved: bool,
+}
+
+impl State {
+    /// Whether any frame has room, for a stack that wants to be told when not.
+    pub(super) fn find_room(&mut self, counters: &Counters) -> Result<bool, Violation> {
+        let Some(queue) = &mut self.queue else { return Ok(false) };
+        let room = queue.tx.has_room(counters)?;
+        self.starved = !room;
+        Ok(room)
+    }
 }
 
 impl<M: Machine> Device<M> {
@@ -66,6 +78,7 @@ impl<M: Machine> Device<M> {
                 received: vec![0; LONGEST],
                 waiting: None,
                 making: vec![0; LONGEST],
+                starved: false,
             }),
             signal: Arc::new(Signal::new()),
             generation: Cell::new(0),

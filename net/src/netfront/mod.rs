@@ -144,8 +144,10 @@ impl<M: Machine + 'static> Control for Handle<M> {
         // Whatever comes from here on wakes; what has come already is found now.
         let ready = self.0.with_queue(|state| {
             let Some(queue) = &mut state.queue else { return Ok(false) };
-            let room = !queue.tx.has_room(&self.0.counters)? && queue.tx.arm(&self.0.counters)?;
-            Ok(queue.rx.arm()? || state.waiting.is_some() || room)
+            let room = queue.tx.has_room(&self.0.counters)? || queue.tx.arm(&self.0.counters)?;
+            let came = queue.rx.arm()? || state.waiting.is_some();
+            // A frame is received together with room for a reply: without room, it has to wait for that.
+            Ok(room && (came || core::mem::take(&mut state.starved)))
         });
         if ready == Some(true) {
             waker.wake_by_ref();
@@ -203,17 +205,14 @@ impl<M: Machine + 'static> phy::Device for NetFront<M> {
                     device.counters.received_bytes.add(len);
                 }
             }
-            Ok(state.waiting.is_some() && queue.tx.has_room(&device.counters)?)
+            Ok(state.waiting.is_some() && state.find_room(&device.counters)?)
         });
         (received == Some(true)).then(|| (RxToken(device), TxToken::new(device)))
     }
 
     fn transmit(&mut self, _: Instant) -> Option<TxToken<'_, M>> {
         let device = &*self.0;
-        let room = device.with_queue(|state| match &mut state.queue {
-            Some(queue) => queue.tx.has_room(&device.counters),
-            None => Ok(false),
-        });
+        let room = device.with_queue(|state| state.find_room(&device.counters));
         (room == Some(true)).then(|| TxToken::new(device))
     }
 

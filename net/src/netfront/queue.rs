@@ -163,7 +163,13 @@ impl Transmit {
 
     /// Asks for an event when there is room; whether there is already.
     pub(super) fn arm(&mut self, counters: &Counters) -> Result<bool, Violation> {
-        Ok(self.ring.arm(self.shared.shared(), 0)? && self.has_room(counters)?)
+        // What was answered meanwhile may not be enough; then the event is asked for behind that.
+        while self.ring.arm(self.shared.shared())? {
+            if self.has_room(counters)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Queues a frame, for which there must be room. A `segment` is the most bytes of payload that a TCP
@@ -315,7 +321,7 @@ impl Receive {
 
     /// Asks for an event when something comes; whether there is something.
     pub(super) fn arm(&self) -> Result<bool, Violation> {
-        self.ring.arm(self.shared.shared(), 0)
+        self.ring.arm(self.shared.shared())
     }
 
     /// Shows the backend the pages that it may use again; whether it wants an event.

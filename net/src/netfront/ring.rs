@@ -91,11 +91,11 @@ impl<const SLOT: usize> Ring<SLOT> {
         (slot, response)
     }
 
-    /// Asks for an event with the next response but `others`; whether there are that many already.
-    pub(super) fn arm(&self, page: Shared<'_>, others: u32) -> Result<bool, Violation> {
-        page.store_u32(RSP_EVENT, self.consumed.wrapping_add(others + 1), Relaxed);
+    /// Asks for an event with the next response; whether there is one already.
+    pub(super) fn arm(&self, page: Shared<'_>) -> Result<bool, Violation> {
+        page.store_u32(RSP_EVENT, self.consumed.wrapping_add(1), Relaxed);
         // As in `push`, the other way round.
         fence(SeqCst);
-        Ok(self.responses(page)? > others)
+        Ok(self.responses(page)? > 0)
     }
 }

@@ -119,10 +119,25 @@ impl Netback {
         self.ports.iter().for_each(BoundPort::notify);
     }
 
+    /// Sends an event if the guest has asked for one since so many answers.
+    pub fn notify_of_answers(&self, before: u32) -> bool {
+        let event = self.tx.shared().load_u32(RSP_EVENT, Acquire);
+        let due = self.tx_done.wrapping_sub(event) < self.tx_done.wrapping_sub(before);
+        if due {
+            self.notify();
+        }
+        due
+    }
+
     /// Takes all frames that the guest has sent, and answers as a real backend does.
     pub fn take_sent(&mut self) -> Vec<Sent> {
+        self.take_some(usize::MAX)
+    }
+
+    /// Takes at most so many.
+    pub fn take_some(&mut self, most: usize) -> Vec<Sent> {
         let mut frames = Vec::new();
-        while self.tx_waiting() > 0 {
+        while self.tx_waiting() > 0 && frames.len() < most {
             let first = TxRequest::decode(&self.tx_slot(self.tx_done));
             let mut index = self.tx_done.wrapping_add(1);
             let gso = (first.flags & NETTXF_EXTRA_INFO != 0).then(|| {
