@@ -8,7 +8,7 @@ mod network;
 mod url;
 
 pub use network::{Network, StackChoice};
-pub use url::Url;
+pub use url::{Host, Url};
 
 use alloc::string::{String, ToString};
 use core::time::Duration;
@@ -40,7 +40,8 @@ pub struct Config {
     pub evtchn: Option<Abi>,
     /// `stack=`: whose sockets the app gets.
     pub stack: StackChoice,
-    /// `net=`, `ip=`, `gw=`, `ip6=`, `gw6=`, `dns=`: the network interface, for those stacks that have one.
+    /// `net=`, `ip=`, `gw=`, `ip6=`, `gw6=`, `tcp-buffer=`: the network interface, for those stacks that have
+    /// one. `dns=`: who knows names, for any.
     pub network: Network,
 }
 
@@ -102,7 +103,7 @@ pub enum Problem {
     /// A key that nobody knows.
     #[error(
         "no such key: there are app, port, url, log, ring-order, idle-timeout, max-connections, evtchn, \
-         stack, net, ip, gw, ip6, gw6, dns"
+         stack, net, ip, gw, ip6, gw6, dns, tcp-buffer"
     )]
     UnknownKey,
     /// A key for the second time.
@@ -152,9 +153,15 @@ pub enum Problem {
     /// A gateway, and no address.
     #[error("a gateway goes with an address: ip= for gw=, ip6= for gw6=; DHCP brings its own")]
     StrayGateway,
-    /// Not a DNS server.
-    #[error("a DNS server is an address, as in dns=10.0.0.1")]
+    /// Not DNS servers.
+    #[error("DNS servers are up to three addresses, as in dns=10.0.0.1,10.0.0.2")]
     Dns,
+    /// Not a size for buffers.
+    #[error("a TCP buffer's size is a whole number of KiB from 4 to 1024")]
+    TcpBuffer,
+    /// Two stacks for an app that needs one.
+    #[error("fetch takes one stack: xensock or netfront")]
+    OneStack,
     /// The app has no use for the key.
     #[error("this app has no such setting: port is for http and echo, url is for fetch")]
     WrongApp,
@@ -164,9 +171,9 @@ pub enum Problem {
     /// Not `http://`.
     #[error("a URL begins with http://")]
     Scheme,
-    /// The host is not an address.
+    /// The host is neither an address nor a name.
     #[error(
-        "the URL's host must be an address, as in http://192.0.2.1:80/ (names are not looked up)"
+        "the URL's host is an address or a name, as in http://192.0.2.1/ or http://example.org/"
     )]
     Host,
     /// The path has bytes that cannot stand in a request.
@@ -231,6 +238,7 @@ struct Words<'t> {
     ip6: Option<Word<'t>>,
     gw6: Option<Word<'t>>,
     dns: Option<Word<'t>>,
+    tcp_buffer: Option<Word<'t>>,
 }
 
 impl<'t> Words<'t> {
@@ -251,6 +259,7 @@ impl<'t> Words<'t> {
             b"ip6" => &mut self.ip6,
             b"gw6" => &mut self.gw6,
             b"dns" => &mut self.dns,
+            b"tcp-buffer" => &mut self.tcp_buffer,
             _ => return None,
         })
     }
@@ -331,7 +340,7 @@ impl Config {
         if let Some(word) = words.evtchn {
             config.evtchn = Some(abi(word.value.as_bytes()).ok_or(word.error(Problem::Evtchn))?);
         }
-        config.stack = words.stack()?;
+        config.stack = words.stack(&config.app)?;
         config.network = words.network(config.stack)?;
         Ok(config)
     }
@@ -431,7 +440,10 @@ mod tests {
             ("app=fetch port=1 url=http://1.2.3.4/", 11, Problem::WrongApp),
             ("url=http://1.2.3.4/", 1, Problem::WrongApp),
             ("app=fetch url=https://1.2.3.4/", 11, Problem::Scheme),
-            ("app=fetch url=http://example.org/", 11, Problem::Host),
+            ("app=fetch url=http://10.0.0.300/", 11, Problem::Host),
+            ("app=fetch url=http://a..b/", 11, Problem::Host),
+            ("app=fetch url=http://-/", 11, Problem::Host),
+            ("app=fetch url=http://example.org:x/", 11, Problem::Host),
             ("app=fetch url=http://1.2.3.4:0/", 11, Problem::Host),
             ("app=fetch url=http://user@1.2.3.4/", 11, Problem::Host),
             ("app=fetch url=http:///", 11, Problem::Host),

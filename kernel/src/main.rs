@@ -11,6 +11,7 @@ mod image {
     use kernel::apps;
     use kernel::config::{Config, StackChoice};
     use kernel::metrics::Metrics;
+    use net::Resolver;
     use xensock::front;
 
     kernel::entry!(main);
@@ -23,13 +24,14 @@ mod image {
         let metrics = Metrics::new(move || guest.snapshot());
         let over_xensock = async {
             let stack = system.sockets(sockets).await.map_err(|error| error.to_string())?;
-            apps::run(&config, &stack, &metrics).await.map_err(|error| error.to_string())
+            let names = Resolver::new(&stack, &config.network.dns);
+            apps::run(&config, &stack, &names, &metrics).await.map_err(|error| error.to_string())
         };
         let over_netfront = async {
             let stack = config.network.stack(0);
             let stack = system.network(Default::default(), stack).await;
             let stack = stack.map_err(|error| error.to_string())?;
-            apps::run(&config, &stack, &metrics).await.map_err(|error| error.to_string())
+            apps::run(&config, &stack, &stack, &metrics).await.map_err(|error| error.to_string())
         };
         match config.stack {
             StackChoice::XenSock => over_xensock.await,

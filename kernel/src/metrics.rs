@@ -27,7 +27,8 @@ pub struct Snapshot {
     pub least_free_pages: u64,
     /// Pages that are given back to Xen.
     pub ballooned_pages: u64,
-    /// Memory that one more socket costs beneath the app (rings, bookkeeping), in bytes.
+    /// Memory that one more socket costs beneath the app (rings, bookkeeping), in bytes; on each stack, where
+    /// there are several.
     pub socket_bytes: u64,
     /// Sockets open now, listening ones left out.
     pub sockets_open: u64,

@@ -145,6 +145,9 @@ impl System {
         let time = self.wall_clock().unwrap_or_default().as_nanos() as u64;
         stack.seed ^= time ^ read_tsc().rotate_left(32);
         let connection_memory = stack.connection_memory();
+        // Whoever only knocks gets a quarter of the memory at most.
+        let memory = heap_figures().total + pages::figures().free * PAGE_SIZE;
+        stack.backlog = stack.backlog.min(memory / 4 / connection_memory).max(1);
         let handle = nic.handle();
         let (stack, runner) = Stack::new(nic, stack);
         let network = Network { interface: handle, stack: stack.clone(), connection_memory };
@@ -274,7 +277,7 @@ impl System {
         };
         for (frontend, config) in self.0.frontends.borrow().iter() {
             let counted = frontend.statistics();
-            snapshot.socket_bytes = SOCKET_HEAP + (config.ring_pages() * PAGE_SIZE) as u64;
+            snapshot.socket_bytes += SOCKET_HEAP + (config.ring_pages() * PAGE_SIZE) as u64;
             snapshot.sockets_open += counted.streams_open;
             snapshot.sockets_total += counted.streams_opened;
             snapshot.bytes_in += counted.bytes_in;
@@ -284,8 +287,8 @@ impl System {
         }
         for network in self.0.networks.borrow().iter() {
             let (counted, frames) = (network.stack.statistics(), network.interface.statistics());
-            let memory = SOCKET_HEAP + network.connection_memory as u64;
-            snapshot.socket_bytes = snapshot.socket_bytes.max(memory);
+            // Where there are two stacks, each server counts on a half.
+            snapshot.socket_bytes += SOCKET_HEAP + network.connection_memory as u64;
             snapshot.sockets_open += counted.streams_open;
             snapshot.sockets_total += counted.streams_opened;
             snapshot.bytes_in += counted.bytes_in;

@@ -2,13 +2,15 @@
 
 mod apps_stack;
 
+use edge_nal::{AddrType, Dns};
 use kernel::apps::fetch::Report;
-use kernel::apps::{AppError, fetch};
+use kernel::apps::{self, AppError, fetch};
 use kernel::config::{Config, Url};
 use kernel::metrics::{Metrics, Snapshot};
+use net::ResolveError;
 use sha2::{Digest, Sha256};
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -16,8 +18,14 @@ use std::time::Duration;
 /// Fetches from a server that answers with `script`, piece by piece, then closes; gives what the
 /// server was asked, too.
 fn play(script: &[&[u8]]) -> (Result<Report, String>, String) {
+    play_at("127.0.0.1", script)
+}
+
+/// The same, of a server that is called so.
+fn play_at(host: &str, script: &[&[u8]]) -> (Result<Report, String>, String) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let url: Url = format!("http://{}/x?y=z", listener.local_addr().unwrap()).parse().unwrap();
+    let url: Url =
+        format!("http://{host}:{}/x?y=z", listener.local_addr().unwrap().port()).parse().unwrap();
     let script: Vec<Vec<u8>> = script.iter().map(|piece| piece.to_vec()).collect();
     let server = thread::spawn(move || {
         let (mut socket, _) = listener.accept().unwrap();
@@ -36,9 +44,61 @@ fn play(script: &[&[u8]]) -> (Result<Report, String>, String) {
     });
     let metrics = Metrics::new(Snapshot::default);
     let report = apps_stack::block_on(|stack| async move {
-        fetch::fetch(&url, &stack, Some(Duration::from_secs(20)), &metrics).await
+        fetch::fetch(&url, &stack, &OneName, Some(Duration::from_secs(20)), &metrics).await
     });
     (report.map_err(|error| error.to_string()), server.join().unwrap())
+}
+
+/// Knows one name.
+struct OneName;
+
+impl Dns for OneName {
+    type Error = ResolveError;
+
+    async fn get_host_by_name(&self, host: &str, _: AddrType) -> Result<IpAddr, ResolveError> {
+        if host == "here.example" {
+            Ok(Ipv4Addr::LOCALHOST.into())
+        } else {
+            Err(ResolveError::NotFound)
+        }
+    }
+
+    async fn get_host_by_address(&self, _: IpAddr, _: &mut [u8]) -> Result<usize, ResolveError> {
+        Err(ResolveError::Unsupported)
+    }
+}
+
+#[test]
+fn a_host_is_found_by_its_name_and_named_to_the_server() {
+    let answer: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
+    let (report, request) = play_at("here.example", &[answer]);
+    assert_eq!(report.unwrap().length, 5);
+    let host = request.lines().find(|line| line.starts_with("Host: here.example:"));
+    assert!(host.is_some(), "{request}");
+}
+
+#[test]
+fn a_name_that_leads_nowhere_is_reported() {
+    for (command_line, expected) in [
+        (
+            "app=fetch url=http://there.example/x",
+            "cannot resolve there.example: there is no address of that name",
+        ),
+        (
+            "app=fetch url=http://nobody.knows:81/",
+            "cannot resolve nobody.knows: no DNS server is known; say dns=ADDRESS",
+        ),
+    ] {
+        let config = Config::parse(command_line.as_bytes()).unwrap();
+        let metrics = Metrics::new(Snapshot::default);
+        let end = if command_line.contains("there.example") {
+            apps_stack::block_on(async |stack| apps::run(&config, &stack, &OneName, &metrics).await)
+        } else {
+            apps_stack::run(&config, &metrics)
+        };
+        let error = end.unwrap_err().to_string();
+        assert!(error.ends_with(expected), "{error}");
+    }
 }
 
 fn body(script: &[&[u8]]) -> Report {

@@ -3,6 +3,7 @@
 //!
 //! - [`netfront`]: the frontend of a virtual interface
 //! - [`stack`]: TCP over an interface, behind the socket API's traits
+//! - [`Resolver`]: names to addresses over any stack's TCP
 //! - [`Nic`]: what the stack needs of an interface, and an interface has to keep; [`Wrapped`] has smoltcp's
 //!   tracer, fault injector or pcap writer in between
 #![no_std]
@@ -10,8 +11,10 @@
 
 extern crate alloc;
 
+mod names;
 pub mod netfront;
 mod nic;
 pub mod stack;
 
+pub use names::{ResolveError, Resolver};
 pub use nic::{Control, Link, Nic, Wrapped};

@@ -3,13 +3,14 @@
 
 use super::http::{Body, BodyError, Framing, length};
 use super::wire::{Deadline, Wire, WireError};
-use crate::config::Url;
+use crate::config::{Host, Url};
 use crate::metrics::Metrics;
 use alloc::format;
 use alloc::string::{String, ToString};
 use core::fmt;
+use core::net::SocketAddr;
 use core::time::Duration;
-use edge_nal::{TcpConnect, TcpShutdown};
+use edge_nal::{AddrType, Dns, TcpConnect, TcpShutdown};
 use embedded_io_async::{Read, Write};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -29,6 +30,14 @@ const MAX_SHOWN: usize = 200;
 /// Why nothing could be reported.
 #[derive(Debug, Error)]
 pub enum FetchError {
+    /// The host's name leads nowhere.
+    #[error("cannot resolve {name}: {reason}")]
+    Resolve {
+        /// The name.
+        name: String,
+        /// Why.
+        reason: String,
+    },
     /// There is no connection.
     #[error("cannot connect: {0}")]
     Connect(String),
@@ -79,16 +88,29 @@ impl fmt::Display for Report {
     }
 }
 
-/// Gets `url`. `idle` limits each wait for the server.
+/// Gets `url`; `names` knows hosts. `idle` limits each wait for the server.
 pub async fn fetch<S: TcpConnect>(
     url: &Url,
     stack: &S,
+    names: &impl Dns,
     idle: Option<Duration>,
     metrics: &Metrics,
 ) -> Result<Report, FetchError> {
-    let deadline = Deadline::new(idle);
+    let mut deadline = Deadline::new(idle);
+    let ip = match &url.host {
+        Host::Address(ip) => *ip,
+        Host::Name(name) => {
+            let failed = |reason| FetchError::Resolve { name: name.clone(), reason };
+            deadline
+                .guard(names.get_host_by_name(name, AddrType::Either))
+                .await
+                .map_err(|error| failed(error.to_string()))?
+                .map_err(|error| failed(error.to_string()))?
+        }
+    };
+    deadline.extend();
     let socket = deadline
-        .guard(stack.connect(url.address))
+        .guard(stack.connect(SocketAddr::new(ip, url.port)))
         .await
         .map_err(|error| FetchError::Connect(error.to_string()))?
         .map_err(|error| FetchError::Connect(error.to_string()))?;
@@ -97,7 +119,8 @@ pub async fn fetch<S: TcpConnect>(
     let request = format!(
         "GET {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: xensock\r\nAccept: */*\r\n\
          Connection: close\r\n\r\n",
-        url.target, url.address
+        url.target,
+        url.authority()
     );
     wire.write_all(request.as_bytes()).await?;
     metrics.counters.request();

@@ -16,7 +16,7 @@ use crate::config::{App, Config};
 use crate::metrics::Metrics;
 use alloc::string::{String, ToString};
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
-use edge_nal::{TcpBind, TcpConnect};
+use edge_nal::{Dns, TcpBind, TcpConnect};
 use thiserror::Error;
 
 /// Why an app ended without having done its work.
@@ -46,9 +46,14 @@ pub enum AppError {
     },
 }
 
-/// Runs the app that `config` asks for. A server never returns without an error; a client returns
+/// Runs the app that `config` asks for; `names` knows hosts. A server never returns without an error; a client returns
 /// when its work is done, and the kernel may then shut down.
-pub async fn run<S>(config: &Config, stack: &S, metrics: &Metrics) -> Result<(), AppError>
+pub async fn run<S>(
+    config: &Config,
+    stack: &S,
+    names: &impl Dns,
+    metrics: &Metrics,
+) -> Result<(), AppError>
 where
     S: TcpBind + TcpConnect,
 {
@@ -75,13 +80,15 @@ where
             )
             .await? {}
         }
-        App::Fetch { url } => match fetch::fetch(url, stack, config.idle_timeout, metrics).await {
-            Ok(report) => {
-                log::info!("fetch {url}: {report}");
-                Ok(())
+        App::Fetch { url } => {
+            match fetch::fetch(url, stack, names, config.idle_timeout, metrics).await {
+                Ok(report) => {
+                    log::info!("fetch {url}: {report}");
+                    Ok(())
+                }
+                Err(error) => Err(AppError::Fetch { url: url.to_string(), error }),
             }
-            Err(error) => Err(AppError::Fetch { url: url.to_string(), error }),
-        },
+        }
     }
 }
 

@@ -1,9 +1,13 @@
 //! Which stack the sockets are of, and the network interface's addresses.
 
-use super::{ConfigError, Problem, Word, Words};
+use super::{App, ConfigError, Problem, Word, Words};
+use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::str::FromStr;
 use net::stack::{self, Ipv4, Ipv4Cidr, Ipv6Cidr};
+
+/// As many DNS servers as a stack asks.
+const MAX_SERVERS: usize = 3;
 
 /// Whose sockets the app gets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,13 +28,16 @@ pub struct Network {
     pub ipv4: Ipv4,
     /// `ip6=` and `gw6=`.
     pub ipv6: Option<(Ipv6Cidr, Option<Ipv6Addr>)>,
-    /// `dns=`: in place of what the DHCP server says.
-    pub dns: Option<IpAddr>,
+    /// `dns=`: in place of what the DHCP server says. Sockets of dom0 ask them over TCP.
+    pub dns: Vec<IpAddr>,
+    /// `tcp-buffer=`: what a connection receives before it is read, and what is written to it before it is
+    /// acknowledged, in bytes.
+    pub tcp_buffer: usize,
 }
 
 impl Default for Network {
     fn default() -> Self {
-        Network { ipv4: Ipv4::Dhcp, ipv6: None, dns: None }
+        Network { ipv4: Ipv4::Dhcp, ipv6: None, dns: Vec::new(), tcp_buffer: 64 << 10 }
     }
 }
 
@@ -40,7 +47,9 @@ impl Network {
         stack::Config {
             ipv4: self.ipv4,
             ipv6: self.ipv6,
-            dns: self.dns.into_iter().collect(),
+            dns: self.dns.clone(),
+            receive_buffer: self.tcp_buffer,
+            transmit_buffer: self.tcp_buffer,
             seed,
             ..stack::Config::default()
         }
@@ -56,12 +65,13 @@ fn cidr<A: FromStr>(text: &str, most: u8) -> Option<(A, u8)> {
 }
 
 impl Words<'_> {
-    pub(super) fn stack(&self) -> Result<StackChoice, ConfigError> {
+    pub(super) fn stack(&self, app: &App) -> Result<StackChoice, ConfigError> {
         match self.stack {
             None => Ok(StackChoice::XenSock),
             Some(word) => match word.value {
                 "xensock" => Ok(StackChoice::XenSock),
                 "netfront" => Ok(StackChoice::NetFront),
+                "both" if matches!(app, App::Fetch { .. }) => Err(word.error(Problem::OneStack)),
                 "both" => Ok(StackChoice::Both),
                 _ => Err(word.error(Problem::Stack)),
             },
@@ -69,7 +79,7 @@ impl Words<'_> {
     }
 
     pub(super) fn network(&self, choice: StackChoice) -> Result<Network, ConfigError> {
-        let all = [self.net, self.ip, self.gw, self.ip6, self.gw6, self.dns];
+        let all = [self.net, self.ip, self.gw, self.ip6, self.gw6, self.tcp_buffer];
         if let (StackChoice::XenSock, Some(word)) = (choice, all.into_iter().flatten().next()) {
             return Err(word.error(Problem::NoInterface));
         }
@@ -109,7 +119,16 @@ impl Words<'_> {
                 Some((Ipv6Cidr::new(address, bits), gateway))
             }
         };
-        Ok(Network { ipv4, ipv6, dns: parsed(self.dns, Problem::Dns)? })
+        let mut network = Network { ipv4, ipv6, ..Network::default() };
+        if let Some(word) = self.dns {
+            let servers = word.value.split(',').map(str::parse).collect::<Result<Vec<_>, _>>();
+            let servers = servers.ok().filter(|servers| servers.len() <= MAX_SERVERS);
+            network.dns = servers.ok_or(word.error(Problem::Dns))?;
+        }
+        if let Some(word) = self.tcp_buffer {
+            network.tcp_buffer = (word.number(4, 1024, Problem::TcpBuffer)? as usize) << 10;
+        }
+        Ok(network)
     }
 }
 
@@ -138,13 +157,15 @@ mod tests {
 
     #[test]
     fn addresses_can_be_given() {
-        let text =
-            "stack=netfront ip=10.0.0.2/24 gw=10.0.0.1 dns=10.0.0.3 ip6=fd00::2/64 gw6=fd00::1";
-        let Network { ipv4, ipv6, dns } = Config::parse(text.as_bytes()).unwrap().network;
+        let text = "stack=netfront ip=10.0.0.2/24 gw=10.0.0.1 dns=10.0.0.3,::3 ip6=fd00::2/64 gw6=fd00::1 tcp-buffer=9";
+        let Network { ipv4, ipv6, dns, tcp_buffer } =
+            Config::parse(text.as_bytes()).unwrap().network;
         let address = Ipv4Cidr::new([10, 0, 0, 2].into(), 24);
         assert_eq!(ipv4, Ipv4::Static { address, gateway: Some([10, 0, 0, 1].into()) });
         assert_eq!(ipv6.map(|(address, _)| address.prefix_len()), Some(64));
-        assert_eq!(dns, Some(IpAddr::from([10, 0, 0, 3])));
+        assert_eq!(dns, [IpAddr::from([10, 0, 0, 3]), IpAddr::V6(3.into())]);
+        assert_eq!(tcp_buffer, 9216);
+        assert_eq!(Config::parse(b"dns=10.0.0.3").unwrap().network.dns.len(), 1);
     }
 
     #[test]
@@ -152,7 +173,10 @@ mod tests {
         for (text, column, what) in [
             ("stack=tcp", 1, Problem::Stack),
             ("ip=10.0.0.2/24", 1, Problem::NoInterface),
-            ("stack=xensock dns=10.0.0.1", 15, Problem::NoInterface),
+            ("stack=xensock tcp-buffer=64", 15, Problem::NoInterface),
+            ("stack=netfront tcp-buffer=3", 16, Problem::TcpBuffer),
+            ("app=fetch url=http://1.2.3.4/ stack=both", 31, Problem::OneStack),
+            ("dns=1.1.1.1,2.2.2.2,3.3.3.3,4.4.4.4", 1, Problem::Dns),
             ("stack=netfront net=static", 16, Problem::Net),
             ("stack=netfront net=dhcp ip=10.0.0.2/24", 16, Problem::Net),
             ("stack=netfront ip=10.0.0.2", 16, Problem::Address),

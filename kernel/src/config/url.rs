@@ -3,21 +3,49 @@
 use super::Problem;
 use alloc::string::String;
 use core::fmt;
-use core::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use core::net::{IpAddr, SocketAddr};
 use core::str::FromStr;
 
-/// An `http` URL whose host is an address.
+/// The port of a URL without one.
+const PORT: u16 = 80;
+
+/// The longest name, and the longest part of one between dots (RFC 1035, section 2.3.4).
+const MAX_NAME: usize = 253;
+const MAX_LABEL: usize = 63;
+
+/// An `http` URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Url {
     /// Where to connect.
-    pub address: SocketAddr,
+    pub host: Host,
+    /// The port there.
+    pub port: u16,
     /// What to ask for: path and query, from the first slash on.
     pub target: String,
 }
 
+/// A host, in either way to write one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Host {
+    /// Its address.
+    Address(IpAddr),
+    /// Its name, which somebody has to look up.
+    Name(String),
+}
+
+impl Url {
+    /// Host and port, as a request names them.
+    pub fn authority(&self) -> impl fmt::Display {
+        fmt::from_fn(|f| match &self.host {
+            Host::Address(ip) => write!(f, "{}", SocketAddr::new(*ip, self.port)),
+            Host::Name(name) => write!(f, "{name}:{}", self.port),
+        })
+    }
+}
+
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}{}", self.address, self.target)
+        write!(f, "http://{}{}", self.authority(), self.target)
     }
 }
 
@@ -39,25 +67,45 @@ impl FromStr for Url {
             owned.push('/');
         }
         owned.push_str(target);
-        Ok(Url { address: address(host)?, target: owned })
+        let (host, port) = authority(host).ok_or(Problem::Host)?;
+        Ok(Url { host, port, target: owned })
     }
 }
 
-/// `ADDRESS` or `ADDRESS:PORT`, with an IPv6 address in brackets.
-fn address(host: &str) -> Result<SocketAddr, Problem> {
-    let address = match SocketAddr::from_str(host) {
-        Ok(address) => Some(address),
-        Err(_) => match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-            Some(inner) => inner.parse().ok().map(|ip| SocketAddr::new(ip, 80)),
-            None => {
-                host.parse::<Ipv4Addr>().ok().map(|ip| SocketAddr::V4(SocketAddrV4::new(ip, 80)))
-            }
+/// `HOST` or `HOST:PORT`, with an IPv6 address in brackets.
+fn authority(text: &str) -> Option<(Host, u16)> {
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => {
+            let digits = port.bytes().all(|byte| byte.is_ascii_digit());
+            (host, port.parse().ok().filter(|port| digits && *port != 0)?)
+        }
+        _ => (text, PORT),
+    };
+    let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(inner) => Host::Address(IpAddr::V6(inner.parse().ok()?)),
+        None => match host.parse() {
+            Ok(ip) => Host::Address(IpAddr::V4(ip)),
+            Err(_) if is_name(host) => Host::Name(host.into()),
+            Err(_) => return None,
         },
     };
-    match address {
-        Some(address) if address.port() != 0 => Ok(address),
-        _ => Err(Problem::Host),
-    }
+    Some((host, port))
+}
+
+/// Whether a host can be called so (RFC 1123, section 2.1); what ends in digits alone is an address with
+/// a mistake.
+fn is_name(text: &str) -> bool {
+    let is_label = |label: &str| {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        (1..=MAX_LABEL).contains(&label.len())
+            && label.bytes().all(allowed)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let last = text.rsplit('.').next().unwrap_or_default();
+    text.len() <= MAX_NAME
+        && text.split('.').all(is_label)
+        && !last.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 #[cfg(test)]
@@ -66,16 +114,21 @@ mod tests {
     use alloc::string::ToString;
 
     #[test]
-    fn a_url_is_an_address_and_a_target() {
+    fn a_url_is_a_host_and_a_target() {
         for (text, address, target) in [
             ("http://10.0.2.2:8000/a?b=c#d", "10.0.2.2:8000", "/a?b=c"),
             ("http://10.0.2.2", "10.0.2.2:80", "/"),
             ("http://10.0.2.2?q", "10.0.2.2:80", "/?q"),
             ("http://[::1]:81/x", "[::1]:81", "/x"),
             ("http://[::1]/x", "[::1]:80", "/x"),
+            ("http://www.example.org/", "www.example.org:80", "/"),
+            ("http://dom0:8080", "dom0:8080", "/"),
         ] {
             let url: Url = text.parse().unwrap();
-            assert_eq!((url.address.to_string().as_str(), url.target.as_str()), (address, target));
+            assert_eq!(
+                (url.authority().to_string().as_str(), url.target.as_str()),
+                (address, target)
+            );
         }
     }
 }

@@ -9,6 +9,7 @@ use embedded_io_async::{ErrorType, Read, Write};
 use kernel::apps::{self, AppError};
 use kernel::config::Config;
 use kernel::metrics::{Metrics, Snapshot};
+use net::Resolver;
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream as Client};
 use std::sync::mpsc;
@@ -174,7 +175,7 @@ impl Readable for Never {
 
 /// Runs `config`'s app to its end, on this thread.
 pub fn run(config: &Config, metrics: &Metrics) -> Result<(), AppError> {
-    block_on(async |stack| apps::run(config, &stack, metrics).await)
+    block_on(async |stack| apps::run(config, &stack, &Resolver::new(&stack, &[]), metrics).await)
 }
 
 /// Runs what `work` makes of a stack, on this thread.
@@ -208,9 +209,10 @@ impl Server {
         let thread = std::thread::spawn(move || {
             let metrics = Metrics::new(|| Snapshot { ports_open: 7, ..Snapshot::default() });
             let stack = Loopback { bound, half_close };
+            let names = Resolver::new(&stack, &[]);
             runtime().block_on(async {
                 tokio::select! {
-                    end = apps::run(&config, &stack, &metrics) => panic!("{end:?}"),
+                    end = apps::run(&config, &stack, &names, &metrics) => panic!("{end:?}"),
                     _ = stopped => {}
                 }
             });

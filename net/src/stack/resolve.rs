@@ -2,13 +2,13 @@
 
 use super::Stack;
 use super::state::Inner;
+use crate::ResolveError;
 use core::future::poll_fn;
 use core::net::IpAddr;
 use core::task::Poll;
 use edge_nal::{AddrType, Dns};
 use smoltcp::socket::dns::{self, GetQueryResultError, QueryHandle, StartQueryError};
 use smoltcp::wire::DnsQueryType;
-use xen::Errno;
 
 /// A question that was asked; taken back if nobody waits for the answer.
 struct Query<'a> {
@@ -26,16 +26,16 @@ impl Drop for Query<'_> {
     }
 }
 
-async fn ask(inner: &Inner, name: &str, kind: DnsQueryType) -> Result<IpAddr, Errno> {
+async fn ask(inner: &Inner, name: &str, kind: DnsQueryType) -> Result<IpAddr, ResolveError> {
     let handle = inner.with(|state| {
         if state.addresses.dns.is_empty() {
-            return Err(Errno::ENETUNREACH);
+            return Err(ResolveError::NoServer);
         }
         let context = state.interface.context();
         let socket = state.sockets.get_mut::<dns::Socket<'_>>(state.dns);
         socket.start_query(context, name, kind).map_err(|error| match error {
-            StartQueryError::NoFreeSlot => Errno::ENOMEM,
-            StartQueryError::InvalidName | StartQueryError::NameTooLong => Errno::EINVAL,
+            StartQueryError::NoFreeSlot => ResolveError::Busy,
+            StartQueryError::InvalidName | StartQueryError::NameTooLong => ResolveError::NotAName,
         })
     })?;
     let mut query = Query { inner, handle: Some(handle) };
@@ -51,22 +51,20 @@ async fn ask(inner: &Inner, name: &str, kind: DnsQueryType) -> Result<IpAddr, Er
                 done => {
                     // Its place is free again.
                     query.handle = None;
-                    Poll::Ready(done.map_err(|_| Errno::ENOENT))
+                    Poll::Ready(done.map_err(|_| ResolveError::NoAnswer))
                 }
             }
         })
     })
     .await?;
-    addresses.first().map(|&address| address.into()).ok_or(Errno::ENOENT)
+    addresses.first().map(|&address| address.into()).ok_or(ResolveError::NotFound)
 }
 
 impl Dns for Stack {
-    type Error = Errno;
+    type Error = ResolveError;
 
-    /// Asks the DNS servers, once there is an address to ask from. [`Errno::ENOENT`] when they know no such
-    /// name or do not answer, [`Errno::EINVAL`] for what cannot be a name, [`Errno::ENETUNREACH`] when there is
-    /// no server.
-    async fn get_host_by_name(&self, host: &str, kind: AddrType) -> Result<IpAddr, Errno> {
+    /// Asks the DNS servers, once there is an address to ask from.
+    async fn get_host_by_name(&self, host: &str, kind: AddrType) -> Result<IpAddr, ResolveError> {
         if let Ok(address) = host.parse() {
             return Ok(address);
         }
@@ -75,14 +73,16 @@ impl Dns for Stack {
             AddrType::IPv4 => ask(&self.0, host, DnsQueryType::A).await,
             AddrType::IPv6 => ask(&self.0, host, DnsQueryType::Aaaa).await,
             AddrType::Either => match ask(&self.0, host, DnsQueryType::A).await {
-                Err(Errno::ENOENT) => ask(&self.0, host, DnsQueryType::Aaaa).await,
+                Err(ResolveError::NotFound | ResolveError::NoAnswer) => {
+                    ask(&self.0, host, DnsQueryType::Aaaa).await
+                }
                 answer => answer,
             },
         }
     }
 
     /// Not supported.
-    async fn get_host_by_address(&self, _: IpAddr, _: &mut [u8]) -> Result<usize, Errno> {
-        Err(Errno::EOPNOTSUPP)
+    async fn get_host_by_address(&self, _: IpAddr, _: &mut [u8]) -> Result<usize, ResolveError> {
+        Err(ResolveError::Unsupported)
     }
 }

@@ -1,0 +1,280 @@
+//! Names to addresses over TCP (RFC 1035, section 4.2.2), for stacks that have nothing but streams.
+//!
+//! [`Resolver`] uses the socket API alone, so it runs over any stack that has it. The in-guest stack has a
+//! resolver of its own, over UDP; both fail with a [`ResolveError`].
+
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
+use core::net::{IpAddr, SocketAddr};
+use edge_nal::{AddrType, Dns, TcpConnect};
+use embassy_time::{Duration, Instant, with_timeout};
+use embedded_io_async::{Error, ErrorKind, Read, Write};
+use smoltcp::wire::{
+    DnsFlags, DnsOpcode, DnsPacket, DnsQueryType, DnsQuestion, DnsRcode, DnsRecord, DnsRecordData,
+    DnsRepr,
+};
+use thiserror::Error;
+
+/// Where DNS servers listen.
+const PORT: u16 = 53;
+
+/// How long a server may take for an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The longest answer that is read. Those about addresses are much shorter.
+const MAX_ANSWER: usize = 4096;
+
+/// The longest name in a message, and the longest part between its dots (RFC 1035, section 2.3.4).
+const MAX_NAME: usize = 255;
+const MAX_LABEL: usize = 63;
+
+/// Why a name leads nowhere.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ResolveError {
+    /// It cannot be one.
+    #[error("this is not a name")]
+    NotAName,
+    /// There is nobody to ask.
+    #[error("no DNS server is known; say dns=ADDRESS")]
+    NoServer,
+    /// No such name, or none with an address of the kind that was asked for.
+    #[error("there is no address of that name")]
+    NotFound,
+    /// The servers know no such name, or none of them answers.
+    #[error("the DNS servers know no address of that name, or do not answer")]
+    NoAnswer,
+    /// A server refuses, or has failed.
+    #[error("DNS server {0} fails with code {1}")]
+    Refused(IpAddr, u8),
+    /// A server cannot be reached, or does not answer.
+    #[error("DNS server {0}: {1}")]
+    Server(IpAddr, String),
+    /// A server's answer makes no sense.
+    #[error("DNS server {0} answers nonsense")]
+    Nonsense(IpAddr),
+    /// Too many names at once.
+    #[error("too many names are looked up at once")]
+    Busy,
+    /// Names of addresses are not looked up.
+    #[error("names of addresses are not looked up")]
+    Unsupported,
+}
+
+impl Error for ResolveError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            ResolveError::NotAName => ErrorKind::InvalidInput,
+            ResolveError::NotFound | ResolveError::NoAnswer => ErrorKind::NotFound,
+            ResolveError::Unsupported => ErrorKind::Unsupported,
+            ResolveError::Nonsense(_) => ErrorKind::InvalidData,
+            _ => ErrorKind::Other,
+        }
+    }
+}
+
+/// Asks DNS servers over a stack's TCP, one after the other until one answers.
+pub struct Resolver<'a, S> {
+    stack: &'a S,
+    servers: &'a [IpAddr],
+}
+
+impl<'a, S: TcpConnect> Resolver<'a, S> {
+    /// A resolver that asks these servers.
+    pub fn new(stack: &'a S, servers: &'a [IpAddr]) -> Self {
+        Resolver { stack, servers }
+    }
+
+    async fn ask(
+        &self,
+        server: IpAddr,
+        name: &[u8],
+        kind: DnsQueryType,
+    ) -> Result<IpAddr, ResolveError> {
+        let failed = |error: &dyn ToString| ResolveError::Server(server, error.to_string());
+        let exchange = async {
+            let connecting = self.stack.connect(SocketAddr::new(server, PORT));
+            let mut stream = connecting.await.map_err(|error| failed(&error))?;
+            // Nobody else answers on this connection: the number only tells answers apart.
+            let id = Instant::now().as_ticks() as u16;
+            let question = question(id, name, kind);
+            stream.write_all(&question).await.map_err(|error| failed(&error))?;
+            stream.flush().await.map_err(|error| failed(&error))?;
+            let mut length = [0; 2];
+            stream
+                .read_exact(&mut length)
+                .await
+                .map_err(|_| failed(&"it closes the connection"))?;
+            let mut answer = vec![0; MAX_ANSWER];
+            let answer = answer
+                .get_mut(..usize::from(u16::from_be_bytes(length)))
+                .ok_or(ResolveError::Nonsense(server))?;
+            stream.read_exact(answer).await.map_err(|_| failed(&"it closes the connection"))?;
+            address(answer, id, kind, server)
+        };
+        with_timeout(PATIENCE, exchange).await.map_err(|_| failed(&"it does not answer"))?
+    }
+}
+
+impl<S: TcpConnect> Dns for Resolver<'_, S> {
+    type Error = ResolveError;
+
+    async fn get_host_by_name(&self, host: &str, kind: AddrType) -> Result<IpAddr, ResolveError> {
+        if let Ok(address) = host.parse() {
+            return Ok(address);
+        }
+        let name = encode(host).ok_or(ResolveError::NotAName)?;
+        let kinds: &[DnsQueryType] = match kind {
+            AddrType::IPv4 => &[DnsQueryType::A],
+            AddrType::IPv6 => &[DnsQueryType::Aaaa],
+            AddrType::Either => &[DnsQueryType::A, DnsQueryType::Aaaa],
+        };
+        let mut error = ResolveError::NoServer;
+        for &server in self.servers {
+            for &kind in kinds {
+                match self.ask(server, &name, kind).await {
+                    Ok(address) => return Ok(address),
+                    Err(other) => error = other,
+                }
+                if error != ResolveError::NotFound {
+                    break;
+                }
+            }
+            // Another server would say the same.
+            if error == ResolveError::NotFound {
+                break;
+            }
+        }
+        Err(error)
+    }
+
+    /// Not supported.
+    async fn get_host_by_address(&self, _: IpAddr, _: &mut [u8]) -> Result<usize, ResolveError> {
+        Err(ResolveError::Unsupported)
+    }
+}
+
+/// A name as messages have it: each part after its length, and the root's, which is empty.
+fn encode(host: &str) -> Option<Vec<u8>> {
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let mut name = Vec::with_capacity(host.len() + 2);
+    for label in host.split('.') {
+        if !(1..=MAX_LABEL).contains(&label.len()) || !label.is_ascii() {
+            return None;
+        }
+        name.push(label.len() as u8);
+        name.extend_from_slice(label.as_bytes());
+    }
+    name.push(0);
+    (name.len() <= MAX_NAME).then_some(name)
+}
+
+/// A question, after its length.
+fn question(id: u16, name: &[u8], kind: DnsQueryType) -> Vec<u8> {
+    let question = DnsRepr {
+        transaction_id: id,
+        opcode: DnsOpcode::Query,
+        flags: DnsFlags::RECURSION_DESIRED,
+        question: DnsQuestion { name, type_: kind },
+    };
+    let length = question.buffer_len();
+    let mut bytes = vec![0; 2 + length];
+    // A name is short, and all else has fixed sizes.
+    bytes[..2].copy_from_slice(&(length as u16).to_be_bytes());
+    question.emit(&mut DnsPacket::new_unchecked(&mut bytes[2..]));
+    bytes
+}
+
+/// The first address in an answer: the server has followed the aliases to it.
+fn address(
+    answer: &[u8],
+    id: u16,
+    kind: DnsQueryType,
+    server: IpAddr,
+) -> Result<IpAddr, ResolveError> {
+    let nonsense = |_| ResolveError::Nonsense(server);
+    let packet = DnsPacket::new_checked(answer).map_err(nonsense)?;
+    if packet.transaction_id() != id || !packet.flags().contains(DnsFlags::RESPONSE) {
+        return Err(ResolveError::Nonsense(server));
+    }
+    match packet.rcode() {
+        DnsRcode::NoError => {}
+        DnsRcode::NXDomain => return Err(ResolveError::NotFound),
+        code => return Err(ResolveError::Refused(server, code.into())),
+    }
+    let mut rest = packet.payload();
+    for _ in 0..packet.question_count() {
+        rest = DnsQuestion::parse(rest).map_err(nonsense)?.0;
+    }
+    for _ in 0..packet.answer_record_count() {
+        let (after, record) = DnsRecord::parse(rest).map_err(nonsense)?;
+        match (kind, record.data) {
+            (DnsQueryType::A, DnsRecordData::A(address)) => return Ok(address.into()),
+            (DnsQueryType::Aaaa, DnsRecordData::Aaaa(address)) => return Ok(address.into()),
+            _ => rest = after,
+        }
+    }
+    Err(ResolveError::NotFound)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SERVER: IpAddr = IpAddr::V4(core::net::Ipv4Addr::LOCALHOST);
+
+    fn read(answer: &[u8]) -> Result<IpAddr, ResolveError> {
+        address(answer, 7, DnsQueryType::A, SERVER)
+    }
+
+    /// An alias, then the address 192.0.2.1 of what it stands for.
+    fn answer() -> Vec<u8> {
+        let mut bytes = vec![0, 7, 0x81, 0x80, 0, 1, 0, 2, 0, 0, 0, 0];
+        bytes.extend(encode("www.example.org").unwrap());
+        bytes.extend([0, 1, 0, 1]);
+        bytes.extend([0xc0, 12, 0, 5, 0, 1, 0, 0, 0, 9, 0, 2, 0xc0, 16]);
+        bytes.extend([0xc0, 16, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4, 192, 0, 2, 1]);
+        bytes
+    }
+
+    #[test]
+    fn an_answer_has_the_address_behind_the_alias() {
+        assert_eq!(read(&answer()), Ok([192, 0, 2, 1].into()));
+        assert_eq!(address(&answer(), 7, DnsQueryType::Aaaa, SERVER), Err(ResolveError::NotFound));
+    }
+
+    #[test]
+    fn no_answer_that_is_spoilt_or_cut_short_does_harm() {
+        let whole = answer();
+        for length in 0..whole.len() {
+            assert_eq!(read(&whole[..length]), Err(ResolveError::Nonsense(SERVER)), "{length}");
+        }
+        for at in 0..whole.len() {
+            for byte in [0, 0x3f, 0x40, 0xc0, 0xff] {
+                let mut spoilt = whole.clone();
+                spoilt[at] = byte;
+                let _ = read(&spoilt);
+            }
+        }
+    }
+
+    #[test]
+    fn a_server_says_that_there_is_no_such_name_or_that_it_will_not_tell() {
+        let mut bytes = answer();
+        bytes[3] = 0x83;
+        assert_eq!(read(&bytes), Err(ResolveError::NotFound));
+        bytes[3] = 0x85;
+        assert_eq!(read(&bytes), Err(ResolveError::Refused(SERVER, 5)));
+        bytes[1] = 8;
+        assert_eq!(read(&bytes), Err(ResolveError::Nonsense(SERVER)));
+    }
+
+    #[test]
+    fn a_name_has_parts_of_one_to_sixty_three_letters() {
+        assert_eq!(encode("a.bc.").unwrap(), b"\x01a\x02bc\0");
+        let (long, many) = ("a".repeat(64), "abc.".repeat(64));
+        for wrong in ["", ".", "a..b", ".a", "\u{e9}", &long, &many] {
+            assert_eq!(encode(wrong), None, "{wrong}");
+        }
+    }
+}
