@@ -7,6 +7,7 @@
 pub mod command_line;
 pub mod hostile_backend;
 pub mod hostile_frontend;
+pub mod hostile_netback;
 mod input;
 mod tasks;
 pub mod wire;
@@ -23,9 +24,10 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     Target { name: "hostile_backend", run: hostile_backend::run, seeds: hostile_backend::seeds },
     Target { name: "hostile_frontend", run: hostile_frontend::run, seeds: hostile_frontend::seeds },
+    Target { name: "hostile_netback", run: hostile_netback::run, seeds: hostile_netback::seeds },
     Target { name: "xenstore", run: xenstore::run, seeds: xenstore::seeds },
     Target { name: "wire", run: wire::run, seeds: wire::seeds },
     Target { name: "command_line", run: command_line::run, seeds: command_line::seeds },

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Mutex;
-use xensock_fuzz::{TARGETS, Target, hostile_backend, hostile_frontend};
+use xensock_fuzz::{TARGETS, Target, hostile_backend, hostile_frontend, hostile_netback};
 
 /// All inputs' time is the same clock's.
 static CLOCK: Mutex<()> = Mutex::new(());
@@ -107,6 +107,11 @@ fn the_seeds_get_far() {
         moved += usize::from(reached.bytes_in > 0 && reached.bytes_out > 0);
     }
     assert!(moved > 20, "so many connections of frontends were used: {moved}");
+    for seed in hostile_netback::seeds() {
+        let reached = hostile_netback::play(&seed);
+        let frames = (reached.received > 1, reached.transmitted > 1);
+        assert!(frames == (true, true) && reached.sessions > 2, "{seed:?}: {reached:?}");
+    }
     for seed in hostile_frontend::seeds() {
         let reached = hostile_frontend::play(&seed);
         assert!(reached.done > 1 && reached.sent > 0, "{seed:?}: {reached:?}");
