@@ -7,6 +7,9 @@
 //! One pair of rings is used: a domain with one vCPU has no use for more. Frames of several parts, checksums
 //! and TCP segmentation are left to the other end where it can do them.
 //!
+//! Multicast control (`request-multicast-control`) is not asked for: smoltcp does not tell a device which groups
+//! are joined, and a backend that was asked withholds all others, neighbour discovery among them.
+//!
 //! The backend is not trusted: what it writes is read once, checked, and copied before anybody looks at
 //! it; what is not allowed ends the session, with a message, and nothing else.
 
