@@ -5,7 +5,7 @@ use crate::{qmp, ssh};
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
 use std::io::{Seek, Write};
-use std::net::TcpListener;
+use std::net::{SocketAddrV4, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -115,9 +115,18 @@ impl Dom0 {
 
     /// Makes dom0's TCP port `dom0` reachable as the host's port `host`, on loopback.
     pub fn forward(&self, host: u16, dom0: u16) -> Result<()> {
+        self.add_forward(host, &format!(":{dom0}"))
+    }
+
+    /// Makes a port of a guest on the bridge reachable as the host's port `host`, on loopback.
+    pub fn forward_to(&self, host: u16, guest: SocketAddrV4) -> Result<()> {
+        self.add_forward(host, &guest.to_string())
+    }
+
+    fn add_forward(&self, host: u16, to: &str) -> Result<()> {
         // QEMU only says that it failed; asking first tells why.
         check_port(host)?;
-        let rule = format!("hostfwd_add n0 tcp:127.0.0.1:{host}-:{dom0}");
+        let rule = format!("hostfwd_add n0 tcp:127.0.0.1:{host}-{to}");
         let said = qmp::monitor(&self.folder, &rule)?;
         if !said.is_empty() {
             bail!("cannot forward port {host}: {said}");

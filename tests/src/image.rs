@@ -17,11 +17,20 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Changes whenever the code here builds something else from the same inputs.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// The drivers that dom0 needs: Xen's interfaces, the way to the host, a way for network guests.
-const MODULES: &[&str] =
-    &["xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-privcmd", "xenfs", "e1000", "xen-netback"];
+const MODULES: &[&str] = &[
+    "xen-evtchn",
+    "xen-gntdev",
+    "xen-gntalloc",
+    "xen-privcmd",
+    "xenfs",
+    "e1000",
+    "xen-netback",
+    "bridge",
+    "sch_netem",
+];
 
 /// Xen's programs, by their place in the package and in dom0 alike.
 const XEN_BIN: &str = "/usr/lib/xen-4.17/bin";
@@ -46,7 +55,8 @@ const XEN_TOOLS: &[&str] = &[
     "xl",
 ];
 /// Our own, for users of the lab and for tests.
-const SCRIPTS: &[&str] = &["start-xensockd", "attach-sockets", "detach-sockets"];
+const SCRIPTS: &[&str] =
+    &["start-xensockd", "attach-sockets", "detach-sockets", "start-dnsmasq", "stop-dnsmasq"];
 const XENSTORE_TOOLS: &[&str] = &["chmod", "exists", "list", "ls", "read", "rm", "watch", "write"];
 
 /// Folders that programs expect to be there.
@@ -183,7 +193,8 @@ impl Base {
             archive.link(&format!("/usr/sbin/{tool}"), &format!("{XEN_BIN}/{tool}"))?;
         }
         programs.extend(["/usr/bin/xenstore".into(), "/usr/sbin/gdbsx".into()]);
-        programs.extend(["/usr/sbin/dropbear".into()]);
+        // dom0's shell takes busybox's own tc, which knows less, unless this one is called by its path.
+        programs.extend(["/usr/sbin/dropbear", "/usr/sbin/dnsmasq", "/sbin/tc"].map(String::from));
         for tool in XENSTORE_TOOLS {
             archive.link(&format!("/usr/bin/xenstore-{tool}"), "xenstore")?;
         }
@@ -221,7 +232,7 @@ impl Base {
         for name in SCRIPTS {
             archive.copy(&dom0.join(name), &format!("/usr/sbin/{name}"), EXECUTABLE)?;
         }
-        archive.copy(&dom0.join("vif-lab"), "/etc/xen/scripts/vif-lab", EXECUTABLE)?;
+        archive.copy(&dom0.join("vif-bridge"), "/etc/xen/scripts/vif-bridge", EXECUTABLE)?;
         archive.copy(&dom0.join("profile"), "/etc/profile", READABLE)?;
         archive.file("/etc/xen/xl.conf", READABLE, b"")?;
         archive.file("/etc/passwd", READABLE, b"root:x:0:0:root:/root:/bin/sh\n")?;
@@ -277,7 +288,7 @@ fn key(tree: &Tree) -> Result<String> {
         let file = fs::metadata(path).with_context(|| format!("{path} is missing"))?;
         key += &format!("{path} {} {}\n", file.len(), file.mtime());
     }
-    for name in ["init", "vif-lab", "profile"].iter().chain(SCRIPTS) {
+    for name in ["init", "vif-bridge", "profile"].iter().chain(SCRIPTS) {
         let path = tree.dom0().join(name);
         let text =
             fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;

@@ -37,6 +37,32 @@ const PACKAGES: &[&str] = &[
     "libtommath1",
     "libgmp10",
     "zlib1g",
+    // dnsmasq and its libraries.
+    "dnsmasq-base",
+    "libcap2",
+    "libdbus-1-3",
+    "libgcrypt20",
+    "libgpg-error0",
+    "libhogweed6",
+    "libidn2-0",
+    "libjansson4",
+    "liblz4-1",
+    "libmnl0",
+    "libnetfilter-conntrack3",
+    "libnettle8",
+    "libnfnetlink0",
+    "libnftables1",
+    "libnftnl11",
+    "libsystemd0",
+    "libunistring2",
+    "libxtables12",
+    // tc and its libraries.
+    "iproute2",
+    "libbpf1",
+    "libbsd0",
+    "libdb5.3",
+    "libelf1",
+    "libmd0",
 ];
 
 /// The package that names the current kernel of the wanted series. Linux 6.12 rather than Debian
