@@ -15,6 +15,8 @@ export PATH := /usr/bin:/bin:/usr/sbin:/sbin:$(PATH)
 # The guest that `make run` serves, and the port of this machine that leads to it.
 APP ?= http
 PORT ?= 8080
+# Where the guest's sockets live: in dom0, by xensock, or in itself, by netfront.
+STACK ?= xensock
 # How long each of the fuzzer's targets takes, and which; all of them by default.
 FUZZ_SECONDS ?= 60
 TARGET ?=
@@ -36,7 +38,7 @@ export CARGO_TARGET_X86_64_XEN_PVH_LINKER := $(CURDIR)/kernel/symbols-ld
 .PHONY: help setup kernel examples xensockd liar lab run shell test bench soak fuzz loom clean
 
 help:
-	@echo 'make run         boots Xen and serves a guest: APP=http or echo, PORT=8080'
+	@echo 'make run         boots Xen and serves a guest: APP=http or echo, PORT=8080, STACK=xensock or netfront'
 	@echo 'make shell       boots Xen and gives a prompt in dom0'
 	@echo 'make test        checks, host tests, then tests in real Xen'
 	@echo 'make test TEST=… only the tests in real Xen whose names contain this'
@@ -80,7 +82,7 @@ lab: setup
 	@mv target/lab.new target/lab
 
 run: kernel xensockd lab
-	@target/lab run --app '$(APP)' --port '$(PORT)' $(LAB)
+	@target/lab run --app '$(APP)' --port '$(PORT)' --stack '$(STACK)' $(LAB)
 
 shell: kernel xensockd lab
 	@target/lab shell $(LAB)

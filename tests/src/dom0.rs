@@ -113,17 +113,9 @@ impl Dom0 {
         Ok(())
     }
 
-    /// Makes dom0's TCP port `dom0` reachable as the host's port `host`, on loopback.
-    pub fn forward(&self, host: u16, dom0: u16) -> Result<()> {
-        self.add_forward(host, &format!(":{dom0}"))
-    }
-
-    /// Makes a port of a guest on the bridge reachable as the host's port `host`, on loopback.
-    pub fn forward_to(&self, host: u16, guest: SocketAddrV4) -> Result<()> {
-        self.add_forward(host, &guest.to_string())
-    }
-
-    fn add_forward(&self, host: u16, to: &str) -> Result<()> {
+    /// Makes a TCP port in dom0's network reachable as the host's port `host`, on loopback: one of dom0
+    /// itself, [`dom0_port`](crate::dom0_port), or one of a guest on its bridge.
+    pub fn forward(&self, host: u16, to: SocketAddrV4) -> Result<()> {
         // QEMU only says that it failed; asking first tells why.
         check_port(host)?;
         let rule = format!("hostfwd_add n0 tcp:127.0.0.1:{host}-{to}");

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+mod bridge;
 mod dom0;
 mod domain;
 mod image;
@@ -22,11 +23,12 @@ mod ssh;
 mod state;
 mod tree;
 
+pub use bridge::Interface;
 pub use dom0::{Dom0, Output, check_port};
 pub use domain::Domain;
 pub use linux::LinuxEnds;
 pub use machine::{Booting, Lab};
 pub use process::Kept;
-pub use qemu::{Accel, Options};
+pub use qemu::{Accel, Options, dom0_port};
 pub use state::{State, keeper};
 pub use tree::Tree;

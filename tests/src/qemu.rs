@@ -4,6 +4,7 @@ use crate::process;
 use crate::tree::Tree;
 use anyhow::{Result, bail};
 use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -11,6 +12,14 @@ use std::process::Command;
 const DOM0_MEMORY: u32 = 1024;
 /// The least memory, in MiB, with which small guests fit beside dom0.
 const LEAST_MEMORY: u32 = 1536;
+
+/// dom0's address in QEMU's network.
+const DOM0_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+
+/// A port of dom0, as what a port of the host can be forwarded to.
+pub fn dom0_port(port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(DOM0_ADDRESS, port)
+}
 
 /// Where guests find their kernel in dom0.
 const GUEST_KERNEL: &str = "/root/xensock-kernel";
@@ -47,8 +56,8 @@ pub struct Options {
     pub accel: Accel,
     /// A loopback port on which QEMU serves a debugger.
     pub gdb: Option<u16>,
-    /// Ports forwarded from the start: the host's on loopback, and dom0's.
-    pub forwards: Vec<(u16, u16)>,
+    /// Ports forwarded from the start: the host's on loopback, and where it leads.
+    pub forwards: Vec<(u16, SocketAddrV4)>,
     /// The backend daemon to put into dom0.
     pub xensockd: Option<PathBuf>,
     /// Files to put into dom0: where they are on the host, and their path in dom0.
@@ -132,8 +141,8 @@ pub fn command(options: &Options) -> Result<Command> {
     command.args(["-serial", "file:serial.log", "-qmp", "unix:qmp.sock,server=on,wait=off"]);
     // Port 0: the system chooses a free one for ssh, which QMP then tells.
     let mut network = String::from("user,id=n0,restrict=on,hostfwd=tcp:127.0.0.1:0-:22");
-    for (host, dom0) in &options.forwards {
-        network += &format!(",hostfwd=tcp:127.0.0.1:{host}-:{dom0}");
+    for (host, to) in &options.forwards {
+        network += &format!(",hostfwd=tcp:127.0.0.1:{host}-{to}");
     }
     command.arg("-netdev").arg(network).args(["-device", "e1000,netdev=n0,romfile="]);
     if let Some(port) = options.gdb {
@@ -174,10 +183,10 @@ mod tests {
     fn forwards_and_debugger_listen_on_loopback_only() {
         let mut options = Options::new("/nowhere");
         options.accel = Accel::Tcg;
-        options.forwards = vec![(8080, 80)];
+        options.forwards = vec![(8080, dom0_port(80))];
         options.gdb = Some(1234);
         let line = printable(&command(&options).unwrap());
-        assert!(line.contains("hostfwd=tcp:127.0.0.1:8080-:80"), "{line}");
+        assert!(line.contains("hostfwd=tcp:127.0.0.1:8080-10.0.2.15:80"), "{line}");
         assert!(line.contains("-gdb tcp:127.0.0.1:1234"), "{line}");
         assert!(line.contains("restrict=on"), "{line}");
         assert!(line.starts_with("qemu-system-x86_64 "), "{line}");

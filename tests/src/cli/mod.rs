@@ -7,8 +7,9 @@ mod up;
 use anyhow::{Result, bail};
 use boot::Boot;
 use clap::{Parser, Subcommand};
-use lab::{Dom0, Tree};
+use lab::{Dom0, Tree, dom0_port};
 use std::io::IsTerminal;
+use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus};
 
@@ -52,11 +53,11 @@ enum Command {
         /// The file of this machine
         to: PathBuf,
     },
-    /// Makes a TCP port of dom0 reachable on this machine's loopback
+    /// Makes a TCP port of dom0, or of a guest on its bridge, reachable on this machine's loopback
     Forward {
-        /// HOSTPORT:DOM0PORT
-        #[arg(value_parser = parse_ports)]
-        ports: (u16, u16),
+        /// HOSTPORT:DOM0PORT, or HOSTPORT:ADDRESS:PORT
+        #[arg(value_parser = parse_forward)]
+        ports: (u16, SocketAddrV4),
     },
     /// Shows a domain's console, and takes input when on a terminal (Ctrl-] ends it)
     Console {
@@ -93,9 +94,9 @@ impl Cli {
                 Dom0::attach(folder)?.pull(&from, &to)?;
                 Ok(ExitCode::SUCCESS)
             }
-            Command::Forward { ports: (host, dom0) } => {
-                Dom0::attach(folder)?.forward(host, dom0)?;
-                println!("localhost:{host} is dom0's port {dom0}");
+            Command::Forward { ports: (host, to) } => {
+                Dom0::attach(folder)?.forward(host, to)?;
+                println!("localhost:{host} leads to {to}");
                 Ok(ExitCode::SUCCESS)
             }
             Command::Console { domain } => console(&Dom0::attach(folder)?, &domain),
@@ -131,13 +132,14 @@ fn passed_on(status: ExitStatus) -> ExitCode {
     ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
 
-fn parse_ports(text: &str) -> Result<(u16, u16), String> {
-    let ports = text
-        .split_once(':')
-        .and_then(|(host, dom0)| Some((host.parse::<u16>().ok()?, dom0.parse::<u16>().ok()?)));
+fn parse_forward(text: &str) -> Result<(u16, SocketAddrV4), String> {
+    let ports = text.split_once(':').and_then(|(host, to)| {
+        let to = to.parse().or_else(|_| to.parse().map(dom0_port)).ok()?;
+        Some((host.parse::<u16>().ok()?, to))
+    });
     match ports {
-        Some((host, dom0)) if host != 0 && dom0 != 0 => Ok((host, dom0)),
-        _ => Err("expected HOSTPORT:DOM0PORT, such as 8080:80".into()),
+        Some((host, to)) if host != 0 && to.port() != 0 => Ok((host, to)),
+        _ => Err("expected HOSTPORT:DOM0PORT, such as 8080:80, or HOSTPORT:ADDRESS:PORT".into()),
     }
 }
 
@@ -153,9 +155,13 @@ mod tests {
 
     #[test]
     fn ports_are_two_numbers_and_never_zero() {
-        assert_eq!(parse_ports("8080:80"), Ok((8080, 80)));
-        for wrong in ["80", "0:80", "80:0", "x:80", "80:70000", "1:2:3"] {
-            assert!(parse_ports(wrong).is_err(), "{wrong}");
+        assert_eq!(parse_forward("8080:80"), Ok((8080, dom0_port(80))));
+        let guest = "10.0.2.130:80".parse().unwrap();
+        assert_eq!(parse_forward("8080:10.0.2.130:80"), Ok((8080, guest)));
+        for wrong in
+            ["80", "0:80", "80:0", "x:80", "80:70000", "1:2:3", "80:10.0.2.130", "80::1:80"]
+        {
+            assert!(parse_forward(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -2,12 +2,12 @@
 
 use super::boot::{Boot, say};
 use anyhow::{Context, Result, bail};
-use clap::Args;
-use lab::{Kept, Lab, Tree};
+use clap::{Args, ValueEnum};
+use lab::{Interface, Kept, Lab, Tree, dom0_port};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddrV4, TcpStream};
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,8 +29,20 @@ pub struct Run {
     /// The loopback port that leads to it
     #[arg(long, default_value_t = 8080)]
     port: u16,
+    /// Where its sockets live
+    #[arg(long, value_enum, default_value_t = Stack::Xensock)]
+    stack: Stack,
     #[command(flatten)]
     boot: Boot,
+}
+
+/// The choices of `--stack`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Stack {
+    /// In dom0, where xensockd serves them
+    Xensock,
+    /// In the guest itself, over a network interface on dom0's bridge
+    Netfront,
 }
 
 impl Run {
@@ -41,8 +53,16 @@ impl Run {
             let names: Vec<_> = guests.into_keys().collect();
             bail!("there is no app {:?}; there are: {}", self.app, names.join(", "));
         };
-        let guest_port = guest_port(&fs::read_to_string(config)?)
+        let mut config = fs::read_to_string(config)?;
+        let guest_port = guest_port(&config)
             .with_context(|| format!("{}.cfg has no port=NUMBER in its cmdline", self.app))?;
+        let to = match self.stack {
+            Stack::Xensock => dom0_port(guest_port),
+            Stack::Netfront => {
+                config += &over_netfront(&config);
+                SocketAddrV4::new(Interface::FIRST.address(), guest_port)
+            }
+        };
         // A folder for each port, so that several may run.
         let folder = tree.target().join("lab-run").join(self.port.to_string());
         let mut options = self.boot.options(tree, &folder)?;
@@ -52,7 +72,7 @@ impl Run {
         if options.xensockd.is_none() {
             bail!("there is no {}; `make xensockd` builds it", tree.xensockd().display());
         }
-        options.forwards.push((self.port, guest_port));
+        options.forwards.push((self.port, to));
 
         // While Xen boots, signals have their usual effect: the machine dies with this process.
         let lab = Lab::boot(tree, &options, &say)?;
@@ -60,12 +80,14 @@ impl Run {
         for signal in [SIGINT, SIGTERM, SIGHUP] {
             signal_hook::flag::register(signal, Arc::clone(&ended))?;
         }
-        self.serve(&lab, &ended)
+        self.serve(&lab, &config, &ended)
     }
 
-    fn serve(&self, lab: &Lab, ended: &AtomicBool) -> Result<ExitCode> {
+    fn serve(&self, lab: &Lab, config: &str, ended: &AtomicBool) -> Result<ExitCode> {
         say(&format!("creating the guest {}", self.app));
-        lab.run(&format!("xl create -q /root/{}.cfg", self.app))?;
+        let file = format!("/root/{}.cfg", self.app);
+        lab.write(&file, config)?;
+        lab.run(&format!("xl create -q {file}"))?;
         let mut command = lab.follow_console(&self.app)?;
         command.stdin(Stdio::null());
         let console = Kept::spawn(command)?;
@@ -109,10 +131,24 @@ impl Run {
     }
 }
 
+/// A guest's command line.
+fn cmdline(config: &str) -> Option<&str> {
+    let line = config.lines().find(|line| line.trim_start().starts_with("cmdline"))?;
+    Some(line.split_once('"')?.1.rsplit_once('"')?.0)
+}
+
+/// What to add to a guest's configuration so that its sockets are its own. xl takes the last of each setting.
+fn over_netfront(config: &str) -> String {
+    let cmdline = cmdline(config).unwrap_or_default();
+    format!(
+        "\npvcalls = []\nvif = [\"{}\"]\ncmdline = \"{cmdline} stack=netfront\"\n",
+        Interface::FIRST.vif()
+    )
+}
+
 /// The port that a guest's command line names.
 fn guest_port(config: &str) -> Option<u16> {
-    let cmdline = config.lines().find(|line| line.trim_start().starts_with("cmdline"))?;
-    let port = cmdline.split_once("port=")?.1;
+    let port = cmdline(config)?.split_once("port=")?.1;
     port.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
@@ -143,6 +179,16 @@ mod tests {
         let config = "# port=1\nname = \"x\"\ncmdline = \"app=http port=80 log=debug\"\n";
         assert_eq!(guest_port(config), Some(80));
         assert_eq!(guest_port("cmdline = \"app=http\"\n"), None);
+    }
+
+    #[test]
+    fn a_guest_with_sockets_of_its_own_has_an_interface_and_no_device_for_calls() {
+        let config = "cmdline = \"app=http port=80\"\npvcalls = [\"backend=0\"]\n";
+        assert_eq!(
+            over_netfront(config),
+            "\npvcalls = []\nvif = [\"mac=00:16:3e:00:02:82\"]\n\
+             cmdline = \"app=http port=80 stack=netfront\"\n"
+        );
     }
 
     #[test]

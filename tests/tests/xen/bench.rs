@@ -1,7 +1,7 @@
 //! What the cases share: the machine, booted once, and the words to write them in.
 
 use anyhow::{Result, anyhow};
-use lab::{Lab, Options, Tree};
+use lab::{Lab, Options, Tree, dom0_port};
 use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -38,7 +38,7 @@ impl Bench {
         *next += 1;
         let dom0 = FIRST_PORT + *next;
         let host = free_port()?;
-        self.lab()?.forward(host, dom0)?;
+        self.lab()?.forward(host, dom0_port(dom0))?;
         Ok(Ports { host, dom0 })
     }
 

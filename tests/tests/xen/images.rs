@@ -3,7 +3,7 @@
 use crate::bench::{Bench, cases};
 use crate::service::PATIENCE;
 use anyhow::{Result, ensure};
-use lab::{Domain, Tree};
+use lab::{Domain, Tree, dom0_port};
 use std::io::Read;
 use std::net::TcpStream;
 
@@ -28,7 +28,7 @@ fn the_example_of_the_readme_greets(bench: &Bench) -> Result<()> {
     let lab = bench.lab()?;
     let _guest = Domain::create(lab, "hello", &image(bench, "hello", "")?)?;
     let port = crate::bench::free_port()?;
-    lab.forward(port, 7000)?;
+    lab.forward(port, dom0_port(7000))?;
     crate::bench::wait_until("the guest greets", PATIENCE, || {
         let mut stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_read_timeout(Some(PATIENCE))?;

@@ -2,6 +2,7 @@
 
 use crate::bench::{Bench, cases, free_port};
 use anyhow::{Result, bail, ensure};
+use lab::dom0_port;
 use std::fs;
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
@@ -101,13 +102,13 @@ fn a_forwarded_port_leads_to_dom0(bench: &Bench) -> Result<()> {
 fn a_port_that_is_taken_is_not_forwarded(bench: &Bench) -> Result<()> {
     let taken = TcpListener::bind("127.0.0.1:0")?;
     let port = taken.local_addr()?.port();
-    let Err(error) = bench.lab()?.forward(port, 80) else {
+    let Err(error) = bench.lab()?.forward(port, dom0_port(80)) else {
         bail!("port {port} was forwarded though it was taken");
     };
     ensure!(error.to_string().contains(&port.to_string()), "{error:#}");
     let free = free_port()?;
-    bench.lab()?.forward(free, 80)?;
-    ensure!(bench.lab()?.forward(free, 81).is_err(), "port {free} was forwarded twice");
+    bench.lab()?.forward(free, dom0_port(80))?;
+    ensure!(bench.lab()?.forward(free, dom0_port(81)).is_err(), "port {free} was forwarded twice");
     Ok(())
 }
 
