@@ -2,6 +2,7 @@
 
 use anyhow::{Result, anyhow};
 use lab::{Lab, Options, Tree, dom0_port};
+use std::net::SocketAddrV4;
 use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -34,12 +35,17 @@ impl Bench {
 
     /// A port of dom0 that no other case uses, and the host's port that leads to it.
     pub fn port(&self) -> Result<Ports> {
+        self.port_at(dom0_port)
+    }
+
+    /// A port that no other case uses, somewhere in dom0's network, and the host's port that leads there.
+    pub fn port_at(&self, place: impl Fn(u16) -> SocketAddrV4) -> Result<Ports> {
         let mut next = self.next_port.lock().map_err(|_| anyhow!("another case panicked here"))?;
         *next += 1;
-        let dom0 = FIRST_PORT + *next;
+        let inner = FIRST_PORT + *next;
         let host = free_port()?;
-        self.lab()?.forward(host, dom0_port(dom0))?;
-        Ok(Ports { host, dom0 })
+        self.lab()?.forward(host, place(inner))?;
+        Ok(Ports { host, inner })
     }
 
     /// After a failure: everything that may explain it, in one folder.
@@ -55,12 +61,12 @@ impl Bench {
     }
 }
 
-/// A port of dom0, reachable from here.
+/// A port in dom0's network, reachable from here.
 pub struct Ports {
     /// On this machine's loopback.
     pub host: u16,
     /// The one that it leads to.
-    pub dom0: u16,
+    pub inner: u16,
 }
 
 const FIRST_PORT: u16 = 20_000;

@@ -75,7 +75,7 @@ fn a_loader_of_version_0_that_passes_no_command_line_is_enough(bench: &Bench) ->
 }
 
 fn booting_is_told_in_stages(bench: &Bench) -> Result<()> {
-    let port = bench.port()?.dom0;
+    let port = bench.port()?.inner;
     let config = format!("{HTTP}\ncmdline = \"app=http port={port} log=debug\"\n");
     let guest = Domain::create(bench.lab()?, "stages", &config)?;
     guest.wait_for(&format!("serving on port {port}"), PATIENCE)?;

@@ -63,7 +63,7 @@ fn an_echo_of_10_mb_over_draft_1_is_complete_after_the_client_closed_its_half(
 fn fetch_works_over_draft_1(bench: &Bench) -> Result<()> {
     let dom0 = bench.lab()?;
     let server = Service::start_over(Device::XenSock, bench, HTTP, "http", "")?;
-    let port = server.dom0_port;
+    let port = server.inner_port;
     let fetch = |url: &str| -> Result<String> {
         let config = format!("{HTTP}\ncmdline = \"app=fetch url={url}\"\n");
         let client = Device::XenSock.create(dom0, "fetch", &config)?;

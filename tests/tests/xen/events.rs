@@ -16,11 +16,11 @@ fn a_guest_serves_with_event_channels_of_either_abi(bench: &Bench) -> Result<()>
     // Xen has both, so the first one is chosen.
     for (word, abi) in [("", "FIFO"), ("evtchn=fifo", "FIFO"), ("evtchn=2l", "2-level")] {
         let ports = bench.port()?;
-        let cmdline = format!("app=http port={} log=debug {word}", ports.dom0);
+        let cmdline = format!("app=http port={} log=debug {word}", ports.inner);
         let domain =
             Domain::create(bench.lab()?, "http", &format!("{HTTP}\ncmdline = \"{cmdline}\"\n"))?;
         domain.wait_for("serving on port", PATIENCE)?;
-        let guest = Service { domain, port: ports.host, dom0_port: ports.dom0 };
+        let guest = Service { domain, port: ports.host, inner_port: ports.inner };
         for _ in 0..3 {
             let (status, bytes) = guest.get("/bytes/100003")?;
             ensure!(status.contains("200") && bytes == pattern(100_003), "{word}: {status}");

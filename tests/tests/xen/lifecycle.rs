@@ -40,7 +40,7 @@ fn guests_one_after_the_other_leave_nothing_in_dom0(bench: &Bench) -> Result<()>
     drop(Service::http(bench)?);
     let before = in_dom0()?;
     for _ in 0..3 * rounds()? {
-        let port = bench.port()?.dom0;
+        let port = bench.port()?.inner;
         let guest = Domain::create(dom0, "again", &with(&format!("app=http port={port}")))?;
         guest.wait_for(&format!("serving on port {port}"), PATIENCE)?;
         let got = dom0.run(&format!("wget -q -O - http://127.0.0.1:{port}/healthz"))?;
@@ -95,7 +95,7 @@ fn a_wrong_command_line_is_explained_and_ends_the_guest(bench: &Bench) -> Result
 fn a_port_that_is_taken_is_named(bench: &Bench) -> Result<()> {
     let dom0 = bench.lab()?;
     // The first guest holds the port, the second cannot have it.
-    let port = bench.port()?.dom0;
+    let port = bench.port()?.inner;
     let first = Domain::create(dom0, "first", &with(&format!("app=http port={port}")))?;
     first.wait_for(&format!("serving on port {port}"), PATIENCE)?;
     let second = Domain::create(dom0, "second", &with(&format!("app=http port={port}")))?;
@@ -109,7 +109,7 @@ fn a_port_that_is_taken_is_named(bench: &Bench) -> Result<()> {
 
 fn the_backend_ends_on_sigterm_and_its_guests_sockets_with_it(bench: &Bench) -> Result<()> {
     let dom0 = bench.lab()?;
-    let port = bench.port()?.dom0;
+    let port = bench.port()?.inner;
     let guest = Domain::create(dom0, "orphan", &with(&format!("app=http port={port}")))?;
     guest.wait_for(&format!("serving on port {port}"), PATIENCE)?;
     let ended = dom0.run(

@@ -76,11 +76,11 @@ fn load(dom0: &Dom0) -> Result<()> {
 /// A guest that asks for larger rings than Linux has, and does not wait long.
 fn serve(bench: &Bench, app: &str) -> Result<Service> {
     let ports = bench.port()?;
-    let inner = ports.dom0;
+    let inner = ports.inner;
     let words = format!("app={app} port={inner} ring-order=9 idle-timeout={IDLE} log=debug");
     let domain = Domain::create(bench.lab()?, app, &format!("{HTTP}\ncmdline = \"{words}\"\n"))?;
     domain.wait_for(&format!("serving on port {inner}"), PATIENCE)?;
-    Ok(Service { domain, port: ports.host, dom0_port: inner })
+    Ok(Service { domain, port: ports.host, inner_port: inner })
 }
 
 /// Fetches a URL in a guest of its own, and returns the guest's console.
@@ -126,7 +126,7 @@ fn linux_s_backend_echoes_both_ways(bench: &Bench) -> Result<()> {
 fn linux_s_backend_lets_guests_connect_and_says_what_was_refused(bench: &Bench) -> Result<()> {
     let mut linux = OverLinux::get(bench)?;
     let dom0 = bench.lab()?;
-    let port = linux.guests()?.http.dom0_port;
+    let port = linux.guests()?.http.inner_port;
     let console = fetch(dom0, &format!("http://127.0.0.1:{port}/bytes/1000003"))?;
     let digest = sha256(&pattern(1_000_003));
     ensure!(console.contains("1000003") && console.contains(&digest), "{console}");
@@ -170,7 +170,7 @@ fn linux_s_backend_reports_the_end_of_a_stream_only_when_it_comes_alone(
     dom0.run(&format!("xl pause {name}"))?;
     stream.write_all(&sent)?;
     stream.shutdown(Shutdown::Write)?;
-    let port = echo.dom0_port;
+    let port = echo.inner_port;
     // Its first column but one says how much waits to be read.
     let closed = format!("netstat -tn | grep ':{port} .*CLOSE_WAIT' | grep -qv '^tcp *0 '");
     let there = || Ok(dom0.exec(&closed)?.status == 0);
@@ -205,7 +205,7 @@ fn still_echoes(echo: &Service) -> Result<()> {
 
 fn linux_s_backend_never_announces_what_a_server_says_at_once(bench: &Bench) -> Result<()> {
     let _linux = OverLinux::get(bench)?;
-    let (dom0, port) = (bench.lab()?, bench.port()?.dom0);
+    let (dom0, port) = (bench.lab()?, bench.port()?.inner);
     dom0.push("/usr/bin/chrt".as_ref(), "/tmp/chrt")?;
     // With a priority above the backend's, the server has spoken before the backend can listen.
     dom0.run(&format!(
@@ -238,7 +238,7 @@ fn requests(bench: &Bench) -> Result<String> {
         return Ok(said.clone());
     }
     let dom0 = bench.lab()?;
-    let (first, second, slow) = (bench.port()?.dom0, bench.port()?.dom0, bench.port()?.dom0);
+    let (first, second, slow) = (bench.port()?.inner, bench.port()?.inner, bench.port()?.inner);
     ensure!(second == first + 1, "ports {first} and {second} are not neighbours");
     // A server that stands still, with as many connections waiting as it lets wait.
     let server = dom0.run(&format!(

@@ -30,7 +30,7 @@ fn linux_s_frontend_connects_serves_reconnects_and_leaves_nothing_behind(
     dom0.push(&folder.path().join("said"), "/tmp/said")?;
     let ports = bench.port()?;
     let (keeps, echoes, says, serves) =
-        (bench.port()?.dom0, bench.port()?.dom0, bench.port()?.dom0, ports.dom0);
+        (bench.port()?.inner, bench.port()?.inner, bench.port()?.inner, ports.inner);
     let _servers = [
         Server::start(dom0, keeps, "tee /tmp/kept")?,
         Server::start(dom0, echoes, "cat")?,

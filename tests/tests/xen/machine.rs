@@ -83,7 +83,7 @@ fn a_forwarded_port_leads_to_dom0(bench: &Bench) -> Result<()> {
     let ports = bench.port()?;
     let lab = bench.lab()?;
     // -e: the program's output becomes the connection's.
-    let line = format!("nc -l -p {} -e echo from dom0 >/dev/null 2>&1 &", ports.dom0);
+    let line = format!("nc -l -p {} -e echo from dom0 >/dev/null 2>&1 &", ports.inner);
     lab.run(&line)?;
     for _ in 0..50 {
         let mut stream = TcpStream::connect(("127.0.0.1", ports.host))?;

@@ -17,6 +17,7 @@ mod linux_backend;
 mod linux_frontend;
 mod machine;
 mod memory;
+mod network;
 mod platform;
 mod reconnect;
 mod service;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         events::CASES,
         boot::CASES,
         memory::CASES,
+        network::CASES,
         linux_frontend::CASES,
         linux_backend::CASES,
         ends::CASES,

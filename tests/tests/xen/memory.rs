@@ -144,11 +144,11 @@ fn mem_set_takes_memory_and_gives_it_back(bench: &Bench) -> Result<()> {
 fn three_hundred_connections_at_once_leave_a_guest_of_8_mib_alive(bench: &Bench) -> Result<()> {
     // It may hold more than there is memory for.
     let ports = bench.port()?;
-    let line = format!("app=http max-connections=1000 port={}", ports.dom0);
+    let line = format!("app=http max-connections=1000 port={}", ports.inner);
     let config = format!("{HTTP}\nmemory = 8\ncmdline = \"{line}\"\n");
     let domain = Domain::create(bench.lab()?, "crowded", &config)?;
     domain.wait_for("serving on port", PATIENCE)?;
-    let guest = Service { domain, port: ports.host, dom0_port: ports.dom0 };
+    let guest = Service { domain, port: ports.host, inner_port: ports.inner };
     let at_rest = || -> Result<(u64, u64)> {
         let numbers = guest.metrics()?;
         // But for rings that are kept for the next connections: 17 pages each.

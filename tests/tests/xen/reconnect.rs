@@ -67,12 +67,12 @@ fn a_guest_gets_its_device_while_it_runs_and_loses_it_and_gets_it_again(
 ) -> Result<()> {
     let dom0 = bench.lab()?;
     let ports = bench.port()?;
-    let config = format!("{HTTP}\ncmdline = \"app=http port={}\"\n", ports.dom0);
+    let config = format!("{HTTP}\ncmdline = \"app=http port={}\"\n", ports.inner);
     let domain = Device::None.create(dom0, "http", &config)?;
     let said = domain.wait_for("no device for sockets", PATIENCE)?;
     ensure!(said.contains("pvcalls="), "it does not say what to do: {said}");
     dom0.run(&format!("attach-sockets {}", domain.name()))?;
-    let guest = Service { domain, port: ports.host, dom0_port: ports.dom0 };
+    let guest = Service { domain, port: ports.host, inner_port: ports.inner };
     let name = guest.domain.name();
     wait_until("the guest serves", PATIENCE, || Ok(guest.is_served()))?;
     let again = dom0.exec(&format!("attach-sockets {name}"))?;
@@ -82,7 +82,7 @@ fn a_guest_gets_its_device_while_it_runs_and_loses_it_and_gets_it_again(
         let _load = Load::of(&guest)?;
         dom0.run(&format!("detach-sockets {force} {name}"))?;
         wait_until("nobody serves", PATIENCE, || {
-            Ok(dom0.run(&format!("netstat -ltn | grep -c :{} || true", ports.dom0))? == "0")
+            Ok(dom0.run(&format!("netstat -ltn | grep -c :{} || true", ports.inner))? == "0")
         })?;
         dom0.run(&format!("attach-sockets {name}"))?;
         wait_until("the guest serves again", PATIENCE, || Ok(guest.is_served()))?;

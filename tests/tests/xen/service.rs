@@ -2,11 +2,11 @@
 
 use crate::bench::{Bench, wait_until};
 use anyhow::{Context, Result, bail, ensure};
-use lab::{Dom0, Domain};
+use lab::{Dom0, Domain, Interface, dom0_port};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddrV4, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -17,13 +17,15 @@ pub const ECHO: &str = include_str!("../../dom0/echo.cfg");
 /// How long anything may take that is expected to happen at all.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The device that carries a guest's socket calls.
+/// The device that carries a guest's socket calls, or what its own sockets send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
     /// PV Calls, as xl makes it.
     PvCalls,
     /// XenSock draft 1, attached before the guest runs.
     XenSock,
+    /// A network interface of its own, on dom0's bridge.
+    Netfront(Interface),
     /// None at all.
     None,
 }
@@ -41,6 +43,27 @@ impl Device {
                 domain.unpause()?;
                 Ok(domain)
             }
+            Device::Netfront(interface) => {
+                let vif = interface.vif();
+                // The configuration may know better.
+                Domain::create(dom0, name, &format!("vif = [\"{vif}\"]\n{without}"))
+            }
+        }
+    }
+
+    /// What a command line says of it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Device::Netfront(_) => "stack=netfront",
+            _ => "",
+        }
+    }
+
+    /// Where a server's port is found in dom0's network.
+    fn place(self, port: u16) -> SocketAddrV4 {
+        match self {
+            Device::Netfront(interface) => SocketAddrV4::new(interface.address(), port),
+            _ => dom0_port(port),
         }
     }
 }
@@ -50,8 +73,8 @@ pub struct Service {
     pub domain: Domain,
     /// The port on this machine's loopback.
     pub port: u16,
-    /// The port of dom0.
-    pub dom0_port: u16,
+    /// The one that it listens on: dom0's, or its own.
+    pub inner_port: u16,
 }
 
 impl Service {
@@ -68,12 +91,12 @@ impl Service {
         app: &str,
         settings: &str,
     ) -> Result<Self> {
-        let ports = bench.port()?;
-        let inner = ports.dom0;
-        let config = format!("{config}\ncmdline = \"app={app} port={inner}\"\n{settings}\n");
+        let ports = bench.port_at(|port| device.place(port))?;
+        let (inner, word) = (ports.inner, device.word());
+        let config = format!("{config}\ncmdline = \"app={app} port={inner} {word}\"\n{settings}\n");
         let domain = device.create(bench.lab()?, app, &config)?;
         domain.wait_for(&format!("serving on port {inner}"), PATIENCE)?;
-        Ok(Service { domain, port: ports.host, dom0_port: inner })
+        Ok(Service { domain, port: ports.host, inner_port: inner })
     }
 
     pub fn http(bench: &Bench) -> Result<Self> {

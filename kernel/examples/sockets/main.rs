@@ -2,22 +2,26 @@
 //! it: each connection has both of its ends here, and goes through the backend's loopback interface.
 //!
 //! `port=N` is the first of some ports that are free there. `plain` says that the backend has no
-//! extension, so that each of them must be refused by name.
+//! extension, so that each of them must be refused by name. `beside=ADDRESS`, dom0's on its bridge, tries what
+//! the sockets of all stacks do alike, between dom0's and those of a stack of the guest's own.
 #![no_std]
 #![no_main]
 
+mod alike;
+
 extern crate alloc;
 
+use alike::*;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt::Debug;
-use core::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use edge_nal::{Close, TcpShutdown, TcpSplit};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use edge_nal::{Close, TcpShutdown};
 use embassy_time::{Duration, with_timeout};
 use embedded_io_async::{Read, Write};
-use futures_util::future::{join, join_all};
+use futures_util::future::join;
 use kernel::System;
 use kernel::machine::Domain;
 use xen::Errno;
@@ -42,39 +46,88 @@ type End = Stream<Domain>;
 
 async fn main(system: System) -> Result<(), String> {
     let line = core::str::from_utf8(system.command_line()).unwrap_or_default();
-    let port = line.split_whitespace().find_map(|word| word.strip_prefix("port="));
-    let port = port.and_then(|port| port.parse().ok()).ok_or("say port=, and a number")?;
-    let plain = line.split_whitespace().any(|word| word == "plain");
+    let word = |name: &str| line.split_whitespace().find_map(|word| word.strip_prefix(name));
+    let port = word("port=").and_then(|port| port.parse().ok()).ok_or("say port=, and a number")?;
     let sockets = system.sockets(Default::default()).await.map_err(|error| error.to_string())?;
-    let bench = Bench { sockets, port };
-
-    let mut failed = 0;
-    macro_rules! checks {
-        ($($check:ident)*) => { $(
-            match with_timeout(LIMIT, $check(&bench)).await {
-                Ok(Ok(())) => log::info!("check {}: ok", stringify!($check)),
-                Ok(Err(reason)) => {
-                    failed += 1;
-                    log::error!("check {}: {reason}", stringify!($check));
-                }
-                Err(_) => {
-                    failed += 1;
-                    log::error!("check {}: it takes too long", stringify!($check));
-                }
-            }
-        )* };
-    }
-    checks!(bytes_go_both_ways a_refused_connection_says_so several_connections_are_accepted_at_once
-        a_connection_can_be_waited_for_without_a_ring an_address_in_use_says_so
-        connections_use_grants_again);
-    if plain {
-        checks!(extensions_are_refused_by_name);
+    let mut tally = Tally::default();
+    if let Some(dom0) = word("beside=") {
+        let dom0 = dom0.parse().map_err(|_| "beside= wants dom0's address")?;
+        both_stacks(&system, &sockets, dom0, port, &mut tally).await?;
     } else {
-        checks!(options_are_set_and_asked_for one_direction_closes_alone both_ends_know_their_names
-            connections_go_over_ipv6 rings_change_their_size_under_traffic
-            an_aborted_connection_is_a_reset);
+        one_stack(sockets, port, word("plain").is_some(), &mut tally).await;
     }
-    log::info!("checks are done: {failed} failed");
+    log::info!("checks are done: {} failed", tally.failed);
+    Ok(())
+}
+
+/// What came of the checks.
+#[derive(Default)]
+struct Tally {
+    failed: usize,
+}
+
+impl Tally {
+    async fn check(&mut self, name: &str, check: impl Future<Output = Outcome>) {
+        match with_timeout(LIMIT, check).await {
+            Ok(Ok(())) => return log::info!("check {name}: ok"),
+            Ok(Err(reason)) => log::error!("check {name}: {reason}"),
+            Err(_) => log::error!("check {name}: it takes too long"),
+        }
+        self.failed += 1;
+    }
+}
+
+macro_rules! checks {
+    ($tally:ident, $on:expr, $($check:ident)*) => {
+        $( $tally.check(stringify!($check), $check($on)).await; )*
+    };
+}
+
+/// What all stacks do.
+async fn alike(way: Way<'_, impl Near, impl Far>, tally: &mut Tally) {
+    checks!(tally, &way, bytes_go_both_ways a_refused_connection_says_so
+        several_connections_are_accepted_at_once an_address_in_use_says_so
+        what_was_written_arrives_although_the_stream_is_dropped);
+}
+
+/// What all stacks do, but for dom0's sockets behind a backend without extensions.
+async fn alike_with_extensions(way: Way<'_, impl Near, impl Far>, tally: &mut Tally) {
+    checks!(tally, &way, one_direction_closes_alone an_aborted_connection_is_a_reset);
+    alike(way, tally).await;
+}
+
+/// Both ends of each connection are dom0's.
+async fn one_stack(sockets: Frontend<Domain>, port: u16, plain: bool, tally: &mut Tally) {
+    let way = |to| Way { near: &sockets, far: &sockets, to, port };
+    let bench = Bench { sockets: sockets.clone(), port };
+    checks!(tally, &bench, a_connection_can_be_waited_for_without_a_ring connections_use_grants_again);
+    if plain {
+        alike(way(Ipv4Addr::LOCALHOST.into()), tally).await;
+        checks!(tally, &bench, extensions_are_refused_by_name);
+        return;
+    }
+    alike_with_extensions(way(Ipv4Addr::LOCALHOST.into()), tally).await;
+    alike_with_extensions(way(Ipv6Addr::LOCALHOST.into()), tally).await;
+    checks!(tally, &bench, options_are_set_and_asked_for both_ends_know_their_names
+        rings_change_their_size_under_traffic);
+}
+
+/// One end of each connection is dom0's, and the other one this guest's own.
+async fn both_stacks(
+    system: &System,
+    sockets: &Frontend<Domain>,
+    dom0: IpAddr,
+    port: u16,
+    tally: &mut Tally,
+) -> Result<(), String> {
+    let stack = system.network(Default::default(), Default::default()).await;
+    let stack = stack.map_err(|error| error.to_string())?;
+    stack.configured().await;
+    let own = stack.ipv4().ok_or("the interface has no address")?.address();
+    log::info!("from dom0 to {own}");
+    alike_with_extensions(Way { near: sockets, far: &stack, to: own.into(), port }, tally).await;
+    log::info!("from {own} to dom0");
+    alike_with_extensions(Way { near: &stack, far: sockets, to: dom0, port }, tally).await;
     Ok(())
 }
 
@@ -115,46 +168,6 @@ async fn transfer(from: &mut impl Write, to: &mut impl Read, data: &[u8]) -> Out
     if got == data { Ok(()) } else { Err("what came is not what was sent".to_string()) }
 }
 
-async fn bytes_go_both_ways(bench: &Bench) -> Outcome {
-    let listener = bench.listen(0).await?;
-    let [mut near, mut far] = bench.pair(&listener, bench.address(0)).await?;
-    let (there, back) = (pattern(700_000), pattern(600_001));
-    let ((mut near_read, mut near_write), (mut far_read, mut far_write)) =
-        (near.split(), far.split());
-    let (one, other) = join(
-        transfer(&mut near_write, &mut far_read, &there),
-        transfer(&mut far_write, &mut near_read, &back),
-    )
-    .await;
-    one.and(other)?;
-    near.close(Close::Both).await.map_err(say("close"))?;
-    expect("the end", far.read(&mut [0]).await, Ok(0))
-}
-
-async fn a_refused_connection_says_so(bench: &Bench) -> Outcome {
-    let refused = bench.sockets.connect(bench.address(1)).await.map(drop);
-    expect("connect", refused, Err(Errno::ECONNREFUSED))
-}
-
-async fn several_connections_are_accepted_at_once(bench: &Bench) -> Outcome {
-    let listener = bench.listen(0).await?;
-    let accepting = join_all((0..5).map(|_| listener.accept()));
-    let connecting = join_all((0..5).map(|_| bench.sockets.connect(bench.address(0))));
-    let (accepted, connected) = join(accepting, connecting).await;
-    for (number, stream) in (0u8..).zip(connected) {
-        stream.map_err(say("connect"))?.write_all(&[number]).await.map_err(say("write"))?;
-    }
-    let mut seen = Vec::new();
-    for stream in accepted {
-        let mut byte = [0];
-        let mut stream = stream.map_err(say("accept"))?;
-        stream.read_exact(&mut byte).await.map_err(say("read"))?;
-        seen.push(byte[0]);
-    }
-    seen.sort_unstable();
-    expect("who came", seen, vec![0, 1, 2, 3, 4])
-}
-
 async fn a_connection_can_be_waited_for_without_a_ring(bench: &Bench) -> Outcome {
     let listener = bench.listen(0).await?;
     let early = with_timeout(Duration::from_millis(200), listener.readable()).await;
@@ -163,12 +176,6 @@ async fn a_connection_can_be_waited_for_without_a_ring(bench: &Bench) -> Outcome
     ready.map_err(say("poll"))?;
     let _near = near.map_err(say("connect"))?;
     listener.accept().await.map(drop).map_err(say("accept"))
-}
-
-async fn an_address_in_use_says_so(bench: &Bench) -> Outcome {
-    let _listener = bench.listen(0).await?;
-    let second = bench.sockets.bind(bench.address(0)).await.map(drop);
-    expect("bind", second, Err(Errno::EADDRINUSE))
 }
 
 async fn connections_use_grants_again(bench: &Bench) -> Outcome {
@@ -230,33 +237,6 @@ async fn options_are_set_and_asked_for(bench: &Bench) -> Outcome {
     bench.sockets.bind_with(bench.address(1), shares).await.map(drop).map_err(say("share"))
 }
 
-async fn one_direction_closes_alone(bench: &Bench) -> Outcome {
-    let listener = bench.listen(0).await?;
-    let [mut near, mut far] = bench.pair(&listener, bench.address(0)).await?;
-    let data = pattern(300_000);
-    let asking = async {
-        near.write_all(&data).await.map_err(say("write"))?;
-        near.close(Close::Write).await.map_err(say("half-close"))?;
-        expect("a write after that", near.write(b"x").await, Err(Errno::EPIPE))?;
-        let mut answer = [0; 6];
-        near.read_exact(&mut answer).await.map_err(say("read"))?;
-        expect("the answer", &answer, b"answer")
-    };
-    let answering = async {
-        let (mut got, mut some) = (Vec::new(), vec![0; 8192]);
-        loop {
-            match far.read(&mut some).await.map_err(say("read"))? {
-                0 => break,
-                count => got.extend_from_slice(&some[..count]),
-            }
-        }
-        expect("what came", got == data, true)?;
-        far.write_all(b"answer").await.map_err(say("write"))
-    };
-    let (asked, answered) = join(asking, answering).await;
-    asked.and(answered)
-}
-
 async fn both_ends_know_their_names(bench: &Bench) -> Outcome {
     let listener =
         bench.sockets.bind((Ipv4Addr::LOCALHOST, 0).into()).await.map_err(say("bind"))?;
@@ -267,14 +247,6 @@ async fn both_ends_know_their_names(bench: &Bench) -> Outcome {
     expect("its peer", near.peer_addr(), Some(to))?;
     expect("the other's own name", far_local, Ok(to))?;
     expect("the other's peer", far.peer_addr(), near_local.ok())
-}
-
-async fn connections_go_over_ipv6(bench: &Bench) -> Outcome {
-    let at = SocketAddr::from((Ipv6Addr::LOCALHOST, bench.port));
-    let listener = bench.sockets.bind(at).await.map_err(say("bind"))?;
-    let [mut near, mut far] = bench.pair(&listener, at).await?;
-    expect("its peer", far.peer_addr().map(|peer| peer.ip()), Some(at.ip()))?;
-    transfer(&mut near, &mut far, &pattern(100_000)).await
 }
 
 async fn rings_change_their_size_under_traffic(bench: &Bench) -> Outcome {
@@ -298,19 +270,4 @@ async fn rings_change_their_size_under_traffic(bench: &Bench) -> Outcome {
     }
     let fits = sizes.windows(2).all(|pair| pair[0] != pair[1]) && sizes[1] >= 100_000;
     expect(&format!("the sizes {sizes:?} follow the wishes"), fits, true)
-}
-
-async fn an_aborted_connection_is_a_reset(bench: &Bench) -> Outcome {
-    let listener = bench.listen(0).await?;
-    let [mut near, mut far] = bench.pair(&listener, bench.address(0)).await?;
-    near.write_all(b"x").await.map_err(say("write"))?;
-    near.abort().await.map_err(say("abort"))?;
-    let mut some = [0; 8];
-    let end = loop {
-        match far.read(&mut some).await {
-            Ok(1..) => {}
-            end => break end,
-        }
-    };
-    expect("what the other end sees", end, Err(Errno::ECONNRESET))
 }

@@ -1,0 +1,383 @@
+//! Guests with a network interface and a stack of their own, on dom0's bridge.
+
+use crate::bench::{Bench, cases, wait_until};
+use crate::service::{
+    Device, ECHO, HTTP, Load, PATIENCE, Service, comes_back_to, exchange, pattern, rounds, sha256,
+};
+use anyhow::{Context, Result, ensure};
+use lab::{Dom0, Domain, Interface};
+use std::io::{Read, Write};
+use std::net::SocketAddrV4;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+cases![
+    a_page_is_served_at_an_address_from_dhcp,
+    a_hundred_mb_each_way_have_the_right_digest,
+    a_thousand_pings_are_answered,
+    two_hundred_connections_at_once_leave_nothing_behind,
+    downloads_are_right_over_a_network_that_loses_reorders_doubles_delays_and_spoils,
+    an_address_and_names_can_come_from_the_command_line,
+    connections_go_over_ipv6_as_well,
+    a_name_that_leads_nowhere_is_said_to,
+    names_are_looked_up_over_xensock_too,
+    a_dhcp_server_may_come_late_and_go_and_come_back,
+    large_frames_go_where_the_toolstack_says_so,
+    an_interface_may_come_late_and_be_replaced,
+    a_lost_carrier_is_waited_out,
+    a_guest_with_an_interface_is_saved_and_restored_under_load,
+    both_stacks_serve_at_once,
+];
+
+/// The interface of a case's first guest, and of its second.
+fn first() -> Interface {
+    Interface::numbered(0)
+}
+
+fn second() -> Interface {
+    Interface::numbered(1)
+}
+
+fn over(interface: Interface, bench: &Bench, settings: &str) -> Result<Service> {
+    Service::start_over(Device::Netfront(interface), bench, HTTP, "http", settings)
+}
+
+/// Starts the http app, and waits until it has its address.
+fn http(bench: &Bench) -> Result<Service> {
+    let guest = over(first(), bench, "")?;
+    guest.domain.wait_for("the address is", PATIENCE)?;
+    Ok(guest)
+}
+
+/// Its interface's name in dom0.
+fn name_of_vif(domain: &Domain) -> Result<String> {
+    Ok(format!("vif{}.0", domain.id()?.context("the domain has ended")?))
+}
+
+/// What a guest that fetches something says, until it has ended.
+fn fetch(dom0: &Dom0, device: Device, words: &str) -> Result<String> {
+    let words = format!("app=fetch {words} {}", device.word());
+    let client = device.create(dom0, "fetch", &format!("{HTTP}\ncmdline = \"{words}\"\n"))?;
+    client.wait_for_end(PATIENCE)?;
+    client.console()
+}
+
+/// What of it says that everything came.
+fn all_of_it(len: usize) -> String {
+    sha256(&pattern(len))
+}
+
+fn a_page_is_served_at_an_address_from_dhcp(bench: &Bench) -> Result<()> {
+    let guest = http(bench)?;
+    let page = String::from_utf8(guest.curl(&["--include", &guest.url("/")])?)?;
+    ensure!(page.starts_with("HTTP/1.1 200") && page.contains("XenSock"), "{page}");
+    let console = guest.domain.console()?;
+    for said in [
+        "the address is 10.0.2.130/25, by way of 10.0.2.129",
+        "MTU 1500, segmentation, checksums, two event channels",
+    ] {
+        ensure!(console.contains(said), "{console}");
+    }
+    // From dom0 itself, whose stack leaves the checksums of its frames to the guest.
+    let dom0 = bench.lab()?;
+    let url = format!("http://{}:{}/bytes/1000003", first().address(), guest.inner_port);
+    let digest = dom0.run(&format!("wget -q -O - {url} | sha256sum"))?;
+    ensure!(digest.starts_with(&all_of_it(1_000_003)), "{digest}");
+    Ok(())
+}
+
+fn a_hundred_mb_each_way_have_the_right_digest(bench: &Bench) -> Result<()> {
+    let guest = http(bench)?;
+    let body = pattern(100_000_000);
+    let wanted = sha256(&body);
+    let got = sha256(&guest.curl(&[&guest.url("/bytes/100000000")])?);
+    ensure!(got == wanted, "{got} came out of the guest, not {wanted}");
+    let mut curl = Command::new("curl")
+        .args(["--silent", "--show-error", "--max-time", "300", "--data-binary", "@-"])
+        .arg(guest.url("/sum"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    curl.stdin.take().context("curl has no input")?.write_all(&body)?;
+    let got = String::from_utf8(curl.wait_with_output()?.stdout)?;
+    ensure!(got.trim() == wanted, "{got} came into the guest, not {wanted}");
+    Ok(())
+}
+
+fn a_thousand_pings_are_answered(bench: &Bench) -> Result<()> {
+    let guest = http(bench)?;
+    let address = first().address();
+    let dom0 = bench.lab()?;
+    for size in [56, 1400] {
+        let count = if size == 56 { 1000 } else { 100 };
+        let said = dom0.run(&format!("ping -q -c {count} -i 0.005 -s {size} {address}"))?;
+        ensure!(said.contains(" 0% packet loss"), "{size} bytes: {said}");
+    }
+    ensure!(guest.is_served());
+    Ok(())
+}
+
+fn two_hundred_connections_at_once_leave_nothing_behind(bench: &Bench) -> Result<()> {
+    let guest = http(bench)?;
+    guest.get("/healthz")?;
+    let held = || -> Result<_> {
+        let numbers = guest.metrics()?;
+        Ok(["grants_in_use", "ports_open", "sockets_open"].map(|name| numbers[name]))
+    };
+    let before = held()?;
+    let mut open = Vec::new();
+    for count in 0..200 {
+        open.push(guest.connect().with_context(|| format!("connection {count}"))?);
+        // QEMU's forwarder queues a single connection.
+        thread::sleep(Duration::from_millis(20));
+    }
+    for stream in &mut open {
+        stream.write_all(b"GET /bytes/1000 HTTP/1.0\r\n\r\n")?;
+    }
+    for (count, stream) in open.iter_mut().enumerate() {
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).with_context(|| format!("connection {count}"))?;
+        ensure!(answer.ends_with(&pattern(1000)), "connection {count}: {} bytes", answer.len());
+    }
+    drop(open);
+    comes_back_to(&before, held)
+}
+
+fn downloads_are_right_over_a_network_that_loses_reorders_doubles_delays_and_spoils(
+    bench: &Bench,
+) -> Result<()> {
+    let dom0 = bench.lab()?;
+    let server = http(bench)?;
+    let port = server.inner_port;
+    // Each direction's frames leave dom0 by the vif of the guest that they are for.
+    let vif = name_of_vif(&server.domain)?;
+    for fault in [
+        "loss 1%",
+        "delay 10ms reorder 25% 50%",
+        "delay 50ms",
+        "duplicate 5%",
+        "delay 5ms 2ms loss 1% duplicate 1% reorder 5%",
+    ] {
+        let tc =
+            |what: &str| dom0.run(&format!("/sbin/tc qdisc {what} dev {vif} root netem {fault}"));
+        tc("add")?;
+        // Into the guest: what it acknowledges of its own, and what it is sent.
+        let url = server.url("/bytes/2000000");
+        let got = sha256(&server.curl(&[&url]).context(fault)?);
+        ensure!(got == all_of_it(2_000_000), "{fault}: {got} came out of the guest");
+        let body = pattern(1_000_000);
+        let got = post(&server, &body).context(fault)?;
+        ensure!(got == sha256(&body), "{fault}: {got} came into the guest");
+        tc("del")?;
+    }
+    // What comes from outside dom0 counts as checked there, and netem spoils it thereafter. What comes from
+    // a guest has its checksum from netem itself.
+    let spoil = |vif: &str| {
+        dom0.run(&format!("/sbin/tc qdisc add dev {vif} root netem loss 1% corrupt 0.5%"))
+    };
+    spoil(&vif)?;
+    let url = format!("http://{}:{port}/bytes/1000003", first().address());
+    let config = format!(
+        "{HTTP}\ncmdline = \"app=fetch url={url} stack=netfront\"\npvcalls = []\nvif = [\"{}\"]\n",
+        second().vif()
+    );
+    let client = Domain::create_paused(dom0, "fetch", &config)?;
+    spoil(&name_of_vif(&client)?)?;
+    client.unpause()?;
+    client.wait_for_end(PATIENCE)?;
+    let console = client.console()?;
+    ensure!(console.contains(&all_of_it(1_000_003)), "{console}");
+    let dropped = server.metrics()?["frames_dropped_total"];
+    ensure!(dropped > 0, "no frame was spoiled");
+    Ok(())
+}
+
+fn post(guest: &Service, body: &[u8]) -> Result<String> {
+    let mut stream = guest.connect()?;
+    write!(stream, "POST /sum HTTP/1.0\r\nContent-Length: {}\r\n\r\n", body.len())?;
+    stream.write_all(body)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer.rsplit_once("\r\n\r\n").context("no answer")?.1.trim().to_owned())
+}
+
+fn an_address_and_names_can_come_from_the_command_line(bench: &Bench) -> Result<()> {
+    let dom0 = bench.lab()?;
+    let server = over(first(), bench, "")?;
+    let (port, to, dns) = (server.inner_port, first().address(), Interface::DOM0);
+    dom0.run(&format!("start-dnsmasq --host-record=server.lab,{to}"))?;
+    let here = "ip=10.0.2.140/25 gw=10.0.2.129";
+    let url = format!("url=http://server.lab:{port}/bytes/1000003");
+    let console = fetch(dom0, Device::Netfront(second()), &format!("{here} dns={dns} {url}"))?;
+    ensure!(console.contains(&all_of_it(1_000_003)), "{console}");
+    let console = fetch(dom0, Device::Netfront(second()), &format!("{here} {url}"))?;
+    ensure!(console.contains("dns="), "without a server: {console}");
+    dom0.run("start-dnsmasq")?;
+    Ok(())
+}
+
+fn connections_go_over_ipv6_as_well(bench: &Bench) -> Result<()> {
+    let dom0 = bench.lab()?;
+    let words = "app=http port=80 stack=netfront ip6=fd00::130/64 gw6=fd00::1";
+    let config = format!("{HTTP}\ncmdline = \"{words}\"\n");
+    let guest = Device::Netfront(first()).create(dom0, "http", &config)?;
+    guest.wait_for("the link is up", PATIENCE)?;
+    let said = dom0.run("ping -6 -q -c 20 -i 0.01 fd00::130")?;
+    ensure!(said.contains(" 0% packet loss"), "{said}");
+    let url = "url=http://[fd00::130]/bytes/1000003";
+    let console = fetch(dom0, Device::Netfront(second()), &format!("ip6=fd00::131/64 {url}"))?;
+    ensure!(console.contains(&all_of_it(1_000_003)), "{console}");
+    Ok(())
+}
+
+fn a_name_that_leads_nowhere_is_said_to(bench: &Bench) -> Result<()> {
+    let dom0 = bench.lab()?;
+    let console = fetch(dom0, Device::Netfront(first()), "url=http://nowhere.lab/")?;
+    ensure!(console.contains("cannot resolve nowhere.lab: "), "{console}");
+    Ok(())
+}
+
+fn names_are_looked_up_over_xensock_too(bench: &Bench) -> Result<()> {
+    let dom0 = bench.lab()?;
+    let server = Service::http(bench)?;
+    let url = format!("url=http://dom0.lab:{}/bytes/1000003", server.inner_port);
+    let console = fetch(dom0, Device::PvCalls, &format!("dns={} {url}", Interface::DOM0))?;
+    ensure!(console.contains(&all_of_it(1_000_003)), "{console}");
+    let nowhere = format!("dns={} url=http://nowhere.lab/", Interface::DOM0);
+    let console = fetch(dom0, Device::PvCalls, &nowhere)?;
+    ensure!(console.contains("cannot resolve nowhere.lab: "), "{console}");
+    Ok(())
+}
+
+fn a_dhcp_server_may_come_late_and_go_and_come_back(bench: &Bench) -> Result<()> {
+    let dom0 = bench.lab()?;
+    dom0.run("stop-dnsmasq")?;
+    let outcome = with_a_short_lease(bench, dom0);
+    dom0.run("start-dnsmasq")?;
+    outcome
+}
+
+fn with_a_short_lease(bench: &Bench, dom0: &Dom0) -> Result<()> {
+    // dnsmasq gives no lease for less than two minutes.
+    let configuration = format!(
+        "interface xenbr0\nstart {to}\nend {to}\nmin_lease 1\noption lease 6\noption subnet \
+         255.255.255.128\noption router {}\nlease_file /run/udhcpd.leases\npidfile /run/udhcpd.pid\n",
+        Interface::DOM0,
+        to = first().address()
+    );
+    dom0.write("/run/udhcpd.conf", &configuration)?;
+    dom0.run("touch /run/udhcpd.leases")?;
+    let start = || dom0.run("udhcpd /run/udhcpd.conf");
+    let stop = || dom0.run("kill $(cat /run/udhcpd.pid)");
+
+    let guest = over(first(), bench, "")?;
+    guest.domain.wait_for("the link is up", PATIENCE)?;
+    thread::sleep(Duration::from_secs(2));
+    ensure!(!guest.domain.console()?.contains("the address is"), "an address without a server");
+    start()?;
+    guest.domain.wait_for("the address is", PATIENCE)?;
+    thread::sleep(Duration::from_secs(8));
+    ensure!(!guest.domain.console()?.contains("is lost"), "the lease is not renewed");
+    ensure!(guest.is_served());
+    stop()?;
+    guest.domain.wait_for("the address is lost", PATIENCE)?;
+    start()?;
+    let outcome = wait_until("the guest serves again", PATIENCE, || Ok(guest.is_served()));
+    stop()?;
+    outcome
+}
+
+fn large_frames_go_where_the_toolstack_says_so(bench: &Bench) -> Result<()> {
+    let dom0 = bench.lab()?;
+    let settings = format!("vif = [\"{},mtu=9000\"]", first().vif());
+    let guest = over(first(), bench, &settings)?;
+    guest.domain.wait_for("MTU 9000", PATIENCE)?;
+    guest.domain.wait_for("the address is", PATIENCE)?;
+    dom0.run("ip link set xenbr0 mtu 9000")?;
+    // The first answer makes the guest ask for dom0's Ethernet address, if it does not know it.
+    let ping = |words: &str| dom0.run(&format!("ping -q {words} {}", first().address()));
+    let _ = ping("-c 2");
+    let said = ping("-c 20 -i 0.01 -s 8000")?;
+    ensure!(said.contains(" 0% packet loss"), "{said}");
+    let got = sha256(&guest.get("/bytes/3000000")?.1);
+    ensure!(got == all_of_it(3_000_000), "{got}");
+    let body = pattern(3_000_000);
+    ensure!(post(&guest, &body)? == sha256(&body));
+    Ok(())
+}
+
+fn an_interface_may_come_late_and_be_replaced(bench: &Bench) -> Result<()> {
+    let dom0 = bench.lab()?;
+    let ports = bench.port_at(|port| SocketAddrV4::new(first().address(), port))?;
+    let words = format!("app=http port={} stack=netfront", ports.inner);
+    let config = format!("{HTTP}\ncmdline = \"{words}\"\n");
+    let domain = Device::None.create(dom0, "http", &config)?;
+    let guest = Service { domain, port: ports.host, inner_port: ports.inner };
+    let name = guest.domain.name();
+    let said = guest.domain.wait_for("no network interface", PATIENCE)?;
+    ensure!(said.contains("vif=") && said.contains("xl network-attach"), "{said}");
+    for _ in 0..rounds()? {
+        dom0.run(&format!("xl network-attach {name} {}", first().vif()))?;
+        wait_until("the guest serves", PATIENCE, || Ok(guest.is_served()))?;
+        ensure!(guest.get("/bytes/100000")?.1 == pattern(100_000));
+        dom0.run(&format!("xl network-detach {name} 0"))?;
+        let device = format!("xenstore-exists /local/domain/$(xl domid {name})/device/vif/0");
+        wait_until("the device is gone", PATIENCE, || Ok(dom0.exec(&device)?.status != 0))?;
+    }
+    Ok(())
+}
+
+fn a_lost_carrier_is_waited_out(bench: &Bench) -> Result<()> {
+    let dom0 = bench.lab()?;
+    let guest = Service::start_over(Device::Netfront(first()), bench, ECHO, "echo", "")?;
+    guest.domain.wait_for("the address is", PATIENCE)?;
+    let mut stream = guest.connect()?;
+    let mut bytes = [0; 6];
+    stream.write_all(b"before")?;
+    stream.read_exact(&mut bytes)?;
+    let vif = name_of_vif(&guest.domain)?;
+    dom0.run(&format!("ip link set {vif} down"))?;
+    stream.write_all(b"meanwh")?;
+    thread::sleep(Duration::from_secs(2));
+    dom0.run(&format!("ip link set {vif} up"))?;
+    stream.read_exact(&mut bytes)?;
+    ensure!(&bytes == b"meanwh");
+    exchange(guest.port, &pattern(1_000_000))
+}
+
+fn a_guest_with_an_interface_is_saved_and_restored_under_load(bench: &Bench) -> Result<()> {
+    let dom0 = bench.lab()?;
+    let guest = http(bench)?;
+    let name = guest.domain.name().to_owned();
+    for _ in 0..rounds()? {
+        let load = Load::of(&guest)?;
+        load.runs(&guest)?;
+        dom0.run(&format!("xl save {name} /root/saved"))?;
+        dom0.run("xl restore /root/saved && rm /root/saved")?;
+        wait_until("the guest serves again", PATIENCE, || Ok(guest.is_served()))?;
+        drop(load);
+        let got = sha256(&guest.get("/bytes/1000000")?.1);
+        ensure!(got == all_of_it(1_000_000), "{got}");
+    }
+    dom0.run(&format!("xl shutdown -w {name}"))?;
+    guest.domain.wait_for_end(PATIENCE)
+}
+
+fn both_stacks_serve_at_once(bench: &Bench) -> Result<()> {
+    let dom0 = bench.lab()?;
+    let ports = bench.port()?;
+    let port = ports.inner;
+    let settings =
+        format!("cmdline = \"app=http port={port} stack=both\"\nvif = [\"{}\"]", first().vif());
+    let config = format!("{HTTP}\n{settings}\n");
+    let domain = Domain::create(dom0, "both", &config)?;
+    domain.wait_for("the address is", PATIENCE)?;
+    let calls = Service { domain, port: ports.host, inner_port: port };
+    wait_until("dom0's sockets serve", PATIENCE, || Ok(calls.is_served()))?;
+    ensure!(calls.get("/bytes/1000003")?.1 == pattern(1_000_003));
+    let url = format!("http://{}:{port}/bytes/1000003", first().address());
+    let digest = dom0.run(&format!("wget -q -O - {url} | sha256sum"))?;
+    ensure!(digest.starts_with(&all_of_it(1_000_003)), "{digest}");
+    Ok(())
+}
