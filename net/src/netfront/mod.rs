@@ -228,9 +228,8 @@ impl<M: Machine + 'static> phy::Device for NetFront<M> {
         capabilities.medium = Medium::Ethernet;
         capabilities.max_transmission_unit = terms.frame();
         capabilities.checksum = checksum;
-        let longest = |can: bool| NonZeroUsize::new(LONGEST).filter(|_| can);
-        capabilities.segmentation.tcpv4 = longest(terms.segments_v4);
-        capabilities.segmentation.tcpv6 = longest(terms.segments_v6);
+        // Not over IPv6: smoltcp 0.14 makes such frames there as well, and then drops them as too long.
+        capabilities.segmentation.tcpv4 = NonZeroUsize::new(LONGEST).filter(|_| terms.segments_v4);
         capabilities
     }
 }
