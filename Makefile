@@ -42,7 +42,7 @@ help:
 	@echo 'make shell       boots Xen and gives a prompt in dom0'
 	@echo 'make test        checks, host tests, then tests in real Xen'
 	@echo 'make test TEST=… only the tests in real Xen whose names contain this'
-	@echo 'make bench       the rings against memcpy; how soon a guest serves'
+	@echo 'make bench       the rings against memcpy; how soon a guest serves; both stacks side by side'
 	@echo 'make soak        the backend killed, and the guest saved, under load again and again: SOAK_ROUNDS=100'
 	@echo 'make fuzz        hostile inputs by libFuzzer: FUZZ_SECONDS=60 each, TARGET=one'
 	@echo 'make loom        rings, events and grants in all orders of their accesses: LOOM_MAX_PREEMPTIONS=3'
@@ -91,8 +91,11 @@ test: setup
 	@tests/check '$(TEST)'
 
 bench: kernel xensockd
+	$(CARGO) build -p lab --example client --profile host
+	@strip --strip-debug target/host/examples/client
 	$(CARGO) bench -p xensock --features double --bench pair
 	$(CARGO) bench -p lab --bench boot
+	$(CARGO) bench -p lab --bench stacks
 
 fuzz: setup
 	@fuzz/run '$(FUZZ_SECONDS)' $(TARGET)

@@ -43,6 +43,8 @@ pub struct Config {
     /// `net=`, `ip=`, `gw=`, `ip6=`, `gw6=`, `tcp-buffer=`: the network interface, for those stacks that have
     /// one. `dns=`: who knows names, for any.
     pub network: Network,
+    /// `trace=pcap`, `trace=pcap:PORT`: the port of dom0 where the interface's frames can be had.
+    pub trace: Option<u16>,
 }
 
 /// An app and what it cannot do without.
@@ -103,7 +105,7 @@ pub enum Problem {
     /// A key that nobody knows.
     #[error(
         "no such key: there are app, port, url, log, ring-order, idle-timeout, max-connections, evtchn, \
-         stack, net, ip, gw, ip6, gw6, dns, tcp-buffer"
+         stack, net, ip, gw, ip6, gw6, dns, tcp-buffer, trace"
     )]
     UnknownKey,
     /// A key for the second time.
@@ -159,6 +161,12 @@ pub enum Problem {
     /// Not a size for buffers.
     #[error("a TCP buffer's size is a whole number of KiB from 4 to 1024")]
     TcpBuffer,
+    /// Not a trace.
+    #[error("a trace is pcap, or pcap:PORT of dom0, as in trace=pcap:2002")]
+    Trace,
+    /// A trace of what has no frames, or that cannot leave.
+    #[error("a trace is of stack=netfront alone, and leaves by dom0's sockets")]
+    NoTrace,
     /// Two stacks for an app that needs one.
     #[error("fetch takes one stack: xensock or netfront")]
     OneStack,
@@ -192,6 +200,7 @@ impl Default for Config {
             evtchn: None,
             stack: StackChoice::default(),
             network: Network::default(),
+            trace: None,
         }
     }
 }
@@ -239,6 +248,7 @@ struct Words<'t> {
     gw6: Option<Word<'t>>,
     dns: Option<Word<'t>>,
     tcp_buffer: Option<Word<'t>>,
+    trace: Option<Word<'t>>,
 }
 
 impl<'t> Words<'t> {
@@ -260,6 +270,7 @@ impl<'t> Words<'t> {
             b"gw6" => &mut self.gw6,
             b"dns" => &mut self.dns,
             b"tcp-buffer" => &mut self.tcp_buffer,
+            b"trace" => &mut self.trace,
             _ => return None,
         })
     }
@@ -342,6 +353,7 @@ impl Config {
         }
         config.stack = words.stack(&config.app)?;
         config.network = words.network(config.stack)?;
+        config.trace = words.trace(config.stack)?;
         Ok(config)
     }
 }

@@ -62,6 +62,8 @@ pub struct Snapshot {
     pub timers: u64,
     /// Time since the Unix epoch.
     pub unix_time: Duration,
+    /// Hypercalls made.
+    pub hypercalls: u64,
     /// How often the CPU has woken from its sleep.
     pub wakeups: u64,
     /// Bytes of console output that found no room.

@@ -21,6 +21,7 @@ use embassy_time::{Duration, Timer, with_timeout};
 use embedded_io_async::{Read, Write};
 use net::netfront::{self, NetFront};
 use net::stack::{self, Stack};
+use net::{Capture, Nic};
 use xen::clock::read_tsc;
 use xen::hypercall::{Operations, ShutdownReason};
 use xen::lifecycle::{Request, Requests};
@@ -132,11 +133,13 @@ impl System {
     }
 
     /// A stack over the first network interface that the toolstack gave this domain, which nobody else may
-    /// have asked for. If there is none, one is waited for. The stack's seed is added to.
+    /// have asked for. If there is none, one is waited for. The stack's seed is added to. All frames go to `capture`
+    /// as well, if there is one.
     pub async fn network(
         &self,
         interface: netfront::Config,
         mut stack: stack::Config,
+        capture: Option<Capture>,
     ) -> Result<Stack, Errno> {
         let path = self.interface().await?;
         let machine = Domain::new(self.0.guest);
@@ -149,7 +152,10 @@ impl System {
         let memory = heap_figures().total + pages::figures().free * PAGE_SIZE;
         stack.backlog = stack.backlog.min(memory / 4 / connection_memory).max(1);
         let handle = nic.handle();
-        let (stack, runner) = Stack::new(nic, stack);
+        let (stack, running) = match capture {
+            None => Self::stack_over(nic, stack),
+            Some(capture) => Self::stack_over(capture.of(nic, handle.clone()), stack),
+        };
         let network = Network { interface: handle, stack: stack.clone(), connection_memory };
         self.0.networks.borrow_mut().push(network);
         let configured = stack.clone();
@@ -157,12 +163,20 @@ impl System {
             configured.configured().await;
             stages::mark(Stage::Device);
         });
-        self.0.background.spawn(async move { match runner.run().await {} });
+        self.0.background.spawn(running);
         self.0.background.spawn(async move {
             let error = driver.run().await;
             log::debug!("{path}: the interface has ended: {error}");
         });
         Ok(stack)
+    }
+
+    fn stack_over(
+        nic: impl Nic + 'static,
+        config: stack::Config,
+    ) -> (Stack, Pin<Box<dyn Future<Output = ()>>>) {
+        let (stack, runner) = Stack::new(nic, config);
+        (stack, Box::pin(async move { match runner.run().await {} }))
     }
 
     async fn interface(&self) -> Result<String, Errno> {
@@ -271,6 +285,7 @@ impl System {
             ports_open: self.0.guest.ports_open(),
             timers: time::waiting() as u64,
             unix_time: self.wall_clock().unwrap_or_default(),
+            hypercalls: xen::hypercall::calls(),
             wakeups: self.0.guest.wakeups(),
             console_dropped: self.0.guest.console.as_ref().map_or(0, |console| console.dropped()),
             ..Snapshot::default()

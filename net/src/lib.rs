@@ -11,10 +11,12 @@
 
 extern crate alloc;
 
+mod capture;
 mod names;
 pub mod netfront;
 mod nic;
 pub mod stack;
 
+pub use capture::Capture;
 pub use names::{ResolveError, Resolver};
 pub use nic::{Control, Link, Nic, Wrapped};

@@ -120,7 +120,7 @@ async fn both_stacks(
     port: u16,
     tally: &mut Tally,
 ) -> Result<(), String> {
-    let stack = system.network(Default::default(), Default::default()).await;
+    let stack = system.network(Default::default(), Default::default(), None).await;
     let stack = stack.map_err(|error| error.to_string())?;
     stack.configured().await;
     let own = stack.ipv4().ok_or("the interface has no address")?.address();

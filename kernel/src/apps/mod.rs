@@ -9,6 +9,7 @@ pub mod echo;
 pub mod fetch;
 pub mod http;
 mod serve;
+pub mod trace;
 mod wire;
 
 use crate::boot::stages::{self, Stage};

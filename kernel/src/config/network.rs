@@ -56,6 +56,9 @@ impl Network {
     }
 }
 
+/// Where a trace is had, unless the command line says so: the port of rpcap.
+const TRACE_PORT: u16 = 2002;
+
 /// Splits `ADDRESS/BITS`.
 fn cidr<A: FromStr>(text: &str, most: u8) -> Option<(A, u8)> {
     let (address, bits) = text.split_once('/')?;
@@ -76,6 +79,21 @@ impl Words<'_> {
                 _ => Err(word.error(Problem::Stack)),
             },
         }
+    }
+
+    pub(super) fn trace(&self, choice: StackChoice) -> Result<Option<u16>, ConfigError> {
+        let Some(word) = self.trace else { return Ok(None) };
+        if choice != StackChoice::NetFront {
+            return Err(word.error(Problem::NoTrace));
+        }
+        let port = match word.value.split_once(':') {
+            None if word.value == "pcap" => Some(TRACE_PORT),
+            Some(("pcap", port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => {
+                port.parse().ok().filter(|port| *port != 0)
+            }
+            _ => None,
+        };
+        port.map(Some).ok_or(word.error(Problem::Trace))
     }
 
     pub(super) fn network(&self, choice: StackChoice) -> Result<Network, ConfigError> {
@@ -136,6 +154,21 @@ impl Words<'_> {
 mod tests {
     use super::*;
     use crate::config::Config;
+
+    #[test]
+    fn a_trace_is_of_the_guests_own_stack() {
+        let trace = |text: &str| Config::parse(text.as_bytes()).unwrap().trace;
+        assert_eq!(trace("stack=netfront"), None);
+        assert_eq!(trace("stack=netfront trace=pcap"), Some(2002));
+        assert_eq!(trace("stack=netfront trace=pcap:70"), Some(70));
+        for wrong in
+            ["trace=tcp", "trace=pcap:", "trace=pcap:0", "trace=pcap:65536", "trace=pcap:+1"]
+        {
+            assert_eq!(problem(&alloc::format!("stack=netfront {wrong}")), (16, Problem::Trace));
+        }
+        assert_eq!(problem("trace=pcap"), (1, Problem::NoTrace));
+        assert_eq!(problem("stack=both trace=pcap"), (12, Problem::NoTrace));
+    }
 
     fn problem(text: &str) -> (usize, Problem) {
         let error = Config::parse(text.as_bytes()).unwrap_err();

@@ -12,7 +12,7 @@ mod page;
 
 pub use operations::{Operations, ShutdownReason, Version};
 #[cfg(all(target_os = "none", target_arch = "x86_64"))]
-pub use page::{NoXen, Xen, install};
+pub use page::{NoXen, Xen, calls, install};
 
 /// Something that takes hypercalls.
 ///

@@ -5,6 +5,7 @@ use crate::abi::cpuid::*;
 use core::arch::x86_64::__cpuid;
 use core::arch::{asm, global_asm};
 use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes of each entry in the hypercall page.
 const ENTRY_SIZE: usize = 32;
@@ -39,6 +40,15 @@ impl fmt::Display for NoXen {
 }
 
 impl core::error::Error for NoXen {}
+
+/// How many calls were made.
+static CALLS: AtomicU64 = AtomicU64::new(0);
+
+/// How many hypercalls this domain has made since it began. One that is made by the handler of an interrupt,
+/// while another is counted, may be missing.
+pub fn calls() -> u64 {
+    CALLS.load(Ordering::Relaxed)
+}
 
 /// The hypervisor that this domain runs on: proof that the hypercall page is filled.
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +90,8 @@ fn find() -> Option<u32> {
 unsafe impl Hypervisor for Xen {
     #[inline]
     unsafe fn call(&self, number: u32, arguments: [u64; 4]) -> i64 {
+        // There is one CPU: no locked instruction is needed.
+        CALLS.store(CALLS.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         let entry = (&raw const hypercall_page).addr() + number as usize * ENTRY_SIZE;
         let result: i64;
         // SAFETY: a `Xen` exists only once the page is filled. Xen's convention: arguments in RDI,

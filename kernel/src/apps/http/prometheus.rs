@@ -47,6 +47,7 @@ pub fn write(out: &mut String, metrics: &Metrics) {
     one("ports_open", "gauge", "Event channel ports that are open.", now.ports_open);
     one("timers", "gauge", "Timers that wait for their time.", now.timers);
     one("unix_time_seconds", "gauge", "The wall clock.", now.unix_time.as_secs());
+    one("hypercalls_total", "counter", "Hypercalls made.", now.hypercalls);
     one("wakeups_total", "counter", "How often the idle CPU has woken.", now.wakeups);
     one("console_dropped_bytes_total", "counter", "Console output lost.", now.console_dropped);
     one("app_connections_open", "gauge", "The app's connections now.", app.connections_open());

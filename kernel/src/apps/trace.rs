@@ -1,0 +1,49 @@
+//! A network interface's frames, streamed to whoever connects.
+
+use super::{AppError, bind};
+use core::convert::Infallible;
+use core::pin::pin;
+use edge_nal::{TcpAccept, TcpBind};
+use embassy_time::{Duration, Timer};
+use embedded_io_async::Write;
+use futures_util::future::{Either, select};
+use net::Capture;
+
+/// How long to wait after an `accept` that failed.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Serves what `capture` has kept, and then what comes, in libpcap's format. There is one reader: who connects later
+/// takes its place.
+pub async fn serve<S: TcpBind>(
+    stack: &S,
+    port: u16,
+    capture: &Capture,
+) -> Result<Infallible, AppError> {
+    let acceptor = bind(stack, port).await?;
+    log::info!("trace: frames can be had at port {port} of dom0");
+    let mut accepted = acceptor.accept().await;
+    loop {
+        accepted = match accepted {
+            Ok((peer, mut socket)) => {
+                log::info!("trace: {peer} gets them; {} were lost before", capture.lost());
+                let sending = pin!(send(&mut socket, capture));
+                match select(sending, pin!(acceptor.accept())).await {
+                    Either::Left((_, next)) => next.await,
+                    Either::Right((next, _)) => next,
+                }
+            }
+            Err(error) => {
+                log::warn!("trace: accept failed: {error}");
+                Timer::after(PAUSE).await;
+                acceptor.accept().await
+            }
+        }
+    }
+}
+
+async fn send<W: Write>(to: &mut W, capture: &Capture) -> Result<Infallible, W::Error> {
+    to.write_all(&Capture::header()).await?;
+    loop {
+        to.write_all(&capture.next().await).await?;
+    }
+}
