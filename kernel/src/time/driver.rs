@@ -13,6 +13,9 @@ use spin::Mutex;
 /// Nanoseconds of a tick.
 const TICK: u64 = 1_000_000_000 / TICK_HZ;
 
+/// How often all tasks are woken at most when the time of one has come, in ticks.
+const CLEARING: u64 = 10 * TICK_HZ;
+
 struct XenTime(Mutex<Timers>);
 
 time_driver_impl!(static DRIVER: XenTime = XenTime(Mutex::new(Timers::new())));
@@ -46,6 +49,8 @@ pub fn expire(now: impl Fn() -> u64) -> bool {
         return false;
     }
     let now = now() / TICK;
+    let all = DRIVER.0.lock().clear(now, CLEARING);
+    all.into_iter().flatten().for_each(Waker::wake);
     // A function, so that the lock is not held while a waker runs. Tasks come back only after they were
     // polled, so this ends.
     let pop = || DRIVER.0.lock().pop(now);

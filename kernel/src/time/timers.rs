@@ -8,7 +8,8 @@
 //! A task that ends says nothing, and what is left of it would stay here, with its memory, until its
 //! time comes: for a server of short connections with long time limits, thousands. So when there are
 //! twice as many entries as there were tasks, all are woken early. Whoever still waits comes back;
-//! of a task that has ended, the last reference is gone.
+//! of a task that has ended, the last reference is gone. The same happens now and then when the time of
+//! one has come anyway, so that the memory of a crowd that left does not stay for as long as its longest limit.
 
 use alloc::collections::BTreeMap;
 use alloc::collections::btree_map::Entry;
@@ -37,6 +38,8 @@ pub struct Timers {
     limit: usize,
     /// Whether all were woken, and those who still wait have not been counted yet.
     is_swept: bool,
+    /// When all were woken last because one's time had come.
+    cleared: u64,
 }
 
 impl Default for Timers {
@@ -48,7 +51,13 @@ impl Default for Timers {
 impl Timers {
     /// No timers.
     pub const fn new() -> Timers {
-        Timers { by_time: BTreeMap::new(), by_task: BTreeMap::new(), limit: FEW, is_swept: false }
+        Timers {
+            by_time: BTreeMap::new(),
+            by_task: BTreeMap::new(),
+            limit: FEW,
+            is_swept: false,
+            cleared: 0,
+        }
     }
 
     /// Has `waker` woken at `time`, or before if it asked so earlier.
@@ -77,12 +86,23 @@ impl Timers {
             // Not less than half of before, in case not all have run yet.
             self.limit = (2 * self.by_time.len()).max(self.limit / 2).max(FEW);
         }
-        if self.by_time.len() <= self.limit {
-            return None;
-        }
+        (self.by_time.len() > self.limit).then(|| self.take_all())
+    }
+
+    /// Takes out all tasks, to be woken early, unless that was done within the last `period`. To be called when
+    /// the time of one of them has come.
+    pub fn clear(&mut self, now: u64, period: u64) -> Option<impl Iterator<Item = Waker> + use<>> {
+        let is_due = now.saturating_sub(self.cleared) >= period;
+        is_due.then(|| {
+            self.cleared = now;
+            self.take_all()
+        })
+    }
+
+    fn take_all(&mut self) -> impl Iterator<Item = Waker> + use<> {
         self.is_swept = true;
         self.by_task.clear();
-        Some(take(&mut self.by_time).into_values())
+        take(&mut self.by_time).into_values()
     }
 
     /// Takes out a task whose time has come.
@@ -173,6 +193,21 @@ mod tests {
         expire(&mut timers, 100);
         assert_eq!(wakes(&task), 1);
         assert_eq!((timers.next(), timers.waiting()), (None, 0));
+    }
+
+    #[test]
+    fn a_crowd_that_left_is_let_go_when_a_time_comes_but_not_at_each() {
+        let [waiting] = tasks();
+        let mut timers = Timers::new();
+        for [ended] in (0..50).map(|_| tasks()) {
+            timers.schedule(1_000_000, &ended.1);
+        }
+        timers.schedule(20, &waiting.1);
+        timers.clear(20, 10).into_iter().flatten().for_each(Waker::wake);
+        assert_eq!((wakes(&waiting), timers.waiting()), (1, 0));
+        timers.schedule(25, &waiting.1);
+        assert!(timers.clear(25, 10).is_none());
+        assert_eq!(timers.waiting(), 1);
     }
 
     #[test]

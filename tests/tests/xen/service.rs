@@ -78,7 +78,8 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts `app` from a user's configuration. `settings` are further lines of it; later lines win.
+    /// Starts `app` from a user's configuration; words of the command line may follow its name. `settings` are
+    /// further lines of the configuration; later lines win.
     pub fn start(bench: &Bench, config: &str, app: &str, settings: &str) -> Result<Self> {
         Service::start_over(Device::PvCalls, bench, config, app, settings)
     }
@@ -94,7 +95,8 @@ impl Service {
         let ports = bench.port_at(|port| device.place(port))?;
         let (inner, word) = (ports.inner, device.word());
         let config = format!("{config}\ncmdline = \"app={app} port={inner} {word}\"\n{settings}\n");
-        let domain = device.create(bench.lab()?, app, &config)?;
+        let name = app.split(' ').next().unwrap_or(app);
+        let domain = device.create(bench.lab()?, name, &config)?;
         domain.wait_for(&format!("serving on port {inner}"), PATIENCE)?;
         Ok(Service { domain, port: ports.host, inner_port: inner })
     }

@@ -102,7 +102,7 @@ fn nc_gets_its_10_mb_back_after_closing_its_half(bench: &Bench) -> Result<()> {
 
 fn hundreds_of_connections_leave_nothing_behind(bench: &Bench) -> Result<()> {
     let dom0 = bench.lab()?;
-    let guest = Service::http(bench)?;
+    let guest = Service::start(bench, HTTP, "http idle-timeout=12", "")?;
     // Pools fill on first use.
     for _ in 0..3 {
         guest.get("/healthz")?;
@@ -137,8 +137,8 @@ fn hundreds_of_connections_leave_nothing_behind(bench: &Bench) -> Result<()> {
         stream.shutdown(Shutdown::Both)?;
     }
     comes_back_to(&before, resources)?;
-    // Of a few dozen tasks that have ended, the timers keep a little memory until their time; 400
-    // connections that left even 200 bytes each would show.
+    // Timers keep a little memory of connections that have ended, until one's time limit comes; 400
+    // that left even 200 bytes each would show.
     let heap_is_back = || Ok(guest.metrics()?["heap_used_bytes"] < heap + (64 << 10));
     comes_back_to(&true, heap_is_back).context("the heap")?;
     Ok(())
