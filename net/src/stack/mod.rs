@@ -12,6 +12,10 @@
 //! Reads, writes, end of stream, half-close, cancellation and dropping are the same. `abort` resets the
 //! connection, always. A stream's error is [`Errno::ECONNRESET`] also where Linux knows more. A guest that
 //! loses its address loses the connections from it ([`Errno::ENETDOWN`]); listeners stay.
+//!
+//! Both names of a stream are known at once, always. Of the options there are keep-alive and
+//! TCP_NODELAY, as methods that need no answer; buffers have the sizes of [`Config`]. Nothing is shared with dom0:
+//! a port is free unless this guest listens at it.
 
 mod addresses;
 mod listener;

@@ -1,9 +1,10 @@
 //! How labs end: with their owners, however those end.
 
-use crate::bench::{Bench, cases, wait_until};
+use crate::bench::{Bench, cases, free_port, wait_until};
 use anyhow::{Context, Result, bail, ensure};
 use lab::{Booting, Options, State, Tree};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::time::Duration;
@@ -12,6 +13,7 @@ cases![
     nothing_survives_a_killed_owner,
     nothing_survives_an_interrupted_up,
     the_command_line_boots_drives_and_ends_a_lab,
+    run_serves_a_guest_with_an_interface_until_it_is_interrupted,
 ];
 
 /// Tells this program to be the owner of a lab in that folder, not to test.
@@ -101,6 +103,29 @@ fn the_command_line_boots_drives_and_ends_a_lab(_: &Bench) -> Result<()> {
     let down = run(folder, &["down"])?;
     ensure!(!down.status.success() && text(&down).contains("no lab is up"), "{down:?}");
     Ok(())
+}
+
+fn run_serves_a_guest_with_an_interface_until_it_is_interrupted(_: &Bench) -> Result<()> {
+    let port = free_port()?;
+    let folder = Tree::here().target().join("lab-run").join(port.to_string());
+    let mut run = Command::new("env");
+    run.args(["--default-signal=INT", env!("CARGO_BIN_EXE_lab"), "run", "--stack", "netfront"]);
+    let mut run = run.args(["--port", &port.to_string()]).stdout(Stdio::null()).spawn()?;
+    let outcome = wait_until("the page is served", START_TIME, || {
+        let mut page = String::new();
+        if let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) {
+            stream.set_read_timeout(Some(END_TIME))?;
+            let asked = stream.write_all(b"GET / HTTP/1.0\r\n\r\n");
+            let _ = asked.and_then(|()| stream.read_to_string(&mut page));
+        }
+        Ok(page.starts_with("HTTP/1.1 200") && page.contains("XenSock"))
+    });
+    interrupt(&run)?;
+    let status = run.wait()?;
+    outcome.with_context(|| format!("logs are in {}", folder.display()))?;
+    ensure!(status.success(), "Ctrl-C ends it with {status}");
+    wait_until("the machine ends", END_TIME, || Ok(lab::keeper(&folder)?.is_none()))?;
+    Ok(std::fs::remove_dir_all(folder)?)
 }
 
 /// Ends a detached lab, also when a test fails half way.
