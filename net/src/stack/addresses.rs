@@ -4,9 +4,13 @@ use super::state::State;
 use super::{Config, Ipv4, Ipv4Cidr, Ipv6Cidr};
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use embassy_time::{Duration, Instant};
 use smoltcp::iface::Interface;
 use smoltcp::socket::dhcpv4;
 use smoltcp::wire::{EthernetAddress, IpCidr};
+
+/// How long an address is used after the link was away without the DHCP server having said that it may.
+const CONFIRMED_WITHIN: Duration = Duration::from_secs(60);
 
 /// The addresses as they are now.
 pub(super) struct Addresses {
@@ -49,9 +53,14 @@ impl State {
     /// Does what the DHCP server says; whether it said something new.
     pub(super) fn follow_dhcp(&mut self, mac: EthernetAddress) -> bool {
         let Some(handle) = self.dhcp else { return false };
-        let Some(event) = self.sockets.get_mut::<dhcpv4::Socket<'_>>(handle).poll() else {
-            return false;
+        let event = match self.sockets.get_mut::<dhcpv4::Socket<'_>>(handle).poll() {
+            Some(event) => event,
+            None if self.unconfirmed.is_some_and(|end| Instant::now() >= end) => {
+                dhcpv4::Event::Deconfigured
+            }
+            None => return false,
         };
+        self.unconfirmed = None;
         let before = self.addresses.ipv4;
         match event {
             dhcpv4::Event::Configured(lease) => {
@@ -77,10 +86,16 @@ impl State {
         true
     }
 
-    /// Asks the DHCP server anew: the link was away, and it may be another one's.
+    /// Asks the DHCP server anew: the link was away, and it may be another one's. Until it answers, the address
+    /// stays, but not for ever.
     pub(super) fn restart_dhcp(&mut self) {
-        if let Some(handle) = self.dhcp {
-            self.sockets.get_mut::<dhcpv4::Socket<'_>>(handle).reset();
+        let Some(handle) = self.dhcp else { return };
+        let socket = self.sockets.get_mut::<dhcpv4::Socket<'_>>(handle);
+        socket.reset();
+        // It says that there is no lease any more, which is not for the server to decide yet.
+        while socket.poll().is_some() {}
+        if self.addresses.ipv4.is_some() {
+            self.unconfirmed = Some(Instant::now() + CONFIRMED_WITHIN);
         }
     }
 }

@@ -76,7 +76,7 @@ impl<N: Nic> Runner<N> {
                 sent = true;
             }
             state.interface.poll_maintenance(time);
-            reaped = state.reap();
+            reaped = [state.reap(), state.unconfirmed].into_iter().flatten().min();
             for listener in state.listeners() {
                 listener.attend(inner, state);
             }

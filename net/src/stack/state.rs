@@ -45,6 +45,8 @@ pub(super) struct State {
     pub(super) sockets: SocketSet<'static>,
     pub(super) addresses: Addresses,
     pub(super) dhcp: Option<SocketHandle>,
+    /// Until when the DHCP server has to confirm the address, after the link was away.
+    pub(super) unconfirmed: Option<Instant>,
     pub(super) dns: SocketHandle,
     /// The streams that exist.
     pub(super) streams: Vec<Weak<Open>>,
@@ -80,6 +82,7 @@ impl Inner {
             sockets,
             addresses: Addresses::of(&config),
             dhcp,
+            unconfirmed: None,
             dns,
             streams: Vec::new(),
             listeners: Vec::new(),
