@@ -34,7 +34,7 @@ cases![
 
 /// The interface of a case's first guest, and of its second.
 fn first() -> Interface {
-    Interface::numbered(0)
+    Interface::FIRST
 }
 
 fn second() -> Interface {

@@ -44,8 +44,7 @@ impl core::error::Error for NoXen {}
 /// How many calls were made.
 static CALLS: AtomicU64 = AtomicU64::new(0);
 
-/// How many hypercalls this domain has made since it began. One that is made by the handler of an interrupt,
-/// while another is counted, may be missing.
+/// How many hypercalls this domain has made since it began.
 pub fn calls() -> u64 {
     CALLS.load(Ordering::Relaxed)
 }
