@@ -1,7 +1,7 @@
 //! Guests whose sockets go over XenSock draft 1, which only our own script attaches.
 
 use crate::bench::{Bench, cases};
-use crate::service::{Device, ECHO, HTTP, Held, PATIENCE, Service, comes_back_to, pattern, sha256};
+use crate::service::{Device, ECHO, HTTP, Held, Service, comes_back_to, fetch, pattern, sha256};
 use anyhow::{Result, ensure};
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -64,12 +64,7 @@ fn fetch_works_over_draft_1(bench: &Bench) -> Result<()> {
     let dom0 = bench.lab()?;
     let server = Service::start_over(Device::XenSock, bench, HTTP, "http", "")?;
     let port = server.inner_port;
-    let fetch = |url: &str| -> Result<String> {
-        let config = format!("{HTTP}\ncmdline = \"app=fetch url={url}\"\n");
-        let client = Device::XenSock.create(dom0, "fetch", &config)?;
-        client.wait_for_end(PATIENCE)?;
-        client.console()
-    };
+    let fetch = |url: &str| fetch(dom0, Device::XenSock, &format!("url={url}"));
     let console = fetch(&format!("http://127.0.0.1:{port}/bytes/1000003"))?;
     let digest = sha256(&pattern(1_000_003));
     ensure!(console.contains("1000003") && console.contains(&digest), "{console}");

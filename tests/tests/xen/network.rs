@@ -2,13 +2,13 @@
 
 use crate::bench::{Bench, cases, wait_until};
 use crate::service::{
-    Device, ECHO, HTTP, Load, PATIENCE, Service, comes_back_to, exchange, pattern, rounds, sha256,
+    Device, ECHO, HTTP, Load, PATIENCE, Service, comes_back_to, exchange, fetch, pattern, rounds,
+    sha256,
 };
 use anyhow::{Context, Result, ensure};
 use lab::{Dom0, Domain, Interface};
 use std::io::{Read, Write};
 use std::net::{SocketAddrV4, TcpStream};
-use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -57,15 +57,7 @@ fn name_of_vif(domain: &Domain) -> Result<String> {
     Ok(format!("vif{}.0", domain.id()?.context("the domain has ended")?))
 }
 
-/// What a guest that fetches something says, until it has ended.
-fn fetch(dom0: &Dom0, device: Device, words: &str) -> Result<String> {
-    let words = format!("app=fetch {words} {}", device.word());
-    let client = device.create(dom0, "fetch", &format!("{HTTP}\ncmdline = \"{words}\"\n"))?;
-    client.wait_for_end(PATIENCE)?;
-    client.console()
-}
-
-/// What of it says that everything came.
+/// What a client says once everything came.
 fn all_of_it(len: usize) -> String {
     sha256(&pattern(len))
 }
@@ -95,15 +87,8 @@ fn a_hundred_mb_each_way_have_the_right_digest(bench: &Bench) -> Result<()> {
     let wanted = sha256(&body);
     let got = sha256(&guest.curl(&[&guest.url("/bytes/100000000")])?);
     ensure!(got == wanted, "{got} came out of the guest, not {wanted}");
-    let mut curl = Command::new("curl")
-        .args(["--silent", "--show-error", "--max-time", "300", "--data-binary", "@-"])
-        .arg(guest.url("/sum"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    curl.stdin.take().context("curl has no input")?.write_all(&body)?;
-    let got = String::from_utf8(curl.wait_with_output()?.stdout)?;
-    ensure!(got.trim() == wanted, "{got} came into the guest, not {wanted}");
+    let got = guest.sum(&body)?;
+    ensure!(got == wanted, "{got} came into the guest, not {wanted}");
     Ok(())
 }
 
@@ -169,7 +154,7 @@ fn downloads_are_right_over_a_network_that_loses_reorders_doubles_delays_and_spo
         let got = sha256(&server.curl(&[&url]).context(fault)?);
         ensure!(got == all_of_it(2_000_000), "{fault}: {got} came out of the guest");
         let body = pattern(1_000_000);
-        let got = post(&server, &body).context(fault)?;
+        let got = server.sum(&body).context(fault)?;
         ensure!(got == sha256(&body), "{fault}: {got} came into the guest");
         tc("del")?;
     }
@@ -210,15 +195,6 @@ fn frames_that_were_spoiled_are_dropped_and_counted(bench: &Bench) -> Result<()>
     let dropped = guest.metrics()?["frames_dropped_total"];
     ensure!(dropped > 0, "no frame was spoiled");
     Ok(())
-}
-
-fn post(guest: &Service, body: &[u8]) -> Result<String> {
-    let mut stream = guest.connect()?;
-    write!(stream, "POST /sum HTTP/1.0\r\nContent-Length: {}\r\n\r\n", body.len())?;
-    stream.write_all(body)?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer.rsplit_once("\r\n\r\n").context("no answer")?.1.trim().to_owned())
 }
 
 fn an_address_and_names_can_come_from_the_command_line(bench: &Bench) -> Result<()> {
@@ -322,7 +298,7 @@ fn large_frames_go_where_the_toolstack_says_so(bench: &Bench) -> Result<()> {
     let got = sha256(&guest.get("/bytes/3000000")?.1);
     ensure!(got == all_of_it(3_000_000), "{got}");
     let body = pattern(3_000_000);
-    ensure!(post(&guest, &body)? == sha256(&body));
+    ensure!(guest.sum(&body)? == sha256(&body));
     Ok(())
 }
 

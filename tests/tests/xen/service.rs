@@ -141,6 +141,18 @@ impl Service {
         Ok(output.stdout)
     }
 
+    /// What the guest makes of a body that it is sent: its digest.
+    pub fn sum(&self, body: &[u8]) -> Result<String> {
+        let mut curl = Command::new("curl")
+            .args(["--silent", "--show-error", "--max-time", "300", "--data-binary", "@-"])
+            .arg(self.url("/sum"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        curl.stdin.take().context("curl has no input")?.write_all(body)?;
+        Ok(String::from_utf8(curl.wait_with_output()?.stdout)?.trim().to_owned())
+    }
+
     /// Whether it serves. Until it listens, dom0 refuses, and QEMU cuts the connection.
     pub fn is_served(&self) -> bool {
         self.get("/healthz").is_ok_and(|(status, _)| status.contains("200"))
@@ -265,6 +277,14 @@ pub fn pattern(len: usize) -> Vec<u8> {
 
 pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What a guest that fetches something says, until it has ended; `words` are those of its command line.
+pub fn fetch(dom0: &Dom0, device: Device, words: &str) -> Result<String> {
+    let words = format!("app=fetch {words} {}", device.word());
+    let client = device.create(dom0, "fetch", &format!("{HTTP}\ncmdline = \"{words}\"\n"))?;
+    client.wait_for_end(PATIENCE)?;
+    client.console()
 }
 
 /// What the backend holds of guests: mapped grants and open files.
