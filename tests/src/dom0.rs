@@ -133,7 +133,7 @@ impl Dom0 {
         if output.status != 0 {
             bail!("dom0 has no console log of a domain {domain:?}");
         }
-        Ok(output.text())
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// A command that prints what a domain writes to its console, from its creation until the domain ends.

@@ -70,10 +70,10 @@ impl Domain {
         let deadline = Instant::now() + at_most;
         loop {
             let mut console = self.console().unwrap_or_default();
-            let mut line = find(&console, text);
+            let mut line = find(whole_lines(&console), text);
             let gone = line.is_none() && self.id()?.is_none();
             if gone {
-                // It may have said it before its end.
+                // It may have said it before its end, and without one of the line.
                 console = self.console().unwrap_or_default();
                 line = find(&console, text);
             }
@@ -104,6 +104,11 @@ impl Domain {
 
     /// Destroys it now.
     pub fn destroy(self) {}
+}
+
+/// All but a last line that is still being written: its end may be what the caller looks at.
+fn whole_lines(console: &str) -> &str {
+    console.rfind('\n').map_or("", |end| &console[..=end])
 }
 
 /// The first line that contains `text`.
