@@ -366,7 +366,7 @@ static int test_serve(void)
 	if (!ret)
 		ret = pvcalls_front_listen(listener, 16);
 	if (!ret)
-		pr_info("serving on port %u\n", port);
+		pr_warn("serving on port %u\n", port);
 	for (i = 0; !ret && i < sockets; i++)
 		ret = serve_one(listener, i % 2 == 0);
 	closed = close_socket(listener);

@@ -81,7 +81,12 @@ impl Domain {
                 return Ok(line);
             }
             if gone {
-                bail!("{} ended and never said {text:?}; its console:\n{console}", self.name);
+                let xen = self.dom0.run("xl dmesg | tail -n 4")?;
+                bail!(
+                    "{} ended and never said {text:?}; its console:\n{console}\n\
+                     Xen's last words:\n{xen}",
+                    self.name
+                );
             }
             if Instant::now() > deadline {
                 bail!("{} did not say {text:?} in {at_most:?}; its console:\n{console}", self.name);

@@ -2,7 +2,8 @@
 
 use anyhow::{Result, anyhow};
 use lab::{Lab, Options, Tree, dom0_port};
-use std::net::SocketAddrV4;
+use std::net::{SocketAddrV4, TcpListener};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -97,9 +98,14 @@ pub fn folder() -> PathBuf {
     Tree::here().target().join("test-logs/lab")
 }
 
-/// A port of this machine that was free a moment ago.
+/// A port of this machine that is free, and another one each time. It is none of those that the system
+/// gives to whoever names none: the host's own tests run meanwhile, and open thousands of those.
 pub fn free_port() -> Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    // Below Linux's ephemeral ports (ip_local_port_range).
+    static PORTS: Mutex<Range<u16>> = Mutex::new(21_000..32_768);
+    let mut ports = PORTS.lock().map_err(|_| anyhow!("another case panicked here"))?;
+    let free = ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    free.ok_or_else(|| anyhow!("no port of this machine is free"))
 }
 
 /// Waits until something holds; `what` it is goes into the error.
