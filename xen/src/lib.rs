@@ -9,6 +9,7 @@
 //! | [`event`] | event channels, and who hears of their events |
 //! | [`grant`] | letting another domain map a page |
 //! | [`xenstore`], [`xenbus`] | the tree in which domains find each other, and a device's states in it |
+//! | [`frontend`] | the sessions of a device with one backend after the other, which all drivers share |
 //! | [`console`], [`clock`], [`lifecycle`] | output and input, time and the timer, requests to shut down |
 //! | [`Machine`], [`Signal`], [`WaitList`] | what a frontend needs of whatever it runs on, and how tasks hear of events and of each other |
 //! | [`balloon`] | memory that is given back to Xen, and taken again |
@@ -32,6 +33,7 @@ pub mod console;
 pub mod double;
 mod errno;
 pub mod event;
+pub mod frontend;
 pub mod grant;
 pub mod hypercall;
 pub mod lifecycle;

@@ -5,13 +5,16 @@ use super::counters::Counters;
 use super::pages::Grants;
 use super::queue::Queue;
 use super::ring::Violation;
-use super::session::Terms;
+use super::session::{self, Terms};
 use crate::Link;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
+use core::time::Duration;
+use embassy_time::Timer;
 use smoltcp::wire::EthernetAddress;
+use xen::frontend::{self, Meeting, SessionEnd};
 use xen::{Errno, Machine, Signal, WaitList};
 
 /// The most bytes that a frame has, whichever way it goes.
@@ -195,11 +198,6 @@ impl<M: Machine> Device<M> {
         self.changed.until(|| self.ended.get()).await;
     }
 
-    /// Waits until somebody asks for that.
-    pub(super) async fn closing(&self) {
-        self.changed.until(|| self.closing.get().then_some(())).await;
-    }
-
     /// Leaves the session, has the driver begin anew, and waits until it is about to.
     pub(super) async fn resume(&self) {
         if self.ended.get().is_some() {
@@ -211,19 +209,36 @@ impl<M: Machine> Device<M> {
         self.changed.until(|| (!self.lost.get() || self.ended.get().is_some()).then_some(())).await;
     }
 
-    /// Waits until everything that the session was made of is lost.
-    pub(super) async fn lost(&self) {
+    /// Waits until the backend breaks the protocol.
+    pub(super) async fn broken(&self) {
+        self.changed.until(|| self.broken.get().then_some(())).await;
+    }
+}
+
+impl<M: Machine> frontend::Device for Device<M> {
+    async fn closing(&self) {
+        self.changed.until(|| self.closing.get().then_some(())).await;
+    }
+
+    async fn lost(&self) {
         self.changed.until(|| self.lost.get().then_some(())).await;
     }
 
-    /// The driver begins anew.
-    pub(super) fn begin_anew(&self) {
+    fn begin_anew(&self) {
+        self.leave_session();
         self.lost.set(false);
         self.tell();
     }
 
-    /// Waits until the backend breaks the protocol.
-    pub(super) async fn broken(&self) {
-        self.changed.until(|| self.broken.get().then_some(())).await;
+    fn patience(&self) -> Duration {
+        self.config.linger.into()
+    }
+
+    async fn sleep(&self, time: Duration) {
+        Timer::after_millis(time.as_millis() as u64).await;
+    }
+
+    async fn session(&self, meeting: &mut Meeting<'_, Self>) -> Result<SessionEnd, Errno> {
+        session::serve(self, meeting).await
     }
 }

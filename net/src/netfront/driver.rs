@@ -1,12 +1,12 @@
 //! The future that keeps an interface going.
 
 use super::device::Device;
-use super::session;
 use alloc::rc::Rc;
 use core::convert::Infallible;
 use core::pin::pin;
 use embassy_time::{Duration, Timer};
 use futures_util::future::{Either, select};
+use xen::frontend;
 use xen::xenstore::Store;
 use xen::{Errno, Machine};
 
@@ -32,7 +32,7 @@ impl<M: Machine> Driver<M> {
     pub async fn run(self) -> Errno {
         let device = &*self.device;
         let sessions = async {
-            let error = session::serve(device, &self.store).await;
+            let error = frontend::serve(device, &self.store, &device.path).await;
             device.end(error);
             error
         };

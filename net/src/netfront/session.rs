@@ -1,4 +1,4 @@
-//! The handshake with the backend in xenstore, and what the two ends agree on.
+//! What the two ends agree on in xenstore, and the session that follows.
 
 use super::Config;
 use super::device::{Device, LONGEST};
@@ -7,15 +7,12 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::pin::pin;
-use embassy_time::{Duration, Timer, with_timeout};
 use futures_util::future::{Either, select};
 use smoltcp::wire::EthernetAddress;
-use xen::xenbus::{self, OtherEnd, State, StateWatch, read_number};
-use xen::xenstore::{Store, Transaction};
+use xen::frontend::{Meeting, SessionEnd};
+use xen::xenbus::{State, read_number};
+use xen::xenstore::Store;
 use xen::{Errno, Machine, PAGE_SIZE};
-
-/// The least time from one session's end to the next one's beginning.
-const BETWEEN_SESSIONS: Duration = Duration::from_secs(1);
 
 /// Bytes of a frame beside its packet.
 const ETHERNET_HEADER: usize = 14;
@@ -84,13 +81,6 @@ pub(super) fn is_ipv6(frame: &[u8]) -> bool {
     frame.get(12..14) == Some(&[0x86, 0xdd])
 }
 
-/// Why a session ended.
-enum End {
-    Shutdown,
-    /// The backend left, or broke the protocol. It may come back.
-    BackendGone,
-}
-
 /// The address that the toolstack gave the interface. [`Errno::EPROTO`] when it is none.
 pub(super) async fn read_address(store: &Store, path: &str) -> Result<EthernetAddress, Errno> {
     let text = store.read_string(&format!("{path}/mac")).await?;
@@ -111,66 +101,12 @@ fn parse_address(text: &str) -> Option<EthernetAddress> {
     (words.next().is_none() && address.is_unicast() && bytes != [0; 6]).then_some(address)
 }
 
-/// Connects to the backend, again and again, until the device goes down for good.
-pub(super) async fn serve<M: Machine>(device: &Device<M>, store: &Store) -> Errno {
-    for number in 0.. {
-        let is_lost = {
-            let turn = pin!(turn(device, store, number));
-            match select(pin!(device.lost()), turn).await {
-                Either::Left(_) => true,
-                Either::Right((Some(error), _)) => return error,
-                Either::Right((None, _)) => false,
-            }
-        };
-        // What stands where in the handshake, and what it has asked of xenstore, was lost as well, and
-        // has ended with the turn.
-        if is_lost {
-            device.leave_session();
-            device.begin_anew();
-        }
-    }
-    Errno::ENODEV
-}
-
-/// Serves a session, from the wait for a backend to the pause behind it. `None` when there may be
-/// another one.
-async fn turn<M: Machine>(device: &Device<M>, store: &Store, number: u32) -> Option<Errno> {
-    let path = &device.path;
-    match serve_once(device, store, number).await {
-        Ok(End::BackendGone) => log::warn!("{path}: the backend is gone; waiting for it"),
-        Ok(End::Shutdown) => return Some(Errno::ENODEV),
-        // The toolstack has removed the device meanwhile, or is still making it. A folder that is not
-        // there and one that may not be read look the same.
-        Err(Errno::ENOENT | Errno::EACCES) => {}
-        Err(error @ (Errno::ENOMEM | Errno::ENOSPC)) => {
-            log::error!("{path}: nothing is left for the rings: {error}; trying again");
-        }
-        Err(error) => {
-            log::error!("{path}: the device cannot be used: {error}");
-            return Some(error);
-        }
-    }
-    // A backend that comes and goes without pause shall not keep the guest busy.
-    match select(Timer::after(BETWEEN_SESSIONS), pin!(device.closing())).await {
-        Either::Left(_) => None,
-        Either::Right(_) => Some(Errno::ENODEV),
-    }
-}
-
-async fn serve_once<M: Machine>(
+/// Serves a session with a backend that waits for this end's nodes.
+pub(super) async fn serve<M: Machine>(
     device: &Device<M>,
-    store: &Store,
-    number: u32,
-) -> Result<End, Errno> {
-    let path = &device.path;
-    let Some((backend, mut watch)) = find_backend(device, store, number).await? else {
-        return Ok(End::Shutdown);
-    };
-    xenbus::switch_state(store, path, State::Initialising).await?;
-    if wait_for(device, &mut watch, |state| state == State::InitWait).await?.is_none() {
-        xenbus::switch_state(store, path, State::Closed).await?;
-        return Ok(End::Shutdown);
-    }
+    meeting: &mut Meeting<'_, Device<M>>,
+) -> Result<SessionEnd, Errno> {
+    let (store, path, backend) = (meeting.store, meeting.path, meeting.backend.clone());
     let agreed = async {
         let address = read_address(store, path).await?;
         Ok((address, agree(&device.config, store, path, &backend.path).await?))
@@ -178,10 +114,9 @@ async fn serve_once<M: Machine>(
     let (address, terms) = match agreed.await {
         // With another backend, or the same one made anew, it may be different.
         Err(Errno::EPROTO | Errno::EOPNOTSUPP) => {
-            close(device, store, &mut watch).await;
-            let other = |state| state != State::InitWait;
-            let shutdown = wait_for(device, &mut watch, other).await?.is_none();
-            return Ok(if shutdown { End::Shutdown } else { End::BackendGone });
+            meeting.close().await;
+            let shutdown = meeting.wait_for(|state| state != State::InitWait).await?.is_none();
+            return Ok(if shutdown { SessionEnd::Shutdown } else { SessionEnd::BackendGone });
         }
         agreed => agreed?,
     };
@@ -192,48 +127,40 @@ async fn serve_once<M: Machine>(
     let nodes = frontend_nodes(&queue, &terms, &device.config);
     // From here on it is given back by `leave_session`, whatever happens.
     let mut offered = Offered { device, queue: Some(queue) };
-    let write = async |transaction: &Transaction| {
-        for (name, value) in &nodes {
-            transaction.write(&format!("{path}/{name}"), value).await?;
+    if let Some(end) = meeting.connect(&nodes, State::Connected).await? {
+        return Ok(end);
+    }
+    let Some(queue) = offered.queue.take() else { return Ok(SessionEnd::BackendGone) };
+    let (tx, rx) = (queue.tx_port, queue.rx_port);
+    device.go_up(queue, terms);
+    // The rings were filled before the backend could look at them.
+    device.with_queue(|state| {
+        if let Some(queue) = &mut state.queue {
+            queue.rx.push();
         }
         Ok(())
-    };
-    store.transact(write).await?;
-    xenbus::switch_state(store, path, State::Connected).await?;
-    let decided = |state| !matches!(state, State::InitWait | State::Initialised);
-    let end = match wait_for(device, &mut watch, decided).await? {
-        None => Ok(End::Shutdown),
-        Some(State::Connected) => {
-            let Some(queue) = offered.queue.take() else { return Ok(End::BackendGone) };
-            let (tx, rx) = (queue.tx_port, queue.rx_port);
-            device.go_up(queue, terms);
-            // The rings were filled before the backend could look at them.
-            device.with_queue(|state| {
-                if let Some(queue) = &mut state.queue {
-                    queue.rx.push();
-                }
-                Ok(())
-            });
-            device.grants.machine().notify(rx);
-            if tx != rx {
-                device.grants.machine().notify(tx);
-            }
-            log::info!(
-                "{path}: connected, {}, MTU {}{}{}{}",
-                device.address.get(),
-                terms.mtu,
-                if terms.segments_v4 { ", segmentation" } else { "" },
-                if terms.checksum_v4 { ", checksums" } else { "" },
-                if terms.split_events { ", two event channels" } else { "" },
-            );
-            run(device, store, &backend, &mut watch).await
-        }
-        Some(state) => {
-            log::warn!("{path}: instead of connecting, the backend went to {state:?}");
-            Ok(End::BackendGone)
+    });
+    device.grants.machine().notify(rx);
+    if tx != rx {
+        device.grants.machine().notify(tx);
+    }
+    log::info!(
+        "{path}: connected, {}, MTU {}{}{}{}",
+        device.address.get(),
+        terms.mtu,
+        if terms.segments_v4 { ", segmentation" } else { "" },
+        if terms.checksum_v4 { ", checksums" } else { "" },
+        if terms.split_events { ", two event channels" } else { "" },
+    );
+    let end = {
+        let nodes = pin!(watch_nodes(device, store, &backend.path));
+        match select(select(pin!(device.broken()), nodes), pin!(meeting.over())).await {
+            Either::Left((Either::Right((error, _)), _)) => Err(error),
+            Either::Left(_) => Ok(SessionEnd::BackendGone),
+            Either::Right((end, _)) => end,
         }
     };
-    close(device, store, &mut watch).await;
+    meeting.close().await;
     device.leave_session();
     end
 }
@@ -324,63 +251,6 @@ fn frontend_nodes(queue: &Queue, terms: &Terms, config: &Config) -> Vec<(&'stati
     nodes
 }
 
-/// Waits until the device is there and its backend can be connected to; `None` when the device is to be
-/// closed. A device that was closed is not opened again before its backend is.
-async fn find_backend<M: Machine>(
-    device: &Device<M>,
-    store: &Store,
-    number: u32,
-) -> Result<Option<(OtherEnd, StateWatch)>, Errno> {
-    let path = &device.path;
-    let mut nodes = store.watch(path).await?;
-    let open = |state| number == 0 || matches!(state, State::Initialising | State::InitWait);
-    loop {
-        match OtherEnd::backend_of(store, path).await {
-            Ok(backend) => {
-                let mut watch = StateWatch::new(store, &backend.path).await?;
-                let opened = {
-                    let opened = pin!(wait_for(device, &mut watch, open));
-                    match select(opened, pin!(nodes.next())).await {
-                        Either::Left((opened, _)) => opened,
-                        Either::Right(_) => continue,
-                    }
-                };
-                match opened {
-                    // A folder that is not there yet and one that may not be read yet look the same.
-                    Err(Errno::EACCES | Errno::ENOENT) => {}
-                    opened => return Ok(opened?.map(|_| (backend, watch))),
-                }
-            }
-            Err(Errno::ENOENT | Errno::EACCES | Errno::EPROTO) => {}
-            Err(error) => return Err(error),
-        }
-        if let Either::Right(_) = select(pin!(nodes.next()), pin!(device.closing())).await {
-            return Ok(None);
-        }
-    }
-}
-
-/// Keeps the session until its end.
-async fn run<M: Machine>(
-    device: &Device<M>,
-    store: &Store,
-    backend: &OtherEnd,
-    watch: &mut StateWatch,
-) -> Result<End, Errno> {
-    let nodes = pin!(watch_nodes(device, store, &backend.path));
-    let broken = pin!(device.broken());
-    let gone = |state| !matches!(state, State::Connected | State::Reconfiguring);
-    let gone = pin!(wait_for(device, watch, gone));
-    match select(select(broken, nodes), gone).await {
-        Either::Left((Either::Right((error, _)), _)) => Err(error),
-        Either::Left(_) => Ok(End::BackendGone),
-        Either::Right((Ok(None), _)) => Ok(End::Shutdown),
-        // A folder that is gone and one that may not be read look the same.
-        Either::Right((Ok(Some(_)) | Err(Errno::EACCES), _)) => Ok(End::BackendGone),
-        Either::Right((Err(error), _)) => Err(error),
-    }
-}
-
 /// Follows the backend's `carrier`, without which there is one, and the `mtu` of this end, which a script may
 /// write only while the two ends meet.
 async fn watch_nodes<M: Machine>(device: &Device<M>, store: &Store, backend: &str) -> Errno {
@@ -404,33 +274,6 @@ async fn watch_nodes<M: Machine>(device: &Device<M>, store: &Store, backend: &st
             },
         }
     }
-}
-
-/// Waits for a state of the backend, or, with `None`, until the device is to be closed.
-async fn wait_for<M: Machine>(
-    device: &Device<M>,
-    watch: &mut StateWatch,
-    wanted: impl Fn(State) -> bool,
-) -> Result<Option<State>, Errno> {
-    match select(pin!(watch.wait_for(wanted)), pin!(device.closing())).await {
-        Either::Left((state, _)) => state.map(Some),
-        Either::Right(_) => Ok(None),
-    }
-}
-
-/// Closes this end: the backend gets some time to let go of what it has mapped. What it keeps all the
-/// same goes into quarantine, so that nothing here depends on it.
-async fn close<M: Machine>(device: &Device<M>, store: &Store, watch: &mut StateWatch) {
-    let path = &device.path;
-    if xenbus::switch_state(store, path, State::Closing).await.is_err() {
-        // The folder is gone, or xenstore is: nobody is there to be told.
-        return;
-    }
-    let let_go = |state| !matches!(state, State::Connected | State::Initialised);
-    if with_timeout(device.config.linger, watch.wait_for(let_go)).await.is_err() {
-        log::warn!("{path}: the backend does not close; going on without it");
-    }
-    let _ = xenbus::switch_state(store, path, State::Closed).await;
 }
 
 #[cfg(test)]

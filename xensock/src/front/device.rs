@@ -5,6 +5,7 @@ use super::calls::{Answer, Calls};
 use super::counters::Counters;
 use super::listener::Passive;
 use super::memory::{Granted, Memory};
+use super::session;
 use super::socket::Socket;
 use crate::wire::{Call, Offer, Protocol};
 use alloc::boxed::Box;
@@ -15,11 +16,16 @@ use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::future::Future;
 use core::pin::Pin;
-use embassy_time::with_timeout;
+use core::time::Duration;
+use embassy_time::{Timer, with_timeout};
 use futures_channel::oneshot;
 use xen::WaitList;
+use xen::frontend::{self, Meeting, SessionEnd};
 use xen::{DomId, Errno, Port};
 use xen::{Machine, Signal};
+
+/// How long a backend may take to let go of what it has mapped, before the frontend goes on.
+const LETTING_GO: Duration = Duration::from_secs(5);
 
 /// Work that goes on whether or not anybody waits for it.
 pub(super) type Job = Pin<Box<dyn Future<Output = ()>>>;
@@ -348,22 +354,6 @@ impl<M: Machine + 'static> Device<M> {
         self.closing_changed.until(|| (!self.lost.get() || self.is_down()).then_some(())).await;
     }
 
-    /// Waits until everything that the session was made of is lost.
-    pub(super) async fn lost(&self) {
-        self.closing_changed.until(|| self.lost.get().then_some(())).await;
-    }
-
-    /// The driver begins anew.
-    pub(super) fn begin_anew(&self) {
-        self.lost.set(false);
-        self.closing_changed.wake_all();
-    }
-
-    /// Waits until somebody asks for the device to be closed.
-    pub(super) async fn closing(&self) {
-        self.closing_changed.until(|| self.closing.get().then_some(())).await;
-    }
-
     /// Counts a socket that is being released, until [`released`](Device::released).
     pub(super) fn releasing(&self) {
         self.releasing.set(self.releasing.get() + 1);
@@ -372,5 +362,32 @@ impl<M: Machine + 'static> Device<M> {
     pub(super) fn released(&self) {
         self.releasing.set(self.releasing.get() - 1);
         self.closing_changed.wake_all();
+    }
+}
+
+impl<M: Machine> frontend::Device for Device<M> {
+    async fn closing(&self) {
+        self.closing_changed.until(|| self.closing.get().then_some(())).await;
+    }
+
+    async fn lost(&self) {
+        self.closing_changed.until(|| self.lost.get().then_some(())).await;
+    }
+
+    fn begin_anew(&self) {
+        self.lost.set(false);
+        self.closing_changed.wake_all();
+    }
+
+    fn patience(&self) -> Duration {
+        LETTING_GO
+    }
+
+    async fn sleep(&self, time: Duration) {
+        Timer::after_millis(time.as_millis() as u64).await;
+    }
+
+    async fn session(&self, meeting: &mut Meeting<'_, Self>) -> Result<SessionEnd, Errno> {
+        session::serve(self, meeting).await
     }
 }

@@ -1,7 +1,6 @@
 //! The future that keeps a frontend going.
 
 use super::device::Device;
-use super::session;
 use alloc::rc::Rc;
 use alloc::string::String;
 use core::convert::Infallible;
@@ -11,6 +10,7 @@ use futures_util::future::{Either, join, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use xen::Errno;
 use xen::Machine;
+use xen::frontend;
 use xen::xenstore::Store;
 
 /// How often the quarantine is looked through: first, and at the longest.
@@ -40,7 +40,7 @@ impl<M: Machine + 'static> Driver<M> {
     pub async fn run(self) -> Errno {
         let Driver { device, store, path } = &self;
         let sessions = async {
-            let error = session::serve(device, store, path).await;
+            let error = frontend::serve(&**device, store, path).await;
             device.go_down(error);
             error
         };
