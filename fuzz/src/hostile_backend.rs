@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use xen::Signal;
 use xen::double::{BoundPort, Guest, MappedPages, World};
+use xen::xenstore;
 use xen::xenstore::double::FakeStore;
-use xen::xenstore::{self, Access, Permission};
 use xen::{DomId, Errno, GrantRef, Port};
 use xensock::back::Host;
 use xensock::double::{Dom0, Net};
@@ -107,27 +107,12 @@ fn address(port: u8) -> SocketAddr {
     ([127, 0, 0, 1], 80 + u16::from(port)).into()
 }
 
-/// The device's nodes, as the toolstack makes them.
-fn make_device(store: &FakeStore) {
-    store.add_domain(DOM0);
-    store.add_domain(GUEST);
-    for (path, owner, name, other, other_path) in
-        [(FRONT, GUEST, "backend", DOM0, BACK), (BACK, DOM0, "frontend", GUEST, FRONT)]
-    {
-        store.write(path, "");
-        let all = Permission { access: Access::None, domain: owner };
-        let theirs = Permission { access: Access::Read, domain: other };
-        store.set_permissions(path, &[all, theirs]);
-        store.write(&format!("{path}/{name}"), other_path);
-        store.write(&format!("{path}/{name}-id"), other.to_string());
-        store.write(&format!("{path}/state"), "1");
-    }
-}
-
 impl Backend {
     fn new(protocol: Protocol) -> Backend {
         let (world, net, store) = (World::new(), Net::new(), FakeStore::new());
-        make_device(&store);
+        store.add_domain(DOM0);
+        store.add_domain(GUEST);
+        store.add_device((FRONT, GUEST), (BACK, DOM0));
         let tasks = Tasks::new();
         let spawner = tasks.spawner();
         let (reader, writer) = store.connect(GUEST);

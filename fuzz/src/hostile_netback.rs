@@ -21,8 +21,8 @@ use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::task::Poll;
 use xen::abi::netif::*;
 use xen::double::{BoundPort, Guest, MappedPages, Peer, World};
+use xen::xenstore;
 use xen::xenstore::double::FakeStore;
-use xen::xenstore::{self, Access, Permission};
 use xen::{DomId, GrantRef, PAGE_SIZE, Port, Signal};
 
 const DOM0: DomId = DomId(0);
@@ -85,17 +85,7 @@ struct Rings {
 }
 
 fn make_device(store: &FakeStore) {
-    for (path, owner, name, other, other_path) in
-        [(FRONT, GUEST, "backend", DOM0, BACK), (BACK, DOM0, "frontend", GUEST, FRONT)]
-    {
-        store.write(path, "");
-        let all = Permission { access: Access::None, domain: owner };
-        let theirs = Permission { access: Access::Read, domain: other };
-        store.set_permissions(path, &[all, theirs]);
-        store.write(&format!("{path}/{name}"), other_path);
-        store.write(&format!("{path}/{name}-id"), other.to_string());
-        store.write(&format!("{path}/state"), "1");
-    }
+    store.add_device((FRONT, GUEST), (BACK, DOM0));
     store.write(&format!("{FRONT}/mac"), "00:16:3e:00:00:07");
 }
 

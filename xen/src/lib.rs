@@ -11,7 +11,7 @@
 //! | [`xenstore`], [`xenbus`] | the tree in which domains find each other, and a device's states in it |
 //! | [`frontend`] | the sessions of a device with one backend after the other, which all drivers share |
 //! | [`console`], [`clock`], [`lifecycle`] | output and input, time and the timer, requests to shut down |
-//! | [`Machine`], [`Signal`], [`WaitList`] | what a frontend needs of whatever it runs on, and how tasks hear of events and of each other |
+//! | [`Machine`], [`Signal`], [`WaitList`], [`Counter`] | what a frontend needs of whatever it runs on, how tasks hear of events and of each other, and what is counted |
 //! | [`balloon`] | memory that is given back to Xen, and taken again |
 //! | [`shared`] | the only way to touch memory that another domain can write |
 //! | [`sync`] | the order of accesses to it, and its model for a model checker |
@@ -29,6 +29,7 @@ pub mod balloon;
 mod byte_ring;
 pub mod clock;
 pub mod console;
+mod counter;
 #[cfg(feature = "double")]
 pub mod double;
 mod errno;
@@ -45,6 +46,7 @@ mod wait;
 pub mod xenbus;
 pub mod xenstore;
 
+pub use counter::Counter;
 pub use errno::Errno;
 pub use machine::{Machine, Pages};
 pub use shared::Shared;

@@ -6,8 +6,8 @@ use embassy_time::{Duration, Timer, with_timeout};
 use embedded_io_async::{Read, Write};
 use futures_util::future::join;
 use rig::{
-    BACK, DOM0, FRONT, GUEST, Rig, address, config, connect, limits, make_device, of, pattern,
-    protocols, with_frontend,
+    BACK, DOM0, FRONT, GUEST, Rig, address, config, connect, limits, of, pattern, protocols,
+    with_frontend,
 };
 use std::rc::Rc;
 use xen::xenbus::{self, State};
@@ -113,7 +113,7 @@ async fn restore(rig: &Rig, protocol: Protocol) {
     let (front, back) = (of(protocol.dialect, FRONT), of(protocol.dialect, BACK));
     rig.store.rm(&front);
     rig.store.rm(&back);
-    make_device(&rig.store, &front, &back);
+    rig.store.add_device((&front, GUEST), (&back, DOM0));
     rig.frontend.resume().await;
     assert_eq!(rig.store.read(&format!("{front}/state")).as_deref(), Some("1"), "it was closed");
     rig.guest_store.release();
@@ -242,7 +242,7 @@ fn a_device_can_be_taken_away_and_given_back() {
         rig.until(|| rig.world.ports() == 0).await;
         assert!(with_timeout(SOON, rig.frontend.connected()).await.is_err());
         assert_eq!(rig.driver_ended(), None);
-        make_device(&rig.store, &front, &back);
+        rig.store.add_device((&front, GUEST), (&back, DOM0));
         rig.start_backend(protocol, limits());
         served(&rig, &listener).await;
     });
@@ -260,7 +260,7 @@ fn an_orderly_unplug_and_a_new_device_of_the_same_name() {
         rig.until(|| rig.store.read(&format!("{front}/state")) == Some("6".into())).await;
         rig.store.rm(&front);
         rig.store.rm(&back);
-        make_device(&rig.store, &front, &back);
+        rig.store.add_device((&front, GUEST), (&back, DOM0));
         rig.start_backend(protocol, limits());
         served(&rig, &listener).await;
     });
@@ -281,7 +281,7 @@ fn a_backend_that_may_not_be_looked_at_yet_is_waited_for() {
         rig.store.rm(&front);
         rig.store.rm(&back);
         Timer::after(SOON).await;
-        make_device(&rig.store, &front, &back);
+        rig.store.add_device((&front, GUEST), (&back, DOM0));
         allow(Access::None);
         Timer::after(SOON).await;
         assert_eq!(rig.driver_ended(), None);

@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 use xen::Signal;
 use xen::double::{BoundPort, Guest, MappedPages, World};
 use xen::xenstore::double::FakeStore;
-use xen::xenstore::{self, Access, Permission, Store};
+use xen::xenstore::{self, Store};
 use xen::{DomId, Errno, GrantRef, Port};
 use xensock::back::{Host, Limits};
 use xensock::double::{Dom0, Net};
@@ -154,18 +154,8 @@ impl Rig {
 
     fn create_with_frontend(&self, guest: DomId, frontend: &str) {
         let (front, back) = (front(guest), back(guest));
-        for (path, owner, name, other, other_path) in
-            [(&front, guest, "backend", DOM0, &*back), (&back, DOM0, "frontend", guest, frontend)]
-        {
-            self.tree.write(path, "");
-            let permissions = [(Access::None, owner), (Access::Read, other)]
-                .map(|(access, domain)| Permission { access, domain });
-            self.tree.set_permissions(path, &permissions);
-            self.tree.write(&format!("{path}/state"), "1");
-            self.tree.write(&format!("{path}/{name}-id"), other.to_string());
-            self.tree.write(&format!("{path}/online"), "1");
-            self.tree.write(&format!("{path}/{name}"), other_path);
-        }
+        self.tree.add_device((&front, guest), (&back, DOM0));
+        self.tree.write(&format!("{back}/frontend"), frontend);
     }
 
     /// Boots a guest with a frontend.

@@ -1,16 +1,6 @@
 //! What the interface counts, for whoever shows it.
 
-use core::cell::Cell;
-
-/// A count that never panics and never stops.
-#[derive(Debug, Default)]
-pub(super) struct Counter(Cell<u64>);
-
-impl Counter {
-    pub(super) fn add(&self, amount: usize) {
-        self.0.set(self.0.get().wrapping_add(amount as u64));
-    }
-}
+use xen::Counter;
 
 /// The live counters.
 #[derive(Debug, Default)]
@@ -53,14 +43,14 @@ pub struct Statistics {
 impl Counters {
     pub(super) fn read(&self, (pages, quarantined): (usize, usize)) -> Statistics {
         Statistics {
-            received: self.received.0.get(),
-            received_bytes: self.received_bytes.0.get(),
-            receive_dropped: self.receive_dropped.0.get(),
-            transmitted: self.transmitted.0.get(),
-            transmitted_bytes: self.transmitted_bytes.0.get(),
-            transmit_dropped: self.transmit_dropped.0.get(),
-            notifications_sent: self.notifications_sent.0.get(),
-            sessions: self.sessions.0.get(),
+            received: self.received.get(),
+            received_bytes: self.received_bytes.get(),
+            receive_dropped: self.receive_dropped.get(),
+            transmitted: self.transmitted.get(),
+            transmitted_bytes: self.transmitted_bytes.get(),
+            transmit_dropped: self.transmit_dropped.get(),
+            notifications_sent: self.notifications_sent.get(),
+            sessions: self.sessions.get(),
             pages: pages as u64,
             quarantined_pages: quarantined as u64,
         }

@@ -13,7 +13,7 @@ use embassy_time::Instant;
 use smoltcp::iface::{self, Interface, SocketHandle, SocketSet};
 use smoltcp::socket::{dhcpv4, dns, tcp};
 use smoltcp::wire::IpAddress;
-use xen::{Errno, WaitList};
+use xen::{Counter, Errno, WaitList};
 
 /// The first of the ports that connections go out from (RFC 6335), and how many there are.
 const EPHEMERAL: u16 = 49152;
@@ -33,10 +33,10 @@ pub(super) struct Inner {
 
 #[derive(Default)]
 pub(super) struct Counted {
-    pub(super) opened: Cell<u64>,
-    pub(super) open: Cell<u64>,
-    pub(super) bytes_in: Cell<u64>,
-    pub(super) bytes_out: Cell<u64>,
+    pub(super) opened: Counter,
+    pub(super) open: Counter,
+    pub(super) bytes_in: Counter,
+    pub(super) bytes_out: Counter,
 }
 
 /// smoltcp's objects, and lists of ours.

@@ -135,8 +135,7 @@ impl Open {
             (0, Poll::Ready(if ended { Ok(read(&[]).1) } else { Err(error) }))
         });
         if taken > 0 {
-            let bytes = &self.inner.counted.bytes_in;
-            bytes.set(bytes.get() + taken as u64);
+            self.inner.counted.bytes_in.add(taken);
             // The peer may have to hear of the room.
             self.inner.kick();
         }
@@ -155,8 +154,7 @@ impl Open {
             Poll::Ready(socket.send_slice(from).map_err(|_| Errno::EPIPE))
         });
         if let Poll::Ready(Ok(count)) = result {
-            let bytes = &self.inner.counted.bytes_out;
-            bytes.set(bytes.get() + count as u64);
+            self.inner.counted.bytes_out.add(count);
             self.inner.kick();
         }
         result
@@ -185,8 +183,7 @@ impl Open {
     /// Gives the socket up, at the latest after this time.
     fn retire(&self, linger: Duration) {
         if !self.closed.replace(true) {
-            let open = &self.inner.counted.open;
-            open.set(open.get() - 1);
+            self.inner.counted.open.sub(1);
         }
         self.inner.with(|state| {
             state.tcp(self.socket).close();
@@ -204,9 +201,8 @@ impl Drop for Open {
 
 impl Stream {
     pub(super) fn new(inner: &Rc<Inner>, socket: SocketHandle) -> Stream {
-        let counted = &inner.counted;
-        counted.opened.set(counted.opened.get() + 1);
-        counted.open.set(counted.open.get() + 1);
+        inner.counted.opened.add(1);
+        inner.counted.open.add(1);
         let open = Rc::new(Open {
             inner: inner.clone(),
             socket,

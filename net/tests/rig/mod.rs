@@ -18,7 +18,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use xen::double::{Guest, World};
 use xen::xenstore::double::FakeStore;
-use xen::xenstore::{self, Access, Permission, Store};
+use xen::xenstore::{self, Store};
 use xen::{DomId, Errno};
 
 pub const DOM0: DomId = DomId(0);
@@ -82,23 +82,9 @@ pub fn with_interface<F: Future<Output = ()>>(config: Config, test: impl FnOnce(
     assert_eq!((statistics.pages, statistics.quarantined_pages), (0, 0));
 }
 
-/// Makes the nodes of the device, as the toolstack does.
+/// Makes the device, as the toolstack does.
 pub fn make_device(store: &FakeStore) {
-    for (path, owner, name, other, other_path) in
-        [(FRONT, GUEST, "backend", DOM0, BACK), (BACK, DOM0, "frontend", GUEST, FRONT)]
-    {
-        store.write(path, "");
-        store.set_permissions(
-            path,
-            &[
-                Permission { access: Access::None, domain: owner },
-                Permission { access: Access::Read, domain: other },
-            ],
-        );
-        store.write(&format!("{path}/{name}"), other_path);
-        store.write(&format!("{path}/{name}-id"), other.0.to_string());
-        store.write(&format!("{path}/state"), "1");
-    }
+    store.add_device((FRONT, GUEST), (BACK, DOM0));
     store.write(&format!("{FRONT}/mac"), "00:16:3e:00:00:07");
 }
 

@@ -1,24 +1,6 @@
 //! What the frontend counts, for whoever shows it.
 
-use core::cell::Cell;
-
-/// A count that never panics and never stops.
-#[derive(Debug, Default)]
-pub(super) struct Counter(Cell<u64>);
-
-impl Counter {
-    pub(super) fn add(&self, amount: usize) {
-        self.0.set(self.0.get().wrapping_add(amount as u64));
-    }
-
-    pub(super) fn sub(&self, amount: usize) {
-        self.0.set(self.0.get().wrapping_sub(amount as u64));
-    }
-
-    pub(super) fn get(&self) -> u64 {
-        self.0.get()
-    }
-}
+use xen::Counter;
 
 /// The live counters.
 #[derive(Debug, Default)]

@@ -14,7 +14,7 @@ use std::rc::Rc;
 use xen::DomId;
 use xen::double::{Guest, World};
 use xen::xenstore::double::FakeStore;
-use xen::xenstore::{self, Access, Permission, Store};
+use xen::xenstore::{self, Store};
 use xensock::Errno;
 use xensock::back::Limits;
 use xensock::double::{Dom0, Net, backend};
@@ -122,7 +122,7 @@ pub fn with_frontend<F: Future<Output = ()>>(config: Config, test: impl FnOnce(R
     store.add_domain(DOM0);
     store.add_domain(GUEST);
     let (front, back) = (of(config.dialect, FRONT), of(config.dialect, BACK));
-    make_device(&store, &front, &back);
+    store.add_device((&front, GUEST), (&back, DOM0));
     let client = connect(&store, GUEST, &spawner);
     let guest = world.guest(GUEST);
     let (frontend, driver) = Frontend::new(guest.clone(), client.clone(), &front, config);
@@ -164,25 +164,6 @@ pub fn with_frontend<F: Future<Output = ()>>(config: Config, test: impl FnOnce(R
 /// The path of a device of this dialect.
 pub fn of(dialect: &dyn Dialect, path: &str) -> String {
     path.replace("pvcalls", dialect.device())
-}
-
-/// Makes the nodes of the device, as the toolstack does.
-pub fn make_device(store: &FakeStore, front: &str, back: &str) {
-    for (path, owner, name, other, other_path) in
-        [(front, GUEST, "backend", DOM0, back), (back, DOM0, "frontend", GUEST, front)]
-    {
-        store.write(path, "");
-        store.set_permissions(
-            path,
-            &[
-                Permission { access: Access::None, domain: owner },
-                Permission { access: Access::Read, domain: other },
-            ],
-        );
-        store.write(&format!("{path}/{name}"), other_path);
-        store.write(&format!("{path}/{name}-id"), other.to_string());
-        store.write(&format!("{path}/state"), "1");
-    }
 }
 
 /// A connection to xenstore with its driver running.

@@ -5,6 +5,7 @@ use super::server::{Server, home};
 use super::{PipeReader, PipeWriter};
 use crate::xenstore::{Access, Permission};
 use crate::{DomId, Errno};
+use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -61,6 +62,23 @@ impl FakeStore {
         let home = home(domain);
         self.write(&home, "");
         self.set_permissions(&home, &[Permission { access: Access::None, domain }]);
+    }
+
+    /// Makes a device as the toolstack would: a folder for each of its two ends, which the other end's domain
+    /// may read.
+    pub fn add_device(&self, front: (&str, DomId), back: (&str, DomId)) {
+        for ((path, owner), name, (other_path, other)) in
+            [(front, "backend", back), (back, "frontend", front)]
+        {
+            self.write(path, "");
+            let permissions = [(Access::None, owner), (Access::Read, other)]
+                .map(|(access, domain)| Permission { access, domain });
+            self.set_permissions(path, &permissions);
+            self.write(&format!("{path}/online"), "1");
+            self.write(&format!("{path}/state"), "1");
+            self.write(&format!("{path}/{name}-id"), other.to_string());
+            self.write(&format!("{path}/{name}"), other_path);
+        }
     }
 
     /// Fires the watches of a path, such as `@releaseDomain`.
