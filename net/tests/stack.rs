@@ -9,6 +9,7 @@ use embedded_io_async::{Read, Write};
 use futures_util::future::{join, join_all};
 use net::stack::{Listener, Stack, Stream};
 use net::{ResolveError, Resolver};
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use xen::Errno;
 
@@ -61,12 +62,37 @@ fn bytes_go_both_ways_and_ends_of_streams_too() {
 
 #[test]
 fn what_the_network_loses_doubles_delays_and_spoils_arrives_whole() {
-    let faults = Faults { lose: 40, double: 50, swap: 30, spoil: 60 };
+    let faults = Faults { lose: 40, double: 50, repeat: 70, swap: 30, spoil: 60 };
     with_stacks(faults, |left, right, cable| async move {
         let (client, server) = pair(&left, &right, 80).await;
         let bytes = pattern(300_000);
         assert!(transfer(client, server, &bytes).await == bytes);
         assert!(cable.faults() > 10, "the network was too good");
+    });
+}
+
+#[test]
+fn a_syn_that_comes_again_makes_no_second_connection() {
+    // Behind the client's next frame: the connection has come about then.
+    with_stacks(Faults { repeat: 1, ..Faults::default() }, |left, right, _| async move {
+        let listener = right.bind(server(80)).await.unwrap();
+        let mut open = VecDeque::new();
+        for _ in 0..12 {
+            let (client, server) = join(left.connect(server(80)), listener.accept()).await;
+            open.push_back((client.unwrap(), server.unwrap()));
+            for (client, server) in &mut open {
+                let mut got = [0; 5];
+                client.write_all(b"hello").await.unwrap();
+                server.read_exact(&mut got).await.unwrap();
+                assert_eq!(&got, b"hello");
+            }
+            // The oldest one's socket makes room for one that listens, before those of the others.
+            if open.len() > 3 {
+                open.pop_front();
+                Timer::after_millis(20).await;
+            }
+        }
+        assert_eq!(right.statistics().streams_opened, 12);
     });
 }
 

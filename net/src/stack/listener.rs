@@ -78,7 +78,11 @@ impl Queue {
             && state.tcp(handle).state() != tcp::State::Listen
         {
             self.listening.set(None);
-            self.pending.borrow_mut().push_back(handle);
+            if state.has_twin(handle) {
+                state.sockets.remove(handle);
+            } else {
+                self.pending.borrow_mut().push_back(handle);
+            }
         }
         let mut some = false;
         self.pending.borrow_mut().retain(|&handle| match state.tcp(handle).state() {

@@ -156,6 +156,20 @@ impl State {
         self.sockets.get_mut(socket)
     }
 
+    /// Whether another socket has the same two ends. smoltcp gives a segment to the first socket that takes
+    /// it: a SYN that comes once more (a copy of it, or a client's next try) may meet one that listens before
+    /// it meets the one of its connection, and two that answer to one client end in a reset.
+    pub(super) fn has_twin(&self, of: SocketHandle) -> bool {
+        let ends = |socket: &tcp::Socket<'_>| (socket.local_endpoint(), socket.remote_endpoint());
+        let wanted = ends(self.sockets.get(of));
+        self.sockets.iter().any(|(handle, socket)| match socket {
+            smoltcp::socket::Socket::Tcp(socket) => {
+                handle != of && socket.is_open() && ends(socket) == wanted
+            }
+            _ => false,
+        })
+    }
+
     /// A port that no socket has.
     pub(super) fn free_port(&mut self) -> Result<u16, Errno> {
         for _ in 0..EPHEMERALS {

@@ -23,11 +23,13 @@ pub const RIGHT_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
 /// No test takes longer, even on a slow and busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Each of so many frames, or none: lost, sent twice, sent after the next one, or with another byte.
+/// Each of so many frames, or none: lost, sent twice, sent once more after the next one, sent only after the
+/// next one, or with another byte.
 #[derive(Clone, Copy, Default)]
 pub struct Faults {
     pub lose: usize,
     pub double: usize,
+    pub repeat: usize,
     pub swap: usize,
     pub spoil: usize,
 }
@@ -114,8 +116,9 @@ impl End {
         if hit(self.faults.double) {
             way.push_back(frame.clone());
         }
+        let repeated = hit(self.faults.repeat).then(|| frame.clone());
         way.push_back(frame);
-        way.extend(state.held[other].borrow_mut().take());
+        way.extend(core::mem::replace(&mut *state.held[other].borrow_mut(), repeated));
         drop(way);
         if let Some(waker) = state.wakers[other].borrow_mut().take() {
             waker.wake();

@@ -148,9 +148,16 @@ impl Service {
             .arg(self.url("/sum"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()?;
-        curl.stdin.take().context("curl has no input")?.write_all(body)?;
-        Ok(String::from_utf8(curl.wait_with_output()?.stdout)?.trim().to_owned())
+        let written = curl.stdin.take().context("curl has no input")?.write_all(body);
+        let output = curl.wait_with_output()?;
+        // When curl ends early, it knows why.
+        if !output.status.success() {
+            bail!("curl: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        written?;
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
     }
 
     /// Whether it serves. Until it listens, dom0 refuses, and QEMU cuts the connection.
