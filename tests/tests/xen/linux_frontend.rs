@@ -60,7 +60,11 @@ fn linux_s_frontend_connects_serves_reconnects_and_leaves_nothing_behind(
             }
         }
         let end = guest.wait_for(&format!("step {number}: "), PATIENCE)?;
-        ensure!(end.contains(": done"), "{step}: {end}; {}", guest.console()?);
+        ensure!(
+            end.ends_with(&format!("step {number}: done")),
+            "{step}: {end}; {}",
+            guest.console()?
+        );
     }
     let kept = dom0.run("sha256sum /tmp/kept")?;
     ensure!(kept.starts_with(&sha256(&pattern(1_000_003))), "what came to the server: {kept}");

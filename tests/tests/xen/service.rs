@@ -131,33 +131,31 @@ impl Service {
 
     /// What curl prints for these arguments.
     pub fn curl(&self, arguments: &[&str]) -> Result<Vec<u8>> {
-        let output = Command::new("curl")
-            .args(["--silent", "--show-error", "--max-time", "300"])
-            .args(arguments)
-            .output()?;
-        if !output.status.success() {
-            bail!("curl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
-        }
-        Ok(output.stdout)
+        self.curl_with_input(arguments, &[])
     }
 
     /// What the guest makes of a body that it is sent: its digest.
     pub fn sum(&self, body: &[u8]) -> Result<String> {
+        let said = self.curl_with_input(&["--data-binary", "@-", &self.url("/sum")], body)?;
+        Ok(String::from_utf8(said)?.trim().to_owned())
+    }
+
+    fn curl_with_input(&self, arguments: &[&str], input: &[u8]) -> Result<Vec<u8>> {
         let mut curl = Command::new("curl")
-            .args(["--silent", "--show-error", "--max-time", "300", "--data-binary", "@-"])
-            .arg(self.url("/sum"))
+            .args(["--silent", "--show-error", "--max-time", "300"])
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()?;
-        let written = curl.stdin.take().context("curl has no input")?.write_all(body);
+        let written = curl.stdin.take().context("curl has no input")?.write_all(input);
         let output = curl.wait_with_output()?;
         // When curl ends early, it knows why.
         if !output.status.success() {
-            bail!("curl: {}", String::from_utf8_lossy(&output.stderr).trim());
+            bail!("curl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
         }
         written?;
-        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+        Ok(output.stdout)
     }
 
     /// Whether it serves. Until it listens, dom0 refuses, and QEMU cuts the connection.
