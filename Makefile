@@ -93,7 +93,7 @@ test: setup
 bench: kernel xensockd
 	$(CARGO) build -p lab --example client --profile host
 	@strip --strip-debug target/host/examples/client
-	$(CARGO) bench -p xensock --features double --bench pair
+	$(CARGO) bench -p xensock --features testing --bench pair
 	$(CARGO) bench -p lab --bench boot
 	$(CARGO) bench -p lab --bench stacks
 

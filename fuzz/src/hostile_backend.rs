@@ -14,14 +14,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use xen::Signal;
-use xen::double::{BoundPort, Guest, MappedPages, World};
+use xen::testing::{BoundPort, Guest, MappedPages, World};
 use xen::xenstore;
 use xen::xenstore::double::FakeStore;
 use xen::{DomId, Errno, GrantRef, Port};
 use xensock::back::Host;
-use xensock::double::{Dom0, Net};
 use xensock::front::{Config, Frontend, Listener, Statistics, Stream};
 use xensock::ring::CommandBack;
+use xensock::testing::{Dom0, Net};
 use xensock::wire::{
     Call, Command, Layout, Protocol, Region, Response, RingGrants, RingOffer, SocketOption,
 };

@@ -10,11 +10,11 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use xen::double::{Guest, World};
+use xen::testing::{Guest, World};
 use xen::{DomId, Errno, GrantRef, Port, Shared};
 use xen::{Machine, Pages, Signal};
 use xensock::back::{CommandLink, Host, Limits, serve};
-use xensock::double::{Acceptor, Dom0, Net, Socket};
+use xensock::testing::{Acceptor, Dom0, Net, Socket};
 use xensock::wire::{
     Call, Family, How, Layout, MAX_SLOT, Protocol, Region, Request, RingGrants, RingOffer,
     SocketOption,

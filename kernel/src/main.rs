@@ -14,7 +14,7 @@ mod image {
     use kernel::apps;
     use kernel::config::{Config, StackChoice};
     use kernel::metrics::Metrics;
-    use net::{Capture, Resolver};
+    use netfront::{Capture, Resolver};
     use xensock::front;
 
     kernel::entry!(main);

@@ -19,9 +19,9 @@ use core::pin::Pin;
 use core::task::Poll;
 use embassy_time::{Duration, Timer, with_timeout};
 use embedded_io_async::{Read, Write};
-use net::netfront::{self, NetFront};
-use net::stack::{self, Stack};
-use net::{Capture, Nic};
+use netfront::stack::{self, Stack};
+use netfront::vif::{self, NetFront};
+use netfront::{Capture, Nic};
 use xen::clock::read_tsc;
 use xen::hypercall::{Operations, ShutdownReason};
 use xen::lifecycle::{Request, Requests};
@@ -67,7 +67,7 @@ struct Inner {
 
 /// A network interface and its stack.
 struct Network {
-    interface: netfront::Handle<Domain>,
+    interface: vif::Handle<Domain>,
     stack: Stack,
     /// What a connection takes, in bytes.
     connection_memory: usize,
@@ -137,7 +137,7 @@ impl System {
     /// as well, if there is one.
     pub async fn network(
         &self,
-        interface: netfront::Config,
+        interface: vif::Config,
         mut stack: stack::Config,
         capture: Option<Capture>,
     ) -> Result<Stack, Errno> {

@@ -7,7 +7,7 @@ use kernel::apps::fetch::Report;
 use kernel::apps::{self, AppError, fetch};
 use kernel::config::{Config, Url};
 use kernel::metrics::{Metrics, Snapshot};
-use net::ResolveError;
+use netfront::ResolveError;
 use sha2::{Digest, Sha256};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener};

@@ -20,7 +20,7 @@
 //! them, and so do the tests. Those that do make any are generic over [`hypercall::Hypervisor`].
 //! Everything is for one thread, `async` where it waits, and allocates nothing on the way of an
 //! event or a grant.
-#![cfg_attr(not(any(test, feature = "double", feature = "loom")), no_std)]
+#![cfg_attr(not(any(test, feature = "testing", feature = "loom")), no_std)]
 
 extern crate alloc;
 
@@ -30,8 +30,6 @@ mod byte_ring;
 pub mod clock;
 pub mod console;
 mod counter;
-#[cfg(feature = "double")]
-pub mod double;
 mod errno;
 pub mod event;
 pub mod frontend;
@@ -42,6 +40,8 @@ mod machine;
 pub mod shared;
 mod signal;
 pub mod sync;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod wait;
 pub mod xenbus;
 pub mod xenstore;

@@ -5,15 +5,15 @@
 //! formats, the rings, the frontend with its socket API, and the backend's protocol engine. It makes
 //! no hypercall and opens no socket of an operating system: it reaches the world through
 //! [`xen::Machine`] (a frontend's) and [`back::Host`] (a backend's).
-#![cfg_attr(not(any(test, feature = "double")), no_std)]
+#![cfg_attr(not(any(test, feature = "testing")), no_std)]
 
 extern crate alloc;
 
 pub mod back;
-#[cfg(feature = "double")]
-pub mod double;
 pub mod front;
 pub mod ring;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod wire;
 
 pub use xen::Errno;

@@ -7,10 +7,10 @@ use embedded_io_async::{Read, Write};
 use futures_util::future::join;
 use rig::{Rig, address, config, extended, limits, pattern, with_backend_of};
 use std::rc::Rc;
-use xen::double::Guest;
+use xen::testing::Guest;
 use xensock::Errno;
-use xensock::double::Socket;
 use xensock::front::{Config, Stream};
+use xensock::testing::Socket;
 use xensock::wire::{Extensions, Options, SocketOption, dialects};
 
 /// Runs a test in every dialect, with all extensions.

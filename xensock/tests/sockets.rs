@@ -6,7 +6,7 @@ use edge_nal::{Close, Readable, TcpShutdown, TcpSplit};
 use embedded_io_async::{BufRead, Read, Write};
 use futures_util::future::{join, join4};
 use rig::{address, config, pattern, with_backend, with_backend_and};
-use xen::double::Guest;
+use xen::testing::Guest;
 use xensock::Errno;
 use xensock::back::Limits;
 use xensock::front::{Config, Stream};

@@ -7,7 +7,7 @@ use edge_nal::{TcpAccept, TcpBind};
 use embassy_time::{Duration, Timer};
 use embedded_io_async::Write;
 use futures_util::future::{Either, select};
-use net::Capture;
+use netfront::Capture;
 
 /// How long to wait after an `accept` that failed.
 const PAUSE: Duration = Duration::from_secs(1);

@@ -4,7 +4,7 @@ use super::{App, ConfigError, Problem, Word, Words};
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::str::FromStr;
-use net::stack::{self, Ipv4, Ipv4Cidr, Ipv6Cidr};
+use netfront::stack::{self, Ipv4, Ipv4Cidr, Ipv6Cidr};
 
 /// As many DNS servers as a stack asks.
 const MAX_SERVERS: usize = 3;

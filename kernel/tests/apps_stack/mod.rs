@@ -9,7 +9,7 @@ use embedded_io_async::{ErrorType, Read, Write};
 use kernel::apps::{self, AppError};
 use kernel::config::Config;
 use kernel::metrics::{Metrics, Snapshot};
-use net::Resolver;
+use netfront::Resolver;
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream as Client};
 use std::sync::mpsc;

@@ -23,7 +23,7 @@
 //! and what it had acquired (a watch, a transaction) is given back.
 
 mod connection;
-#[cfg(any(test, feature = "double"))]
+#[cfg(any(test, feature = "testing"))]
 pub mod double;
 mod driver;
 mod nodes;

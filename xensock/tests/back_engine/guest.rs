@@ -12,12 +12,12 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use xen::double::{Guest, World};
+use xen::testing::{Guest, World};
 use xen::{DomId, Errno, GrantRef, Port, Shared};
 use xen::{Machine, Pages, Side, Signal};
 use xensock::back::{CommandLink, Host, Limits, Violation, serve};
-use xensock::double::{Dom0, Net};
 use xensock::ring::{CommandFront, Consumer, Guess, Producer, copy_in, copy_out, len};
+use xensock::testing::{Dom0, Net};
 use xensock::wire::{
     Call, Family, Layout, PVCALLS, Protocol, Region, Request, RingGrants, RingOffer,
 };
@@ -217,7 +217,7 @@ impl Raw {
     }
 
     /// A socket that is connected to a socket of the test.
-    pub async fn connect(&self, socket: u64, order: u32) -> (Ring, xensock::double::Socket) {
+    pub async fn connect(&self, socket: u64, order: u32) -> (Ring, xensock::testing::Socket) {
         let server = self.net.listen(address(0)).unwrap();
         let ring = self.ring(order);
         assert_eq!(self.call(socket, Call::Socket { family: Family::V4 }).await, Ok(0));

@@ -12,13 +12,13 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use xen::DomId;
-use xen::double::{Guest, World};
+use xen::testing::{Guest, World};
 use xen::xenstore::double::FakeStore;
 use xen::xenstore::{self, Store};
 use xensock::Errno;
 use xensock::back::Limits;
-use xensock::double::{Dom0, Net, backend};
 use xensock::front::{Config, Frontend};
+use xensock::testing::{Dom0, Net, backend};
 use xensock::wire::{Dialect, Extensions, Protocol, dialects};
 
 pub const DOM0: DomId = DomId(0);

@@ -4,14 +4,14 @@ use super::{BACK, DOM0, FRONT, GUEST, Rig, connect};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
-use xen::double::{BoundPort, MappedPages};
+use xen::testing::{BoundPort, MappedPages};
 use xen::xenbus::{self, State, StateWatch};
 use xen::xenstore::Store;
 use xen::{Errno, Side, Signal};
 use xen::{GrantRef, Port, Shared};
 use xensock::back::Host;
-use xensock::double::Dom0;
 use xensock::ring::CommandBack;
+use xensock::testing::Dom0;
 use xensock::wire::{
     Call, Family, Layout, PVCALLS, Protocol, Region, Request, Response, RingGrants, RingOffer,
 };

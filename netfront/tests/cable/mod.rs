@@ -3,8 +3,8 @@
 use embassy_time::{Duration, with_timeout};
 use futures_executor::LocalPool;
 use futures_util::task::LocalSpawnExt;
-use net::stack::{Config, Ipv4, Ipv4Cidr, Ipv6Cidr, Stack};
-use net::{Link, Nic};
+use netfront::stack::{Config, Ipv4, Ipv4Cidr, Ipv6Cidr, Stack};
+use netfront::{Link, Nic};
 use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
 use smoltcp::wire::EthernetAddress;

@@ -2,7 +2,7 @@
 //! guest has left to it: completes checksums, and cuts segments.
 
 use super::netback::{Features, Netback, Sent};
-use net::{Link, Nic};
+use netfront::{Link, Nic};
 use smoltcp::phy::{self, Checksum, Device, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, Ipv4Packet, TcpPacket, TcpSeqNumber};

@@ -1,6 +1,6 @@
-//! A backend in the double of Xen (`xen::double`), and a double of its network.
+//! A backend in the double of Xen (`xen::testing`), and a double of its network.
 //!
-//! A [`Dom0`] is a backend's [`Host`](crate::back::Host) in a [`World`](xen::double::World). [`Net`] is the
+//! A [`Dom0`] is a backend's [`Host`](crate::back::Host) in a [`World`](xen::testing::World). [`Net`] is the
 //! network on which the backend opens its sockets, and the test its own.
 
 mod backend;

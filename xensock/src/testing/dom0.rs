@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use xen::double::{BoundPort, MappedPages, Peer, World};
+use xen::testing::{BoundPort, MappedPages, Peer, World};
 use xen::{DomId, Errno, GrantRef, Port, Shared, Signal};
 
 /// The domain with the backends and the network.

@@ -7,8 +7,8 @@ use edge_nal::TcpShutdown;
 use embedded_io_async::{Read, Write};
 use futures_util::future::join;
 use futures_util::task::LocalSpawnExt;
-use net::stack::{self, Ipv4, Ipv4Cidr, Stack, Stream};
-use net::{Nic, Wrapped, netfront};
+use netfront::stack::{self, Ipv4, Ipv4Cidr, Stack, Stream};
+use netfront::{Nic, Wrapped, vif};
 use rig::netback::{ALL, Features, NONE};
 use rig::wire::FarEnd;
 use rig::{FRONT, Rig, config, with_interface};
@@ -126,7 +126,7 @@ impl PcapSink for Capture {
 
 #[test]
 fn a_tracer_a_capture_and_a_fault_injector_stand_between_stack_and_interface() {
-    let config = netfront::Config { segmentation: false, ..config() };
+    let config = vif::Config { segmentation: false, ..config() };
     with_interface(config, |rig| async move {
         let features = Features { segmentation: false, ..ALL };
         let wire = FarEnd::new(rig.backend(features).await, features, 1500);

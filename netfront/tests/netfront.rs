@@ -3,7 +3,7 @@
 mod rig;
 
 use embassy_time::Timer;
-use net::{Link, Nic};
+use netfront::{Link, Nic};
 use rig::netback::{ALL, Features, NONE, Netback, Sent};
 use rig::{BACK, FRONT, Rig, config, frame, make_device, with_interface};
 use smoltcp::phy::Device;

@@ -5,7 +5,7 @@ use embassy_time::Timer;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Release};
 use xen::abi::netif::*;
-use xen::double::{BoundPort, MappedPages, Peer, World};
+use xen::testing::{BoundPort, MappedPages, Peer, World};
 use xen::xenbus::{self, State};
 use xen::xenstore::Store;
 use xen::{GrantRef, PAGE_SIZE, Port, Signal};
