@@ -55,7 +55,7 @@ help:
 
 # Each prerequisite is up to date or not by cargo's own judgement, so all of them are asked always.
 setup:
-	@tests/setup
+	@.ci/setup
 
 kernel: setup
 	$(CARGO) build -p kernel --release $(KERNEL_FLAGS)
@@ -88,20 +88,19 @@ shell: kernel xensockd lab
 	@target/lab shell $(LAB)
 
 test: setup
-	@tests/check '$(TEST)'
+	@.ci/check '$(TEST)'
 
 bench: kernel xensockd
-	$(CARGO) build -p lab --example client --profile host
+	$(CARGO) build -p xen-tests --example client --profile host
 	@strip --strip-debug target/host/examples/client
 	$(CARGO) bench -p xensock --features testing --bench pair
-	$(CARGO) bench -p lab --bench boot
-	$(CARGO) bench -p lab --bench stacks
+	$(CARGO) bench -p xen-tests
 
 fuzz: setup
 	@fuzz/run '$(FUZZ_SECONDS)' $(TARGET)
 
 soak: setup
-	SOAK_ROUNDS='$(SOAK_ROUNDS)' tests/check under_load
+	SOAK_ROUNDS='$(SOAK_ROUNDS)' .ci/check under_load
 
 loom: setup
 	LOOM_MAX_PREEMPTIONS=$(LOOM_MAX_PREEMPTIONS) $(CARGO) test --profile host -p xen -p xensock --features loom --test loom

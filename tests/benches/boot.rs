@@ -12,7 +12,7 @@ use std::fs;
 const GUEST_ROUNDS: usize = 9;
 const LINUX_ROUNDS: usize = 3;
 
-const HTTP: &str = include_str!("../dom0/http.cfg");
+const HTTP: &str = include_str!("../../xensockd/dist/http.cfg");
 
 const LINUX: &str = "name = \"linux\"\ntype = \"pvh\"\nkernel = \"/tmp/vmlinuz\"\n\
                      cmdline = \"console=hvc0\"\nmemory = 192\nvcpus = 1\ntsc_mode = \"native\"\n\

@@ -9,7 +9,7 @@ use lab::{Domain, Interface, Lab, Options, Tree};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-const HTTP: &str = include_str!("../dom0/http.cfg");
+const HTTP: &str = include_str!("../../xensockd/dist/http.cfg");
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the client prints, and how a reader is told of it.

@@ -1,0 +1,303 @@
+//! What QEMU boots: the hypervisor, Linux, and dom0's initramfs in two parts.
+//!
+//! The base (busybox, Xen's tools, modules, ssh) is built once and kept. What changes while one works
+//! on the project (guest, backend, configuration) goes into a small second archive behind it, so
+//! that a new kernel costs nothing here.
+
+use crate::archive::{Archive, EXECUTABLE, PRIVATE, READABLE};
+use crate::modules;
+use crate::packages::Packages;
+use crate::process;
+use crate::tree::Tree;
+use anyhow::{Context, Result};
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Changes whenever the code here builds something else from the same inputs.
+const FORMAT: u32 = 2;
+
+/// The drivers that dom0 needs: Xen's interfaces, the way to the host, a way for network guests.
+const MODULES: &[&str] = &[
+    "xen-evtchn",
+    "xen-gntdev",
+    "xen-gntalloc",
+    "xen-privcmd",
+    "xenfs",
+    "e1000",
+    "xen-netback",
+    "bridge",
+    "sch_netem",
+];
+
+/// Xen's programs, by their place in the package and in dom0 alike.
+const XEN_BIN: &str = "/usr/lib/xen-4.17/bin";
+const XEN_TOOLS: &[&str] = &[
+    "libxl-save-helper",
+    "lsevtchn",
+    "readnotes",
+    "xen-cpuid",
+    "xen-diag",
+    "xen-hptool",
+    "xen-hvmctx",
+    "xen-init-dom0",
+    "xenconsole",
+    "xenconsoled",
+    "xenctx",
+    "xenperf",
+    "xenpm",
+    "xenstored",
+    "xenstore-control",
+    "xentop",
+    "xentrace",
+    "xl",
+];
+/// Files of this project: where they are in the source tree, and where in dom0.
+const OUR_FILES: &[(&str, &str, u32)] = &[
+    ("lab/dom0/init", "/init", EXECUTABLE),
+    ("lab/dom0/profile", "/etc/profile", READABLE),
+    ("lab/dom0/vif-bridge", "/etc/xen/scripts/vif-bridge", EXECUTABLE),
+    ("lab/dom0/start-dnsmasq", "/usr/sbin/start-dnsmasq", EXECUTABLE),
+    ("lab/dom0/stop-dnsmasq", "/usr/sbin/stop-dnsmasq", EXECUTABLE),
+    ("lab/dom0/start-xensockd", "/usr/sbin/start-xensockd", EXECUTABLE),
+    ("xensockd/dist/attach-sockets", "/usr/sbin/attach-sockets", EXECUTABLE),
+    ("xensockd/dist/detach-sockets", "/usr/sbin/detach-sockets", EXECUTABLE),
+];
+const XENSTORE_TOOLS: &[&str] = &["chmod", "exists", "list", "ls", "read", "rm", "watch", "write"];
+
+/// Folders that programs expect to be there.
+const FOLDERS: &[&str] = &[
+    "/dev",
+    "/etc/xen/scripts",
+    "/proc",
+    "/root",
+    "/run",
+    "/sys",
+    "/tmp",
+    "/var/lib/xen",
+    "/var/lib/xenstored",
+    "/var/log/xen",
+];
+
+/// The parts that stay the same from boot to boot.
+pub struct Base {
+    cache: PathBuf,
+    packages: Packages,
+}
+
+impl Base {
+    /// Builds what is missing or out of date. Says on `say` what takes long.
+    pub fn get(tree: &Tree, say: &dyn Fn(&str)) -> Result<Self> {
+        let cache = tree.cache();
+        let _lock = lock(&cache)?;
+        let packages = Packages::get(tree, say)?;
+        let base = Self { cache, packages };
+        let key = key(tree)?;
+        let stamp = base.cache.join("base.key");
+        if !fs::read_to_string(&stamp).is_ok_and(|built| built == key) {
+            say("building dom0's image");
+            let _ = fs::remove_file(&stamp);
+            base.build(tree)?;
+            fs::write(&stamp, key)?;
+        }
+        Ok(base)
+    }
+
+    /// The hypervisor.
+    pub fn xen(&self) -> PathBuf {
+        self.cache.join("xen")
+    }
+
+    /// dom0's Linux.
+    pub fn linux(&self) -> PathBuf {
+        self.cache.join("vmlinuz")
+    }
+
+    /// The private key that opens dom0's ssh server.
+    pub fn client_key(&self) -> PathBuf {
+        self.cache.join("client-key")
+    }
+
+    /// The public half of the key that dom0's ssh server shows.
+    pub fn host_key(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.cache.join("host-key.pub"))?)
+    }
+
+    /// Writes dom0's whole initramfs to `path`: the base, then `content`.
+    pub fn write_initramfs(&self, path: &Path, content: &Content) -> Result<()> {
+        fs::copy(self.cache.join("base.cpio"), path)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        let file = File::options().append(true).open(path)?;
+        let mut archive = Archive::new(BufWriter::new(file));
+        if let Some(xensockd) = &content.xensockd {
+            let there = fs::read_to_string(self.cache.join("base.libraries"))?;
+            archive.copy(xensockd, "/usr/sbin/xensockd", EXECUTABLE)?;
+            for (name, from) in self.packages.libraries(xensockd)? {
+                if !there.lines().any(|line| line == name) {
+                    archive.copy(&from, &library_path(&name), EXECUTABLE)?;
+                }
+            }
+        }
+        for (from, to) in &content.files {
+            let executable = fs::metadata(from).is_ok_and(|file| file.mode() & 0o111 != 0);
+            archive.copy(from, to, if executable { EXECUTABLE } else { READABLE })?;
+        }
+        archive.finish()?.flush()?;
+        Ok(())
+    }
+
+    fn build(&self, tree: &Tree) -> Result<()> {
+        let packages = &self.packages;
+        let xen = packages.find("/boot", "xen-4.17-amd64", ".gz")?;
+        fs::write(self.xen(), process::output(Command::new("gzip").arg("-dc").arg(xen))?.stdout)?;
+        fs::copy(packages.find("/boot", "vmlinuz-", "")?, self.linux())?;
+        self.make_keys()?;
+
+        let file = File::create(self.cache.join("base.cpio"))?;
+        let mut archive = Archive::new(BufWriter::new(file));
+        for folder in FOLDERS {
+            archive.folder(folder)?;
+        }
+        archive.link("/var/run", "/run")?;
+        archive.link("/var/lock", "/run/lock")?;
+        add_busybox(&mut archive)?;
+        self.add_programs(&mut archive)?;
+        self.add_modules(&mut archive)?;
+        self.add_configuration(&mut archive, tree)?;
+        archive.finish()?.flush()?;
+        Ok(())
+    }
+
+    /// Throwaway keys: they open nothing but this checkout's dom0s.
+    fn make_keys(&self) -> Result<()> {
+        let client = self.client_key();
+        let host = self.cache.join("host-key");
+        for old in [&client, &client.with_extension("pub"), &host] {
+            let _ = fs::remove_file(old);
+        }
+        let mut command = Command::new("ssh-keygen");
+        process::output(
+            command.args(["-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f"]).arg(&client),
+        )?;
+        let libraries = self.packages.path("/usr/lib/x86_64-linux-gnu");
+        let mut command = Command::new(self.packages.path("/usr/bin/dropbearkey"));
+        command.env("LD_LIBRARY_PATH", libraries).args(["-t", "ed25519", "-f"]).arg(&host);
+        let said = process::output(&mut command)?.stdout;
+        let said = String::from_utf8_lossy(&said);
+        let public = said
+            .lines()
+            .find(|line| line.starts_with("ssh-ed25519 "))
+            .context("dropbearkey printed no public key")?;
+        fs::write(self.cache.join("host-key.pub"), public)?;
+        Ok(())
+    }
+
+    fn add_programs<W: Write>(&self, archive: &mut Archive<W>) -> Result<()> {
+        let mut programs = Vec::new();
+        for tool in XEN_TOOLS {
+            programs.push(format!("{XEN_BIN}/{tool}"));
+            archive.link(&format!("/usr/sbin/{tool}"), &format!("{XEN_BIN}/{tool}"))?;
+        }
+        programs.extend(["/usr/bin/xenstore".into(), "/usr/sbin/gdbsx".into()]);
+        // dom0's shell takes busybox's own tc, which knows less, unless this one is called by its path.
+        programs.extend(["/usr/sbin/dropbear", "/usr/sbin/dnsmasq", "/sbin/tc"].map(String::from));
+        for tool in XENSTORE_TOOLS {
+            archive.link(&format!("/usr/bin/xenstore-{tool}"), "xenstore")?;
+        }
+
+        let mut libraries = std::collections::BTreeMap::new();
+        for program in &programs {
+            let from = self.packages.path(program);
+            archive.copy(&from, program, EXECUTABLE)?;
+            libraries.extend(self.packages.libraries(&from)?);
+        }
+        // Loaded by the C library when a thread is cancelled, so no program names it; xl aborts without it.
+        let gcc = "libgcc_s.so.1";
+        libraries.insert(gcc.into(), self.packages.path(&format!("/lib/x86_64-linux-gnu/{gcc}")));
+        for (name, from) in &libraries {
+            archive.copy(from, &library_path(name), EXECUTABLE)?;
+        }
+        let names: Vec<_> = libraries.into_keys().collect();
+        fs::write(self.cache.join("base.libraries"), names.join("\n"))?;
+        Ok(())
+    }
+
+    fn add_modules<W: Write>(&self, archive: &mut Archive<W>) -> Result<()> {
+        let modules = modules::resolve(&self.packages.path("/lib/modules"), MODULES)?;
+        let mut order = String::new();
+        for module in modules {
+            let file = format!("{}.ko", module.name);
+            archive.file(&format!("/lib/modules/{file}"), READABLE, &module.content)?;
+            order += &format!("{file}\n");
+        }
+        archive.file("/lib/modules/order", READABLE, order.as_bytes())
+    }
+
+    fn add_configuration<W: Write>(&self, archive: &mut Archive<W>, tree: &Tree) -> Result<()> {
+        for (from, to, permissions) in OUR_FILES {
+            archive.copy(&tree.root().join(from), to, *permissions)?;
+        }
+        archive.file("/etc/xen/xl.conf", READABLE, b"")?;
+        archive.file("/etc/passwd", READABLE, b"root:x:0:0:root:/root:/bin/sh\n")?;
+        archive.file("/etc/group", READABLE, b"root:x:0:\n")?;
+        archive.file("/etc/shadow", PRIVATE, b"root:*:1:0:99999:7:::\n")?;
+        archive.file("/etc/hosts", READABLE, b"127.0.0.1 localhost dom0\n::1 localhost\n")?;
+        archive.copy(&self.cache.join("host-key"), "/etc/dropbear/host-key", PRIVATE)?;
+        let public = self.client_key().with_extension("pub");
+        archive.copy(&public, "/root/.ssh/authorized_keys", PRIVATE)
+    }
+}
+
+/// What goes into dom0 beside the base.
+#[derive(Clone, Debug, Default)]
+pub struct Content {
+    /// The backend daemon: a program for the host's C library.
+    pub xensockd: Option<PathBuf>,
+    /// Files: where they are on the host, and their absolute path in dom0.
+    pub files: Vec<(PathBuf, String)>,
+}
+
+/// The cache, for as long as the value lives. Two labs may start at once: one builds, the other waits.
+pub fn lock(cache: &Path) -> Result<File> {
+    fs::create_dir_all(cache)
+        .with_context(|| format!("cannot create the folder {}", cache.display()))?;
+    let lock = File::create(cache.join("lock"))?;
+    lock.lock()?;
+    Ok(lock)
+}
+
+fn library_path(name: &str) -> String {
+    // Only the loader is known by its whole path.
+    if name.starts_with('/') { name.into() } else { format!("/lib/x86_64-linux-gnu/{name}") }
+}
+
+/// The host's busybox, which needs no library.
+pub const BUSYBOX: &str = "/usr/bin/busybox";
+
+fn add_busybox<W: Write>(archive: &mut Archive<W>) -> Result<()> {
+    archive.copy(Path::new(BUSYBOX), "/bin/busybox", EXECUTABLE)?;
+    let applets = process::output(Command::new(BUSYBOX).arg("--list"))?.stdout;
+    for applet in String::from_utf8_lossy(&applets).lines().filter(|applet| *applet != "busybox") {
+        archive.link(&format!("/bin/{applet}"), "busybox")?;
+    }
+    Ok(())
+}
+
+/// Everything that the base is made from, besides the packages, as text: compared, never parsed.
+fn key(tree: &Tree) -> Result<String> {
+    let mut key = format!("format {FORMAT}\n");
+    key += &fs::read_to_string(tree.cache().join("root.packages")).unwrap_or_default();
+    for path in [BUSYBOX, "/lib/x86_64-linux-gnu/libc.so.6"] {
+        let file = fs::metadata(path).with_context(|| format!("{path} is missing"))?;
+        key += &format!("{path} {} {}\n", file.len(), file.mtime());
+    }
+    for (name, ..) in OUR_FILES {
+        let path = tree.root().join(name);
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        key += &format!("{name}:\n{text}\n");
+    }
+    Ok(key)
+}

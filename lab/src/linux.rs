@@ -1,0 +1,198 @@
+//! Linux's own ends of PV Calls, for tests against ours: `pvcalls-back` as a module for dom0, and a
+//! guest's initramfs with `pvcalls-front` and a program that tries it (`lab/linux`).
+//!
+//! Debian's kernels have neither, but its source package has both. They are built against the headers
+//! of exactly the kernel that dom0 runs. Nothing of it is installed: of the source package three files
+//! are kept, and the headers are unpacked anew for each build, in a folder that does not outlive it.
+
+use crate::archive::{Archive, EXECUTABLE};
+use crate::image::{BUSYBOX, lock};
+use crate::packages::{self, Packages};
+use crate::process;
+use crate::tree::Tree;
+use anyhow::{Context, Result};
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The source of the kernel's series.
+const SOURCE: &str = "linux-source-6.12";
+/// The files of it that are needed, and where they are.
+const SOURCE_FOLDER: &str = "drivers/xen";
+const SOURCE_FILES: &[&str] = &["pvcalls-back.c", "pvcalls-front.c", "pvcalls-front.h"];
+
+/// This project's part of the modules, and the guest's init.
+const OUR_FILES: &[&str] = &["Kbuild", "pvcalls-front.c", "pvcalls-test.c", "init"];
+
+/// The guest's commands.
+const APPLETS: &[&str] =
+    &["dd", "echo", "insmod", "mount", "od", "poweroff", "printf", "rmmod", "sh"];
+
+/// Linux's ends, built.
+pub struct LinuxEnds {
+    folder: PathBuf,
+}
+
+impl LinuxEnds {
+    /// Downloads and builds what is missing or out of date. Says on `say` what takes long.
+    pub fn get(tree: &Tree, say: &dyn Fn(&str)) -> Result<Self> {
+        let _lock = lock(&tree.cache())?;
+        let root = Packages::get(tree, say)?;
+        let kernel = release(&root.find("/boot", "vmlinuz-", "")?)?;
+        let folder = tree.cache().join("linux");
+        let parts = Parts { headers: folder.join("headers"), source: folder.join("source") };
+        let stamp = folder.join("parts.kernel");
+        if !fs::read_to_string(&stamp).is_ok_and(|of| of == kernel) {
+            parts.get(tree, &kernel, say)?;
+            fs::write(&stamp, &kernel)?;
+            let _ = fs::remove_file(folder.join("built.key"));
+        }
+        let ends = Self { folder };
+        let key = key(tree, &kernel)?;
+        let stamp = ends.folder.join("built.key");
+        if !fs::read_to_string(&stamp).is_ok_and(|built| built == key) {
+            say("building Linux's own ends of PV Calls");
+            let _ = fs::remove_file(&stamp);
+            ends.build(tree, &kernel, &parts)?;
+            fs::write(&stamp, key)?;
+        }
+        Ok(ends)
+    }
+
+    /// The backend: a module for dom0.
+    pub fn backend(&self) -> PathBuf {
+        self.folder.join("pvcalls-back.ko")
+    }
+
+    /// The initramfs of a guest that runs `lab/linux/init`.
+    pub fn guest(&self) -> PathBuf {
+        self.folder.join("guest.cpio")
+    }
+
+    fn build(&self, tree: &Tree, kernel: &str, parts: &Parts) -> Result<()> {
+        // Linux's makefiles take no path with a space in it, and the checkout may have one.
+        let temporary = tempfile::tempdir()?;
+        let (root, modules) = (temporary.path().join("root"), temporary.path().join("modules"));
+        fs::create_dir_all(modules.join("linux"))?;
+        for deb in fs::read_dir(&parts.headers)? {
+            process::output(Command::new("dpkg").arg("-x").arg(deb?.path()).arg(&root))?;
+        }
+        let sources = root.join("usr/src");
+        let headers = sources.join(format!("linux-headers-{kernel}"));
+        // It includes another makefile by its absolute path.
+        let makefile = fs::read_to_string(headers.join("Makefile"))?;
+        let here = format!("{}/", sources.display());
+        fs::write(headers.join("Makefile"), makefile.replace("/usr/src/", &here))?;
+        for name in SOURCE_FILES {
+            fs::copy(parts.source.join(name), modules.join("linux").join(name))?;
+        }
+        for name in OUR_FILES {
+            fs::copy(tree.linux().join(name), modules.join(name))?;
+        }
+        let mut make = Command::new("make");
+        make.arg("-C").arg(&headers).arg(format!("M={}", modules.display()));
+        // Neither symbols for debuggers nor BTF, which would need one more program.
+        make.args(["CONFIG_DEBUG_INFO=", "CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"]);
+        // Variables of an outer make and of cargo are not for this one.
+        for name in ["MAKEFLAGS", "MAKELEVEL", "MFLAGS", "ARCH", "CROSS_COMPILE"] {
+            make.env_remove(name);
+        }
+        process::output(&mut make).context("cannot build Linux's modules")?;
+        fs::copy(modules.join("linux/pvcalls-back.ko"), self.backend())?;
+        self.write_guest(&modules)
+    }
+
+    fn write_guest(&self, modules: &Path) -> Result<()> {
+        let mut archive = Archive::new(BufWriter::new(File::create(self.guest())?));
+        for folder in ["/dev", "/proc", "/sys"] {
+            archive.folder(folder)?;
+        }
+        archive.copy(Path::new(BUSYBOX), "/bin/busybox", EXECUTABLE)?;
+        for applet in APPLETS {
+            archive.link(&format!("/bin/{applet}"), "busybox")?;
+        }
+        archive.copy(&modules.join("init"), "/init", EXECUTABLE)?;
+        for module in ["pvcalls-front.ko", "pvcalls-test.ko"] {
+            archive.copy(&modules.join(module), &format!("/{module}"), EXECUTABLE)?;
+        }
+        archive.finish()?.flush()?;
+        Ok(())
+    }
+}
+
+/// What is kept of Debian's packages.
+struct Parts {
+    /// The packages with the headers and with what builds modules.
+    headers: PathBuf,
+    /// Three files of Linux.
+    source: PathBuf,
+}
+
+impl Parts {
+    fn get(&self, tree: &Tree, kernel: &str, say: &dyn Fn(&str)) -> Result<()> {
+        for folder in [&self.headers, &self.source] {
+            if folder.exists() {
+                fs::remove_dir_all(folder)?;
+            }
+            fs::create_dir_all(folder)?;
+        }
+        say("downloading Linux's headers and source from Debian (about 170 MB)");
+        let headers = format!("linux-headers-{kernel}");
+        let downloaded = packages::with_update(tree, say, || {
+            let names = packages::depends(&headers)?;
+            let wanted = |name: &&String| {
+                name.starts_with("linux-headers-") || name.starts_with("linux-kbuild-")
+            };
+            let mut names: Vec<_> = names.iter().filter(wanted).map(|name| &**name).collect();
+            names.push(&headers);
+            packages::download(&self.headers, &names)
+        });
+        if let Err(error) = downloaded {
+            // What apt knows could not be downloaded this time; what it does not know never will be.
+            if packages::depends(&headers).is_ok() {
+                return Err(error.context("cannot download Linux's headers"));
+            }
+            packages::forget(tree)?;
+            return Err(error.context(format!(
+                "Debian offers no headers of dom0's kernel {kernel} any more; run this once more, \
+                 which downloads dom0's packages anew"
+            )));
+        }
+        let temporary = tempfile::tempdir_in(tree.cache())?;
+        packages::with_update(tree, say, || packages::download(temporary.path(), &[SOURCE]))
+            .with_context(|| format!("cannot download {SOURCE}"))?;
+        say("unpacking three files of Linux");
+        let deb = fs::read_dir(temporary.path())?.next().context("no package came")??.path();
+        // Read only as far as the last of the files.
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(format!(
+            "dpkg-deb --fsys-tarfile \"$0\" 2>/dev/null | \
+             tar -xO --occurrence=1 ./usr/src/{SOURCE}.tar.xz 2>/dev/null | xz -dc -T0 2>/dev/null | \
+             tar -x --occurrence=1 --strip-components=3 -C \"$1\" \"$2\" \"$3\" \"$4\""
+        ));
+        shell.arg(&deb).arg(&self.source);
+        shell.args(SOURCE_FILES.iter().map(|name| format!("{SOURCE}/{SOURCE_FOLDER}/{name}")));
+        process::output(&mut shell).with_context(|| format!("cannot unpack {SOURCE}"))?;
+        Ok(())
+    }
+}
+
+/// The kernel's release, as the name of its image says.
+fn release(image: &Path) -> Result<String> {
+    let name = image.file_name().unwrap_or_default().to_string_lossy();
+    let release = name.strip_prefix("vmlinuz-");
+    release.map(str::to_owned).with_context(|| format!("{name} names no release"))
+}
+
+/// Everything that the modules and the guest are made from, as text: compared, never parsed.
+fn key(tree: &Tree, kernel: &str) -> Result<String> {
+    let mut key = format!("{kernel}\n");
+    for name in OUR_FILES {
+        let path = tree.linux().join(name);
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        key += &format!("{name}:\n{text}\n");
+    }
+    Ok(key)
+}

@@ -1,0 +1,108 @@
+//! Images of one's own: the example of the README, one that computes, and no Xen below.
+
+use crate::fixture::{Fixture, cases};
+use crate::service::PATIENCE;
+use anyhow::{Result, ensure};
+use lab::{Domain, Tree, dom0_port};
+use std::io::Read;
+use std::net::TcpStream;
+
+cases![
+    the_example_of_the_readme_greets,
+    an_image_has_no_instruction_of_the_floating_point_unit,
+    floats_are_right_to_the_last_bit_over_hundreds_of_sleeps,
+    without_xen_the_kernel_says_what_it_needs,
+];
+
+/// Puts an example's image into dom0, and returns a configuration that runs it.
+pub fn image(fixture: &Fixture, name: &str, cmdline: &str) -> Result<String> {
+    let built = Tree::here().target().join("x86_64-xen-pvh/release/examples").join(name);
+    fixture.lab()?.push(&built, &format!("/root/{name}"))?;
+    Ok(format!(
+        "type = \"pvh\"\nkernel = \"/root/{name}\"\ncmdline = \"{cmdline}\"\nmemory = 32\n\
+         pvcalls = [\"backend=0\"]\ntsc_mode = \"native\"\n"
+    ))
+}
+
+fn the_example_of_the_readme_greets(fixture: &Fixture) -> Result<()> {
+    let lab = fixture.lab()?;
+    let _guest = Domain::create(lab, "hello", &image(fixture, "hello", "")?)?;
+    let port = crate::fixture::free_port()?;
+    lab.forward(port, dom0_port(7000))?;
+    crate::fixture::wait_until("the guest greets", PATIENCE, || {
+        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut said = String::new();
+        // Until the guest listens, the connection is cut.
+        let _ = stream.read_to_string(&mut said);
+        Ok(said.starts_with("Hello from a guest"))
+    })
+}
+
+fn an_image_has_no_instruction_of_the_floating_point_unit(_: &Fixture) -> Result<()> {
+    let release = Tree::here().target().join("x86_64-xen-pvh/release");
+    // The last one is there to break the rule.
+    for (image, has_some) in
+        [("xensock-kernel", false), ("examples/floats", false), ("examples/faults", true)]
+    {
+        let mut objdump = std::process::Command::new("objdump");
+        let code = objdump.args(["-d", "--no-show-raw-insn"]).arg(release.join(image)).output()?;
+        ensure!(code.status.success(), "{image}: {}", String::from_utf8_lossy(&code.stderr));
+        let code = String::from_utf8(code.stdout)?;
+        let instructions = code.lines().filter_map(|line| line.split('\t').nth(1));
+        let is_one = |text: &&str| {
+            // No instruction of integers begins with this letter.
+            text.starts_with('f') || ["%mm", "%xmm", "%ymm"].iter().any(|name| text.contains(name))
+        };
+        let found: Vec<_> = instructions.filter(is_one).collect();
+        ensure!(found.is_empty() != has_some, "{image}: {found:?}");
+        ensure!(code.contains("hlt"), "{image}: no code was looked at");
+    }
+    Ok(())
+}
+
+/// What `kernel/examples/floats.rs` does, with this processor's own floating point registers.
+fn floats() -> [String; 3] {
+    let (mut double, mut single, mut events) = (0.3_f64, 0.3_f32, 1.0_f64);
+    for step in 0..400_u32 {
+        double = 3.9 * double * (1.0 - double);
+        single = 3.9 * single * (1.0 - single);
+        let whole = (events * 1e9) as i64 % 1000;
+        events = (whole as f64 + f64::from(step)) / (events + 0.1) / 700.0
+            + f64::from(events as f32) / 3.0;
+    }
+    [
+        format!("double {:016x}", double.to_bits()),
+        format!("single {:08x}", single.to_bits()),
+        format!("events {:016x}", events.to_bits()),
+    ]
+}
+
+fn floats_are_right_to_the_last_bit_over_hundreds_of_sleeps(fixture: &Fixture) -> Result<()> {
+    let guest = Domain::create(fixture.lab()?, "floats", &image(fixture, "floats", "")?)?;
+    guest.wait_for_end(PATIENCE)?;
+    let console = guest.console()?;
+    for bits in floats() {
+        ensure!(console.contains(&bits), "no {bits:?} in {console}");
+    }
+    Ok(())
+}
+
+fn without_xen_the_kernel_says_what_it_needs(_: &Fixture) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let log = folder.path().join("serial.log");
+    let mut qemu = std::process::Command::new("qemu-system-x86_64")
+        .args(["-accel", "tcg", "-m", "64", "-nodefaults", "-display", "none", "-no-reboot"])
+        .arg("-kernel")
+        .arg(Tree::here().kernel())
+        .arg("-serial")
+        .arg(format!("file:{}", log.display()))
+        .spawn()?;
+    let said = crate::fixture::wait_until("the kernel speaks", PATIENCE, || {
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        Ok(said.contains("there is no Xen here") && said.contains("type=\"pvh\""))
+    });
+    qemu.kill()?;
+    qemu.wait()?;
+    said
+}

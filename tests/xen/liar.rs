@@ -1,0 +1,68 @@
+//! A guest whose backend lies: it names the lie, closes that socket or the device, and lives.
+
+use crate::fixture::{Fixture, cases, wait_until};
+use crate::service::{PATIENCE, Service, pattern, sha256};
+use anyhow::{Result, ensure};
+use lab::Tree;
+
+cases![a_guest_lives_through_every_lie_of_its_backend_and_names_them];
+
+/// The lies, in an order in which they get worse, each with what the guest must say of it: nothing where
+/// the application hears of it alone.
+const LIES: [(&str, &str); 22] = [
+    ("wrong-id", "which waits for no answer"),
+    ("wrong-command", "the answer is ignored"),
+    ("wrong-socket", "the answer is ignored"),
+    ("twice", "which waits for no answer"),
+    ("odd-errors", ""),
+    ("in-too-far", "the backend's indexes are impossible"),
+    ("in-taken-back", "the backend's indexes are impossible"),
+    ("out-too-far", "the backend's indexes are impossible"),
+    ("in-flickers", "the backend's indexes are impossible"),
+    ("indexes-of-garbage", "the backend's indexes are impossible"),
+    ("empty-accepts", "accept failed"),
+    ("keeps-pages", ""),
+    ("silence", ""),
+    ("storm", ""),
+    ("too-many-answers", "the backend's command ring: protocol violation"),
+    ("answers-taken-back", "the backend's command ring: protocol violation"),
+    ("ring-of-garbage", "the backend's command ring: protocol violation"),
+    ("connected-at-once", "the backend is gone"),
+    ("no-state", "the backend is gone"),
+    ("no-version", "`versions` is `2,3`"),
+    ("no-order", "`max-page-order` is `many`"),
+    ("no-feature", "`feature-names` is `perhaps`"),
+];
+
+fn a_guest_lives_through_every_lie_of_its_backend_and_names_them(fixture: &Fixture) -> Result<()> {
+    let lab = fixture.lab()?;
+    lab.push(&Tree::here().target().join("host/examples/liar"), "/root/liar")?;
+    let guest = Service::http(fixture)?;
+    let id = guest.domain.id()?.unwrap_or_default();
+    lab.run("pid=$(cat /run/xensockd.pid); kill $pid; while kill -0 $pid 2>/dev/null; do sleep 0.1; done")?;
+    let outcome = tell_all(&guest, lab, id);
+    // The other cases need it, however this one ends.
+    lab.run("start-xensockd")?;
+    outcome?;
+    let served = || Ok(guest.get("/healthz").is_ok_and(|(status, _)| status.contains("200")));
+    wait_until("the guest serves with an honest backend", PATIENCE, served)?;
+    ensure!(guest.domain.id()? == Some(id), "it is another guest");
+    let body = guest.get("/bytes/1000000")?.1;
+    ensure!(sha256(&body) == sha256(&pattern(1_000_000)), "other bytes came");
+    let numbers = guest.metrics()?;
+    ensure!(numbers["quarantined_pages"] == 0, "pages are left in quarantine: {numbers:?}");
+    ensure!(!guest.domain.console()?.contains("panic"));
+    Ok(())
+}
+
+fn tell_all(guest: &Service, lab: &lab::Dom0, id: u32) -> Result<()> {
+    for (lie, said) in LIES {
+        let before = guest.domain.console()?.len();
+        let output = lab.exec(&format!("/root/liar {id} {lie}"))?;
+        let console = guest.domain.console()?;
+        let news = console.get(before..).unwrap_or_default();
+        ensure!(output.status == 0, "{lie}: {output:?}; the guest said: {news}");
+        ensure!(news.contains(said), "{lie}: the guest did not say {said:?}, but: {news}");
+    }
+    Ok(())
+}

@@ -1,0 +1,326 @@
+//! A guest that serves on a port, and a client's ways to use it.
+
+use crate::fixture::{Fixture, wait_until};
+use anyhow::{Context, Result, bail, ensure};
+use lab::{Dom0, Domain, Interface, dom0_port};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{SocketAddrV4, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// The very configurations that users are given.
+pub const HTTP: &str = include_str!("../../xensockd/dist/http.cfg");
+pub const ECHO: &str = include_str!("../../xensockd/dist/echo.cfg");
+
+/// How long anything may take that is expected to happen at all.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The device that carries a guest's socket calls, or what its own sockets send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// PV Calls, as xl makes it.
+    PvCalls,
+    /// XenSock draft 1, attached before the guest runs.
+    XenSock,
+    /// A network interface of its own, on dom0's bridge.
+    Netfront(Interface),
+    /// None at all.
+    None,
+}
+
+impl Device {
+    /// Creates a domain from a configuration for PV Calls, but with this device.
+    pub fn create(self, dom0: &Dom0, name: &str, config: &str) -> Result<Domain> {
+        let without = format!("{config}\npvcalls = []\n");
+        match self {
+            Device::PvCalls => Domain::create(dom0, name, config),
+            Device::None => Domain::create(dom0, name, &without),
+            Device::XenSock => {
+                let domain = Domain::create_paused(dom0, name, &without)?;
+                dom0.run(&format!("attach-sockets {} xensock", domain.name()))?;
+                domain.unpause()?;
+                Ok(domain)
+            }
+            Device::Netfront(interface) => {
+                let vif = interface.vif();
+                // The configuration may know better.
+                Domain::create(dom0, name, &format!("vif = [\"{vif}\"]\n{without}"))
+            }
+        }
+    }
+
+    /// What a command line says of it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Device::Netfront(_) => "stack=netfront",
+            _ => "",
+        }
+    }
+
+    /// Where a server's port is found in dom0's network.
+    fn place(self, port: u16) -> SocketAddrV4 {
+        match self {
+            Device::Netfront(interface) => SocketAddrV4::new(interface.address(), port),
+            _ => dom0_port(port),
+        }
+    }
+}
+
+/// A domain with an app in it that listens, reachable from this machine.
+pub struct Service {
+    pub domain: Domain,
+    /// The port on this machine's loopback.
+    pub port: u16,
+    /// The one that it listens on: dom0's, or its own.
+    pub inner_port: u16,
+}
+
+impl Service {
+    /// Starts `app` from a user's configuration; words of the command line may follow its name. `settings` are
+    /// further lines of the configuration; later lines win.
+    pub fn start(fixture: &Fixture, config: &str, app: &str, settings: &str) -> Result<Self> {
+        Service::start_over(Device::PvCalls, fixture, config, app, settings)
+    }
+
+    /// Starts `app` likewise, over a device of this kind.
+    pub fn start_over(
+        device: Device,
+        fixture: &Fixture,
+        config: &str,
+        app: &str,
+        settings: &str,
+    ) -> Result<Self> {
+        let ports = fixture.port_at(|port| device.place(port))?;
+        let (inner, word) = (ports.inner, device.word());
+        let config = format!("{config}\ncmdline = \"app={app} port={inner} {word}\"\n{settings}\n");
+        let name = app.split(' ').next().unwrap_or(app);
+        let domain = device.create(fixture.lab()?, name, &config)?;
+        domain.wait_for(&format!("serving on port {inner}"), PATIENCE)?;
+        Ok(Service { domain, port: ports.host, inner_port: inner })
+    }
+
+    pub fn http(fixture: &Fixture) -> Result<Self> {
+        Service::start(fixture, HTTP, "http", "")
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    pub fn connect(&self) -> Result<TcpStream> {
+        let stream = TcpStream::connect(("127.0.0.1", self.port))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(stream)
+    }
+
+    /// A whole exchange on a connection of its own, by hand: status line and body.
+    pub fn get(&self, path: &str) -> Result<(String, Vec<u8>)> {
+        let mut stream = self.connect()?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: guest\r\nConnection: close\r\n\r\n")?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n");
+        let end = end.with_context(|| format!("{path}: no HTTP answer, {} bytes", answer.len()))?;
+        let body = answer.split_off(end + 4);
+        let head = String::from_utf8(answer)?;
+        Ok((head.lines().next().unwrap_or_default().to_owned(), body))
+    }
+
+    /// What curl prints for these arguments.
+    pub fn curl(&self, arguments: &[&str]) -> Result<Vec<u8>> {
+        self.curl_with_input(arguments, &[])
+    }
+
+    /// What the guest makes of a body that it is sent: its digest.
+    pub fn sum(&self, body: &[u8]) -> Result<String> {
+        let said = self.curl_with_input(&["--data-binary", "@-", &self.url("/sum")], body)?;
+        Ok(String::from_utf8(said)?.trim().to_owned())
+    }
+
+    fn curl_with_input(&self, arguments: &[&str], input: &[u8]) -> Result<Vec<u8>> {
+        let mut curl = Command::new("curl")
+            .args(["--silent", "--show-error", "--max-time", "300"])
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let written = curl.stdin.take().context("curl has no input")?.write_all(input);
+        let output = curl.wait_with_output()?;
+        // When curl ends early, it knows why.
+        if !output.status.success() {
+            bail!("curl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        written?;
+        Ok(output.stdout)
+    }
+
+    /// Whether it serves. Until it listens, dom0 refuses, and QEMU cuts the connection.
+    pub fn is_served(&self) -> bool {
+        self.get("/healthz").is_ok_and(|(status, _)| status.contains("200"))
+    }
+
+    /// The guest's numbers, without their common prefix.
+    pub fn metrics(&self) -> Result<BTreeMap<String, u64>> {
+        let (status, body) = self.get("/metrics")?;
+        ensure!(status.contains("200"), "/metrics: {status}");
+        let numbers = String::from_utf8(body)?.lines().filter_map(number).collect();
+        Ok(numbers)
+    }
+}
+
+/// How often a guest is put to the test, unless `SOAK_ROUNDS` says otherwise.
+const ROUNDS: usize = 2;
+
+/// How often a guest is put to the test.
+pub fn rounds() -> Result<usize> {
+    match std::env::var("SOAK_ROUNDS") {
+        Ok(rounds) => rounds.parse().with_context(|| format!("SOAK_ROUNDS={rounds}")),
+        Err(_) => Ok(ROUNDS),
+    }
+}
+
+/// Downloads that would take for ever.
+pub struct Load(Vec<Child>);
+
+impl Load {
+    pub fn of(guest: &Service) -> Result<Load> {
+        let download = || {
+            Command::new("curl")
+                .args(["--silent", "--max-time", "300", "--output", "/dev/null"])
+                .arg(guest.url("/bytes/10000000000"))
+                .stderr(Stdio::null())
+                .spawn()
+        };
+        Ok(Load((0..4).map(|_| download()).collect::<Result<_, _>>()?))
+    }
+
+    /// Waits until they are well under way.
+    pub fn runs(&self, guest: &Service) -> Result<()> {
+        let sent = || -> Result<u64> { Ok(guest.metrics()?["socket_sent_bytes_total"]) };
+        let start = sent()?;
+        wait_until("the downloads run", PATIENCE, || Ok(sent()? > start + 1_000_000))
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// What a guest's sockets hold, here and there, but for the rings that both ends keep for the next
+/// connections: those are as many as there were connections at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InUse {
+    grants: u64,
+    ports: u64,
+    backend: Held,
+}
+
+impl InUse {
+    /// When nothing moves any more: connections before are closed, there and here.
+    pub fn at_rest(guest: &Service, dom0: &Dom0) -> Result<InUse> {
+        let mut before = InUse::by(guest, dom0)?;
+        comes_back_to(&true, || {
+            std::thread::sleep(Duration::from_millis(500));
+            let now = InUse::by(guest, dom0)?;
+            Ok(now == std::mem::replace(&mut before, now) && guest.metrics()?["sockets_open"] == 1)
+        })?;
+        Ok(before)
+    }
+
+    /// Of a guest with rings of the usual size over PV Calls, the only one that runs. The connection that
+    /// asks is part of it.
+    pub fn by(guest: &Service, dom0: &Dom0) -> Result<InUse> {
+        let numbers = guest.metrics()?;
+        let backend = Held::by_backend(dom0)?;
+        let parked = numbers["parked_rings"];
+        Ok(InUse {
+            // An indexes page and 16 data pages, which the backend maps apart.
+            grants: numbers["grants_in_use"] - 17 * parked,
+            ports: numbers["ports_open"] - parked,
+            backend: Held { mappings: backend.mappings - 2 * parked, ..backend },
+        })
+    }
+}
+
+fn number(line: &str) -> Option<(String, u64)> {
+    let (name, value) = line.strip_prefix("xensock_")?.split_once(' ')?;
+    Some((name.to_owned(), value.parse().ok()?))
+}
+
+/// Sends bytes to an echo server on this machine's `port`, then the end of the stream, and gets all
+/// of it back.
+pub fn exchange(port: u16, sent: &[u8]) -> Result<()> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut got = Vec::new();
+    std::thread::scope(|scope| {
+        let mut half = stream.try_clone()?;
+        let writer = scope.spawn(move || {
+            half.write_all(sent)?;
+            half.shutdown(std::net::Shutdown::Write)
+        });
+        stream.read_to_end(&mut got)?;
+        writer.join().expect("the writer panicked")
+    })?;
+    ensure!(got == sent, "{} bytes came back of {}, or others", got.len(), sent.len());
+    Ok(())
+}
+
+/// What `/bytes/N` is specified to send.
+pub fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|offset| (offset % 251) as u8).collect()
+}
+
+pub fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What a guest that fetches something says, until it has ended; `words` are those of its command line.
+pub fn fetch(dom0: &Dom0, device: Device, words: &str) -> Result<String> {
+    let words = format!("app=fetch {words} {}", device.word());
+    let client = device.create(dom0, "fetch", &format!("{HTTP}\ncmdline = \"{words}\"\n"))?;
+    client.wait_for_end(PATIENCE)?;
+    client.console()
+}
+
+/// What the backend holds of guests: mapped grants and open files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub mappings: u64,
+    pub files: u64,
+}
+
+impl Held {
+    pub fn by_backend(dom0: &Dom0) -> Result<Held> {
+        let pid = "$(cat /run/xensockd.pid)";
+        let mappings = dom0.run(&format!("grep -c gntdev /proc/{pid}/maps || true"))?;
+        let files = dom0.run(&format!("ls /proc/{pid}/fd | wc -l"))?;
+        Ok(Held { mappings: mappings.parse()?, files: files.parse()? })
+    }
+}
+
+/// Asks again and again until what is measured is `wanted`: resources come back a little after the
+/// client has seen its connection end.
+pub fn comes_back_to<T: PartialEq + std::fmt::Debug>(
+    wanted: &T,
+    mut measure: impl FnMut() -> Result<T>,
+) -> Result<()> {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    loop {
+        let now = measure()?;
+        if now == *wanted {
+            return Ok(());
+        }
+        ensure!(std::time::Instant::now() < deadline, "{now:?} did not come back to {wanted:?}");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}

@@ -1,0 +1,115 @@
+//! Guests that are saved and restored, and that move.
+
+use crate::fixture::{Fixture, cases, wait_until};
+use crate::service::{
+    Device, ECHO, HTTP, InUse, Load, PATIENCE, Service, comes_back_to, pattern, rounds, sha256,
+};
+use anyhow::{Result, ensure};
+use lab::Dom0;
+use std::io::{Read, Write};
+
+cases![
+    a_server_that_is_saved_and_restored_under_load_serves_on,
+    a_guest_that_is_saved_and_left_running_keeps_its_connections,
+    a_connection_ends_when_its_guest_is_saved,
+    a_guest_over_draft_1_goes_on_once_its_device_is_attached_again,
+    a_guest_migrates,
+];
+
+fn is_right(guest: &Service, dom0: &Dom0) -> Result<()> {
+    let wanted = sha256(&pattern(1_000_000));
+    ensure!(sha256(&guest.get("/bytes/1000000")?.1) == wanted, "other bytes");
+    let now: u64 = dom0.run("date +%s")?.parse()?;
+    let guests = guest.metrics()?["unix_time_seconds"];
+    ensure!(guests.abs_diff(now) < 30, "it is {now} in dom0 and {guests} in the guest");
+    Ok(())
+}
+
+fn a_server_that_is_saved_and_restored_under_load_serves_on(fixture: &Fixture) -> Result<()> {
+    let dom0 = fixture.lab()?;
+    let guest = Service::http(fixture)?;
+    let name = guest.domain.name().to_owned();
+    let before = InUse::at_rest(&guest, dom0)?;
+    let mut uptime = 0;
+    let rounds = rounds()?;
+    for round in 1..=rounds {
+        let load = Load::of(&guest)?;
+        load.runs(&guest)?;
+        let now = guest.metrics()?["uptime_seconds"];
+        ensure!(now >= uptime, "round {round}: the guest's clock has gone back");
+        uptime = now;
+        dom0.run(&format!("xl save {name} /root/saved"))?;
+        ensure!(guest.domain.id()?.is_none(), "it was saved and still runs");
+        dom0.run("xl restore /root/saved && rm /root/saved")?;
+        wait_until("the guest serves again", PATIENCE, || Ok(guest.is_served()))?;
+        drop(load);
+        is_right(&guest, dom0)?;
+        comes_back_to(&before, || InUse::by(&guest, dom0))?;
+    }
+    let console = guest.domain.console()?;
+    ensure!(console.matches("restored").count() == rounds, "{console}");
+    ensure!(!console.contains("panic"), "{console}");
+    ensure!(guest.metrics()?["quarantined_pages"] == 0);
+    dom0.run(&format!("xl shutdown -w {name}"))?;
+    guest.domain.wait_for_end(PATIENCE)
+}
+
+fn a_guest_that_is_saved_and_left_running_keeps_its_connections(fixture: &Fixture) -> Result<()> {
+    let dom0 = fixture.lab()?;
+    let guest = Service::start(fixture, ECHO, "echo", "")?;
+    let mut stream = guest.connect()?;
+    let mut bytes = [0; 6];
+    for _ in 0..2 {
+        stream.write_all(b"before")?;
+        stream.read_exact(&mut bytes)?;
+        dom0.run(&format!("xl save -c {} /root/saved && rm /root/saved", guest.domain.name()))?;
+        stream.write_all(b"after!")?;
+        stream.read_exact(&mut bytes)?;
+        ensure!(&bytes == b"after!");
+    }
+    guest.domain.wait_for("resumed: this domain goes on", PATIENCE)?;
+    Ok(())
+}
+
+fn a_connection_ends_when_its_guest_is_saved(fixture: &Fixture) -> Result<()> {
+    let dom0 = fixture.lab()?;
+    let guest = Service::start(fixture, ECHO, "echo", "")?;
+    let mut stream = guest.connect()?;
+    stream.write_all(b"before")?;
+    let mut bytes = [0; 6];
+    stream.read_exact(&mut bytes)?;
+    dom0.run(&format!("xl save {} /root/saved", guest.domain.name()))?;
+    ensure!(!matches!(stream.read(&mut bytes), Ok(1..)), "a connection outlived its guest");
+    dom0.run("xl restore /root/saved && rm /root/saved")?;
+    wait_until("the guest echoes again", PATIENCE, || {
+        let mut stream = guest.connect()?;
+        let exchange =
+            stream.write_all(b"after!").and_then(|()| stream.read_exact(&mut bytes.clone()));
+        Ok(exchange.is_ok())
+    })
+}
+
+fn a_guest_over_draft_1_goes_on_once_its_device_is_attached_again(fixture: &Fixture) -> Result<()> {
+    let dom0 = fixture.lab()?;
+    let guest = Service::start_over(Device::XenSock, fixture, HTTP, "http", "")?;
+    let name = guest.domain.name();
+    dom0.run(&format!("xl save {name} /root/saved && xl restore /root/saved && rm /root/saved"))?;
+    guest.domain.wait_for("waiting for it", PATIENCE)?;
+    dom0.run(&format!("attach-sockets {name} xensock"))?;
+    wait_until("the guest serves again", PATIENCE, || Ok(guest.is_served()))?;
+    is_right(&guest, dom0)
+}
+
+fn a_guest_migrates(fixture: &Fixture) -> Result<()> {
+    let dom0 = fixture.lab()?;
+    let guest = Service::http(fixture)?;
+    let id = guest.domain.id()?;
+    let load = Load::of(&guest)?;
+    load.runs(&guest)?;
+    // Without ssh: the other host is this one.
+    dom0.run(&format!("xl migrate -s '' {} 'xl migrate-receive'", guest.domain.name()))?;
+    wait_until("the guest serves again", PATIENCE, || Ok(guest.is_served()))?;
+    drop(load);
+    ensure!(guest.domain.id()? != id, "it is the same domain");
+    is_right(&guest, dom0)
+}
