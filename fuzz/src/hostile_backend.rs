@@ -14,9 +14,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use xen::Signal;
-use xen::testing::{BoundPort, Guest, MappedPages, World};
+use xen::testing::FakeStore;
+use xen::testing::{BoundPort, FakeMachine, MappedPages, World};
 use xen::xenstore;
-use xen::xenstore::double::FakeStore;
 use xen::{DomId, Errno, GrantRef, Port};
 use xensock::back::Host;
 use xensock::front::{Config, Frontend, Listener, Statistics, Stream};
@@ -58,7 +58,7 @@ struct Backend {
     world: World,
     store: FakeStore,
     dom0: Dom0,
-    frontend: Frontend<Guest>,
+    frontend: Frontend<FakeMachine>,
     protocol: Protocol,
     commands: Option<Commands>,
     rings: Vec<Ring>,
@@ -128,7 +128,7 @@ impl Backend {
             linger: Duration::from_millis(200),
             ..Config::default()
         };
-        let (frontend, driver) = Frontend::new(world.guest(GUEST), client, FRONT, config);
+        let (frontend, driver) = Frontend::new(world.machine(GUEST), client, FRONT, config);
         let ended = Rc::new(Cell::new(false));
         let has_ended = ended.clone();
         spawner.spawn(async move {
@@ -402,7 +402,7 @@ impl Backend {
 }
 
 /// Reads and writes for a while, then closes the stream in one way or another.
-async fn use_stream(mut stream: Stream<Guest>, how: u8) {
+async fn use_stream(mut stream: Stream<FakeMachine>, how: u8) {
     let mut bytes = [0; 700];
     if how & 1 == 1 {
         let (mut reader, mut writer) = stream.split();
@@ -442,7 +442,7 @@ async fn use_stream(mut stream: Stream<Guest>, how: u8) {
     };
 }
 
-async fn use_listener(listener: Listener<Guest>, how: u8) {
+async fn use_listener(listener: Listener<FakeMachine>, how: u8) {
     for _ in 0..3 {
         match listener.accept().await {
             Ok(stream) => use_stream(stream, how).await,

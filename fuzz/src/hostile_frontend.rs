@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use xen::testing::{Guest, World};
+use xen::testing::{FakeMachine, World};
 use xen::{DomId, Errno, GrantRef, Port, Shared};
 use xen::{Machine, Pages, Signal};
 use xensock::back::{CommandLink, Host, Limits, serve};
@@ -72,7 +72,7 @@ struct Frontend {
     spawner: Spawner,
     world: World,
     net: Net,
-    machine: Guest,
+    machine: FakeMachine,
     protocol: Protocol,
     page: Pages,
     grant: GrantRef,
@@ -97,7 +97,7 @@ struct Ring {
 }
 
 impl Ring {
-    fn new(machine: &Guest, protocol: Protocol, order: u32) -> Ring {
+    fn new(machine: &FakeMachine, protocol: Protocol, order: u32) -> Ring {
         let layout = protocol.layout(order).expect("an order that there is");
         let pages = machine.alloc(layout.pages).expect("enough memory");
         let grants: Vec<GrantRef> = (0..layout.pages)
@@ -123,7 +123,7 @@ impl Frontend {
         let (world, net) = (World::new(), Net::new());
         let tasks = Tasks::new();
         let spawner = tasks.spawner();
-        let machine = world.guest(GUEST);
+        let machine = world.machine(GUEST);
         let page = machine.alloc(1).expect("enough memory");
         // As `ring.h` initialises it.
         page.shared().store_u32(4, 1, Relaxed);
@@ -356,7 +356,7 @@ impl Frontend {
 }
 
 #[allow(unsafe_code)]
-fn give_back(machine: &Guest, pages: Pages, grants: &[GrantRef]) {
+fn give_back(machine: &FakeMachine, pages: Pages, grants: &[GrantRef]) {
     for grant in grants {
         assert_eq!(machine.revoke(*grant), Ok::<(), Errno>(()), "the engine left a page mapped");
     }

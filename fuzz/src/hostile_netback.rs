@@ -20,9 +20,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::task::Poll;
 use xen::abi::netif::*;
-use xen::testing::{BoundPort, Guest, MappedPages, Peer, World};
+use xen::testing::FakeStore;
+use xen::testing::{BoundPort, FakeMachine, MappedPages, Peer, World};
 use xen::xenstore;
-use xen::xenstore::double::FakeStore;
 use xen::{DomId, GrantRef, PAGE_SIZE, Port, Signal};
 
 const DOM0: DomId = DomId(0);
@@ -68,7 +68,7 @@ struct Backend {
     world: World,
     store: FakeStore,
     peer: Peer,
-    handle: Handle<Guest>,
+    handle: Handle<FakeMachine>,
     rings: Option<Rings>,
     /// Whether the interface's driver has ended.
     ended: Rc<Cell<bool>>,
@@ -90,7 +90,7 @@ fn make_device(store: &FakeStore) {
 }
 
 /// Sends back whatever comes, and asks for it to be cut when it is long.
-async fn send_back(mut nic: NetFront<Guest>) {
+async fn send_back(mut nic: NetFront<FakeMachine>) {
     poll_fn(|cx| {
         for _ in 0..300 {
             let Some((came, mut room)) = nic.receive(Instant::ZERO) else { break };
@@ -108,7 +108,7 @@ async fn send_back(mut nic: NetFront<Guest>) {
 }
 
 /// A stack with somebody who listens and somebody who connects.
-fn start_stack(nic: NetFront<Guest>, spawner: &Spawner) {
+fn start_stack(nic: NetFront<FakeMachine>, spawner: &Spawner) {
     let ipv4 = Ipv4::Static { address: Ipv4Cidr::new(ADDRESS, 24), gateway: None };
     let config = stack::Config {
         ipv4,
@@ -162,7 +162,7 @@ impl Backend {
         };
         let (ended, made) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(None)));
         let (has_ended, making) = (ended.clone(), made.clone());
-        let (guest, starting) = (world.guest(GUEST), spawner.clone());
+        let (guest, starting) = (world.machine(GUEST), spawner.clone());
         spawner.spawn(async move {
             let (nic, driver) =
                 NetFront::new(guest, client, FRONT, config).await.expect("there is an address");

@@ -14,13 +14,13 @@
 //! | [`Machine`], [`Signal`], [`WaitList`], [`Counter`] | what a frontend needs of whatever it runs on, how tasks hear of events and of each other, and what is counted |
 //! | [`balloon`] | memory that is given back to Xen, and taken again |
 //! | [`shared`] | the only way to touch memory that another domain can write |
-//! | [`sync`] | the order of accesses to it, and its model for a model checker |
+//! | `testing` | fakes of all this for tests, with the feature `testing` |
 //!
 //! The parts that make no hypercall also build for an ordinary operating system: a backend uses
 //! them, and so do the tests. Those that do make any are generic over [`hypercall::Hypervisor`].
 //! Everything is for one thread, `async` where it waits, and allocates nothing on the way of an
 //! event or a grant.
-#![cfg_attr(not(any(test, feature = "testing", feature = "loom")), no_std)]
+#![cfg_attr(not(any(test, feature = "testing")), no_std)]
 
 extern crate alloc;
 
@@ -39,7 +39,6 @@ pub mod lifecycle;
 mod machine;
 pub mod shared;
 mod signal;
-pub mod sync;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod wait;

@@ -45,7 +45,7 @@ impl Pages {
 
 /// A frontend's machine: memory, grants and event channels.
 ///
-/// Implemented by the kernel with hypercalls and by the in-process double of the tests (`xen::testing`).
+/// Implemented by a kernel with hypercalls, and for tests by [`FakeMachine`](crate::testing::FakeMachine).
 ///
 /// # Safety
 /// An implementer promises that pages from [`alloc`](Machine::alloc) are zeroed and shared with

@@ -5,6 +5,12 @@
 //! written and updated by atomic accesses, bytes are copied in and out through raw pointers, and what was
 //! copied is then checked by the caller, who never looks at the original twice.
 
+#[cfg(feature = "loom")]
+pub use crate::testing::model::fence;
+#[cfg(not(feature = "loom"))]
+/// The fence that orders accesses to shared memory: `core`'s, or the model checker's with the feature `loom`.
+pub use core::sync::atomic::fence;
+
 use core::marker::PhantomData;
 use core::ptr;
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
@@ -20,7 +26,7 @@ pub struct Shared<'a> {
     owner: PhantomData<&'a ()>,
     /// What stands for the memory in a model: then `start` is an offset into it.
     #[cfg(feature = "loom")]
-    model: Option<&'a crate::sync::Memory>,
+    model: Option<&'a crate::testing::model::ModelMemory>,
 }
 
 // SAFETY: a `Shared` is a pointer and a length; each access through it is atomic or a raw copy that
@@ -128,7 +134,7 @@ impl<'a> Shared<'a> {
 
     /// The first `len` bytes of a model's memory. Words and bytes are all that it has, and no address.
     #[cfg(feature = "loom")]
-    pub(crate) fn modelled(model: &'a crate::sync::Memory, len: usize) -> Self {
+    pub(crate) fn modelled(model: &'a crate::testing::model::ModelMemory, len: usize) -> Self {
         Shared {
             start: ptr::without_provenance_mut(0),
             len,
@@ -203,7 +209,7 @@ impl<'a> Shared<'a> {
         unsafe { ptr::write_bytes(self.start, 0, self.len) }
     }
 
-    /// Refuses what a model has no double of.
+    /// Panics for a model's memory, which has words and bytes alone.
     #[inline]
     fn assert_no_model(self) {
         #[cfg(feature = "loom")]

@@ -6,7 +6,7 @@ use futures_util::task::LocalSpawnExt;
 use std::pin::pin;
 use xen::DomId;
 use xen::balloon::{ERROR_NODE, Target, Wanted};
-use xen::xenstore::{self, double::FakeStore};
+use xen::{testing::FakeStore, xenstore};
 
 const MEMORY: &str = "/local/domain/5/memory";
 

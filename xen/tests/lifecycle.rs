@@ -7,7 +7,7 @@ use futures_util::task::LocalSpawnExt;
 use std::pin::pin;
 use xen::DomId;
 use xen::lifecycle::{Request, Requests};
-use xen::xenstore::{self, double::FakeStore};
+use xen::{testing::FakeStore, xenstore};
 
 const NODE: &str = "/local/domain/5/control/shutdown";
 

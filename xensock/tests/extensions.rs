@@ -7,7 +7,7 @@ use embedded_io_async::{Read, Write};
 use futures_util::future::join;
 use rig::{Rig, address, config, extended, limits, pattern, with_backend_of};
 use std::rc::Rc;
-use xen::testing::Guest;
+use xen::testing::FakeMachine;
 use xensock::Errno;
 use xensock::front::{Config, Stream};
 use xensock::testing::Socket;
@@ -28,7 +28,7 @@ fn without_extensions<F: Future<Output = ()>>(test: impl Fn(Rc<Rig>) -> F) {
     }
 }
 
-async fn connected(rig: &Rig, options: Options) -> (Stream<Guest>, Socket) {
+async fn connected(rig: &Rig, options: Options) -> (Stream<FakeMachine>, Socket) {
     let server = rig.net.listen(address(80)).unwrap();
     let stream = rig.frontend.connect_with(address(80), options).await.unwrap();
     (stream, server.accept().await)

@@ -31,7 +31,7 @@ fn with_protocols<F: Future<Output = ()>>(test: impl Fn(Rc<Rig>, Protocol) -> F)
 }
 
 /// A client that says something to the listener's next connection.
-async fn served(rig: &Rig, listener: &Listener<xen::testing::Guest>) {
+async fn served(rig: &Rig, listener: &Listener<xen::testing::FakeMachine>) {
     let asked = async {
         rig.until(|| rig.net.bound_sockets() == 1).await;
         let client = rig.net.connect(address(80)).await.unwrap();

@@ -6,13 +6,13 @@ use edge_nal::{Close, Readable, TcpShutdown, TcpSplit};
 use embedded_io_async::{BufRead, Read, Write};
 use futures_util::future::{join, join4};
 use rig::{address, config, pattern, with_backend, with_backend_and};
-use xen::testing::Guest;
+use xen::testing::FakeMachine;
 use xensock::Errno;
 use xensock::back::Limits;
 use xensock::front::{Config, Stream};
 use xensock::wire::Extensions;
 
-async fn read_to_end(stream: &mut Stream<Guest>) -> Result<Vec<u8>, Errno> {
+async fn read_to_end(stream: &mut Stream<FakeMachine>) -> Result<Vec<u8>, Errno> {
     let (mut all, mut some) = (Vec::new(), [0; 5000]);
     loop {
         match stream.read(&mut some).await? {

@@ -1,5 +1,5 @@
 //! Guests, as xenstore shows them: the daemon's own logic and real sockets on the loopback
-//! interface, over a double of xenstored and of the guest's memory and events.
+//! interface, over fakes of xenstored and of the guest's memory and events.
 
 use embedded_io_async::{Read, Write};
 use futures_util::future::{Either, select};
@@ -14,8 +14,8 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::{sleep, timeout};
 use xen::Signal;
-use xen::testing::{BoundPort, Guest, MappedPages, World};
-use xen::xenstore::double::FakeStore;
+use xen::testing::FakeStore;
+use xen::testing::{BoundPort, FakeMachine, MappedPages, World};
 use xen::xenstore::{self, Store};
 use xen::{DomId, Errno, GrantRef, Port};
 use xensock::back::{Host, Limits};
@@ -32,7 +32,7 @@ const DOM0: DomId = DomId(0);
 /// No test takes longer, even on a slow and busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// The double's memory and events, with real sockets.
+/// The fake's memory and events, with real sockets.
 struct Mixed {
     dom0: Dom0,
     sockets: Sockets,
@@ -159,10 +159,10 @@ impl Rig {
     }
 
     /// Boots a guest with a frontend.
-    fn boot(&self, guest: DomId) -> (Frontend<Guest>, JoinHandle<Errno>) {
+    fn boot(&self, guest: DomId) -> (Frontend<FakeMachine>, JoinHandle<Errno>) {
         let store = client(&self.tree, guest);
         let (frontend, driver) =
-            Frontend::new(self.world.guest(guest), store, &front(guest), Config::default());
+            Frontend::new(self.world.machine(guest), store, &front(guest), Config::default());
         (frontend, spawn_local(driver.run()))
     }
 
@@ -188,7 +188,7 @@ fn echo_server() -> SocketAddr {
     address
 }
 
-async fn talk(frontend: &Frontend<Guest>) {
+async fn talk(frontend: &Frontend<FakeMachine>) {
     let mut stream = frontend.connect(echo_server()).await.unwrap();
     for round in 0..20u8 {
         let sent = [round; 3000];

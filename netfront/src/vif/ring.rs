@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use xen::Shared;
 use xen::abi::netif::{REQ_EVENT, REQ_PROD, RING_HEADER, RING_SLOTS, RSP_EVENT, RSP_PROD, TX_SLOT};
-use xen::sync::fence;
+use xen::shared::fence;
 
 const MASK: u32 = RING_SLOTS as u32 - 1;
 

@@ -16,8 +16,8 @@ use std::cell::{RefCell, RefMut};
 use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::task::Poll;
-use xen::testing::{Guest, World};
-use xen::xenstore::double::FakeStore;
+use xen::testing::FakeStore;
+use xen::testing::{FakeMachine, World};
 use xen::xenstore::{self, Store};
 use xen::{DomId, Errno};
 
@@ -34,8 +34,8 @@ pub struct Rig {
     pub store: FakeStore,
     /// The guest's connection to xenstore.
     pub guest_store: Store,
-    nic: RefCell<Option<NetFront<Guest>>>,
-    pub handle: Handle<Guest>,
+    nic: RefCell<Option<NetFront<FakeMachine>>>,
+    pub handle: Handle<FakeMachine>,
     pub spawner: LocalSpawner,
     pub ended: Rc<RefCell<Option<Errno>>>,
 }
@@ -54,7 +54,7 @@ pub fn with_interface<F: Future<Output = ()>>(config: Config, test: impl FnOnce(
     store.add_domain(GUEST);
     make_device(&store);
     let guest_store = connect(&store, GUEST, &spawner);
-    let guest = world.guest(GUEST);
+    let guest = world.machine(GUEST);
     let (store_of_guest, ended) = (guest_store.clone(), Rc::new(RefCell::new(None)));
     let made = pool.run_until(NetFront::new(guest, store_of_guest, FRONT, config));
     let (nic, driver) = made.expect("the device has an address");
@@ -117,12 +117,12 @@ impl Rig {
         }
     }
 
-    pub fn nic(&self) -> RefMut<'_, NetFront<Guest>> {
+    pub fn nic(&self) -> RefMut<'_, NetFront<FakeMachine>> {
         RefMut::map(self.nic.borrow_mut(), |nic| nic.as_mut().expect("nobody has taken it"))
     }
 
     /// The interface, for a stack.
-    pub fn take_nic(&self) -> NetFront<Guest> {
+    pub fn take_nic(&self) -> NetFront<FakeMachine> {
         self.nic.take().expect("nobody has taken it")
     }
 

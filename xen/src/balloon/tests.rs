@@ -1,5 +1,5 @@
 use super::*;
-use crate::hypercall::double::{Done, FakeXen};
+use crate::testing::{Done, FakeXen};
 use proptest::prelude::*;
 use std::vec::Vec;
 

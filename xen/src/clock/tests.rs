@@ -1,6 +1,6 @@
 use super::*;
-use crate::byte_ring::tests::page;
-use crate::hypercall::double::{Done, FakeXen};
+use crate::testing::page;
+use crate::testing::{Done, FakeXen};
 use proptest::prelude::*;
 
 fn info(tsc_timestamp: u64, system_time: u64, mul: u32, shift: i8) -> VcpuTimeInfo {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::byte_ring::tests::page;
+use crate::testing::page;
 use core::sync::atomic::Ordering::Relaxed;
 use futures_util::FutureExt;
 

@@ -17,16 +17,16 @@ use core::cell::{Cell, OnceCell, RefCell};
 use core::mem::offset_of;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
 
-pub(super) const READY: usize = offset_of!(EvtchnFifoControlBlock, ready);
-pub(super) const HEAD: usize = offset_of!(EvtchnFifoControlBlock, head);
-pub(super) const PENDING: u32 = 1 << EVTCHN_FIFO_PENDING;
-pub(super) const MASKED: u32 = 1 << EVTCHN_FIFO_MASKED;
-pub(super) const LINKED: u32 = 1 << EVTCHN_FIFO_LINKED;
-pub(super) const BUSY: u32 = 1 << EVTCHN_FIFO_BUSY;
+pub(crate) const READY: usize = offset_of!(EvtchnFifoControlBlock, ready);
+pub(crate) const HEAD: usize = offset_of!(EvtchnFifoControlBlock, head);
+pub(crate) const PENDING: u32 = 1 << EVTCHN_FIFO_PENDING;
+pub(crate) const MASKED: u32 = 1 << EVTCHN_FIFO_MASKED;
+pub(crate) const LINKED: u32 = 1 << EVTCHN_FIFO_LINKED;
+pub(crate) const BUSY: u32 = 1 << EVTCHN_FIFO_BUSY;
 
 const WORD: usize = size_of::<u32>();
 /// Event words in a page.
-pub(super) const PER_PAGE: usize = PAGE_SIZE / WORD;
+pub(crate) const PER_PAGE: usize = PAGE_SIZE / WORD;
 
 /// How often unmasking is tried before Xen is asked to do it.
 const ATTEMPTS: usize = 4;

@@ -27,13 +27,11 @@ use fifo::Fifo;
 use ports::{Origin, Ports};
 use two_level::TwoLevel;
 
-#[cfg(any(test, feature = "loom"))]
-pub mod double;
-mod fifo;
+pub(crate) mod fifo;
 mod ports;
-mod two_level;
+pub(crate) mod two_level;
 
-const UPCALL_PENDING: usize = offset_of!(VcpuInfo, evtchn_upcall_pending);
+pub(crate) const UPCALL_PENDING: usize = offset_of!(VcpuInfo, evtchn_upcall_pending);
 
 /// The most events that one call of [`EventChannels::dispatch`] handles: a peer that sends without
 /// pause cannot keep the guest from its own work.

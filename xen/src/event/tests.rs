@@ -1,5 +1,5 @@
 use super::*;
-use crate::hypercall::double::{Done, FakeXen};
+use crate::testing::{Done, FakeEvents, FakeXen};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicUsize;
@@ -126,7 +126,7 @@ fn a_storm_is_handled_in_portions_and_starves_nobody() {
 
 #[test]
 fn a_port_that_has_a_new_event_as_often_as_one_is_handled_leaves_the_guest_its_time() {
-    struct Again(Arc<double::Events>, AtomicUsize);
+    struct Again(Arc<FakeEvents>, AtomicUsize);
     impl EventHandler for Again {
         fn raise(&self) {
             self.1.fetch_add(1, SeqCst);

@@ -3,15 +3,15 @@
 use super::UPCALL_PENDING;
 use crate::abi::event_channel::EVTCHN_2L_NR_CHANNELS;
 use crate::abi::xen::{SharedInfo, VcpuInfo};
-use crate::sync::fence;
+use crate::shared::fence;
 use crate::{Port, Shared};
 use core::cell::Cell;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 
-pub(super) const SELECTOR: usize = offset_of!(VcpuInfo, evtchn_pending_sel);
-pub(super) const PENDING: usize = offset_of!(SharedInfo, evtchn_pending);
-pub(super) const MASK: usize = offset_of!(SharedInfo, evtchn_mask);
+pub(crate) const SELECTOR: usize = offset_of!(VcpuInfo, evtchn_pending_sel);
+pub(crate) const PENDING: usize = offset_of!(SharedInfo, evtchn_pending);
+pub(crate) const MASK: usize = offset_of!(SharedInfo, evtchn_mask);
 const WORDS: usize = 64;
 
 /// The bits in the shared info page. Xen sets pending bits at any time; all else is this side's.
@@ -23,7 +23,7 @@ pub(super) struct TwoLevel {
 }
 
 /// Where a port's bits are: the offset of a word in either array, and the bit in it.
-pub(super) fn place(port: Port) -> Option<(usize, u64)> {
+pub(crate) fn place(port: Port) -> Option<(usize, u64)> {
     (port.0 < EVTCHN_2L_NR_CHANNELS).then(|| (8 * (port.0 as usize / 64), 1 << (port.0 % 64)))
 }
 

@@ -1,6 +1,6 @@
 use super::*;
 use crate::abi::memory::XENMAPSPACE_GRANT_TABLE;
-use crate::hypercall::double::{Done, FakeXen};
+use crate::testing::{Done, FakeXen};
 use std::collections::HashSet;
 
 /// Leaks plain memory, and remembers it so that a test can play the peer.

@@ -4,8 +4,6 @@
 //! plain arguments and results, so that the rest of the crate needs no `unsafe` and runs in tests
 //! over a fake. `install` finds Xen and gives the real one.
 
-#[cfg(any(test, feature = "loom"))]
-pub mod double;
 mod operations;
 #[cfg(all(target_os = "none", target_arch = "x86_64"))]
 mod page;

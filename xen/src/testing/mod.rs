@@ -1,17 +1,33 @@
-//! A double of Xen within one process and one thread, for the tests of frontends and backends.
+//! Fakes of Xen within one process, for the tests of what is built on this crate. Feature `testing`.
 //!
-//! [`World`] keeps grants, event channels and pages as Xen would; a [`Guest`] is a frontend's
-//! [`Machine`](crate::Machine) in it, and a [`Peer`] what a backend's domain can do. Both ends see the same
-//! plain memory, so a byte takes the way that it takes between domains, without Xen.
+//! | fake | stands for |
+//! |---|---|
+//! | [`World`] | Xen as frontends and backends see it: pages, grants and event channels of all domains |
+//! | [`FakeMachine`] | the [`Machine`](crate::Machine) of a frontend in a world |
+//! | [`Peer`] | the domain of a backend in a world: maps grants, binds ports |
+//! | [`FakeStore`] | a xenstored, over pipes |
+//! | [`FakeXen`] | the [`Hypervisor`](crate::hypercall::Hypervisor): records hypercalls |
+//! | [`FakeEvents`] | the hypervisor's side of the event channels' shared words |
+//! | `model::ModelMemory` | shared memory under the model checker loom (feature `loom`) |
 //!
-//! The double is strict where Xen is silent. It panics when a page is freed while it is granted, freed
-//! twice or written after it was freed, when a grant is revoked twice, when a port is used after it
-//! was closed; and [`World::assert_clean`] panics when anything was left behind.
+//! Both ends of a world see the same plain memory, so a byte takes the way that it takes between domains.
+//!
+//! A world is strict where Xen is silent. It panics when a page is freed while it is granted, freed
+//! twice or written after it was freed, when a grant is revoked twice, and when a port is used after it
+//! was closed. [`World::assert_clean`] panics when anything was left behind.
 
-mod guest;
+mod events;
+mod hypervisor;
+mod machine;
+#[cfg(feature = "loom")]
+pub mod model;
 mod peer;
 mod world;
+mod xenstore;
 
-pub use guest::Guest;
+pub use events::FakeEvents;
+pub use hypervisor::{Done, FakeXen, page};
+pub use machine::FakeMachine;
 pub use peer::{BoundPort, MappedPages, Peer};
 pub use world::World;
+pub use xenstore::{FakeStore, PipeReader, PipeWriter};

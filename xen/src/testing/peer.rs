@@ -1,4 +1,4 @@
-//! A backend's domain in the double.
+//! The domain of a backend in a [`World`].
 
 use super::World;
 use crate::{DomId, Errno, GrantRef, PAGE_SIZE, Port, Shared, Signal};

@@ -1,6 +1,6 @@
 //! What Xen knows: pages, grants and event channels of all domains.
 
-use super::{Guest, Peer};
+use super::{FakeMachine, Peer};
 use crate::{DomId, Errno, GrantRef, PAGE_SIZE, Port, Signal};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::{Cell, RefCell};
@@ -58,9 +58,9 @@ impl World {
         World::default()
     }
 
-    /// A guest's view of it.
-    pub fn guest(&self, id: DomId) -> Guest {
-        Guest::new(self.clone(), id)
+    /// The machine of a domain with frontends.
+    pub fn machine(&self, id: DomId) -> FakeMachine {
+        FakeMachine::new(self.clone(), id)
     }
 
     /// The view of a domain with backends.
@@ -300,7 +300,7 @@ impl Drop for State {
         for (&start, run) in self.runs.borrow().iter() {
             let start = std::ptr::with_exposed_provenance_mut::<u8>(start);
             // SAFETY: it was allocated with this layout, and nobody can reach the state, and so the
-            // run, any more: a `Guest`, a `Peer` and its mappings all hold the state.
+            // run, any more: a `FakeMachine`, a `Peer` and its mappings all hold the state.
             unsafe { dealloc(start, memory_of(run.pages)) };
         }
     }

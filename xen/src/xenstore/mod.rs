@@ -6,7 +6,7 @@
 //! thread.
 //!
 //! ```
-//! # use xen::{DomId, Errno, xenstore::{self, double::FakeStore}};
+//! # use xen::{DomId, Errno, testing::FakeStore, xenstore};
 //! # fn spawn<T>(task: impl Future<Output = T>) {}
 //! # async fn example() -> Result<(), Errno> {
 //! # let (reader, writer) = FakeStore::new().connect(DomId(0));
@@ -23,8 +23,6 @@
 //! and what it had acquired (a watch, a transaction) is given back.
 
 mod connection;
-#[cfg(any(test, feature = "testing"))]
-pub mod double;
 mod driver;
 mod nodes;
 mod request;

@@ -7,12 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use xen::abi::xen::{SharedInfo, VcpuInfo};
-use xen::event::double::Events;
 use xen::event::{Abi, EventChannels, EventHandler};
-use xen::hypercall::double::FakeXen;
-use xen::sync::loom::model::Builder;
-use xen::sync::loom::sync::{Condvar, Mutex};
-use xen::sync::loom::thread;
+use xen::testing::model::loom::model::Builder;
+use xen::testing::model::loom::sync::{Condvar, Mutex};
+use xen::testing::model::loom::thread;
+use xen::testing::{FakeEvents, FakeXen};
 use xen::{PAGE_SIZE, Port, Shared};
 
 const UPCALL_PENDING: usize = offset_of!(VcpuInfo, evtchn_upcall_pending);
@@ -47,7 +46,7 @@ impl Cpu {
 /// What hears of a port. Nothing here is loom's, so nothing comes between an event and its count.
 struct Heard {
     port: Port,
-    events: Arc<Events>,
+    events: Arc<FakeEvents>,
     /// How many events there had been when the handler was called.
     count: AtomicU64,
     is_masked: AtomicBool,

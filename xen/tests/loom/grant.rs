@@ -7,8 +7,8 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering::{AcqRel, Relaxed};
 use xen::abi::grant_table::*;
 use xen::grant::{Access, FrameSource, GrantTable};
-use xen::hypercall::double::FakeXen;
-use xen::sync::loom::thread;
+use xen::testing::FakeXen;
+use xen::testing::model::loom::thread;
 use xen::{DomId, Errno, Gfn, GrantRef, PAGE_SIZE, Shared};
 
 /// The first entry that is not the toolstack's.

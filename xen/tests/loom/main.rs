@@ -13,7 +13,7 @@ mod grant;
 mod memory;
 mod weakened;
 
-use xen::sync::loom::model::Builder;
+use xen::testing::model::loom::model::Builder;
 
 /// Checks a model.
 fn check(model: fn()) {

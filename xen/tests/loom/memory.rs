@@ -3,11 +3,11 @@
 use std::cell::RefCell;
 use std::ops::Range;
 use xen::Shared;
-use xen::sync::Memory;
+use xen::testing::model::ModelMemory;
 
 /// Makes pages, and has them until it is dropped.
 #[derive(Default)]
-pub struct Pages(RefCell<Vec<*mut Memory>>);
+pub struct Pages(RefCell<Vec<*mut ModelMemory>>);
 
 impl Pages {
     /// A page of these words and cells of bytes. It must not be used when this value is gone.
@@ -17,7 +17,7 @@ impl Pages {
         words: &[usize],
         bytes: Option<Range<usize>>,
     ) -> Shared<'static> {
-        let memory = Box::into_raw(Box::new(Memory::new(len, words, bytes)));
+        let memory = Box::into_raw(Box::new(ModelMemory::new(len, words, bytes)));
         self.0.borrow_mut().push(memory);
         // SAFETY: it is freed when this value is dropped, and nothing uses the page then.
         unsafe { &*memory }.shared()

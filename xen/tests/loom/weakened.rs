@@ -5,7 +5,7 @@
 
 use crate::{check, events, grant};
 use std::thread;
-use xen::sync::{Site, sites, weaken};
+use xen::testing::model::{Site, sites, weaken};
 
 /// The places that order memory in a model, or how it fails when one of them does not.
 fn outcome(model: fn(), weakened: Option<Site>) -> Result<Vec<Site>, String> {

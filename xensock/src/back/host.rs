@@ -56,7 +56,7 @@ pub trait Stream: Socket {
 
 /// The backend's domain.
 ///
-/// Implemented by `xensockd` with device files and sockets, and by the in-process double.
+/// Implemented by `xensockd` with device files and sockets, and by the in-process fake (`testing`).
 pub trait Host {
     /// Mapped pages.
     type Mapping: Mapping;

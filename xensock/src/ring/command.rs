@@ -6,7 +6,7 @@
 use super::Notify;
 use crate::wire::{MAX_SLOT, Malformed, Protocol, Request, Response, Slots};
 use core::sync::atomic::Ordering;
-use xen::sync::fence;
+use xen::shared::fence;
 use xen::{Errno, Shared};
 
 pub(super) const REQ_PROD: usize = 0;

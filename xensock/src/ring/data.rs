@@ -13,7 +13,7 @@
 use super::Notify;
 use crate::wire::{Region, Way};
 use core::sync::atomic::Ordering;
-use xen::sync::fence;
+use xen::shared::fence;
 use xen::{Errno, Shared};
 
 /// The number of bytes in the pieces that [`Producer::room`] and [`Consumer::data`] give.

@@ -1,4 +1,4 @@
-//! A backend's domain in the double.
+//! A backend's domain in a world of fakes.
 
 use super::net::{Acceptor, Net, Socket};
 use crate::back::{self, Channel, Host, Mapping, Stream};

@@ -1,4 +1,4 @@
-//! A backend in the double of Xen (`xen::testing`), and a double of its network.
+//! A fake of the backend's domain, over the fakes of Xen (`xen::testing`), and of its network.
 //!
 //! A [`Dom0`] is a backend's [`Host`](crate::back::Host) in a [`World`](xen::testing::World). [`Net`] is the
 //! network on which the backend opens its sockets, and the test its own.

@@ -1,4 +1,4 @@
-//! One direction of a connection of the double's network: a bounded buffer.
+//! One direction of a connection of the fake network: a bounded buffer.
 
 use std::cell::{Cell, RefCell};
 use std::task::{Context, Poll, Waker};

@@ -12,7 +12,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use xen::testing::{Guest, World};
+use xen::testing::{FakeMachine, World};
 use xen::{DomId, Errno, GrantRef, Port, Shared};
 use xen::{Machine, Pages, Side, Signal};
 use xensock::back::{CommandLink, Host, Limits, Violation, serve};
@@ -35,7 +35,7 @@ pub fn limits() -> Limits {
     Limits { sockets: 16, pages: 512, max_ring_order: 4, linger: LINGER }
 }
 
-/// An address of the double's network.
+/// An address of the fake network.
 pub fn address(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
 }
@@ -44,7 +44,7 @@ pub fn address(port: u16) -> SocketAddr {
 pub struct Raw {
     pub world: World,
     pub net: Net,
-    pub machine: Guest,
+    pub machine: FakeMachine,
     page: Pages,
     pub port: Port,
     signal: Arc<Signal>,
@@ -65,7 +65,7 @@ pub fn run<F: Future>(test: impl FnOnce(Rc<Raw>) -> F) {
 
 pub fn run_with<F: Future>(limits: Limits, test: impl FnOnce(Rc<Raw>) -> F) {
     let (world, net) = (World::new(), Net::new());
-    let machine = world.guest(GUEST);
+    let machine = world.machine(GUEST);
     let page = machine.alloc(1).unwrap();
     let commands = RefCell::new(CommandFront::new(PVCALLS, page.shared()));
     let grant = machine.grant(DOM0, &page, 0).unwrap();
@@ -240,7 +240,7 @@ impl Raw {
 
 /// A data ring, the guest's end.
 pub struct Ring {
-    machine: Guest,
+    machine: FakeMachine,
     pub offer: RingOffer,
     pages: Option<Pages>,
     grants: Vec<GrantRef>,

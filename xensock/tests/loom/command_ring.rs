@@ -4,8 +4,8 @@ use crate::check;
 use crate::event::Event;
 use std::rc::Rc;
 use xen::PAGE_SIZE;
-use xen::sync::Memory;
-use xen::sync::loom::thread;
+use xen::testing::model::ModelMemory;
+use xen::testing::model::loom::thread;
 use xensock::ring::{CommandBack, CommandFront};
 use xensock::wire::{Call, Request, XENSOCK};
 
@@ -15,7 +15,7 @@ const HEADER: usize = 64;
 
 /// What both ends have. Loom's threads take turns on one of the system's, so an `Rc` will do.
 struct Ends {
-    page: Memory,
+    page: ModelMemory,
     front: Event,
     back: Event,
 }
@@ -35,7 +35,7 @@ fn exchange(requests: u32, publish: Publish) {
         let start = HEADER + slot * slots.stride();
         start..start + slots.stride()
     });
-    let page = Memory::new(PAGE_SIZE, &WORDS, cells);
+    let page = ModelMemory::new(PAGE_SIZE, &WORDS, cells);
     let mut front = CommandFront::new(XENSOCK, page.shared());
     let ends = Rc::new(Ends { page, front: Event::new(), back: Event::new() });
     let theirs = ends.clone();

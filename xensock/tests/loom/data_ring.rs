@@ -3,8 +3,8 @@
 use crate::check;
 use crate::event::Event;
 use std::rc::Rc;
-use xen::sync::Memory;
-use xen::sync::loom::thread;
+use xen::testing::model::ModelMemory;
+use xen::testing::model::loom::thread;
 use xen::{Errno, PAGE_SIZE};
 use xensock::ring::{Consumer, Guess, Producer, copy_in, copy_out, len};
 use xensock::wire::{EventIndexes, Region, Way};
@@ -16,7 +16,7 @@ const EVENTS: EventIndexes = EventIndexes { prod: 12, cons: 16 };
 
 /// What both ends have. Loom's threads take turns on one of the system's, so an `Rc` will do.
 struct Ends {
-    memory: Memory,
+    memory: ModelMemory,
     producer: Event,
     consumer: Event,
 }
@@ -27,7 +27,7 @@ impl Ends {
         let words = [CONS, PROD, ERROR, EVENTS.prod, EVENTS.cons];
         let bytes = (PAGE_SIZE..PAGE_SIZE + size as usize).map(|byte| byte..byte + 1);
         Rc::new(Ends {
-            memory: Memory::new(2 * PAGE_SIZE, &words, bytes),
+            memory: ModelMemory::new(2 * PAGE_SIZE, &words, bytes),
             producer: Event::new(),
             consumer: Event::new(),
         })

@@ -1,8 +1,8 @@
 //! An end that sleeps, and the events that wake it.
 
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use xen::sync::loom::sync::atomic::{AtomicBool, fence};
-use xen::sync::loom::sync::{Condvar, Mutex};
+use xen::testing::model::loom::sync::atomic::{AtomicBool, fence};
+use xen::testing::model::loom::sync::{Condvar, Mutex};
 use xensock::ring::Notify;
 
 /// One end's way of hearing from the other: a waker that an event takes, and the sleep that it ends.

@@ -12,7 +12,7 @@ mod data_ring;
 mod event;
 mod weakened;
 
-use xen::sync::loom::model::Builder;
+use xen::testing::model::loom::model::Builder;
 
 /// Checks a model.
 fn check(model: fn()) {

@@ -3,7 +3,7 @@
 use crate::{check, command_ring, data_ring};
 use std::collections::BTreeMap;
 use std::thread;
-use xen::sync::{Site, sites, weaken};
+use xen::testing::model::{Site, sites, weaken};
 
 /// The cheapest ones first.
 const MODELS: [fn(); 7] = [

@@ -12,8 +12,8 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use xen::DomId;
-use xen::testing::{Guest, World};
-use xen::xenstore::double::FakeStore;
+use xen::testing::FakeStore;
+use xen::testing::{FakeMachine, World};
 use xen::xenstore::{self, Store};
 use xensock::Errno;
 use xensock::back::Limits;
@@ -44,10 +44,10 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub struct Rig {
     pub world: World,
     /// The frontend's machine.
-    pub guest: Guest,
+    pub guest: FakeMachine,
     pub net: Net,
     pub store: FakeStore,
-    pub frontend: Frontend<Guest>,
+    pub frontend: Frontend<FakeMachine>,
     /// The guest's connection to xenstore, which the frontend uses.
     pub guest_store: Store,
     pub dom0: Dom0,
@@ -65,7 +65,7 @@ impl Backend {
     }
 }
 
-/// An address of the double's network.
+/// An address of the fake network.
 pub fn address(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
 }
@@ -124,7 +124,7 @@ pub fn with_frontend<F: Future<Output = ()>>(config: Config, test: impl FnOnce(R
     let (front, back) = (of(config.dialect, FRONT), of(config.dialect, BACK));
     store.add_device((&front, GUEST), (&back, DOM0));
     let client = connect(&store, GUEST, &spawner);
-    let guest = world.guest(GUEST);
+    let guest = world.machine(GUEST);
     let (frontend, driver) = Frontend::new(guest.clone(), client.clone(), &front, config);
     let driver_ended = Rc::new(RefCell::new(None));
     let ended = driver_ended.clone();

@@ -37,9 +37,9 @@ fn without_fifo_in_xen_the_other_abi_serves_unless_fifo_was_asked_for() {
 fn the_array_grows_with_the_ports_and_its_new_words_are_masked() {
     let xen = FakeXen::new();
     // What a page held before counts for nothing.
-    let dirty = crate::hypercall::double::page();
+    let dirty = crate::testing::page();
     dirty.write(0, &[0xff; 4096]);
-    let xen = FakeXen::over(xen.shared_info, vec![crate::hypercall::double::page(), dirty]);
+    let xen = FakeXen::over(xen.shared_info, vec![crate::testing::page(), dirty]);
     let channels = channels(&xen, Abi::Fifo);
     assert!((0..PER_PAGE).all(|port| dirty.load_u32(4 * port, SeqCst) == MASKED));
     count(&channels, [2 * PER_PAGE as u32]);
@@ -111,7 +111,7 @@ fn ports_are_handled_as_their_events_came_and_by_priority() {
 
 #[test]
 fn a_storm_of_the_highest_priority_does_not_starve_the_lowest() {
-    struct Again(Arc<double::Events>, u32);
+    struct Again(Arc<FakeEvents>, u32);
     impl EventHandler for Again {
         fn raise(&self) {
             self.0.set_pending(Port(self.1));
@@ -151,7 +151,7 @@ fn the_number_of_a_port_that_was_closed_in_its_queue_waits_until_it_is_taken() {
 #[test]
 fn a_head_that_names_no_port_ends_its_queue() {
     let xen = FakeXen::new();
-    let (control, array) = (crate::hypercall::double::page(), crate::hypercall::double::page());
+    let (control, array) = (crate::testing::page(), crate::testing::page());
     let xen = FakeXen::over(xen.shared_info, vec![control, array]);
     let channels = channels(&xen, Abi::Fifo);
     let counter = count(&channels, [1]);

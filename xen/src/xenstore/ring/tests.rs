@@ -1,8 +1,8 @@
 use super::*;
 use crate::DomId;
-use crate::byte_ring::tests::page;
 use crate::event::EventHandler;
-use crate::xenstore::double::FakeStore;
+use crate::testing::FakeStore;
+use crate::testing::page;
 use crate::xenstore::{self, Store};
 use core::sync::atomic::Ordering::Relaxed;
 use futures_executor::LocalPool;

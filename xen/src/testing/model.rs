@@ -1,9 +1,15 @@
-//! Shared memory as loom sees it.
+//! Shared memory as the model checker [loom] sees it.
+//!
+//! With the feature `loom`, [`Shared`] and [`fence`](crate::shared::fence) are loom's: a test makes a [`ModelMemory`]
+//! and takes the code through every order in which the two ends' accesses can happen, and every value that
+//! each end can see. Outside of a model the fence panics.
 //!
 //! A place is either a word, which both ends access atomically, or part of a cell of bytes, which may be
 //! accessed by one end at a time: loom reports when nothing orders two accesses of a cell, one of which
 //! writes. So a ring that shows bytes before they are written, or writes where its peer still reads, is
 //! found out.
+//!
+//! [loom]: https://docs.rs/loom
 //!
 //! To see that a check can fail, each place in the code that orders memory (a fence, an `Acquire` load, a
 //! `Release` store) can be made to order nothing.
@@ -19,6 +25,8 @@ use core::panic::Location;
 use core::sync::atomic::Ordering;
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::AtomicU64;
+
+pub use loom;
 
 /// A place in the code that orders memory.
 pub type Site = &'static Location<'static>;
@@ -53,9 +61,9 @@ pub fn fence(order: Ordering) {
     }
 }
 
-/// Memory that two threads of a model share.
+/// ModelMemory that two threads of a model share.
 #[derive(Debug)]
-pub struct Memory {
+pub struct ModelMemory {
     len: usize,
     words: BTreeMap<usize, AtomicU64>,
     cells: Vec<(Range<usize>, Bytes)>,
@@ -64,7 +72,7 @@ pub struct Memory {
 /// What is accessed by one thread at a time.
 type Bytes = UnsafeCell<Box<[u8]>>;
 
-impl Memory {
+impl ModelMemory {
     /// `len` zeroed bytes, of which these alone exist: words by their offsets, and cells of bytes. An
     /// access elsewhere panics.
     pub fn new(len: usize, words: &[usize], cells: impl IntoIterator<Item = Range<usize>>) -> Self {
@@ -73,7 +81,7 @@ impl Memory {
             let bytes = vec![0; range.len()].into_boxed_slice();
             (range, UnsafeCell::new(bytes))
         };
-        Memory {
+        ModelMemory {
             len,
             words: words.iter().map(word).collect(),
             cells: cells.into_iter().map(cell).collect(),

@@ -1,7 +1,6 @@
-//! The fake's answers to requests.
+//! The answers to requests.
 
-use super::change::Change;
-use super::tree::{Tree, is_within};
+use super::tree::{Change, Tree, is_within};
 use crate::abi::xs_wire::*;
 use crate::xenstore::wire::{self, Access, HEADER_LEN, Header, Permission, check_path};
 use crate::{DomId, Errno};

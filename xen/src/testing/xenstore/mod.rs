@@ -1,8 +1,13 @@
-//! The fake as a test sees it: connections for clients, and dom0's hands on the tree.
+//! A xenstored: a tree in memory, with watches, transactions and permissions, that speaks the wire
+//! format to any number of clients.
+//!
+//! It answers while a request is written to it, on the writer's own stack: nothing has to be
+//! polled. Bytes go through its pipes in small pieces, so that a client which expects whole messages
+//! fails.
 
-use super::change::Change;
-use super::server::{Server, home};
-use super::{PipeReader, PipeWriter};
+mod server;
+mod tree;
+
 use crate::xenstore::{Access, Permission};
 use crate::{DomId, Errno};
 use alloc::format;
@@ -10,7 +15,11 @@ use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::cell::RefCell;
+use core::future::poll_fn;
 use core::task::{Context, Poll, Waker};
+use embedded_io_async::{ErrorType, Read, Write};
+use server::{Server, home};
+use tree::Change;
 
 /// A xenstored in memory; clones are the same one.
 #[derive(Clone)]
@@ -135,7 +144,7 @@ impl FakeStore {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    pub(super) fn input(&self, client: u32, bytes: &[u8]) {
+    fn input(&self, client: u32, bytes: &[u8]) {
         self.update(|server| {
             if let Some(client) = server.clients.get_mut(&client) {
                 client.input.extend_from_slice(bytes);
@@ -144,11 +153,11 @@ impl FakeStore {
         });
     }
 
-    pub(super) fn disconnect(&self, client: u32) {
+    fn disconnect(&self, client: u32) {
         self.update(|server| drop(server.clients.remove(&client)));
     }
 
-    pub(super) fn poll_output(
+    fn poll_output(
         &self,
         client: u32,
         to: &mut [u8],
@@ -163,5 +172,63 @@ impl FakeStore {
         let count = to.len().min(client.output.len());
         to.iter_mut().zip(client.output.drain(..count)).for_each(|(to, byte)| *to = byte);
         Poll::Ready(Ok(count))
+    }
+}
+
+/// The most bytes that a write takes, or a read gives, at once.
+const PIECE: usize = 23;
+
+/// What the fake sends to a client. It ends when the client broke the protocol.
+pub struct PipeReader {
+    store: FakeStore,
+    client: u32,
+}
+
+impl ErrorType for PipeReader {
+    type Error = Errno;
+}
+
+impl Read for PipeReader {
+    async fn read(&mut self, to: &mut [u8]) -> Result<usize, Errno> {
+        let len = to.len().min(PIECE);
+        poll_fn(|cx| self.store.poll_output(self.client, &mut to[..len], cx)).await
+    }
+}
+
+/// What a client sends to the fake. Dropping it ends the connection.
+pub struct PipeWriter {
+    store: FakeStore,
+    client: u32,
+}
+
+impl ErrorType for PipeWriter {
+    type Error = Errno;
+}
+
+impl Write for PipeWriter {
+    async fn write(&mut self, from: &[u8]) -> Result<usize, Errno> {
+        let piece = &from[..from.len().min(PIECE)];
+        // Others run in between, as they would.
+        let mut waited = false;
+        poll_fn(|cx| {
+            if core::mem::replace(&mut waited, true) {
+                return Poll::Ready(());
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+        self.store.input(self.client, piece);
+        Ok(piece.len())
+    }
+
+    async fn flush(&mut self) -> Result<(), Errno> {
+        Ok(())
+    }
+}
+
+impl Drop for PipeWriter {
+    fn drop(&mut self) {
+        self.store.disconnect(self.client);
     }
 }

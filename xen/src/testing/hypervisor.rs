@@ -1,9 +1,9 @@
-//! A hypervisor for tests: knows ports and a grant table's size, and notes what it is asked to do.
+//! A hypervisor that has ports, a grant table's size and memory, and records the hypercalls made.
 
-use super::Hypervisor;
+use super::FakeEvents;
 use crate::abi::{event_channel::*, grant_table::*, memory::*, sched::*, vcpu::*, xen::*};
 use crate::event::PageSource;
-use crate::event::double::Events;
+use crate::hypercall::Hypervisor;
 use crate::{Errno, Gfn, PAGE_SIZE, Port, Shared};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -69,7 +69,7 @@ pub struct FakeXen {
     /// The shared info page.
     pub shared_info: Shared<'static>,
     /// Ports and their events.
-    pub events: Arc<Events>,
+    pub events: Arc<FakeEvents>,
     /// Pages that the domain took from here, by frame.
     pages: RefCell<BTreeMap<u64, Shared<'static>>>,
     /// What the next pages are.
@@ -109,7 +109,7 @@ impl FakeXen {
             memory_map: RefCell::default(),
             has_fifo: Cell::new(true),
             shared_info,
-            events: Arc::new(Events::new(shared_info)),
+            events: Arc::new(FakeEvents::new(shared_info)),
             pages: RefCell::default(),
             next_pages: RefCell::new(pages),
         }

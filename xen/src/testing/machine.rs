@@ -1,24 +1,24 @@
-//! A frontend's machine in the double.
+//! The machine of a frontend in a [`World`].
 
 use super::World;
 use crate::{DomId, Errno, GrantRef, Machine, PAGE_SIZE, Pages, Port, Signal};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A guest domain.
+/// A frontend's domain: its memory, grants and event channels. Clones are the same domain.
 #[derive(Clone)]
-pub struct Guest {
+pub struct FakeMachine {
     world: World,
     id: DomId,
     short: Arc<AtomicBool>,
 }
 
-impl Guest {
-    pub(super) fn new(world: World, id: DomId) -> Guest {
-        Guest { world, id, short: Arc::default() }
+impl FakeMachine {
+    pub(super) fn new(world: World, id: DomId) -> FakeMachine {
+        FakeMachine { world, id, short: Arc::default() }
     }
 
-    /// From now on its memory is short, or is not.
+    /// Sets what [`Machine::is_short`] returns.
     pub fn set_short(&self, short: bool) {
         self.short.store(short, Ordering::Relaxed);
     }
@@ -31,7 +31,7 @@ impl Guest {
 
 // SAFETY: `State::alloc` gives zeroed pages of their own, `State::revoke` refuses while a page is
 // mapped and nothing can map it afterwards, and both notifications raise the signal of an open port.
-unsafe impl Machine for Guest {
+unsafe impl Machine for FakeMachine {
     fn alloc(&self, pages: usize) -> Result<Pages, Errno> {
         let start = self.world.state.alloc(self.id, pages)?;
         // SAFETY: the pages were allocated for this value alone, and stay until they are freed and

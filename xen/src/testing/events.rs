@@ -1,12 +1,10 @@
-//! What Xen does for a domain's event channels, for tests: in the order and with the checks of its
-//! `common/event_2l.c` and `common/event_fifo.c`, over the same memory as [`EventChannels`].
-//!
-//! [`EventChannels`]: super::EventChannels
+//! Xen's side of a domain's event channels: in the order and with the checks of its `common/event_2l.c`
+//! and `common/event_fifo.c`, over the same memory as [`EventChannels`](crate::event::EventChannels).
 
-use super::fifo::{BUSY, HEAD, LINKED, MASKED, PENDING, PER_PAGE, READY};
-use super::{UPCALL_PENDING, two_level};
 use crate::abi::event_channel::*;
-use crate::sync::fence;
+use crate::event::fifo::{BUSY, HEAD, LINKED, MASKED, PENDING, PER_PAGE, READY};
+use crate::event::{UPCALL_PENDING, two_level};
+use crate::shared::fence;
 use crate::{Port, Shared};
 use core::fmt;
 use core::sync::atomic::AtomicBool;
@@ -24,7 +22,7 @@ use std::sync::Mutex;
 type Interrupt = Arc<dyn Fn() + Send + Sync>;
 
 /// Xen's side of a domain's event channels.
-pub struct Events {
+pub struct FakeEvents {
     shared_info: Shared<'static>,
     is_fifo: AtomicBool,
     /// The event array's pages.
@@ -47,9 +45,9 @@ struct Queues {
     early: BTreeSet<u32>,
 }
 
-impl fmt::Debug for Events {
+impl fmt::Debug for FakeEvents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Events").finish_non_exhaustive()
+        f.debug_struct("FakeEvents").finish_non_exhaustive()
     }
 }
 
@@ -65,10 +63,10 @@ impl Queues {
     }
 }
 
-impl Events {
+impl FakeEvents {
     /// No ports, and the 2-level ABI.
-    pub fn new(shared_info: Shared<'static>) -> Events {
-        Events {
+    pub fn new(shared_info: Shared<'static>) -> FakeEvents {
+        FakeEvents {
             shared_info,
             is_fifo: AtomicBool::new(false),
             array: Plain::default(),
