@@ -1,7 +1,7 @@
 //! A socket that connections come to.
 
 use super::state::{Inner, State};
-use super::stream::Stream;
+use super::stream::{Connection, Stream};
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use core::cell::{Cell, RefCell};
@@ -128,7 +128,7 @@ impl Listener {
         let taken = || self.inner.with(|state| self.queue.take(state));
         let handle = self.queue.arrived.until(taken).await;
         self.inner.with(|state| state.tcp(handle).set_timeout(None));
-        let stream = Stream::new(&self.inner, handle);
+        let stream = Stream::new(Connection::new(&self.inner, handle));
         // There is room in the backlog again, and the next waiter may find a connection, too.
         self.inner.kick();
         Ok(stream)

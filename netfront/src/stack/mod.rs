@@ -27,7 +27,8 @@ mod stream;
 pub use listener::Listener;
 pub use runner::Runner;
 pub use smoltcp::wire::{Ipv4Cidr, Ipv6Cidr};
-pub use stream::{ReadHalf, Stream, WriteHalf};
+pub use stream::{Connection, Stream};
+pub use xensock_stream::{ReadHalf, WriteHalf};
 
 use crate::Nic;
 use alloc::rc::Rc;

@@ -2,7 +2,6 @@
 
 use super::addresses::Addresses;
 use super::listener::Queue;
-use super::stream::Open;
 use super::{Config, Ipv4, Ipv4Cidr, Statistics};
 use crate::Nic;
 use alloc::rc::{Rc, Weak};
@@ -48,8 +47,8 @@ pub(super) struct State {
     /// Until when the DHCP server has to confirm the address, after the link was away.
     pub(super) unconfirmed: Option<Instant>,
     pub(super) dns: SocketHandle,
-    /// The streams that exist.
-    pub(super) streams: Vec<Weak<Open>>,
+    /// The sockets of streams, and where to say why the stack has ended one.
+    pub(super) streams: Vec<(SocketHandle, Weak<Cell<Option<Errno>>>)>,
     /// The listeners that exist.
     pub(super) listeners: Vec<Weak<Queue>>,
     /// Sockets without a user, and until when they have time to end.
@@ -231,15 +230,16 @@ impl State {
 
     /// Ends the streams from addresses that are not the interface's any more.
     pub(super) fn end_strays(&mut self, is_ours: impl Fn(IpAddress) -> bool) {
-        self.streams.retain(|stream| stream.strong_count() > 0);
-        let streams: Vec<Rc<Open>> = self.streams.iter().filter_map(Weak::upgrade).collect();
-        for stream in streams {
-            let socket = self.tcp(stream.socket);
+        let State { streams, sockets, .. } = self;
+        streams.retain(|(socket, error)| {
+            let Some(error) = error.upgrade() else { return false };
+            let socket: &mut tcp::Socket<'_> = sockets.get_mut(*socket);
             if socket.local_endpoint().is_some_and(|local| !is_ours(local.addr)) {
-                stream.error.set(Some(Errno::ENETDOWN));
+                error.set(Some(Errno::ENETDOWN));
                 socket.abort();
             }
-        }
+            true
+        });
     }
 
     /// The listeners that exist.

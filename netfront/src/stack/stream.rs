@@ -1,62 +1,30 @@
 //! A connection: bytes in, bytes out.
 
 use super::state::Inner;
-use alloc::boxed::Box;
 use alloc::rc::Rc;
-use alloc::vec;
 use core::cell::Cell;
 use core::future::poll_fn;
 use core::net::SocketAddr;
-use core::ops::Range;
 use core::task::{Context, Poll};
-use edge_nal::{Close, Readable, TcpShutdown, TcpSplit};
+use edge_nal::Close;
 use embassy_time::{Duration, Instant, with_timeout};
-use embedded_io_async::{BufRead, ErrorType, Read, Write};
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp;
 use xen::Errno;
+use xensock_stream::PollSocket;
 
-/// The size of the buffer that `fill_buf` needs.
-const BUFFER: usize = 4096;
+/// A connected stream; its own operations are those of [`Connection`].
+pub type Stream = xensock_stream::Stream<Connection>;
 
-/// A connected socket.
+/// The socket of a [`Stream`].
 ///
-/// Reading first yields all data that came, then `Ok(0)` at the end of the stream or the error that
-/// ended it. A future of `read`, `write` or `fill_buf` that is dropped has done nothing.
-///
-/// Dropping a stream closes it: what was written goes out first, for as long as the stack's `linger` says.
-pub struct Stream {
-    open: Rc<Open>,
-    buffer: Buffer,
-}
-
-/// What the stack knows of a stream.
-pub(super) struct Open {
+/// Dropping it closes the socket: what was written is sent first, for at most the stack's `linger`.
+pub struct Connection {
     inner: Rc<Inner>,
-    pub(super) socket: SocketHandle,
-    /// What has ended it, if the stack did.
-    pub(super) error: Cell<Option<Errno>>,
-    closed: Cell<bool>,
-    /// Its reading half is shut down.
-    deaf: Cell<bool>,
-}
-
-/// The reading half of a [`Stream`].
-pub struct ReadHalf<'a> {
-    open: &'a Open,
-    buffer: &'a mut Buffer,
-}
-
-/// The writing half of a [`Stream`].
-pub struct WriteHalf<'a> {
-    open: &'a Open,
-}
-
-/// What `fill_buf` has fetched and `consume` not used up. Without memory until it is needed.
-#[derive(Default)]
-struct Buffer {
-    bytes: Box<[u8]>,
-    filled: Range<usize>,
+    socket: SocketHandle,
+    /// Why this guest ended the connection. The stack sets it when the address is lost.
+    error: Rc<Cell<Option<Errno>>>,
+    read_shutdown: Cell<bool>,
 }
 
 /// Connects to an address.
@@ -80,16 +48,50 @@ pub(super) async fn connect(inner: &Rc<Inner>, to: SocketAddr) -> Result<Stream,
             })?;
             Ok(handle)
         })?;
-        // Given back, and the connection with it, if the future is dropped.
-        let stream = Stream::new(inner, handle);
+        // Closes the socket if this future is dropped.
+        let connection = Connection::new(inner, handle);
         inner.kick();
-        poll_fn(|cx| stream.open.poll_connected(cx)).await?;
-        Ok(stream)
+        poll_fn(|cx| connection.poll_connected(cx)).await?;
+        Ok(Stream::new(connection))
     };
     with_timeout(inner.config.connect_within, connecting).await.unwrap_or(Err(Errno::ETIMEDOUT))
 }
 
-impl Open {
+impl Connection {
+    pub(super) fn new(inner: &Rc<Inner>, socket: SocketHandle) -> Self {
+        inner.counted.opened.add(1);
+        inner.counted.open.add(1);
+        let error = Rc::default();
+        inner.with(|state| state.streams.push((socket, Rc::downgrade(&error))));
+        Connection { inner: inner.clone(), socket, error, read_shutdown: Cell::new(false) }
+    }
+
+    /// The address of this end.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.with(|socket| socket.local_endpoint()).map(SocketAddr::from)
+    }
+
+    /// The address of the other end.
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        self.with(|socket| socket.remote_endpoint()).map(SocketAddr::from)
+    }
+
+    /// Enables TCP keep-alive with this interval, or disables it. The connection ends if the peer answers
+    /// nothing for five intervals.
+    pub fn set_keep_alive(&mut self, interval: Option<Duration>) {
+        let interval = interval.map(|time| smoltcp::time::Duration::from_micros(time.as_micros()));
+        self.with(|socket| {
+            socket.set_keep_alive(interval);
+            socket.set_timeout(interval.map(|time| time * 5));
+        });
+        self.inner.kick();
+    }
+
+    /// Disables Nagle's algorithm, as it is at first, or enables it: small writes wait for each other then.
+    pub fn set_nodelay(&mut self, nodelay: bool) {
+        self.with(|socket| socket.set_nagle_enabled(!nodelay));
+    }
+
     fn with<T>(&self, work: impl FnOnce(&mut tcp::Socket<'static>) -> T) -> T {
         self.inner.with(|state| work(state.tcp(self.socket)))
     }
@@ -105,44 +107,64 @@ impl Open {
         })
     }
 
-    /// Waits for data and has it read: `read` says how many bytes it has taken. Without any at the end of
-    /// the stream.
-    fn poll_take<R>(
-        &self,
-        cx: &mut Context<'_>,
-        read: impl FnOnce(&[u8]) -> (usize, R),
-    ) -> Poll<Result<R, Errno>> {
-        if self.deaf.get() {
-            return Poll::Ready(Ok(read(&[]).1));
-        }
-        let (taken, result) = self.with(|socket| {
-            if socket.can_recv() {
-                let taken = socket.recv(|bytes| {
-                    let (count, value) = read(bytes);
-                    (count, (count, value))
-                });
-                return match taken {
-                    Ok((count, value)) => (count, Poll::Ready(Ok(value))),
-                    Err(_) => (0, Poll::Ready(Err(Errno::ECONNRESET))),
-                };
+    /// Waits until the peer has acknowledged the end of the stream.
+    fn poll_closed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.with(|socket| match socket.state() {
+            tcp::State::Closed | tcp::State::FinWait2 | tcp::State::TimeWait => Poll::Ready(()),
+            _ => {
+                socket.register_send_waker(cx.waker());
+                Poll::Pending
             }
-            if socket.may_recv() {
-                socket.register_recv_waker(cx.waker());
-                return (0, Poll::Pending);
-            }
-            let ended = matches!(socket.peek(1), Err(tcp::RecvError::Finished));
-            let error = self.error.get().unwrap_or(Errno::ECONNRESET);
-            (0, Poll::Ready(if ended { Ok(read(&[]).1) } else { Err(error) }))
+        })
+    }
+
+    fn write_error(&self, socket: &tcp::Socket<'_>) -> Errno {
+        self.error.get().unwrap_or(match socket.state() {
+            tcp::State::Closed => Errno::ECONNRESET,
+            // This end has shut its writing direction down.
+            _ => Errno::EPIPE,
+        })
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.inner.counted.open.sub(1);
+        let until = Instant::now() + self.inner.config.linger;
+        self.inner.with(|state| {
+            state.tcp(self.socket).close();
+            state.retire(self.socket, until);
         });
-        if taken > 0 {
-            self.inner.counted.bytes_in.add(taken);
-            // The peer may have to hear of the room.
+        self.inner.kick();
+    }
+}
+
+impl PollSocket for Connection {
+    type Error = Errno;
+
+    fn poll_read(&self, cx: &mut Context<'_>, to: &mut [u8]) -> Poll<Result<usize, Errno>> {
+        if self.read_shutdown.get() {
+            return Poll::Ready(Ok(0));
+        }
+        let result = self.with(|socket| {
+            if !socket.can_recv() && socket.may_recv() {
+                socket.register_recv_waker(cx.waker());
+                return Poll::Pending;
+            }
+            Poll::Ready(match socket.recv_slice(to) {
+                Err(tcp::RecvError::Finished) => Ok(0),
+                result => result.map_err(|_| self.error.get().unwrap_or(Errno::ECONNRESET)),
+            })
+        });
+        if let Poll::Ready(Ok(count @ 1..)) = result {
+            self.inner.counted.bytes_in.add(count);
+            // The window has grown: the runner may have to announce that.
             self.inner.kick();
         }
         result
     }
 
-    fn poll_put(&self, cx: &mut Context<'_>, from: &[u8]) -> Poll<Result<usize, Errno>> {
+    fn poll_write(&self, cx: &mut Context<'_>, from: &[u8]) -> Poll<Result<usize, Errno>> {
         let result = self.with(|socket| {
             if !socket.may_send() {
                 return Poll::Ready(Err(self.write_error(socket)));
@@ -160,243 +182,34 @@ impl Open {
         result
     }
 
-    fn write_error(&self, socket: &tcp::Socket<'_>) -> Errno {
-        match (self.error.get(), socket.state()) {
-            (Some(error), _) => error,
-            // This end is shut down.
-            (None, state) if state != tcp::State::Closed || self.closed.get() => Errno::EPIPE,
-            (None, _) => Errno::ECONNRESET,
-        }
+    fn check_writable(&self) -> Result<(), Errno> {
+        self.with(|socket| if socket.may_send() { Ok(()) } else { Err(self.write_error(socket)) })
     }
 
-    /// Whether the peer has acknowledged the end of the stream.
-    fn poll_closed(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.with(|socket| match socket.state() {
-            tcp::State::Closed | tcp::State::FinWait2 | tcp::State::TimeWait => Poll::Ready(()),
-            _ => {
-                socket.register_send_waker(cx.waker());
-                Poll::Pending
-            }
-        })
-    }
-
-    /// Gives the socket up, at the latest after this time.
-    fn retire(&self, linger: Duration) {
-        if !self.closed.replace(true) {
-            self.inner.counted.open.sub(1);
-        }
-        self.inner.with(|state| {
-            state.tcp(self.socket).close();
-            state.retire(self.socket, Instant::now() + linger);
-        });
-        self.inner.kick();
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.retire(self.inner.config.linger);
-    }
-}
-
-impl Stream {
-    pub(super) fn new(inner: &Rc<Inner>, socket: SocketHandle) -> Stream {
-        inner.counted.opened.add(1);
-        inner.counted.open.add(1);
-        let open = Rc::new(Open {
-            inner: inner.clone(),
-            socket,
-            error: Cell::new(None),
-            closed: Cell::new(false),
-            deaf: Cell::new(false),
-        });
-        inner.with(|state| state.streams.push(Rc::downgrade(&open)));
-        Stream { open, buffer: Buffer::default() }
-    }
-
-    /// The address of this end.
-    pub fn local_addr(&self) -> Option<SocketAddr> {
-        self.open.with(|socket| socket.local_endpoint()).map(SocketAddr::from)
-    }
-
-    /// The address of the other end.
-    pub fn peer_addr(&self) -> Option<SocketAddr> {
-        self.open.with(|socket| socket.remote_endpoint()).map(SocketAddr::from)
-    }
-
-    /// Has the peer asked, after this time without a sign of it, whether it is there still; not at all
-    /// without a time.
-    pub fn set_keep_alive(&mut self, interval: Option<Duration>) {
-        let interval = interval.map(|time| smoltcp::time::Duration::from_micros(time.as_micros()));
-        self.open.with(|socket| {
-            socket.set_keep_alive(interval);
-            // Several questions may be lost before the connection is.
-            socket.set_timeout(interval.map(|time| time * 5));
-        });
-        self.open.inner.kick();
-    }
-
-    /// Whether what is written leaves at once, as it does at first, or small pieces wait for each other.
-    pub fn set_nodelay(&mut self, nodelay: bool) {
-        self.open.with(|socket| socket.set_nagle_enabled(!nodelay));
-    }
-
-    fn reader(&mut self) -> ReadHalf<'_> {
-        ReadHalf { open: &self.open, buffer: &mut self.buffer }
-    }
-
-    fn writer(&self) -> WriteHalf<'_> {
-        WriteHalf { open: &self.open }
-    }
-}
-
-impl ErrorType for ReadHalf<'_> {
-    type Error = Errno;
-}
-
-impl Read for ReadHalf<'_> {
-    async fn read(&mut self, to: &mut [u8]) -> Result<usize, Errno> {
-        if to.is_empty() {
-            return Ok(0);
-        }
-        let filled = &self.buffer.bytes[self.buffer.filled.clone()];
-        if !filled.is_empty() {
-            let count = filled.len().min(to.len());
-            to[..count].copy_from_slice(&filled[..count]);
-            self.buffer.filled.start += count;
-            return Ok(count);
-        }
-        poll_fn(|cx| self.open.poll_take(cx, |bytes| copy(bytes, to))).await
-    }
-}
-
-fn copy(from: &[u8], to: &mut [u8]) -> (usize, usize) {
-    let count = from.len().min(to.len());
-    to[..count].copy_from_slice(&from[..count]);
-    (count, count)
-}
-
-impl BufRead for ReadHalf<'_> {
-    async fn fill_buf(&mut self) -> Result<&[u8], Errno> {
-        if self.buffer.filled.is_empty() {
-            if self.buffer.bytes.is_empty() {
-                self.buffer.bytes = vec![0; BUFFER].into_boxed_slice();
-            }
-            self.buffer.filled = 0..0;
-            let bytes = &mut self.buffer.bytes;
-            let count = poll_fn(|cx| self.open.poll_take(cx, |from| copy(from, bytes))).await?;
-            self.buffer.filled = 0..count;
-        }
-        Ok(&self.buffer.bytes[self.buffer.filled.clone()])
-    }
-
-    fn consume(&mut self, count: usize) {
-        assert!(count <= self.buffer.filled.len(), "{count} bytes consumed, fewer were there");
-        self.buffer.filled.start += count;
-    }
-}
-
-impl Readable for ReadHalf<'_> {
-    async fn readable(&mut self) -> Result<(), Errno> {
-        if !self.buffer.filled.is_empty() {
-            return Ok(());
-        }
-        // Taking nothing waits all the same.
-        poll_fn(|cx| self.open.poll_take(cx, |_| (0, ()))).await
-    }
-}
-
-impl ErrorType for WriteHalf<'_> {
-    type Error = Errno;
-}
-
-impl Write for WriteHalf<'_> {
-    async fn write(&mut self, from: &[u8]) -> Result<usize, Errno> {
-        if from.is_empty() {
-            return Ok(0);
-        }
-        poll_fn(|cx| self.open.poll_put(cx, from)).await
-    }
-
-    /// There is nothing to flush: what was written leaves as soon as the peer has room.
-    async fn flush(&mut self) -> Result<(), Errno> {
-        let open = self.open;
-        open.with(|socket| if socket.may_send() { Ok(()) } else { Err(open.write_error(socket)) })
-    }
-}
-
-impl ErrorType for Stream {
-    type Error = Errno;
-}
-
-impl Read for Stream {
-    async fn read(&mut self, to: &mut [u8]) -> Result<usize, Errno> {
-        self.reader().read(to).await
-    }
-}
-
-impl BufRead for Stream {
-    async fn fill_buf(&mut self) -> Result<&[u8], Errno> {
-        self.reader().fill_buf().await?;
-        Ok(&self.buffer.bytes[self.buffer.filled.clone()])
-    }
-
-    fn consume(&mut self, count: usize) {
-        self.reader().consume(count);
-    }
-}
-
-impl Readable for Stream {
-    async fn readable(&mut self) -> Result<(), Errno> {
-        self.reader().readable().await
-    }
-}
-
-impl Write for Stream {
-    async fn write(&mut self, from: &[u8]) -> Result<usize, Errno> {
-        self.writer().write(from).await
-    }
-
-    async fn flush(&mut self) -> Result<(), Errno> {
-        self.writer().flush().await
-    }
-}
-
-impl TcpSplit for Stream {
-    type Read<'a> = ReadHalf<'a>;
-    type Write<'a> = WriteHalf<'a>;
-
-    fn split(&mut self) -> (ReadHalf<'_>, WriteHalf<'_>) {
-        let writer = WriteHalf { open: &self.open };
-        (ReadHalf { open: &self.open, buffer: &mut self.buffer }, writer)
-    }
-}
-
-impl TcpShutdown for Stream {
-    /// Closes the socket, and waits until the peer has all that was written, or the stack's `linger` is over.
-    /// Closing one direction does not wait: the other end sees the end of the stream after all that was
-    /// written.
-    async fn close(&mut self, what: Close) -> Result<(), Errno> {
+    /// Closes the socket and waits until the peer has acknowledged all that was written, for at most the
+    /// stack's `linger`. Closing one direction does not wait: the peer sees the end of the stream after all
+    /// that was written.
+    async fn close(&self, what: Close) -> Result<(), Errno> {
         if let Close::Read | Close::Both = what {
-            self.open.deaf.set(true);
+            self.read_shutdown.set(true);
         }
         if let Close::Read = what {
             return Ok(());
         }
-        self.open.with(|socket| socket.close());
-        self.open.inner.kick();
+        self.with(|socket| socket.close());
+        self.inner.kick();
         if let Close::Both = what {
-            let closed = poll_fn(|cx| self.open.poll_closed(cx));
-            let _ = with_timeout(self.open.inner.config.linger, closed).await;
+            let closed = poll_fn(|cx| self.poll_closed(cx));
+            let _ = with_timeout(self.inner.config.linger, closed).await;
         }
         Ok(())
     }
 
     /// Resets the connection: what was not acknowledged is lost.
-    async fn abort(&mut self) -> Result<(), Errno> {
-        self.open.error.set(Some(Errno::ECONNABORTED));
-        self.open.with(|socket| socket.abort());
-        self.open.inner.kick();
+    async fn abort(&self) -> Result<(), Errno> {
+        self.error.set(Some(Errno::ECONNABORTED));
+        self.with(|socket| socket.abort());
+        self.inner.kick();
         Ok(())
     }
 }

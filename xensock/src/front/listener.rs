@@ -7,7 +7,7 @@
 use super::calls::Answer;
 use super::device::{Attachment, Device};
 use super::socket::{Names, Socket, make, preparations};
-use super::stream::Stream;
+use super::stream::{Connection, Stream};
 use crate::wire::{Call, Extensions, Family, Options, SocketOption};
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
@@ -358,7 +358,7 @@ async fn accept<M: Machine>(
             let names = Names { local: None, peer: reply.name };
             let socket = Socket::new(device, new, *at, ring, names);
             socket.sizes.set(sizes);
-            Ok(Stream::new(socket))
+            Ok(Stream::new(Connection::new(socket)))
         }
         Err(error) => {
             device.memory.close_ring(ring);

@@ -27,7 +27,8 @@ mod stream;
 pub use counters::Statistics;
 pub use driver::Driver;
 pub use listener::Listener;
-pub use stream::{ReadHalf, Stream, WriteHalf};
+pub use stream::{Connection, Stream};
+pub use xensock_stream::{ReadHalf, WriteHalf};
 
 use crate::wire::{Dialect, Extensions, Options, PVCALLS};
 use alloc::rc::Rc;

@@ -4,56 +4,33 @@ use super::release::{Unsent, release};
 use super::socket::{Names, Socket};
 use crate::ring::{copy_in, copy_out};
 use crate::wire::{Call, Extensions, How, SocketOption};
-use alloc::boxed::Box;
 use alloc::rc::Rc;
-use alloc::vec;
+use core::cell::Cell;
 use core::future::poll_fn;
 use core::net::SocketAddr;
-use core::ops::Range;
-use edge_nal::{Close, Readable, TcpShutdown, TcpSplit};
-use embedded_io_async::{BufRead, ErrorType, Read, Write};
+use core::task::{Context, Poll};
+use edge_nal::Close;
 use xen::Machine;
 use xen::{Errno, Shared};
+use xensock_stream::PollSocket;
 
-/// The size of the private buffer that `fill_buf` needs, as no reference to shared memory may exist.
-const BUFFER: usize = 4096;
+/// A connected stream; its own operations are those of [`Connection`].
+pub type Stream<M> = xensock_stream::Stream<Connection<M>>;
 
-/// A connected socket.
+/// The socket of a [`Stream`].
 ///
-/// Reading first yields all data that came, then `Ok(0)` at the end of the stream or the error that
-/// ended it. A future of `read`, `write` or `fill_buf` that is dropped has done nothing.
-///
-/// Dropping a stream closes it: the driver lets what was written go out, then releases the socket.
-/// `abort` does not wait for that, and resets the connection where the backend has options. Options, names
-/// and closing one direction alone (`close(Close::Write)`) are extensions of the protocol: where the
-/// backend has not announced them they fail with [`Errno::EOPNOTSUPP`].
-pub struct Stream<M: Machine + 'static> {
+/// Dropping it closes the socket: the driver waits until the backend has taken all that was written, then
+/// releases the socket. `abort` does not wait for that, and resets the connection if the backend has options.
+/// Options, addresses and closing one direction (`close(Close::Write)`) are extensions of the protocol: they
+/// fail with [`Errno::EOPNOTSUPP`] if the backend has not announced them.
+pub struct Connection<M: Machine + 'static> {
     socket: Rc<Socket<M>>,
-    buffer: Buffer,
-    open: bool,
+    open: Cell<bool>,
 }
 
-/// The reading half of a [`Stream`].
-pub struct ReadHalf<'a, M: Machine + 'static> {
-    socket: &'a Socket<M>,
-    buffer: &'a mut Buffer,
-}
-
-/// The writing half of a [`Stream`].
-pub struct WriteHalf<'a, M: Machine + 'static> {
-    socket: &'a Socket<M>,
-}
-
-/// What `fill_buf` has fetched and `consume` not used up. Without memory until it is needed.
-#[derive(Default)]
-struct Buffer {
-    bytes: Box<[u8]>,
-    filled: Range<usize>,
-}
-
-impl<M: Machine> Stream<M> {
+impl<M: Machine> Connection<M> {
     pub(super) fn new(socket: Rc<Socket<M>>) -> Self {
-        Stream { socket, buffer: Buffer::default(), open: true }
+        Connection { socket, open: Cell::new(true) }
     }
 
     /// Waits for data and reads it where it lies. `read` gets up to two pieces, empty ones at the end
@@ -122,166 +99,50 @@ impl<M: Machine> Stream<M> {
         self.socket.device.run(call).await
     }
 
-    fn reader(&mut self) -> ReadHalf<'_, M> {
-        ReadHalf { socket: &self.socket, buffer: &mut self.buffer }
-    }
-
-    fn writer(&self) -> WriteHalf<'_, M> {
-        WriteHalf { socket: &self.socket }
+    /// Gives the socket up. False if that was done before, or the socket has ended.
+    fn give_up(&self) -> bool {
+        self.open.replace(false) && self.socket.is_open()
     }
 }
 
-impl<M: Machine> Drop for Stream<M> {
+impl<M: Machine> Drop for Connection<M> {
     fn drop(&mut self) {
-        if self.open && self.socket.is_open() {
+        if self.give_up() {
             self.socket.device.spawn(release(self.socket.clone(), Unsent::Drains));
         }
     }
 }
 
-impl<M: Machine> ErrorType for ReadHalf<'_, M> {
+impl<M: Machine> PollSocket for Connection<M> {
     type Error = Errno;
-}
 
-impl<M: Machine> Read for ReadHalf<'_, M> {
-    async fn read(&mut self, to: &mut [u8]) -> Result<usize, Errno> {
-        if to.is_empty() {
-            return Ok(0);
-        }
-        let filled = &self.buffer.bytes[self.buffer.filled.clone()];
-        if !filled.is_empty() {
-            let count = filled.len().min(to.len());
-            to[..count].copy_from_slice(&filled[..count]);
-            self.buffer.filled.start += count;
-            return Ok(count);
-        }
-        poll_fn(|cx| {
-            self.socket.poll_take(cx, |data| {
-                let count = copy_out(&data, to);
-                (count, count)
-            })
+    fn poll_read(&self, cx: &mut Context<'_>, to: &mut [u8]) -> Poll<Result<usize, Errno>> {
+        self.socket.poll_take(cx, |data| {
+            let count = copy_out(&data, to);
+            (count, count)
         })
-        .await
-    }
-}
-
-impl<M: Machine> BufRead for ReadHalf<'_, M> {
-    async fn fill_buf(&mut self) -> Result<&[u8], Errno> {
-        if self.buffer.filled.is_empty() {
-            if self.buffer.bytes.is_empty() {
-                self.buffer.bytes = vec![0; BUFFER].into_boxed_slice();
-            }
-            self.buffer.filled = 0..0;
-            let bytes = &mut self.buffer.bytes;
-            let count = poll_fn(|cx| {
-                self.socket.poll_take(cx, |data| {
-                    let count = copy_out(&data, bytes);
-                    (count, count)
-                })
-            })
-            .await?;
-            self.buffer.filled = 0..count;
-        }
-        Ok(&self.buffer.bytes[self.buffer.filled.clone()])
     }
 
-    fn consume(&mut self, count: usize) {
-        assert!(count <= self.buffer.filled.len(), "{count} bytes consumed, fewer were there");
-        self.buffer.filled.start += count;
-    }
-}
-
-impl<M: Machine> Readable for ReadHalf<'_, M> {
-    async fn readable(&mut self) -> Result<(), Errno> {
-        if !self.buffer.filled.is_empty() {
-            return Ok(());
-        }
-        // Taking nothing waits all the same.
-        poll_fn(|cx| self.socket.poll_take(cx, |_| (0, ()))).await
-    }
-}
-
-impl<M: Machine> ErrorType for WriteHalf<'_, M> {
-    type Error = Errno;
-}
-
-impl<M: Machine> Write for WriteHalf<'_, M> {
-    async fn write(&mut self, from: &[u8]) -> Result<usize, Errno> {
-        if from.is_empty() {
-            return Ok(0);
-        }
-        poll_fn(|cx| {
-            self.socket.poll_put(cx, |room| {
-                let count = copy_in(&room, from);
-                (count, count)
-            })
+    fn poll_write(&self, cx: &mut Context<'_>, from: &[u8]) -> Poll<Result<usize, Errno>> {
+        self.socket.poll_put(cx, |room| {
+            let count = copy_in(&room, from);
+            (count, count)
         })
-        .await
     }
 
-    /// There is nothing to flush: what was written is in the ring, and the backend knows.
-    async fn flush(&mut self) -> Result<(), Errno> {
+    fn check_writable(&self) -> Result<(), Errno> {
         self.socket.check_writable()
     }
-}
 
-impl<M: Machine> ErrorType for Stream<M> {
-    type Error = Errno;
-}
-
-impl<M: Machine> Read for Stream<M> {
-    async fn read(&mut self, to: &mut [u8]) -> Result<usize, Errno> {
-        self.reader().read(to).await
-    }
-}
-
-impl<M: Machine> BufRead for Stream<M> {
-    async fn fill_buf(&mut self) -> Result<&[u8], Errno> {
-        self.reader().fill_buf().await?;
-        Ok(&self.buffer.bytes[self.buffer.filled.clone()])
-    }
-
-    fn consume(&mut self, count: usize) {
-        self.reader().consume(count);
-    }
-}
-
-impl<M: Machine> Readable for Stream<M> {
-    async fn readable(&mut self) -> Result<(), Errno> {
-        self.reader().readable().await
-    }
-}
-
-impl<M: Machine> Write for Stream<M> {
-    async fn write(&mut self, from: &[u8]) -> Result<usize, Errno> {
-        self.writer().write(from).await
-    }
-
-    async fn flush(&mut self) -> Result<(), Errno> {
-        self.writer().flush().await
-    }
-}
-
-impl<M: Machine> TcpSplit for Stream<M> {
-    type Read<'a> = ReadHalf<'a, M>;
-    type Write<'a> = WriteHalf<'a, M>;
-
-    fn split(&mut self) -> (Self::Read<'_>, Self::Write<'_>) {
-        let writer = WriteHalf { socket: &self.socket };
-        (ReadHalf { socket: &self.socket, buffer: &mut self.buffer }, writer)
-    }
-}
-
-impl<M: Machine> TcpShutdown for Stream<M> {
-    /// Closes the socket once all that was written has gone out, and waits for that. Closing one
-    /// direction does not wait: the other end sees the end of the stream after all that was written.
-    async fn close(&mut self, what: Close) -> Result<(), Errno> {
+    /// Closes the socket and waits until the backend has taken all that was written. Closing one direction
+    /// does not wait: the peer sees the end of the stream after all that was written.
+    async fn close(&self, what: Close) -> Result<(), Errno> {
         match what {
             Close::Read => return self.shutdown(How::Read).await,
             Close::Write => return self.shutdown(How::Write).await,
             Close::Both => {}
         }
-        if !core::mem::replace(&mut self.open, false) || !self.socket.is_open() {
+        if !self.give_up() {
             return Ok(());
         }
         let released = release(self.socket.clone(), Unsent::Drains);
@@ -292,10 +153,10 @@ impl<M: Machine> TcpShutdown for Stream<M> {
         self.socket.device.run(closed).await
     }
 
-    /// Closes the socket without waiting: what the backend has not taken yet is lost, and the other end
-    /// sees a reset, where the backend has options; elsewhere it may go out later, as the backend likes.
-    async fn abort(&mut self) -> Result<(), Errno> {
-        if core::mem::replace(&mut self.open, false) && self.socket.is_open() {
+    /// Closes the socket without waiting. Bytes that the backend has not taken are lost and the peer sees a
+    /// reset, if the backend has options; otherwise the backend may still send them.
+    async fn abort(&self) -> Result<(), Errno> {
+        if self.give_up() {
             self.socket.device.spawn(release(self.socket.clone(), Unsent::IsLost));
         }
         Ok(())

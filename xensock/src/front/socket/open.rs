@@ -2,7 +2,7 @@
 
 use super::super::calls::{Answer, Reply};
 use super::super::device::{Attachment, Device};
-use super::super::stream::Stream;
+use super::super::stream::{Connection, Stream};
 use super::{Names, Socket};
 use crate::wire::{Call, Family, Options, SocketOption};
 use alloc::rc::Rc;
@@ -29,7 +29,7 @@ pub(in crate::front) async fn connect<M: Machine>(
             let names = Names { local: reply.name, peer: Some(to) };
             let socket = Socket::new(device, name, at, ring, names);
             socket.sizes.set(sizes);
-            Ok(Stream::new(socket))
+            Ok(Stream::new(Connection::new(socket)))
         }
         Err(error) => {
             // The backend may still know the socket, and after a lost answer even the ring. Only when it has
