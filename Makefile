@@ -97,7 +97,7 @@ bench: kernel xensockd
 	$(CARGO) bench -p xen-tests
 
 fuzz: setup
-	@fuzz/run '$(FUZZ_SECONDS)' $(TARGET)
+	@.ci/fuzz '$(FUZZ_SECONDS)' $(TARGET)
 
 soak: setup
 	SOAK_ROUNDS='$(SOAK_ROUNDS)' .ci/check under_load
