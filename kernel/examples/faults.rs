@@ -2,6 +2,7 @@
 //! the report says: `fault=` and one of the names below. It never ends well.
 #![no_std]
 #![no_main]
+#![allow(unsafe_code, reason = "breaks the rules on purpose")]
 
 extern crate alloc;
 

@@ -5,6 +5,7 @@
 //! `version_0_start`, in place of `pvh_start`.
 #![no_std]
 #![no_main]
+#![allow(unsafe_code, reason = "writes to all free pages; has an entry point of its own")]
 
 use core::arch::global_asm;
 use core::ptr::NonNull;

@@ -34,6 +34,7 @@ pub mod time;
 #[cfg(target_os = "none")]
 mod balloon;
 #[cfg(target_os = "none")]
+#[allow(unsafe_code, reason = "writes to an I/O port")]
 mod debug_port;
 #[cfg(target_os = "none")]
 mod logger;

@@ -104,6 +104,7 @@ pub fn main_task<T: Outcome>(
 macro_rules! entry {
     ($main:path) => {
         /// What the kernel runs once it has booted.
+        #[allow(unsafe_code, reason = "the kernel finds the function by its symbol")]
         #[unsafe(no_mangle)]
         static XENSOCK_KERNEL_MAIN: $crate::system::Main =
             |system| $crate::system::main_task($main(system));

@@ -7,7 +7,6 @@
 //! - [`Nic`]: what the stack needs of an interface, and an interface has to keep; [`Wrapped`] has smoltcp's
 //!   tracer, fault injector or pcap writer in between
 #![no_std]
-#![deny(unsafe_code)]
 
 extern crate alloc;
 

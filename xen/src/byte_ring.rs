@@ -120,20 +120,13 @@ impl Consumer {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
-    use crate::PAGE_SIZE;
+    use crate::testing::page;
     use core::sync::atomic::Ordering::Relaxed;
     use proptest::prelude::*;
 
     const RING: Layout = Layout { data: 0, size: 16, cons: 16, prod: 20 };
-
-    /// A page that nothing else uses.
-    pub(crate) fn page() -> Shared<'static> {
-        let memory = Box::leak(Box::new([0u64; PAGE_SIZE / 8]));
-        // SAFETY: the memory is leaked and used by nothing else.
-        unsafe { Shared::new(memory.as_mut_ptr().cast(), PAGE_SIZE) }
-    }
 
     #[test]
     fn bytes_pass_over_the_rings_end_and_the_indexes_wrap() {

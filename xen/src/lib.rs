@@ -25,18 +25,27 @@
 extern crate alloc;
 
 pub mod abi;
+#[allow(unsafe_code, reason = "memory is given back that nothing may use")]
 pub mod balloon;
 mod byte_ring;
+#[allow(unsafe_code, reason = "the TSC is read with an instruction")]
 pub mod clock;
 pub mod console;
 mod counter;
 mod errno;
 pub mod event;
 pub mod frontend;
+#[allow(unsafe_code, reason = "a granted page is open to another domain, so its owner must agree")]
 pub mod grant;
+#[allow(unsafe_code, reason = "arguments of hypercalls are pointers to anything")]
 pub mod hypercall;
 pub mod lifecycle;
+#[allow(unsafe_code, reason = "pages are granted and freed, which their owner must agree to")]
 mod machine;
+#[allow(
+    unsafe_code,
+    reason = "memory that another domain writes is accessed atomically or copied through raw pointers"
+)]
 pub mod shared;
 mod signal;
 #[cfg(feature = "testing")]

@@ -9,12 +9,17 @@ pub mod counts;
 pub mod daemon;
 pub mod device;
 pub mod dom0;
+#[allow(unsafe_code, reason = "ioctls of `/dev/xen/evtchn`")]
 pub mod evtchn;
 pub mod finder;
+#[allow(unsafe_code, reason = "ioctls of `/dev/xen/gntdev`, and mappings of guests' pages")]
 pub mod gntdev;
+#[allow(unsafe_code, reason = "`sendmsg` and `recvmsg` from and to a guest's ring")]
 pub mod iovec;
 pub mod lock;
+#[allow(unsafe_code, reason = "`setsockopt` and `getsockopt` of any option")]
 mod options;
+#[allow(unsafe_code, reason = "registers a file that is never replaced")]
 pub mod reactor;
 pub mod sockets;
 mod states;

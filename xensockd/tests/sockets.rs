@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 use std::{io::Read, io::Write, thread};
 use tokio::time::timeout;
+use xen::testing::memory;
 use xen::{Errno, Shared};
 use xensock::back::{Socket as _, Stream};
 use xensock::wire::Options;
@@ -16,13 +17,6 @@ const LONG: Duration = Duration::from_secs(60);
 fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async { timeout(LONG, test).await.expect("the test takes too long") });
-}
-
-/// Memory of this process, as if a guest shared it.
-fn memory(len: usize) -> Shared<'static> {
-    let memory = Vec::leak(vec![0u8; len]);
-    // SAFETY: the memory is leaked, and nothing else refers to it.
-    unsafe { Shared::new(memory.as_mut_ptr(), len) }
 }
 
 fn bytes(memory: Shared<'_>) -> Vec<u8> {

@@ -123,6 +123,7 @@ mod tests {
         Box::new(left)
     }
 
+    #[allow(unsafe_code, reason = "the reader follows addresses, here into `Left`")]
     fn reader(left: &Left) -> Option<StartInfoReader<'_, Physical<'_>>> {
         // SAFETY: all that the structure names lies where `Physical` finds it.
         unsafe { StartInfoReader::from_paddr(BASE as u32, Physical(left)) }

@@ -35,36 +35,14 @@ fn region(start: u64, size: u64, kind: u32) -> Region {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use xen::abi::memory::MemoryMap as Op;
-    use xen::abi::xen::__HYPERVISOR_MEMORY_OP;
-    use xen::hypercall::Hypervisor;
-
-    /// A hypervisor that knows this one operation.
-    struct Fake(Vec<E820Entry>);
-
-    // SAFETY: it writes to the buffer that it is given and to nothing else.
-    unsafe impl Hypervisor for Fake {
-        unsafe fn call(&self, number: u32, arguments: [u64; 4]) -> i64 {
-            assert_eq!((number, arguments[0]), (__HYPERVISOR_MEMORY_OP, 9));
-            let map = core::ptr::with_exposed_provenance_mut::<Op>(arguments[1] as usize);
-            // SAFETY: the caller passes this structure.
-            let map = unsafe { &mut *map };
-            assert!(self.0.len() <= map.nr_entries as usize);
-            let buffer = core::ptr::with_exposed_provenance_mut::<E820Entry>(map.buffer as usize);
-            for (n, entry) in self.0.iter().enumerate() {
-                // SAFETY: the buffer has that many places.
-                unsafe { buffer.add(n).write_unaligned(*entry) };
-            }
-            map.nr_entries = self.0.len() as u32;
-            0
-        }
-    }
+    use xen::testing::FakeXen;
 
     #[test]
     fn xen_tells_the_memory_map() {
         let entry = |addr, size, kind| E820Entry { addr, size, kind };
-        let fake = Fake(vec![entry(0, 0x0100_0000, 1), entry(0xfeff_8000, 0x8000, 2)]);
-        let map = ask(&fake).unwrap();
+        let xen = FakeXen::new();
+        xen.memory_map.replace(vec![entry(0, 0x0100_0000, 1), entry(0xfeff_8000, 0x8000, 2)]);
+        let map = ask(&xen).unwrap();
         assert_eq!(map[0], Region { start: 0, end: 0x0100_0000, kind: Kind::Ram });
         assert_eq!(map[1].kind, Kind::Reserved);
         assert_eq!(map.len(), 2);

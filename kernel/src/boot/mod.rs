@@ -4,17 +4,21 @@
 mod loader;
 #[cfg(any(test, target_os = "none"))]
 mod memory_map;
+#[allow(unsafe_code, reason = "reads the time that `pvh.S` has stored")]
 pub mod stages;
 
 #[cfg(target_os = "none")]
+#[allow(unsafe_code, reason = "the loader left these pages, which are lent to apps")]
 mod modules;
 #[cfg(target_os = "none")]
+#[allow(unsafe_code, reason = "drives a serial port that nothing else uses")]
 mod no_xen;
 
 #[cfg(target_os = "none")]
 pub use modules::{Module, modules};
 
 #[cfg(target_os = "none")]
+#[allow(unsafe_code, reason = "calls, each once and in order, what sets up memory and machine")]
 mod enter {
     use super::loader::{self, Loaded};
     use super::stages::{self, Stage};

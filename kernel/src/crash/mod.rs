@@ -54,6 +54,7 @@ pub mod patience;
 pub mod symbols;
 
 #[cfg(target_os = "none")]
+#[allow(unsafe_code, reason = "reads the words of stacks")]
 mod end;
 #[cfg(target_os = "none")]
 mod output;

@@ -1,12 +1,18 @@
 //! The machine that Xen gives a domain, brought to life: event channels, grants, the clock, the
 //! console and the way to xenstore.
 
+#[allow(unsafe_code, reason = "grants the kernel's pages to backends")]
 mod domain;
+#[allow(unsafe_code, reason = "gives the kernel's pages to event queues")]
 mod event_pages;
+#[allow(unsafe_code, reason = "the critical section: interrupts off")]
 mod interrupts;
+#[allow(unsafe_code, reason = "maps the pages of the toolstack's two rings")]
 mod line;
+#[allow(unsafe_code, reason = "what is for one thread is for all code of one CPU")]
 mod one_cpu;
 mod sleep;
+#[allow(unsafe_code, reason = "sets up again, in a restored domain, what was set up at boot")]
 mod suspend;
 
 pub use domain::Domain;
@@ -119,6 +125,7 @@ fn on_event(call: impl Fn() + Send + Sync + 'static) -> Arc<dyn EventHandler> {
 ///
 /// # Safety
 /// Once, after memory and the interrupt table were set up.
+#[allow(unsafe_code, reason = "maps Xen's pages, and promises who uses them")]
 pub unsafe fn start(
     xen: Xen,
     memory_map: &[Region],

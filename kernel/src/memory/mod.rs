@@ -3,16 +3,22 @@
 pub mod ram;
 
 #[cfg(target_os = "none")]
+#[allow(unsafe_code, reason = "gives free pages to Xen, and takes them back")]
 pub mod balloon;
 #[cfg(target_os = "none")]
+#[allow(unsafe_code, reason = "the global allocator")]
 mod heap;
 #[cfg(target_os = "none")]
+#[allow(unsafe_code, reason = "the linker's symbols, and the parts of the image between them")]
 pub mod image;
 #[cfg(target_os = "none")]
+#[allow(unsafe_code, reason = "hands out and takes back raw pages")]
 pub mod pages;
 #[cfg(target_os = "none")]
+#[allow(unsafe_code, reason = "writes page tables")]
 pub mod paging;
 #[cfg(target_os = "none")]
+#[allow(unsafe_code, reason = "addresses at which Xen's own pages appear")]
 pub mod window;
 
 #[cfg(target_os = "none")]

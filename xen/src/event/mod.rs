@@ -27,6 +27,7 @@ use fifo::Fifo;
 use ports::{Origin, Ports};
 use two_level::TwoLevel;
 
+#[allow(unsafe_code, reason = "gives pages to Xen")]
 pub(crate) mod fifo;
 mod ports;
 pub(crate) mod two_level;
@@ -104,6 +105,7 @@ impl Priority {
 /// # Safety
 /// An implementer promises that the page is the frame, is ordinary memory, is mapped for ever, and is
 /// used by nothing else.
+#[allow(unsafe_code, reason = "an implementer promises pages that nothing else uses")]
 pub unsafe trait PageSource {
     /// Gives a page away for good, whatever is in it. [`Errno::ENOMEM`] when there is none.
     fn take(&self) -> Result<(Gfn, Shared<'static>), Errno>;

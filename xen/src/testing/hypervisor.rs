@@ -76,11 +76,16 @@ pub struct FakeXen {
     next_pages: RefCell<Vec<Shared<'static>>>,
 }
 
-/// A page of plain memory.
+/// A zeroed page of plain memory, which is never freed.
 pub fn page() -> Shared<'static> {
-    let memory = Box::leak(Box::new([0u64; PAGE_SIZE / 8]));
+    memory(PAGE_SIZE)
+}
+
+/// Zeroed bytes of plain memory, which is never freed, aligned for all words.
+pub fn memory(len: usize) -> Shared<'static> {
+    let memory = Vec::leak(vec![0u64; len.div_ceil(8)]);
     // SAFETY: the memory is leaked and used by nothing else.
-    unsafe { Shared::new(memory.as_mut_ptr().cast(), PAGE_SIZE) }
+    unsafe { Shared::new(memory.as_mut_ptr().cast(), len) }
 }
 
 impl Default for FakeXen {

@@ -17,16 +17,21 @@
 //! was closed. [`World::assert_clean`] panics when anything was left behind.
 
 mod events;
+#[allow(unsafe_code, reason = "writes to its callers' structures")]
 mod hypervisor;
+#[allow(unsafe_code, reason = "grants and frees pages of its own")]
 mod machine;
 #[cfg(feature = "loom")]
+#[allow(unsafe_code, reason = "accesses loom's cells")]
 pub mod model;
+#[allow(unsafe_code, reason = "maps pages of its own")]
 mod peer;
+#[allow(unsafe_code, reason = "allocates pages; poisons freed ones, to catch late writes")]
 mod world;
 mod xenstore;
 
 pub use events::FakeEvents;
-pub use hypervisor::{Done, FakeXen, page};
+pub use hypervisor::{Done, FakeXen, memory, page};
 pub use machine::FakeMachine;
 pub use peer::{BoundPort, MappedPages, Peer};
 pub use world::World;

@@ -9,7 +9,9 @@
 //! everything is tried.
 
 mod events;
+#[allow(unsafe_code, reason = "grants a page of a model")]
 mod grant;
+#[allow(unsafe_code, reason = "makes pages that live as long as a model")]
 mod memory;
 mod weakened;
 

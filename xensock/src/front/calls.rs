@@ -163,13 +163,8 @@ mod tests {
     use super::*;
     use crate::ring::CommandBack;
     use crate::wire::{PVCALLS, RingGrants, RingOffer};
-    use xen::{GrantRef, PAGE_SIZE, Port};
-
-    fn page() -> Shared<'static> {
-        let page = Vec::leak(vec![0u64; PAGE_SIZE / 8]);
-        // SAFETY: the memory is leaked, and nothing else refers to it.
-        unsafe { Shared::new(page.as_mut_ptr().cast(), PAGE_SIZE) }
-    }
+    use xen::testing::page;
+    use xen::{GrantRef, Port};
 
     fn accept() -> Call {
         let grants = RingGrants::Indexes(GrantRef(0));

@@ -17,6 +17,7 @@ mod counters;
 mod device;
 mod driver;
 mod listener;
+#[allow(unsafe_code, reason = "pages are given back to the machine here")]
 mod memory;
 mod nal;
 mod release;

@@ -204,13 +204,7 @@ impl CommandBack {
 mod tests {
     use super::*;
     use crate::wire::{Call, PVCALLS};
-    use xen::PAGE_SIZE;
-
-    fn page() -> Shared<'static> {
-        let page = Vec::leak(vec![0u64; PAGE_SIZE / 8]);
-        // SAFETY: the memory is leaked, and nothing else refers to it.
-        unsafe { Shared::new(page.as_mut_ptr().cast(), PAGE_SIZE) }
-    }
+    use xen::testing::page;
 
     fn request(id: u32) -> Request {
         Request { id, socket: u64::from(id), call: Call::Poll }

@@ -244,14 +244,11 @@ mod tests {
     use super::*;
     use crate::wire::{Extensions, Layout, PVCALLS, Protocol};
     use xen::PAGE_SIZE;
+    use xen::testing::memory;
 
     fn ring() -> (Layout, Region<'static>) {
         let layout = Protocol::from(PVCALLS).layout(1).unwrap();
-        let bytes = layout.pages * PAGE_SIZE;
-        let memory = Vec::leak(vec![0u64; bytes / 8]);
-        // SAFETY: the memory is leaked, and nothing else refers to it.
-        let memory = unsafe { Shared::new(memory.as_mut_ptr().cast(), bytes) };
-        (layout, layout.split(memory))
+        (layout, layout.split(memory(layout.pages * PAGE_SIZE)))
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod command;
 mod data;
 #[cfg(test)]
+#[allow(unsafe_code, reason = "plain memory as shared memory")]
 mod properties;
 
 pub use command::{CommandBack, CommandFront};

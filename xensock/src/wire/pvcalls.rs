@@ -369,9 +369,7 @@ mod tests {
 
     #[test]
     fn a_ring_is_described_in_its_indexes_page() {
-        let mut page = vec![0u64; PAGE_SIZE / 8];
-        // SAFETY: the vector outlives the borrow and is not used meanwhile.
-        let page = unsafe { Shared::new(page.as_mut_ptr().cast(), PAGE_SIZE) };
+        let page = xen::testing::page();
         let grants: Vec<_> = (100..105).map(GrantRef).collect();
         assert_eq!(PVCALLS.offer_ring(page, 2, &grants), RingGrants::Indexes(GrantRef(100)));
         assert_eq!(page.load_u32(128, Ordering::Relaxed), 2);
