@@ -90,10 +90,11 @@ fn make_device(store: &FakeStore) {
 }
 
 /// Sends back whatever comes, and asks for it to be cut when it is long.
-async fn send_back(mut nic: NetFront<FakeMachine>) {
+async fn send_back(mut device: NetFront<FakeMachine>) {
+    let nic = device.handle();
     poll_fn(|cx| {
         for _ in 0..300 {
-            let Some((came, mut room)) = nic.receive(Instant::ZERO) else { break };
+            let Some((came, mut room)) = device.receive(Instant::ZERO) else { break };
             let frame = came.consume(<[u8]>::to_vec);
             let mut meta = PacketMeta::default();
             meta.segmentation_offload_size = NonZeroU16::new(1460).filter(|_| frame.len() > 1514);
@@ -108,7 +109,7 @@ async fn send_back(mut nic: NetFront<FakeMachine>) {
 }
 
 /// A stack with somebody who listens and somebody who connects.
-fn start_stack(nic: NetFront<FakeMachine>, spawner: &Spawner) {
+fn start_stack(device: NetFront<FakeMachine>, spawner: &Spawner) {
     let ipv4 = Ipv4::Static { address: Ipv4Cidr::new(ADDRESS, 24), gateway: None };
     let config = stack::Config {
         ipv4,
@@ -116,7 +117,8 @@ fn start_stack(nic: NetFront<FakeMachine>, spawner: &Spawner) {
         transmit_buffer: 8 << 10,
         ..stack::Config::default()
     };
-    let (stack, runner) = Stack::new(nic, config);
+    let nic = device.handle();
+    let (stack, runner) = Stack::new(device, nic, config);
     spawner.spawn_endless(async move {
         runner.run().await;
     });

@@ -19,9 +19,10 @@ use core::pin::Pin;
 use core::task::Poll;
 use embassy_time::{Duration, Timer, with_timeout};
 use embedded_io_async::{Read, Write};
+use netfront::Capture;
+use netfront::smoltcp::phy::Device;
 use netfront::stack::{self, Stack};
 use netfront::vif::{self, NetFront};
-use netfront::{Capture, Nic};
 use xen::clock::read_tsc;
 use xen::hypercall::{Operations, ShutdownReason};
 use xen::lifecycle::{Request, Requests};
@@ -144,7 +145,8 @@ impl System {
     ) -> Result<Stack, Errno> {
         let path = self.interface().await?;
         let machine = Domain::new(self.0.guest);
-        let (nic, driver) = NetFront::new(machine, self.0.store.clone(), &path, interface).await?;
+        let (device, driver) =
+            NetFront::new(machine, self.0.store.clone(), &path, interface).await?;
         // No other boot is at this moment of this machine's counter, nor has another domain this address.
         let time = self.wall_clock().unwrap_or_default().as_nanos() as u64;
         stack.seed ^= time ^ read_tsc().rotate_left(32);
@@ -152,10 +154,10 @@ impl System {
         // Whoever only knocks gets a quarter of the memory at most.
         let memory = heap_figures().total + pages::figures().free * PAGE_SIZE;
         stack.backlog = stack.backlog.min(memory / 4 / connection_memory).max(1);
-        let handle = nic.handle();
+        let handle = device.handle();
         let (stack, running) = match capture {
-            None => Self::stack_over(nic, stack),
-            Some(capture) => Self::stack_over(capture.of(nic, handle.clone()), stack),
+            None => Self::stack_over(device, &handle, stack),
+            Some(capture) => Self::stack_over(capture.wrap(device), &handle, stack),
         };
         let network = Network { interface: handle, stack: stack.clone(), connection_memory };
         self.0.networks.borrow_mut().push(network);
@@ -173,10 +175,11 @@ impl System {
     }
 
     fn stack_over(
-        nic: impl Nic + 'static,
+        device: impl Device + 'static,
+        handle: &vif::Handle<Domain>,
         config: stack::Config,
     ) -> (Stack, Pin<Box<dyn Future<Output = ()>>>) {
-        let (stack, runner) = Stack::new(nic, config);
+        let (stack, runner) = Stack::new(device, handle.clone(), config);
         (stack, Box::pin(async move { match runner.run().await {} }))
     }
 

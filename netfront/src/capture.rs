@@ -1,12 +1,11 @@
 //! The frames of an interface in libpcap's format, for whoever reads them while they pass.
 
-use crate::{Control, Nic, Wrapped};
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::time::Duration;
-use smoltcp::phy::{PcapLinkType, PcapMode, PcapSink, PcapWriter};
+use smoltcp::phy::{Device, PcapLinkType, PcapMode, PcapSink, PcapWriter};
 use smoltcp::time::Instant;
 use xen::WaitList;
 
@@ -42,9 +41,12 @@ impl Capture {
         }))
     }
 
-    /// An interface whose frames, both ways, come here as well; `control` is a handle to it.
-    pub fn of<N: Nic, C: Control>(&self, nic: N, control: C) -> Wrapped<PcapWriter<N, Capture>, C> {
-        Wrapped::new(PcapWriter::new(nic, self.clone(), PcapMode::Both), control)
+    /// A device that records the frames of `device` here, in both directions.
+    ///
+    /// An outgoing frame is recorded as the stack has made it: without the checksums that are offloaded, and
+    /// before it is segmented.
+    pub fn wrap<D: Device>(&self, device: D) -> PcapWriter<D, Capture> {
+        PcapWriter::new(device, self.clone(), PcapMode::Both)
     }
 
     /// What a file begins with.

@@ -4,8 +4,8 @@
 //! - [`vif`]: the frontend of a virtual interface
 //! - [`stack`]: TCP over an interface, behind the socket API's traits
 //! - [`Resolver`]: names to addresses over any stack's TCP
-//! - [`Nic`]: what the stack needs of an interface, and an interface has to keep; [`Wrapped`] has smoltcp's
-//!   tracer, fault injector or pcap writer in between
+//! - [`Nic`]: what the stack needs of an interface, beside smoltcp's [`Device`](smoltcp::phy::Device)
+//! - [`Capture`]: the frames of an interface, in libpcap's format
 #![no_std]
 
 extern crate alloc;
@@ -18,4 +18,5 @@ pub mod vif;
 
 pub use capture::Capture;
 pub use names::{ResolveError, Resolver};
-pub use nic::{Control, Link, Nic, Wrapped};
+pub use nic::{Link, Nic};
+pub use smoltcp;

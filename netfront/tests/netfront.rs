@@ -118,7 +118,7 @@ fn an_event_that_was_asked_for_comes_once_there_is_room_and_no_sooner() {
         backend.deliver(&frame(80, 8), 4096, 0, false);
         let woken = Woken::default();
         let waker = woken.waker();
-        rig.nic().register(&waker);
+        rig.handle.register(&waker);
         assert_eq!(woken.count(), 0, "there is nothing to do");
         let mut events = 0;
         for taken in 1..=48 {
@@ -127,13 +127,13 @@ fn an_event_that_was_asked_for_comes_once_there_is_room_and_no_sooner() {
             events += usize::from(backend.notify_of_answers(before));
             // The stack looks whenever it is woken, and only then.
             if woken.count() > 0 {
-                if rig.nic().transmit(smoltcp::time::Instant::ZERO).is_some() {
+                if rig.device().transmit(smoltcp::time::Instant::ZERO).is_some() {
                     assert_eq!(taken, 16, "a frame of 64 KiB needs so many pages");
                     assert_eq!(rig.receive().await, frame(80, 8));
                     return;
                 }
                 woken.reset();
-                rig.nic().register(&waker);
+                rig.handle.register(&waker);
             }
         }
         panic!("the stack was never woken, after {events} events");
@@ -147,21 +147,21 @@ fn room_that_comes_before_a_stack_waits_for_it_is_found() {
         fill(&rig);
         backend.take_sent();
         let woken = Woken::default();
-        rig.nic().register(&woken.waker());
+        rig.handle.register(&woken.waker());
         assert_eq!(woken.count(), 1);
         // Without having asked for room, nobody is told of it.
         woken.reset();
-        rig.nic().register(&woken.waker());
+        rig.handle.register(&woken.waker());
         assert_eq!(woken.count(), 0);
     });
 }
 
 /// Sends frames until there is room for none.
 fn fill(rig: &Rig) -> usize {
-    let mut nic = rig.nic();
+    let mut device = rig.device();
     for sent in 0.. {
-        let Some(token) = nic.transmit(smoltcp::time::Instant::ZERO) else {
-            nic.flush();
+        let Some(token) = device.transmit(smoltcp::time::Instant::ZERO) else {
+            rig.handle.flush();
             return sent;
         };
         smoltcp::phy::TxToken::consume(token, 100, |to| to.copy_from_slice(&frame(100, sent)));
@@ -213,7 +213,7 @@ fn a_backend_that_does_not_sleep_is_not_woken() {
 #[test]
 fn capabilities_are_what_was_agreed_on() {
     with_backends(|rig, _backend, features| async move {
-        let capabilities = rig.nic().capabilities();
+        let capabilities = rig.device().capabilities();
         assert_eq!(capabilities.max_transmission_unit, 1514);
         assert_eq!(capabilities.segmentation.tcpv4.is_some(), features.segmentation);
         assert!(!capabilities.checksum.tcp.tx());
@@ -228,7 +228,7 @@ fn the_mtu_is_the_toolstacks() {
         with_interface(config(), |rig| async move {
             rig.store.write(&format!("{FRONT}/mtu"), mtu);
             let _backend = rig.backend(features).await;
-            let capabilities = rig.nic().capabilities();
+            let capabilities = rig.device().capabilities();
             assert_eq!(capabilities.max_transmission_unit, wanted, "mtu {mtu}");
         });
     }
@@ -240,7 +240,7 @@ fn another_mtu_is_another_link() {
         let mut backend = rig.backend(Features { segmentation: false, ..ALL }).await;
         rig.store.write(&format!("{FRONT}/mtu"), "9000");
         rig.until(|| rig.link() == Link::Up(2)).await;
-        assert_eq!(rig.nic().capabilities().max_transmission_unit, 9014);
+        assert_eq!(rig.device().capabilities().max_transmission_unit, 9014);
         for number in 0..100 {
             let large = frame(9014, number);
             rig.send(&large, None).await;
@@ -441,16 +441,16 @@ fn a_hostile_backend_loses_its_session_and_no_more() {
             backend.notify();
             // A stack that goes on as if nothing had happened.
             rig.until(|| {
-                let mut nic = rig.nic();
-                if let Some((token, _)) = nic.receive(smoltcp::time::Instant::ZERO) {
+                let mut device = rig.device();
+                if let Some((token, _)) = device.receive(smoltcp::time::Instant::ZERO) {
                     smoltcp::phy::RxToken::consume(token, |_| ());
                 }
-                if let Some(token) = nic.transmit(smoltcp::time::Instant::ZERO) {
+                if let Some(token) = device.transmit(smoltcp::time::Instant::ZERO) {
                     smoltcp::phy::TxToken::consume(token, 60, |frame| frame.fill(1));
                 }
-                nic.register(futures_util::task::noop_waker_ref());
-                nic.flush();
-                nic.link() == Link::Down
+                rig.handle.register(futures_util::task::noop_waker_ref());
+                rig.handle.flush();
+                rig.handle.link() == Link::Down
             })
             .await;
             assert!(rig.ended.borrow().is_none(), "{name}: the device ended");

@@ -8,11 +8,13 @@ use embedded_io_async::{Read, Write};
 use futures_util::future::join;
 use futures_util::task::LocalSpawnExt;
 use netfront::stack::{self, Ipv4, Ipv4Cidr, Stack, Stream};
-use netfront::{Nic, Wrapped, vif};
+use netfront::{Nic, vif};
 use rig::netback::{ALL, Features, NONE};
 use rig::wire::FarEnd;
 use rig::{FRONT, Rig, config, with_interface};
-use smoltcp::phy::{FaultInjector, PcapMode, PcapSink, PcapWriter, Tracer, TracerDirection};
+use smoltcp::phy::{
+    Device, FaultInjector, PcapMode, PcapSink, PcapWriter, Tracer, TracerDirection,
+};
 use std::cell::RefCell;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
@@ -22,7 +24,12 @@ const NEAR: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 const FAR: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 
 /// Starts a stack.
-fn start(rig: &Rig, nic: impl Nic + 'static, address: Ipv4Addr) -> Stack {
+fn start(
+    rig: &Rig,
+    device: impl Device + 'static,
+    nic: impl Nic + 'static,
+    address: Ipv4Addr,
+) -> Stack {
     let ipv4 = Ipv4::Static { address: Ipv4Cidr::new(address, 24), gateway: None };
     let config = stack::Config {
         ipv4,
@@ -31,7 +38,7 @@ fn start(rig: &Rig, nic: impl Nic + 'static, address: Ipv4Addr) -> Stack {
         seed: u64::from(u32::from(address)),
         ..stack::Config::default()
     };
-    let (stack, runner) = Stack::new(nic, config);
+    let (stack, runner) = Stack::new(device, nic, config);
     let running = async move {
         runner.run().await;
     };
@@ -94,7 +101,8 @@ fn streams_are_the_same_whatever_is_left_to_the_backend() {
             rig.store.write(&format!("{FRONT}/mtu"), mtu.to_string());
             let backend = rig.backend(features).await;
             let wire = FarEnd::new(backend, features, mtu);
-            let (near, far) = (start(&rig, rig.take_nic(), NEAR), start(&rig, wire.clone(), FAR));
+            let near = start(&rig, rig.take_device(), rig.handle.clone(), NEAR);
+            let far = start(&rig, wire.clone(), wire.clone(), FAR);
             exchange(&near, &far, LEN).await;
             let counted = rig.handle.statistics();
             println!("{counted:?}, {} cut", wire.cut());
@@ -130,16 +138,16 @@ fn a_tracer_a_capture_and_a_fault_injector_stand_between_stack_and_interface() {
     with_interface(config, |rig| async move {
         let features = Features { segmentation: false, ..ALL };
         let wire = FarEnd::new(rig.backend(features).await, features, 1500);
-        let (capture, nic) = (Capture::default(), rig.take_nic());
-        let mut faulty = FaultInjector::new(nic, 7);
+        let (capture, device) = (Capture::default(), rig.take_device());
+        let mut faulty = FaultInjector::new(device, 7);
         faulty.set_drop_chance(5);
         let traced = Tracer::new(faulty, |_, frame| {
             let came = frame.direction == TracerDirection::RX;
             TRACED.fetch_add(usize::from(came), Relaxed);
         });
         let device = PcapWriter::new(traced, capture.clone(), PcapMode::Both);
-        let near = start(&rig, Wrapped::new(device, rig.handle.clone()), NEAR);
-        let far = start(&rig, wire.clone(), FAR);
+        let near = start(&rig, device, rig.handle.clone(), NEAR);
+        let far = start(&rig, wire.clone(), wire.clone(), FAR);
         exchange(&near, &far, 100_000).await;
         let counted = rig.handle.statistics();
         let traced = TRACED.load(Relaxed) as u64;

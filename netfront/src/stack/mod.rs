@@ -36,6 +36,7 @@ use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use edge_nal::{TcpBind, TcpConnect};
 use embassy_time::Duration;
+use smoltcp::phy::Device;
 use state::Inner;
 use xen::Errno;
 
@@ -118,10 +119,10 @@ pub struct Statistics {
 }
 
 impl Stack {
-    /// A stack over an interface. Nothing happens until its runner runs.
-    pub fn new<N: Nic>(mut nic: N, config: Config) -> (Self, Runner<N>) {
-        let inner = Rc::new(Inner::new(&mut nic, config));
-        (Stack(inner.clone()), Runner::new(inner, nic))
+    /// A stack over an interface: `device`, and `nic` as its handle. Nothing happens until the runner runs.
+    pub fn new<D: Device, N: Nic>(mut device: D, nic: N, config: Config) -> (Self, Runner<D, N>) {
+        let inner = Rc::new(Inner::new(&mut device, nic.hardware_address(), config));
+        (Stack(inner.clone()), Runner::new(inner, device, nic))
     }
 
     /// Connects to an address. Waits until there is an address to connect from.

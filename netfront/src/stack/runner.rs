@@ -10,6 +10,7 @@ use core::task::Poll;
 use embassy_time::{Duration, Instant, Timer};
 use futures_util::future::{Either, select};
 use smoltcp::iface::{PollIngressSingleResult, PollResult};
+use smoltcp::phy::Device;
 
 /// Frames that are taken in before others have a turn.
 const BATCH: usize = 64;
@@ -18,8 +19,9 @@ const BATCH: usize = 64;
 const STUCK: Duration = Duration::from_millis(10);
 
 /// The engine of a [`Stack`](super::Stack); see [`run`](Runner::run).
-pub struct Runner<N> {
+pub struct Runner<D, N> {
     inner: Rc<Inner>,
+    device: D,
     nic: N,
     link: Link,
 }
@@ -32,9 +34,9 @@ enum Next {
     Wait(Option<Instant>),
 }
 
-impl<N: Nic> Runner<N> {
-    pub(super) fn new(inner: Rc<Inner>, nic: N) -> Self {
-        Runner { inner, nic, link: Link::Down }
+impl<D: Device, N: Nic> Runner<D, N> {
+    pub(super) fn new(inner: Rc<Inner>, device: D, nic: N) -> Self {
+        Runner { inner, device, nic, link: Link::Down }
     }
 
     /// Moves packets for as long as it is polled.
@@ -47,7 +49,7 @@ impl<N: Nic> Runner<N> {
 
     fn turn(&mut self) -> Next {
         self.follow_link();
-        let Runner { inner, nic, .. } = self;
+        let Runner { inner, device, nic, .. } = self;
         let (mut soon, mut reaped) = (false, None);
         let delay = inner.with(|state| {
             let time = now();
@@ -56,7 +58,7 @@ impl<N: Nic> Runner<N> {
                     soon = true;
                     break;
                 }
-                let done = state.interface.poll_ingress_single(time, nic, &mut state.sockets);
+                let done = state.interface.poll_ingress_single(time, device, &mut state.sockets);
                 if let PollIngressSingleResult::None = done {
                     break;
                 }
@@ -71,7 +73,7 @@ impl<N: Nic> Runner<N> {
             }
             let mut sent = false;
             while let PollResult::SocketStateChanged =
-                state.interface.poll_egress(time, nic, &mut state.sockets)
+                state.interface.poll_egress(time, device, &mut state.sockets)
             {
                 sent = true;
             }
@@ -83,7 +85,7 @@ impl<N: Nic> Runner<N> {
             let delay = state.interface.poll_delay(time, &state.sockets);
             // What cannot be sent for lack of room waits for the interface alone.
             match delay {
-                Some(smoltcp::time::Duration::ZERO) if nic.transmit(time).is_none() => None,
+                Some(smoltcp::time::Duration::ZERO) if device.transmit(time).is_none() => None,
                 Some(smoltcp::time::Duration::ZERO) if !sent => {
                     Some(smoltcp::time::Duration::from_micros(STUCK.as_micros()))
                 }
@@ -109,18 +111,20 @@ impl<N: Nic> Runner<N> {
             log::info!("net: the link is down");
             return;
         }
-        let (inner, nic) = (&self.inner, &mut self.nic);
+        let Runner { inner, device, nic, .. } = self;
+        let address = nic.hardware_address();
         inner.with(|state| {
             // Addresses stay until the DHCP server has others.
-            state.interface = interface(nic, inner.config.seed ^ Instant::now().as_ticks());
+            let seed = inner.config.seed ^ Instant::now().as_ticks();
+            state.interface = interface(device, address, seed);
             state.restart_dhcp();
-            state.configure(nic.hardware_address());
+            state.configure(address);
         });
         log::info!("net: the link is up");
     }
 
-    async fn wait(&mut self, next: Next) {
-        let (inner, nic) = (&self.inner, &mut self.nic);
+    async fn wait(&self, next: Next) {
+        let Runner { inner, nic, .. } = self;
         let mut slept = false;
         let woken = poll_fn(|cx| {
             if core::mem::replace(&mut slept, true) || inner.take_work() {

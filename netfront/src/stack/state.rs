@@ -3,15 +3,15 @@
 use super::addresses::Addresses;
 use super::listener::Queue;
 use super::{Config, Ipv4, Ipv4Cidr, Statistics};
-use crate::Nic;
 use alloc::rc::{Rc, Weak};
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::task::Waker;
 use embassy_time::Instant;
 use smoltcp::iface::{self, Interface, SocketHandle, SocketSet};
+use smoltcp::phy::Device;
 use smoltcp::socket::{dhcpv4, dns, tcp};
-use smoltcp::wire::IpAddress;
+use smoltcp::wire::{EthernetAddress, IpAddress};
 use xen::{Counter, Errno, WaitList};
 
 /// The first of the ports that connections go out from (RFC 6335), and how many there are.
@@ -61,15 +61,19 @@ pub(super) fn now() -> smoltcp::time::Instant {
     smoltcp::time::Instant::from_micros(Instant::now().as_micros() as i64)
 }
 
-/// smoltcp's interface over a nic, as its capabilities are now.
-pub(super) fn interface<N: Nic>(nic: &mut N, seed: u64) -> Interface {
-    let mut config = iface::Config::new(nic.hardware_address().into());
+/// smoltcp's interface over a device, with the capabilities that it has now.
+pub(super) fn interface<D: Device>(
+    device: &mut D,
+    address: EthernetAddress,
+    seed: u64,
+) -> Interface {
+    let mut config = iface::Config::new(address.into());
     config.random_seed = seed;
-    Interface::new(config, nic, now())
+    Interface::new(config, device, now())
 }
 
 impl Inner {
-    pub(super) fn new<N: Nic>(nic: &mut N, config: Config) -> Self {
+    pub(super) fn new<D: Device>(device: &mut D, address: EthernetAddress, config: Config) -> Self {
         let mut sockets = SocketSet::new(Vec::new());
         let dhcp = match config.ipv4 {
             Ipv4::Dhcp => Some(sockets.add(dhcpv4::Socket::new())),
@@ -77,7 +81,7 @@ impl Inner {
         };
         let dns = sockets.add(dns::Socket::new(&[], Vec::new()));
         let mut state = State {
-            interface: interface(nic, config.seed),
+            interface: interface(device, address, config.seed),
             sockets,
             addresses: Addresses::of(&config),
             dhcp,
@@ -88,7 +92,7 @@ impl Inner {
             closing: Vec::new(),
             next_port: (config.seed % u64::from(EPHEMERALS)) as u16,
         };
-        state.configure(nic.hardware_address());
+        state.configure(address);
         Inner {
             config,
             state: RefCell::new(state),

@@ -1,6 +1,6 @@
 //! The frontend of a virtual network interface (`io/netif.h`).
 //!
-//! [`NetFront`] is the interface, for one stack: [`smoltcp`]'s `Device`, and a [`Nic`]. Its [`Driver`] finds
+//! [`NetFront`] is the interface, for one stack: [`smoltcp`]'s `Device`; its [`Handle`] is the [`Nic`]. Its [`Driver`] finds
 //! the backend, agrees with it on what both can do, and finds it again when it was away. In between, frames
 //! are lost, as on any network.
 //!
@@ -26,7 +26,7 @@ mod session;
 pub use counters::Statistics;
 pub use driver::Driver;
 
-use crate::{Control, Link, Nic};
+use crate::{Link, Nic};
 use alloc::rc::Rc;
 use core::num::NonZeroUsize;
 use core::task::Waker;
@@ -84,8 +84,7 @@ impl Config {
 /// A network interface.
 pub struct NetFront<M: Machine + 'static>(Rc<Device<M>>);
 
-/// What is done with an interface from beside its stack: it is ended, begun anew, counted, and
-/// [controlled](Control) while it is [`Wrapped`](crate::Wrapped). Clones are handles to the same interface.
+/// A handle to an interface: the stack's [`Nic`], and the life cycle. Clones are handles to the same interface.
 pub struct Handle<M: Machine + 'static>(Rc<Device<M>>);
 
 impl<M: Machine> Clone for Handle<M> {
@@ -133,7 +132,7 @@ impl<M: Machine> Handle<M> {
     }
 }
 
-impl<M: Machine + 'static> Control for Handle<M> {
+impl<M: Machine + 'static> Nic for Handle<M> {
     fn hardware_address(&self) -> EthernetAddress {
         self.0.address.get()
     }
@@ -172,24 +171,6 @@ impl<M: Machine + 'static> Control for Handle<M> {
             self.0.counters.notifications_sent.add(1);
             self.0.grants.machine().notify(port);
         }
-    }
-}
-
-impl<M: Machine + 'static> Nic for NetFront<M> {
-    fn hardware_address(&self) -> EthernetAddress {
-        self.handle().hardware_address()
-    }
-
-    fn link(&self) -> Link {
-        self.handle().link()
-    }
-
-    fn register(&mut self, waker: &Waker) {
-        self.handle().register(waker);
-    }
-
-    fn flush(&mut self) {
-        self.handle().flush();
     }
 }
 

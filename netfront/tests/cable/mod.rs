@@ -84,6 +84,7 @@ impl Cable {
 }
 
 /// One end of the cable.
+#[derive(Clone)]
 pub struct End {
     cable: Cable,
     side: usize,
@@ -176,7 +177,7 @@ impl Nic for End {
         if state.unplugged.get() { Link::Down } else { Link::Up(state.generation.get()) }
     }
 
-    fn register(&mut self, waker: &Waker) {
+    fn register(&self, waker: &Waker) {
         let state = &self.cable.0;
         state.looks.set(state.looks.get() + 1);
         *state.wakers[self.side].borrow_mut() = Some(waker.clone());
@@ -185,7 +186,7 @@ impl Nic for End {
         }
     }
 
-    fn flush(&mut self) {}
+    fn flush(&self) {}
 }
 
 /// Runs a test with a stack at either end of a cable.
@@ -203,7 +204,8 @@ pub fn with_stacks<F: Future<Output = ()>>(
             seed: side as u64 + 1,
             ..Config::default()
         };
-        let (stack, runner) = Stack::new(End { cable: cable.clone(), side, faults }, config);
+        let end = End { cable: cable.clone(), side, faults };
+        let (stack, runner) = Stack::new(end.clone(), end, config);
         pool.spawner()
             .spawn_local(async move {
                 runner.run().await;

@@ -9,7 +9,7 @@ use futures_executor::{LocalPool, LocalSpawner};
 use futures_util::task::LocalSpawnExt;
 use netback::{Features, Netback};
 use netfront::vif::{Config, Handle, NetFront};
-use netfront::{Control, Link, Nic};
+use netfront::{Link, Nic};
 use smoltcp::phy::{Device, RxToken, TxToken};
 use smoltcp::time::Instant;
 use std::cell::{RefCell, RefMut};
@@ -34,7 +34,7 @@ pub struct Rig {
     pub store: FakeStore,
     /// The guest's connection to xenstore.
     pub guest_store: Store,
-    nic: RefCell<Option<NetFront<FakeMachine>>>,
+    device: RefCell<Option<NetFront<FakeMachine>>>,
     pub handle: Handle<FakeMachine>,
     pub spawner: LocalSpawner,
     pub ended: Rc<RefCell<Option<Errno>>>,
@@ -57,7 +57,7 @@ pub fn with_interface<F: Future<Output = ()>>(config: Config, test: impl FnOnce(
     let guest = world.machine(GUEST);
     let (store_of_guest, ended) = (guest_store.clone(), Rc::new(RefCell::new(None)));
     let made = pool.run_until(NetFront::new(guest, store_of_guest, FRONT, config));
-    let (nic, driver) = made.expect("the device has an address");
+    let (device, driver) = made.expect("the device has an address");
     let end = ended.clone();
     spawner
         .spawn_local(async move {
@@ -65,9 +65,9 @@ pub fn with_interface<F: Future<Output = ()>>(config: Config, test: impl FnOnce(
             *end.borrow_mut() = Some(error);
         })
         .unwrap();
-    let handle = nic.handle();
-    let nic = RefCell::new(Some(nic));
-    let rig = Rc::new(Rig { world, store, guest_store, nic, handle, spawner, ended });
+    let handle = device.handle();
+    let device = RefCell::new(Some(device));
+    let rig = Rc::new(Rig { world, store, guest_store, device, handle, spawner, ended });
     let running = test(rig.clone());
     pool.run_until(async {
         let in_time = with_timeout(LIMIT, async {
@@ -117,13 +117,15 @@ impl Rig {
         }
     }
 
-    pub fn nic(&self) -> RefMut<'_, NetFront<FakeMachine>> {
-        RefMut::map(self.nic.borrow_mut(), |nic| nic.as_mut().expect("nobody has taken it"))
+    pub fn device(&self) -> RefMut<'_, NetFront<FakeMachine>> {
+        RefMut::map(self.device.borrow_mut(), |device| {
+            device.as_mut().expect("nobody has taken it")
+        })
     }
 
     /// The interface, for a stack.
-    pub fn take_nic(&self) -> NetFront<FakeMachine> {
-        self.nic.take().expect("nobody has taken it")
+    pub fn take_device(&self) -> NetFront<FakeMachine> {
+        self.device.take().expect("nobody has taken it")
     }
 
     pub fn link(&self) -> Link {
@@ -133,17 +135,17 @@ impl Rig {
     /// Sends a frame through the interface, as a stack would, once there is room.
     pub async fn send(&self, frame: &[u8], segment: Option<u16>) {
         poll_fn(|cx| {
-            let mut nic = self.nic();
-            let Some(mut token) = nic.transmit(Instant::ZERO) else {
-                nic.flush();
-                nic.register(cx.waker());
+            let mut device = self.device();
+            let Some(mut token) = device.transmit(Instant::ZERO) else {
+                self.handle.flush();
+                self.handle.register(cx.waker());
                 return Poll::Pending;
             };
             let mut meta = smoltcp::phy::PacketMeta::default();
             meta.segmentation_offload_size = segment.and_then(std::num::NonZeroU16::new);
             token.set_meta(meta);
             token.consume(frame.len(), |to| to.copy_from_slice(frame));
-            nic.flush();
+            self.handle.flush();
             Poll::Ready(())
         })
         .await;
@@ -152,14 +154,14 @@ impl Rig {
     /// The next frame that comes in.
     pub async fn receive(&self) -> Vec<u8> {
         poll_fn(|cx| {
-            let mut nic = self.nic();
-            if let Some((token, _)) = nic.receive(Instant::ZERO) {
+            let mut device = self.device();
+            if let Some((token, _)) = device.receive(Instant::ZERO) {
                 let frame = token.consume(<[u8]>::to_vec);
-                nic.flush();
+                self.handle.flush();
                 return Poll::Ready(frame);
             }
-            nic.flush();
-            nic.register(cx.waker());
+            self.handle.flush();
+            self.handle.register(cx.waker());
             Poll::Pending
         })
         .await

@@ -171,7 +171,7 @@ impl Nic for FarEnd {
         if self.0.backend.borrow().is_some() { Link::Up(1) } else { Link::Down }
     }
 
-    fn register(&mut self, waker: &Waker) {
+    fn register(&self, waker: &Waker) {
         let State { backend, came, .. } = &*self.0;
         let backend = backend.borrow();
         let Some(backend) = &*backend else { return };
@@ -183,5 +183,5 @@ impl Nic for FarEnd {
         }
     }
 
-    fn flush(&mut self) {}
+    fn flush(&self) {}
 }
