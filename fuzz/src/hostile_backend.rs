@@ -23,7 +23,8 @@ use xensock::front::{Config, Frontend, Listener, Statistics, Stream};
 use xensock::ring::CommandBack;
 use xensock::testing::{Dom0, Net};
 use xensock::wire::{
-    Call, Command, Layout, Protocol, Region, Response, RingGrants, RingOffer, SocketOption,
+    Call, Command, Extensions, Layout, Protocol, Region, Response, RingGrants, RingOffer,
+    SocketOption,
 };
 
 const DOM0: DomId = DomId(0);
@@ -161,8 +162,9 @@ impl Backend {
                 let name = match input.below(3) {
                     0 => own[input.below(own.len())],
                     _ => {
-                        let names = self.protocol.wanted_of_backend();
-                        names[input.below(names.len())]
+                        let all = Protocol { extensions: Extensions::all(), ..self.protocol };
+                        let nodes = all.backend_nodes(2);
+                        nodes[input.below(nodes.len())].0
                     }
                 };
                 self.store.write(&format!("{BACK}/{name}"), input.bytes());
@@ -267,7 +269,7 @@ impl Backend {
         let how = input.byte();
         let right = request.answer(Ok(0));
         let response = match how {
-            0..128 => Response { name: Some(address(how)), ..right },
+            0..128 => Response { addr: Some(address(how)), ..right },
             128..160 => Response { result: Ok(input.u32() & 0x7fff_ffff), ..right },
             160..200 => request.answer(Err(Errno(i32::from(how) - 150))),
             200..210 => Response { id: input.u32(), ..right },
@@ -303,7 +305,7 @@ impl Backend {
         match grants {
             RingGrants::Indexes(page) => {
                 let indexes = self.dom0.map(GUEST, &[*page]).ok()?;
-                let (order, grants) = self.protocol.read_ring(indexes.shared(), 4).ok()?;
+                let (order, grants) = self.protocol.dialect.read_ring(indexes.shared(), 4).ok()?;
                 let data = self.dom0.map(GUEST, &grants).ok()?;
                 Some((self.protocol.layout(order).ok()?, Pages::Apart(indexes, data)))
             }

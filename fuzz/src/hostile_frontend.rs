@@ -16,7 +16,7 @@ use xen::{Machine, Pages, Signal};
 use xensock::back::{CommandLink, Host, Limits, serve};
 use xensock::testing::{Acceptor, Dom0, Net, Socket};
 use xensock::wire::{
-    Call, Family, How, Layout, MAX_SLOT, Protocol, Region, Request, RingGrants, RingOffer,
+    Call, Family, Layout, MAX_SLOT, Protocol, Region, Request, RingGrants, RingOffer, Shutdown,
     SocketOption,
 };
 
@@ -293,9 +293,11 @@ impl Frontend {
                 Call::SetOption { option: options[input.below(options.len())], value: input.u32() }
             }
             8 => Call::GetOption { option: options[input.below(options.len())] },
-            9 => Call::Shutdown { how: [How::Read, How::Write, How::Both][input.below(3)] },
-            10 => Call::LocalName,
-            11 => Call::PeerName,
+            9 => Call::Shutdown {
+                how: [Shutdown::Read, Shutdown::Write, Shutdown::Both][input.below(3)],
+            },
+            10 => Call::LocalAddr,
+            11 => Call::PeerAddr,
             _ => Call::Resize { grants: offer.grants },
         };
         let id = self.next_id;

@@ -1,6 +1,6 @@
 //! An input, taken apart from its beginning. What is missing at its end is zero.
 
-use xensock::wire::{Extensions, Protocol, dialects};
+use xensock::wire::{Dialect, Extensions, Protocol};
 
 /// What is left of an input.
 pub struct Input<'a>(&'a [u8]);
@@ -56,7 +56,7 @@ impl<'a> Input<'a> {
     /// A protocol: any dialect with any extensions.
     pub fn protocol(&mut self) -> Protocol {
         let byte = self.byte();
-        let dialect = dialects()[usize::from(byte >> 7)];
+        let dialect = Dialect::ALL[usize::from(byte >> 7)];
         Protocol { dialect, extensions: Extensions::from_bits_truncate(byte) }
     }
 }

@@ -1,7 +1,9 @@
 //! Slots of the command ring, and the nodes by which two ends agree on a protocol.
 
 use crate::input::Input;
-use xensock::wire::{MAX_SLOT, Protocol};
+use futures_util::FutureExt;
+use std::collections::BTreeMap;
+use xensock::wire::{Extensions, MAX_SLOT, Protocol};
 
 /// Decodes a slot, or judges nodes.
 pub fn run(bytes: &[u8]) {
@@ -49,29 +51,34 @@ fn response(protocol: Protocol, bytes: &[u8]) {
     assert_eq!(protocol.decode_response(&again), response);
 }
 
-/// The values of so many nodes, a line for each; one that starts with `-` is not there.
-fn nodes(bytes: &[u8], count: usize) -> Vec<Option<String>> {
+/// Nodes of these names, with the lines of the input as their values. A line that starts with `-`, or
+/// that is missing, is a node that does not exist.
+fn nodes(names: &[(&'static str, String)], bytes: &[u8]) -> BTreeMap<&'static str, String> {
     let text = String::from_utf8_lossy(bytes);
-    let mut lines = text.split('\n').map(|line| (!line.starts_with('-')).then(|| line.into()));
-    (0..count).map(|_| lines.next().flatten()).collect()
+    let names = names.iter().map(|(name, _)| *name);
+    let lines = text.split('\n').map(str::to_string);
+    names.zip(lines).filter(|(_, line)| !line.starts_with('-')).collect()
 }
 
 /// What a frontend concludes is in the bounds of what it can do.
-fn backend(wish: Protocol, bytes: &[u8]) {
-    let nodes = nodes(bytes, wish.wanted_of_backend().len());
-    if let Ok((agreed, offer)) = wish.with_backend(&nodes) {
-        assert!(wish.extensions.contains(agreed.extensions));
-        assert!(offer.min_order <= offer.default_order && offer.default_order <= offer.max_order);
-        for order in [offer.min_order, offer.default_order, offer.max_order] {
+fn backend(supported: Protocol, bytes: &[u8]) {
+    let all = Protocol { extensions: Extensions::all(), ..supported };
+    let nodes = nodes(&all.backend_nodes(9), bytes);
+    let agreed = supported.with_backend(async |name: &str| nodes.get(name).cloned());
+    if let Ok((agreed, orders)) = agreed.now_or_never().expect("no node is waited for") {
+        assert!(supported.extensions.contains(agreed.extensions));
+        assert!(orders.min <= orders.default && orders.default <= orders.max);
+        for order in [orders.min, orders.default, orders.max] {
             agreed.layout(order).expect("an order that the protocol has");
         }
     }
 }
 
-fn frontend(offered: Protocol, bytes: &[u8]) {
-    let nodes = nodes(bytes, offered.wanted_of_frontend().len());
-    if let Ok(agreed) = offered.with_frontend(&nodes) {
-        assert!(offered.extensions.contains(agreed.extensions));
+fn frontend(supported: Protocol, bytes: &[u8]) {
+    let nodes = nodes(&supported.frontend_nodes(), bytes);
+    let agreed = supported.with_frontend(async |name: &str| nodes.get(name).cloned());
+    if let Ok(agreed) = agreed.now_or_never().expect("no node is waited for") {
+        assert!(supported.extensions.contains(agreed.extensions));
     }
 }
 
@@ -90,8 +97,10 @@ pub fn seeds() -> Vec<Vec<u8>> {
             seeds.push(slot);
         }
         seeds.push([&[protocol, 1][..], &[1; 60]].concat());
-        let versions = "1\n4\n1\n1\n4\n9\n1\n1\n1\n1\n1\n1";
-        seeds.push([&[protocol, 2], versions.as_bytes()].concat());
+        // In the order of the backend's nodes; draft 1 has the last nine of them.
+        let orders = "9\n1\n4\n1\n1\n1\n1\n1\n1";
+        let versions = if protocol < 0x80 { "1\n1\n" } else { "" };
+        seeds.push([&[protocol, 2], versions.as_bytes(), orders.as_bytes()].concat());
         seeds.push([&[protocol, 3], "1\n1\n1\n1\n1\n1\n1".as_bytes()].concat());
     }
     seeds

@@ -25,7 +25,7 @@ use xen::{DomId, Errno, Port};
 use xen::{Machine, Pages, Side, Signal};
 use xensock::front::{self, Stream};
 use xensock::ring::{CommandFront, Consumer, Guess, Producer, copy_in, len};
-use xensock::wire::{Call, Family, Layout, PVCALLS, Protocol, Request, Response, RingOffer};
+use xensock::wire::{Call, Dialect, Family, Layout, Protocol, Request, Response, RingOffer};
 
 kernel::entry!(main);
 
@@ -80,7 +80,7 @@ impl Device {
         let grant = machine.grant(peer, &page, 0)?;
         let signal = Arc::new(Signal::new());
         let port = machine.open_port(peer, signal.clone())?;
-        let ring = CommandFront::new(PVCALLS, page.shared());
+        let ring = CommandFront::new(Dialect::PvCalls, page.shared());
         let nodes = [("version", 1), ("port", port.0), ("ring-ref", grant.0)];
         for (name, value) in nodes {
             store.write(&format!("{PATH}/{name}"), value.to_string()).await?;
@@ -126,14 +126,15 @@ impl Device {
 
     /// Opens a data ring.
     fn data(&self) -> Result<(Data, RingOffer), Errno> {
-        let layout = Protocol::from(PVCALLS).layout(ORDER)?;
+        let layout = Protocol::from(Dialect::PvCalls).layout(ORDER)?;
         let pages = self.machine.alloc(layout.pages)?;
         let grants = (0..layout.pages).map(|page| self.machine.grant(self.peer, &pages, page));
         let grants = grants.collect::<Result<Vec<_>, _>>()?;
         let signal = Arc::new(Signal::new());
         let port = self.machine.open_port(self.peer, signal.clone())?;
         let indexes = layout.split(pages.shared()).indexes;
-        let offer = RingOffer { grants: PVCALLS.offer_ring(indexes, ORDER, &grants), port };
+        let offer =
+            RingOffer { grants: Dialect::PvCalls.offer_ring(indexes, ORDER, &grants), port };
         Ok((Data { machine: self.machine, pages, layout, port, signal }, offer))
     }
 }

@@ -29,7 +29,7 @@ use xen::lifecycle::{Request, Requests};
 use xen::xenstore::{self, Driver, Store};
 use xen::{Errno, PAGE_SIZE};
 use xensock::front::{self, Frontend};
-use xensock::wire::{Dialect, dialects};
+use xensock::wire::Dialect;
 
 /// An image's main function, as [`entry!`](crate::entry) passes it.
 pub type Main = fn(System) -> Pin<Box<dyn Future<Output = ()>>>;
@@ -210,11 +210,11 @@ impl System {
         }
     }
 
-    async fn device(&self) -> Result<(&'static dyn Dialect, String), Errno> {
+    async fn device(&self) -> Result<(Dialect, String), Errno> {
         let mut changes = self.0.store.watch("device").await?;
         let mut said = false;
         loop {
-            for dialect in dialects() {
+            for dialect in Dialect::ALL {
                 let folder = format!("device/{}", dialect.device());
                 let devices = match self.0.store.directory(&folder).await {
                     // It may be there, and the guest not yet be allowed to look.

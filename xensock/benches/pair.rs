@@ -16,7 +16,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 use xensock::back::Limits;
 use xensock::front::Config;
-use xensock::wire::{Extensions, PVCALLS, Protocol};
+use xensock::wire::{Dialect, Extensions, Protocol};
 
 /// What an application hands over at once.
 const CHUNK: usize = 16 * 1024;
@@ -33,7 +33,7 @@ struct Cost {
 /// Runs `test` with a connected pair, and returns the time that it says it took.
 fn timed<F: Future<Output = Duration>>(config: Config, test: impl FnOnce(Rc<Rig>) -> F) -> Cost {
     let cost = Cell::default();
-    let protocol = Protocol { dialect: PVCALLS, extensions: Extensions::all() };
+    let protocol = Protocol { dialect: Dialect::PvCalls, extensions: Extensions::all() };
     with_backend_of(protocol, config, Limits { max_ring_order: 9, ..limits() }, |rig| {
         let test = test(rig.clone());
         let cost = &cost;

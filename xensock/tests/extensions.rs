@@ -11,7 +11,7 @@ use xen::testing::FakeMachine;
 use xensock::Errno;
 use xensock::front::{Config, Stream};
 use xensock::testing::Socket;
-use xensock::wire::{Extensions, Options, SocketOption, dialects};
+use xensock::wire::{Dialect, Extensions, Options, SocketOption};
 
 /// Runs a test in every dialect, with all extensions.
 fn with_extensions<F: Future<Output = ()>>(test: impl Fn(Rc<Rig>) -> F) {
@@ -23,7 +23,7 @@ fn with_extensions<F: Future<Output = ()>>(test: impl Fn(Rc<Rig>) -> F) {
 
 /// Runs a test in every dialect, with a frontend that knows all extensions and a backend that has none.
 fn without_extensions<F: Future<Output = ()>>(test: impl Fn(Rc<Rig>) -> F) {
-    for dialect in dialects() {
+    for dialect in Dialect::ALL {
         with_backend_of(dialect.into(), config(), limits(), &test);
     }
 }

@@ -19,7 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 use xen::xenstore;
-use xensock::wire::{Dialect, dialects};
+use xensock::wire::Dialect;
 
 /// How long taking down all guests' devices may last.
 const GOODBYE: Duration = Duration::from_secs(3);
@@ -56,11 +56,11 @@ async fn serve(arguments: &Arguments) -> Result<(), String> {
         guests: counts.guests.clone(),
         stop: stopping,
     });
-    let mut finders = dialects().map(|dialect| Finder::new(backend.clone(), dialect));
+    let mut finders = Dialect::ALL.map(|dialect| Finder::new(backend.clone(), dialect));
     log::info!(
         "xensockd {} serves {}; rings up to order {}, {} sockets per guest",
         env!("CARGO_PKG_VERSION"),
-        dialects().map(Dialect::device).join(" and "),
+        Dialect::ALL.map(Dialect::device).join(" and "),
         arguments.max_page_order,
         arguments.max_sockets
     );

@@ -50,7 +50,7 @@ pub struct Device<H> {
     /// What it has in common with the others.
     pub backend: Rc<Backend<H>>,
     /// The protocol of its type.
-    pub dialect: &'static dyn Dialect,
+    pub dialect: Dialect,
     /// The guest's domain, by the name of the device's folder.
     pub guest: DomId,
     /// The backend's folder in xenstore.
@@ -204,12 +204,9 @@ impl<H: Host> Device<H> {
     /// Maps and binds what the frontend's nodes name. The inner error is the guest's fault.
     async fn connect(&self, other: &OtherEnd) -> Result<Result<Service<'_>, String>, Errno> {
         let Backend { store, host, limits, guests, .. } = &*self.backend;
-        let mut nodes = Vec::new();
-        let offered = self.protocol();
-        for name in offered.wanted_of_frontend() {
-            nodes.push(store.read_string(&format!("{}/{name}", other.path)).await.ok());
-        }
-        let protocol = match offered.with_frontend(&nodes) {
+        let node =
+            async |name: &str| store.read_string(&format!("{}/{name}", other.path)).await.ok();
+        let protocol = match self.protocol().with_frontend(node).await {
             Ok(protocol) => protocol,
             Err(reason) => return Ok(Err(reason)),
         };

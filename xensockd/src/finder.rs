@@ -14,7 +14,7 @@ use xensock::wire::Dialect;
 /// [`LocalSet`](tokio::task::LocalSet). Dropping it drops what all guests have.
 pub struct Finder<H> {
     backend: Rc<Backend<H>>,
-    dialect: &'static dyn Dialect,
+    dialect: Dialect,
     /// The folder of the devices, relative to this domain's home.
     root: String,
     devices: HashMap<String, Looked>,
@@ -31,7 +31,7 @@ impl Drop for Looked {
 
 impl<H: Host + 'static> Finder<H> {
     /// A finder that has found nothing yet.
-    pub fn new(backend: Rc<Backend<H>>, dialect: &'static dyn Dialect) -> Self {
+    pub fn new(backend: Rc<Backend<H>>, dialect: Dialect) -> Self {
         let root = format!("backend/{}", dialect.device());
         Finder { backend, dialect, root, devices: HashMap::new() }
     }

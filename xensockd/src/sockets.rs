@@ -4,7 +4,7 @@ use crate::counts::{Counter, Ticket};
 use crate::reactor::{Watched, watch};
 use crate::{iovec, options};
 use rustix::event::{PollFd, PollFlags};
-use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, ipproto, sockopt};
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 use std::cell::OnceCell;
 use std::io;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use tokio::io::Interest;
 use xen::{Errno, Shared};
-use xensock::wire::{How, Options, SocketOption};
+use xensock::wire::{Options, Shutdown, SocketOption};
 
 /// Opens sockets.
 #[derive(Clone, Default)]
@@ -34,7 +34,7 @@ impl Sockets {
         let socket = open(to)?;
         sockopt::set_tcp_nodelay(&socket, true).map_err(errno)?;
         set_all(&socket, options)?;
-        match rustix::net::connect(&socket, &to) {
+        match net::connect(&socket, &to) {
             Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
             Err(error) => return Err(errno(error)),
         }
@@ -55,7 +55,7 @@ impl Sockets {
             sockopt::set_socket_reuseport(&socket, true).map_err(errno)?;
         }
         set_all(&socket, options)?;
-        rustix::net::bind(&socket, &at).map_err(errno)?;
+        net::bind(&socket, &at).map_err(errno)?;
         Ok(Bound {
             socket: Rc::new(socket),
             ready: OnceCell::new(),
@@ -71,7 +71,7 @@ fn open(address: SocketAddr) -> Result<OwnedFd, Errno> {
         SocketAddr::V6(_) => AddressFamily::INET6,
     };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    rustix::net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP)).map_err(errno)
+    net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP)).map_err(errno)
 }
 
 fn set_all(socket: &OwnedFd, options: &Options) -> Result<(), Errno> {
@@ -80,8 +80,8 @@ fn set_all(socket: &OwnedFd, options: &Options) -> Result<(), Errno> {
         .try_for_each(|(option, value)| options::set(socket, option, value).map_err(io_errno))
 }
 
-fn local_name(socket: &OwnedFd) -> Result<SocketAddr, Errno> {
-    let address = rustix::net::getsockname(socket).map_err(errno)?;
+fn local_addr(socket: &OwnedFd) -> Result<SocketAddr, Errno> {
+    let address = net::getsockname(socket).map_err(errno)?;
     address.try_into().map_err(|_| Errno::EAFNOSUPPORT)
 }
 
@@ -128,17 +128,17 @@ impl xensock::back::Stream for Connected {
         }
     }
 
-    fn shutdown(&self, how: How) -> Result<(), Errno> {
+    fn shutdown(&self, how: Shutdown) -> Result<(), Errno> {
         let how = match how {
-            How::Read => Shutdown::Read,
-            How::Write => Shutdown::Write,
-            How::Both => Shutdown::Both,
+            Shutdown::Read => net::Shutdown::Read,
+            Shutdown::Write => net::Shutdown::Write,
+            Shutdown::Both => net::Shutdown::Both,
         };
-        rustix::net::shutdown(self.socket.get_ref(), how).map_err(errno)
+        net::shutdown(self.socket.get_ref(), how).map_err(errno)
     }
 
-    fn peer_name(&self) -> Result<SocketAddr, Errno> {
-        let address = rustix::net::getpeername(self.socket.get_ref()).map_err(errno)?;
+    fn peer_addr(&self) -> Result<SocketAddr, Errno> {
+        let address = net::getpeername(self.socket.get_ref()).map_err(errno)?;
         address.and_then(|address| address.try_into().ok()).ok_or(Errno::ENOTCONN)
     }
 }
@@ -152,8 +152,8 @@ impl xensock::back::Socket for Connected {
         options::get(self.socket.get_ref(), option).map_err(io_errno)
     }
 
-    fn local_name(&self) -> Result<SocketAddr, Errno> {
-        local_name(self.socket.get_ref())
+    fn local_addr(&self) -> Result<SocketAddr, Errno> {
+        local_addr(self.socket.get_ref())
     }
 }
 
@@ -169,8 +169,7 @@ pub struct Bound {
 impl Bound {
     /// Starts to listen, or changes the backlog.
     pub fn listen(&self, backlog: u32) -> Result<(), Errno> {
-        rustix::net::listen(&self.socket, i32::try_from(backlog).unwrap_or(i32::MAX))
-            .map_err(errno)?;
+        net::listen(&self.socket, i32::try_from(backlog).unwrap_or(i32::MAX)).map_err(errno)?;
         if self.ready.get().is_none() {
             let ready = watch(self.socket.clone(), Interest::READABLE);
             let _ = self.ready.set(ready.map_err(io_errno)?);
@@ -195,7 +194,7 @@ impl Bound {
     /// Accepts a connection.
     pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<Result<Connected, Errno>> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let accept = || match rustix::net::accept_with(&self.socket, flags) {
+        let accept = || match net::accept_with(&self.socket, flags) {
             // A connection that went away again is none.
             Err(rustix::io::Errno::CONNABORTED) => Err(rustix::io::Errno::INTR.into()),
             result => Ok(result?),
@@ -229,8 +228,8 @@ impl xensock::back::Socket for Bound {
         options::get(&self.socket, option).map_err(io_errno)
     }
 
-    fn local_name(&self) -> Result<SocketAddr, Errno> {
-        local_name(&self.socket)
+    fn local_addr(&self) -> Result<SocketAddr, Errno> {
+        local_addr(&self.socket)
     }
 }
 

@@ -21,7 +21,7 @@ use xen::{DomId, Errno, GrantRef, Port};
 use xensock::back::{Host, Limits};
 use xensock::front::{Config, Frontend};
 use xensock::testing::{Dom0, Net};
-use xensock::wire::{Extensions, Options, PVCALLS};
+use xensock::wire::{Dialect, Extensions, Options};
 use xensockd::counts::Counts;
 use xensockd::device::Backend;
 use xensockd::finder::Finder;
@@ -111,7 +111,7 @@ fn run<F: Future<Output = ()>>(test: impl FnOnce(Rc<Rig>) -> F) {
             stop: stopping.clone(),
         });
         let daemon = spawn_local(async move {
-            let mut finder = Finder::new(backend, PVCALLS);
+            let mut finder = Finder::new(backend, Dialect::PvCalls);
             let mut stopping = stopping;
             {
                 let (finding, stopping) = (pin!(finder.run()), pin!(stopping.changed()));

@@ -165,7 +165,7 @@ fn a_listener_waits_accepts_and_can_be_asked_without_accepting() {
         );
         listener.listen(4).unwrap();
         listener.listen(8).unwrap();
-        let address = listener.local_name().unwrap();
+        let address = listener.local_addr().unwrap();
         let nobody = poll_fn(|cx| listener.poll_acceptable(cx));
         timeout(Duration::from_millis(100), nobody).await.expect_err("nobody has connected");
         let mut peer = TcpStream::connect(address).unwrap();
@@ -189,13 +189,13 @@ fn an_address_that_somebody_listens_on_is_taken_unless_it_is_to_be_shared() {
         let alone = Sockets::default();
         let first = alone.bind(any(), &Options::new()).unwrap();
         first.listen(1).unwrap();
-        let taken = first.local_name().unwrap();
+        let taken = first.local_addr().unwrap();
         assert_eq!(alone.bind(taken, &Options::new()).err(), Some(Errno::EADDRINUSE));
 
         let sharing = Sockets::new(Counts::default().sockets, true);
         let first = sharing.bind(any(), &Options::new()).unwrap();
         first.listen(1).unwrap();
-        let second = sharing.bind(first.local_name().unwrap(), &Options::new()).unwrap();
+        let second = sharing.bind(first.local_addr().unwrap(), &Options::new()).unwrap();
         second.listen(1).unwrap();
     });
 }

@@ -26,8 +26,8 @@ impl<H: Host> Guest<'_, H> {
             Call::Release { .. } => self.release(&request),
             Call::SetOption { option, value } => self.set_option(&request, *option, *value),
             Call::GetOption { option } => self.option(&request, *option),
-            Call::LocalName => self.local_name(&request),
-            Call::PeerName | Call::Shutdown { .. } | Call::Resize { .. } => {
+            Call::LocalAddr => self.local_addr(&request),
+            Call::PeerAddr | Call::Shutdown { .. } | Call::Resize { .. } => {
                 self.of_connection(&request)
             }
         };
@@ -88,7 +88,7 @@ impl<H: Host> Guest<'_, H> {
         let bound = plan.suits(addr).and_then(|()| self.host.bind(self.id, addr, &plan.options));
         let name = match bound {
             Ok(bound) => {
-                let name = bound.local_name().ok();
+                let name = bound.local_addr().ok();
                 let passive = Rc::new(Passive::new(bound, plan.options));
                 sockets.insert(request.socket, Socket::Passive(passive));
                 name
@@ -131,12 +131,12 @@ impl<H: Host> Guest<'_, H> {
         Ok(None)
     }
 
-    fn local_name(&self, request: &Request) -> Result<Option<Task<'_>>, Errno> {
+    fn local_addr(&self, request: &Request) -> Result<Option<Task<'_>>, Errno> {
         let passive = match self.sockets.borrow().get(&request.socket) {
             Some(Socket::Passive(passive)) => passive.clone(),
             _ => return self.of_connection(request),
         };
-        self.answer_with(request.answer(Ok(0)), Some(passive.local_name()?));
+        self.answer_with(request.answer(Ok(0)), Some(passive.local_addr()?));
         Ok(None)
     }
 

@@ -48,7 +48,7 @@ pub(super) async fn run<H: Host>(
     let released = match opened {
         Ok((ring, stream)) => {
             control.open();
-            let name = if plan.is_none() { stream.peer_name() } else { stream.local_name() };
+            let name = if plan.is_none() { stream.peer_addr() } else { stream.local_addr() };
             guest.answer_with(opening.answer(Ok(0)), name.ok());
             let mut pumps = Pumps::new(ring, stream, linger);
             let released = poll_fn(|cx| {

@@ -32,7 +32,7 @@ impl<H: Host> RingMemory<H> {
             RingGrants::Indexes(page) => {
                 let one = guest.take_pages(1)?;
                 let indexes = host.map(*id, &[*page])?;
-                let named = protocol.read_ring(indexes.shared(), limits.max_ring_order)?;
+                let named = protocol.dialect.read_ring(indexes.shared(), limits.max_ring_order)?;
                 let layout = protocol.layout(named.0)?;
                 let rest = guest.take_pages(named.1.len())?;
                 let data = host.map(*id, &named.1)?;
@@ -66,7 +66,8 @@ impl<H: Host> RingMemory<H> {
     fn is_current(&self, guest: &Guest<'_, H>) -> bool {
         match &self.pages {
             Pages::Apart { indexes, named, .. } => {
-                let now = guest.protocol.read_ring(indexes.shared(), guest.limits.max_ring_order);
+                let now =
+                    guest.protocol.dialect.read_ring(indexes.shared(), guest.limits.max_ring_order);
                 now.as_ref() == Ok(named)
             }
             Pages::Together(_) => true,

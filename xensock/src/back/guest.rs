@@ -192,8 +192,8 @@ impl<H: Host> Guest<'_, H> {
     }
 
     /// Answers a request whose answer may have a name.
-    pub(super) fn answer_with(&self, response: Response, name: Option<SocketAddr>) {
-        self.answer(Response { name, ..response });
+    pub(super) fn answer_with(&self, response: Response, addr: Option<SocketAddr>) {
+        self.answer(Response { addr, ..response });
     }
 
     /// Answers a request, of which each must be answered exactly once.

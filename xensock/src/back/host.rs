@@ -1,6 +1,6 @@
 //! What a backend needs of the domain it runs in: foreign pages, event channels, real sockets.
 
-use crate::wire::{How, Options, SocketOption};
+use crate::wire::{Options, Shutdown, SocketOption};
 use alloc::sync::Arc;
 use core::future::Future;
 use core::net::SocketAddr;
@@ -33,7 +33,7 @@ pub trait Socket {
     fn option(&self, option: SocketOption) -> Result<u32, Errno>;
 
     /// The socket's own address.
-    fn local_name(&self) -> Result<SocketAddr, Errno>;
+    fn local_addr(&self) -> Result<SocketAddr, Errno>;
 }
 
 /// A connected socket. Dropping it closes it.
@@ -48,10 +48,10 @@ pub trait Stream: Socket {
     fn poll_send(&self, cx: &mut Context<'_>, data: [Shared<'_>; 2]) -> Poll<Result<usize, Errno>>;
 
     /// Closes one direction, or both.
-    fn shutdown(&self, how: How) -> Result<(), Errno>;
+    fn shutdown(&self, how: Shutdown) -> Result<(), Errno>;
 
     /// The address of the other end.
-    fn peer_name(&self) -> Result<SocketAddr, Errno>;
+    fn peer_addr(&self) -> Result<SocketAddr, Errno>;
 }
 
 /// The backend's domain.

@@ -70,8 +70,8 @@ impl<H: Host> Passive<H> {
     }
 
     /// The address that it is bound to.
-    pub(super) fn local_name(&self) -> Result<SocketAddr, Errno> {
-        self.socket.local_name()
+    pub(super) fn local_addr(&self) -> Result<SocketAddr, Errno> {
+        self.socket.local_addr()
     }
 
     /// Takes the last place in the queue. [`Errno::EINVAL`] when the socket does not listen.

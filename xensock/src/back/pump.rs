@@ -7,7 +7,7 @@ use super::data_ring::{DataRing, Line, RingMemory};
 use super::guest::Guest;
 use super::{Host, Socket, Stream};
 use crate::ring::{Consumer, Guess, Notify, Producer, len};
-use crate::wire::{Call, How, Request, RingGrants, SocketOption};
+use crate::wire::{Call, Request, RingGrants, Shutdown, SocketOption};
 use core::net::SocketAddr;
 use core::task::{Context, Poll, ready};
 use xen::Errno;
@@ -84,8 +84,8 @@ impl<H: Host> Pumps<H> {
         let result = match &request.call {
             Call::SetOption { option, value } => self.set_option(*option, *value),
             Call::GetOption { option } => self.option(guest, *option),
-            Call::LocalName => self.named(&mut name, Socket::local_name),
-            Call::PeerName => self.named(&mut name, Stream::peer_name),
+            Call::LocalAddr => self.named(&mut name, Socket::local_addr),
+            Call::PeerAddr => self.named(&mut name, Stream::peer_addr),
             Call::Shutdown { how } => self.shutdown(*how),
             Call::Resize { grants } => self.resize(guest, grants),
             _ => Err(Errno::EISCONN),
@@ -122,10 +122,10 @@ impl<H: Host> Pumps<H> {
         self.stream()?.option(option)
     }
 
-    fn shutdown(&mut self, how: How) -> Result<u32, Errno> {
+    fn shutdown(&mut self, how: Shutdown) -> Result<u32, Errno> {
         let stream = self.stream()?;
         if how.reads() && self.receiving {
-            stream.shutdown(How::Read)?;
+            stream.shutdown(Shutdown::Read)?;
             self.end_receiving(Errno::ENOTCONN);
         }
         // What is in the ring goes out first.
@@ -246,7 +246,7 @@ impl<H: Host> Pumps<H> {
         if matches!(&data, Ok(data) if len(data) == 0) {
             if self.finishing {
                 // It may be broken already, which the receiving side finds out.
-                let _ = stream.shutdown(How::Write);
+                let _ = stream.shutdown(Shutdown::Write);
                 self.end_sending(Errno::EPIPE);
                 return Poll::Ready(());
             }

@@ -116,7 +116,7 @@ impl Calls {
     }
 
     fn dispatch(&mut self, response: Response) {
-        let Response { id, command, socket, result, name } = response;
+        let Response { id, command, socket, result, addr } = response;
         match self.outstanding.get(&id) {
             Some(asked) if asked.command == command && asked.socket == socket => {}
             Some(asked) => {
@@ -135,7 +135,7 @@ impl Calls {
         }
         if let Some(asked) = self.outstanding.remove(&id) {
             // Nobody may be waiting any more, which is no harm.
-            let _ = asked.answer.send(result.map(|value| Reply { value, name }));
+            let _ = asked.answer.send(result.map(|value| Reply { value, name: addr }));
         }
     }
 
@@ -162,7 +162,7 @@ impl Calls {
 mod tests {
     use super::*;
     use crate::ring::CommandBack;
-    use crate::wire::{PVCALLS, RingGrants, RingOffer};
+    use crate::wire::{Dialect, RingGrants, RingOffer};
     use xen::testing::page;
     use xen::{GrantRef, Port};
 
@@ -178,7 +178,8 @@ mod tests {
     #[test]
     fn accepts_never_take_the_last_slots() {
         let page = page();
-        let (mut calls, mut back) = (Calls::new(PVCALLS, page), CommandBack::new(PVCALLS));
+        let (mut calls, mut back) =
+            (Calls::new(Dialect::PvCalls, page), CommandBack::new(Dialect::PvCalls));
         let _accepts: Vec<_> = (0..100).map(|socket| calls.queue(socket, accept())).collect();
         let _ = calls.send(page);
         assert_eq!(taken(&mut back, page).len(), 28);
@@ -196,7 +197,8 @@ mod tests {
     #[test]
     fn connects_that_wait_for_their_remotes_leave_slots_to_the_rest() {
         let page = page();
-        let (mut calls, mut back) = (Calls::new(PVCALLS, page), CommandBack::new(PVCALLS));
+        let (mut calls, mut back) =
+            (Calls::new(Dialect::PvCalls, page), CommandBack::new(Dialect::PvCalls));
         let Call::Accept { ring, .. } = accept() else { unreachable!() };
         let addr = ([127, 0, 0, 1], 80).into();
         let connect = || Call::Connect { addr, flags: 0, ring: ring.clone() };
@@ -211,7 +213,8 @@ mod tests {
     #[test]
     fn a_ring_that_was_given_up_is_offered_to_nobody() {
         let page = page();
-        let (mut calls, mut back) = (Calls::new(PVCALLS, page), CommandBack::new(PVCALLS));
+        let (mut calls, mut back) =
+            (Calls::new(Dialect::PvCalls, page), CommandBack::new(Dialect::PvCalls));
         drop(calls.queue(1, accept()));
         let _poll = calls.queue(2, Call::Poll);
         let _ = calls.send(page);
@@ -222,7 +225,8 @@ mod tests {
     #[test]
     fn only_the_first_fitting_answer_counts() {
         let page = page();
-        let (mut calls, mut back) = (Calls::new(PVCALLS, page), CommandBack::new(PVCALLS));
+        let (mut calls, mut back) =
+            (Calls::new(Dialect::PvCalls, page), CommandBack::new(Dialect::PvCalls));
         let mut answers: Vec<_> = (0..4).map(|socket| calls.queue(socket, Call::Poll)).collect();
         let _ = calls.send(page);
         let requests = taken(&mut back, page);

@@ -7,7 +7,7 @@ use super::listener::Passive;
 use super::memory::{Granted, Memory};
 use super::session;
 use super::socket::Socket;
-use crate::wire::{Call, Offer, Protocol};
+use crate::wire::{Call, Orders, Protocol};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::rc::{Rc, Weak};
@@ -58,7 +58,7 @@ pub(super) struct Attachment {
     /// What the two ends have agreed on.
     pub(super) protocol: Protocol,
     /// The orders of data rings that the backend maps.
-    pub(super) offer: Offer,
+    pub(super) orders: Orders,
     /// The order of a data ring whose user has no wish.
     pub(super) ring_order: u32,
 }
@@ -75,7 +75,7 @@ impl Attachment {
                 layout.input.size >= receive.unwrap_or(0) && layout.output.size >= send.unwrap_or(0)
             })
         };
-        let orders = self.offer.min_order..=self.offer.max_order;
+        let orders = self.orders.min..=self.orders.max;
         orders.clone().find(|&order| holds(order)).unwrap_or(*orders.end())
     }
 }

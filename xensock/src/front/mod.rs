@@ -31,7 +31,7 @@ pub use listener::Listener;
 pub use stream::{Connection, Stream};
 pub use xensock_stream::{ReadHalf, WriteHalf};
 
-use crate::wire::{Dialect, Extensions, Options, PVCALLS};
+use crate::wire::{Dialect, Extensions, Options};
 use alloc::rc::Rc;
 use alloc::string::ToString;
 use core::net::SocketAddr;
@@ -45,7 +45,7 @@ use xen::xenstore::Store;
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
     /// The protocol, as the device's folder in xenstore says.
-    pub dialect: &'static dyn Dialect,
+    pub dialect: Dialect,
     /// What goes beyond the plain protocol, where the backend has it, too.
     pub extensions: Extensions,
     /// The size of data rings: 2 to this power pages, shared by both directions. A backend that
@@ -65,7 +65,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Config {
-            dialect: PVCALLS,
+            dialect: Dialect::PvCalls,
             extensions: Extensions::all(),
             ring_order: None,
             backlog: 128,

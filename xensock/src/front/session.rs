@@ -7,7 +7,6 @@ use crate::wire::Protocol;
 use alloc::format;
 use alloc::string::ToString;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::future::poll_fn;
 use core::pin::pin;
 use core::task::Poll;
@@ -24,11 +23,10 @@ pub(super) async fn serve<M: Machine>(
     let (path, backend) = (meeting.path, &meeting.backend);
     let Config { dialect, extensions, .. } = device.config;
     let wish = Protocol { dialect, extensions };
-    let mut nodes = Vec::new();
-    for name in wish.wanted_of_backend() {
-        nodes.push(meeting.store.read_string(&format!("{}/{name}", backend.path)).await.ok());
-    }
-    let (protocol, offer) = match wish.with_backend(&nodes) {
+    let node = async |name: &str| {
+        meeting.store.read_string(&format!("{}/{name}", backend.path)).await.ok()
+    };
+    let (protocol, orders) = match wish.with_backend(node).await {
         Ok(agreed) => agreed,
         Err(message) => {
             log::error!("{path}: {message}");
@@ -37,13 +35,13 @@ pub(super) async fn serve<M: Machine>(
             return if is_first { Err(Errno::EOPNOTSUPP) } else { Ok(SessionEnd::BadOffer) };
         }
     };
-    let ring_order = device.config.ring_order.unwrap_or(offer.default_order);
+    let ring_order = device.config.ring_order.unwrap_or(orders.default);
     let attachment = Attachment {
         session: meeting.number,
         backend: backend.domain,
         protocol,
-        offer,
-        ring_order: ring_order.clamp(offer.min_order, offer.max_order),
+        orders,
+        ring_order: ring_order.clamp(orders.min, orders.max),
     };
     let session = open(device, attachment)?;
     let (signal, port, grant) = (session.signal.clone(), session.port, session.page.grants()[0]);

@@ -3,7 +3,7 @@
 use super::release::{Unsent, release};
 use super::socket::{Names, Socket};
 use crate::ring::{copy_in, copy_out};
-use crate::wire::{Call, Extensions, How, SocketOption};
+use crate::wire::{Call, Extensions, Shutdown, SocketOption};
 use alloc::rc::Rc;
 use core::cell::Cell;
 use core::future::poll_fn;
@@ -76,7 +76,7 @@ impl<M: Machine> Connection<M> {
         self.socket.needs(Extensions::NAMES)?;
         let socket = self.socket.clone();
         let ask = async move {
-            let reply = socket.call(Call::LocalName).await?;
+            let reply = socket.call(Call::LocalAddr).await?;
             socket.names.set(Names { local: reply.name, ..socket.names.get() });
             reply.name.ok_or(Errno::EPROTO)
         };
@@ -89,7 +89,7 @@ impl<M: Machine> Connection<M> {
         self.socket.names.get().peer
     }
 
-    async fn shutdown(&self, how: How) -> Result<(), Errno> {
+    async fn shutdown(&self, how: Shutdown) -> Result<(), Errno> {
         self.socket.needs(Extensions::SHUTDOWN)?;
         if how.writes() {
             self.socket.finish();
@@ -138,8 +138,8 @@ impl<M: Machine> PollSocket for Connection<M> {
     /// does not wait: the peer sees the end of the stream after all that was written.
     async fn close(&self, what: Close) -> Result<(), Errno> {
         match what {
-            Close::Read => return self.shutdown(How::Read).await,
-            Close::Write => return self.shutdown(How::Write).await,
+            Close::Read => return self.shutdown(Shutdown::Read).await,
+            Close::Write => return self.shutdown(Shutdown::Write).await,
             Close::Both => {}
         }
         if !self.give_up() {

@@ -203,7 +203,7 @@ impl CommandBack {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Call, PVCALLS};
+    use crate::wire::{Call, Dialect};
     use xen::testing::page;
 
     fn request(id: u32) -> Request {
@@ -213,8 +213,8 @@ mod tests {
     #[test]
     fn requests_and_their_answers_cross_the_ring_many_times_round() {
         let page = page();
-        let mut front = CommandFront::new(PVCALLS, page);
-        let mut back = CommandBack::new(PVCALLS);
+        let mut front = CommandFront::new(Dialect::PvCalls, page);
+        let mut back = CommandBack::new(Dialect::PvCalls);
         for id in 0..100 {
             front.push(page, &request(id)).unwrap();
             let _ = front.publish(page);
@@ -231,8 +231,8 @@ mod tests {
     #[test]
     fn a_full_ring_takes_no_more_until_an_answer_was_read() {
         let page = page();
-        let mut front = CommandFront::new(PVCALLS, page);
-        let mut back = CommandBack::new(PVCALLS);
+        let mut front = CommandFront::new(Dialect::PvCalls, page);
+        let mut back = CommandBack::new(Dialect::PvCalls);
         for id in 0..32 {
             front.push(page, &request(id)).unwrap();
         }
@@ -249,8 +249,8 @@ mod tests {
     #[test]
     fn an_event_is_due_only_when_the_peer_sleeps() {
         let page = page();
-        let mut front = CommandFront::new(PVCALLS, page);
-        let mut back = CommandBack::new(PVCALLS);
+        let mut front = CommandFront::new(Dialect::PvCalls, page);
+        let mut back = CommandBack::new(Dialect::PvCalls);
         front.push(page, &request(0)).unwrap();
         assert!(front.publish(page).is_due());
         assert!(!front.publish(page).is_due(), "nothing new");
@@ -268,13 +268,13 @@ mod tests {
     #[test]
     fn a_frontend_with_impossible_indexes_is_found_out() {
         let page = page();
-        let _front = CommandFront::new(PVCALLS, page);
+        let _front = CommandFront::new(Dialect::PvCalls, page);
         for claim in [33, 1 << 31, u32::MAX] {
             page.store_u32(REQ_PROD, claim, Ordering::Relaxed);
-            assert_eq!(CommandBack::new(PVCALLS).pop(page), Err(Errno::EPROTO));
+            assert_eq!(CommandBack::new(Dialect::PvCalls).pop(page), Err(Errno::EPROTO));
         }
         // Taking a request back after it was read is no better.
-        let mut back = CommandBack::new(PVCALLS);
+        let mut back = CommandBack::new(Dialect::PvCalls);
         page.store_u32(REQ_PROD, 2, Ordering::Relaxed);
         back.pop(page).unwrap();
         back.pop(page).unwrap();
@@ -285,7 +285,7 @@ mod tests {
     #[test]
     fn a_backend_that_answers_what_was_not_asked_is_found_out() {
         let page = page();
-        let mut front = CommandFront::new(PVCALLS, page);
+        let mut front = CommandFront::new(Dialect::PvCalls, page);
         front.push(page, &request(0)).unwrap();
         let _ = front.publish(page);
         for claim in [2, 1 << 31, u32::MAX] {

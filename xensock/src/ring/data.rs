@@ -11,7 +11,7 @@
 //! of a consumer by its best guess ([`Guess`]).
 
 use super::Notify;
-use crate::wire::{Region, Way};
+use crate::wire::{Direction, Region};
 use core::sync::atomic::Ordering;
 use xen::shared::fence;
 use xen::{Errno, Shared};
@@ -44,7 +44,7 @@ pub fn copy_in(room: &[Shared<'_>; 2], from: &[u8]) -> usize {
 }
 
 /// The `count` bytes from index `from` on: one piece, or two around the end of the ring.
-fn pieces<'a>(way: &Way, region: Region<'a>, from: u32, count: u32) -> [Shared<'a>; 2] {
+fn pieces<'a>(way: &Direction, region: Region<'a>, from: u32, count: u32) -> [Shared<'a>; 2] {
     let at = from & (way.size - 1);
     let first = count.min(way.size - at);
     [
@@ -54,7 +54,7 @@ fn pieces<'a>(way: &Way, region: Region<'a>, from: u32, count: u32) -> [Shared<'
 }
 
 /// The error that the backend left for this direction. It may come before the ring is empty.
-fn error(way: &Way, region: Region<'_>) -> Option<Errno> {
+fn error(way: &Direction, region: Region<'_>) -> Option<Errno> {
     let error = region.indexes.load_u32(way.error, Ordering::Acquire) as i32;
     // A positive number is against the rules, and an error all the same.
     (error != 0).then(|| Errno(error.checked_abs().unwrap_or(i32::MAX)))
@@ -78,7 +78,7 @@ pub enum Guess {
 /// The end that fills.
 #[derive(Debug)]
 pub struct Producer {
-    way: Way,
+    way: Direction,
     prod: u32,
     /// The room that was last seen and not yet used.
     room: u32,
@@ -86,12 +86,12 @@ pub struct Producer {
 
 impl Producer {
     /// The filling end of a new ring.
-    pub fn new(way: Way) -> Self {
+    pub fn new(way: Direction) -> Self {
         Producer::at(way, 0)
     }
 
     /// The filling end of a ring through which so many bytes have gone already.
-    pub(super) fn at(way: Way, prod: u32) -> Self {
+    pub(super) fn at(way: Direction, prod: u32) -> Self {
         Producer { way, prod, room: 0 }
     }
 
@@ -157,7 +157,7 @@ impl Producer {
 /// The end that empties.
 #[derive(Debug)]
 pub struct Consumer {
-    way: Way,
+    way: Direction,
     guess: Guess,
     cons: u32,
     /// The data that was last seen and not yet taken.
@@ -166,12 +166,12 @@ pub struct Consumer {
 
 impl Consumer {
     /// The emptying end of a new ring.
-    pub fn new(way: Way, guess: Guess) -> Self {
+    pub fn new(way: Direction, guess: Guess) -> Self {
         Consumer::at(way, guess, 0)
     }
 
     /// The emptying end of a ring through which so many bytes have gone already.
-    pub(super) fn at(way: Way, guess: Guess, cons: u32) -> Self {
+    pub(super) fn at(way: Direction, guess: Guess, cons: u32) -> Self {
         Consumer { way, guess, cons, ready: 0 }
     }
 
@@ -242,12 +242,12 @@ impl Consumer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Extensions, Layout, PVCALLS, Protocol};
+    use crate::wire::{Dialect, Extensions, Layout, Protocol};
     use xen::PAGE_SIZE;
     use xen::testing::memory;
 
     fn ring() -> (Layout, Region<'static>) {
-        let layout = Protocol::from(PVCALLS).layout(1).unwrap();
+        let layout = Protocol::from(Dialect::PvCalls).layout(1).unwrap();
         (layout, layout.split(memory(layout.pages * PAGE_SIZE)))
     }
 
@@ -328,7 +328,7 @@ mod tests {
     #[test]
     fn with_event_indexes_each_end_is_told_when_it_wants_to_be_and_only_then() {
         let (_, region) = ring();
-        let agreed = Protocol { extensions: Extensions::EVENT_INDEX, ..PVCALLS.into() };
+        let agreed = Protocol { extensions: Extensions::EVENT_INDEX, ..Dialect::PvCalls.into() };
         let way = agreed.layout(1).unwrap().output;
         for start in [0, u32::MAX - 3] {
             for index in [way.prod, way.cons] {

@@ -2,12 +2,14 @@
 
 use super::command::{REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD};
 use super::{CommandBack, CommandFront, Consumer, Guess, Producer, copy_in, copy_out, len};
-use crate::wire::{Call, Layout, PVCALLS, Protocol, Region, Request};
+use crate::wire::{Call, Dialect, Extensions, Layout, Protocol, Region, Request};
 use core::sync::atomic::Ordering;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use std::collections::VecDeque;
 use xen::{Errno, PAGE_SIZE, Shared};
+
+const PLAIN: Protocol = Protocol { dialect: Dialect::PvCalls, extensions: Extensions::empty() };
 
 /// Memory that lives as long as it is used.
 struct Memory(Vec<u64>);
@@ -24,7 +26,7 @@ impl Memory {
 }
 
 fn data_ring() -> (Memory, Layout) {
-    let layout = Protocol::from(PVCALLS).layout(1).unwrap();
+    let layout = PLAIN.layout(1).unwrap();
     (Memory::pages(layout.pages), layout)
 }
 
@@ -111,8 +113,8 @@ proptest! {
             page.store_u32(prod, start, Ordering::Relaxed);
             page.store_u32(event, start.wrapping_add(1), Ordering::Relaxed);
         }
-        let mut front = CommandFront::at(PVCALLS, start);
-        let mut back = CommandBack::at(PVCALLS, start);
+        let mut front = CommandFront::at(Dialect::PvCalls, start);
+        let mut back = CommandBack::at(Dialect::PvCalls, start);
         let (mut sent, mut taken, mut answered) = (0, 0, 0);
         let (mut to_do, mut got) = (VecDeque::new(), 0);
         for step in steps {
@@ -165,7 +167,7 @@ proptest! {
         // left asleep with a request unseen.
         let mut memory = Memory::pages(1);
         let page = memory.shared();
-        let (mut front, mut back) = (CommandFront::new(PVCALLS, page), CommandBack::new(PVCALLS));
+        let (mut front, mut back) = (CommandFront::new(Dialect::PvCalls, page), CommandBack::new(Dialect::PvCalls));
         let mut awake = false;
         let mut seen = 0;
         let mut pushed = 0;
@@ -197,8 +199,8 @@ proptest! {
     ) {
         let mut memory = Memory(words);
         let page = memory.shared();
-        let mut back = CommandBack::new(PVCALLS);
-        let mut front = CommandFront::new(PVCALLS, page);
+        let mut back = CommandBack::new(Dialect::PvCalls);
+        let mut front = CommandFront::new(Dialect::PvCalls, page);
         for id in 0..20 {
             front.push(page, &Request { id, socket: 0, call: Call::Poll }).unwrap();
         }
@@ -225,14 +227,14 @@ proptest! {
 
     #[test]
     fn slots_of_any_content_are_decoded_or_refused(slot in vec(any::<u8>(), 64)) {
-        if let Ok(request) = PVCALLS.decode_request(&slot) {
+        if let Ok(request) = PLAIN.decode_request(&slot) {
             let mut again = [0; 64];
-            PVCALLS.encode_request(&request, &mut again).unwrap();
-            prop_assert_eq!(PVCALLS.decode_request(&again), Ok(request));
+            PLAIN.encode_request(&request, &mut again).unwrap();
+            prop_assert_eq!(PLAIN.decode_request(&again), Ok(request));
         }
-        let response = PVCALLS.decode_response(&slot[..24]);
+        let response = PLAIN.decode_response(&slot[..24]);
         let mut again = [0; 24];
-        PVCALLS.encode_response(&response, &mut again);
-        prop_assert_eq!(PVCALLS.decode_response(&again), response);
+        PLAIN.encode_response(&response, &mut again);
+        prop_assert_eq!(PLAIN.decode_response(&again), response);
     }
 }

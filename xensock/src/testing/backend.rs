@@ -43,11 +43,9 @@ async fn serve_once(
     // Whoever served the frontend before is gone.
     xenbus::switch_state(store, path, State::InitWait).await?;
     watch.wait_for(|state| state == State::Initialised).await?;
-    let mut nodes = Vec::new();
-    for name in protocol.wanted_of_frontend() {
-        nodes.push(store.read_string(&format!("{}/{name}", frontend.path)).await.ok());
-    }
-    let protocol = protocol.with_frontend(&nodes).map_err(|reason| {
+    let node =
+        async |name: &str| store.read_string(&format!("{}/{name}", frontend.path)).await.ok();
+    let protocol = protocol.with_frontend(node).await.map_err(|reason| {
         log::error!("{reason}");
         Errno::EINVAL
     })?;

@@ -2,7 +2,7 @@
 
 use super::net::{Acceptor, Net, Socket};
 use crate::back::{self, Channel, Host, Mapping, Stream};
-use crate::wire::{How, Options, SocketOption};
+use crate::wire::{Options, Shutdown, SocketOption};
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -46,7 +46,7 @@ impl Stream for Socket {
         self.poll_put(cx, |bytes| crate::ring::copy_out(&data, bytes))
     }
 
-    fn shutdown(&self, how: How) -> Result<(), Errno> {
+    fn shutdown(&self, how: Shutdown) -> Result<(), Errno> {
         if how.reads() {
             self.abandon();
         }
@@ -56,7 +56,7 @@ impl Stream for Socket {
         Ok(())
     }
 
-    fn peer_name(&self) -> Result<SocketAddr, Errno> {
+    fn peer_addr(&self) -> Result<SocketAddr, Errno> {
         Ok(self.peer())
     }
 }
@@ -88,7 +88,7 @@ impl back::Socket for Socket {
         option(self.options(), wanted)
     }
 
-    fn local_name(&self) -> Result<SocketAddr, Errno> {
+    fn local_addr(&self) -> Result<SocketAddr, Errno> {
         Ok(self.local())
     }
 }
@@ -102,7 +102,7 @@ impl back::Socket for Acceptor {
         option(self.options(), wanted)
     }
 
-    fn local_name(&self) -> Result<SocketAddr, Errno> {
+    fn local_addr(&self) -> Result<SocketAddr, Errno> {
         Ok(self.address())
     }
 }

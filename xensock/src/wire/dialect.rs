@@ -1,127 +1,121 @@
-//! What differs between the protocols that this crate speaks.
+//! The two published protocols, and what differs between them.
 
-use super::{Layout, Malformed, Request, Response, RingGrants};
-use alloc::string::String;
+use super::layout::{Format, Layout, Slots};
+use super::message::RingGrants;
+use super::{draft1, pvcalls};
 use alloc::vec::Vec;
-use core::fmt::Debug;
 use core::ops::RangeInclusive;
-use xen::{Errno, GrantRef, PAGE_SIZE, Shared};
+use xen::{Errno, GrantRef, Shared};
 
-/// The largest slot of any dialect, in bytes: enough room for a private copy.
-pub const MAX_SLOT: usize = 512;
-
-/// Bytes before the first slot of a command ring (`ring.h`).
-pub(crate) const RING_HEADER: usize = 64;
-
-/// The slots of a dialect's command ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Slots {
-    /// Bytes of a request.
-    pub request: usize,
-    /// Bytes of a response.
-    pub response: usize,
-    /// The number of slots, a power of two.
-    pub count: u32,
-}
-
-impl Slots {
-    /// As many slots as fit in a page (`__CONST_RING_SIZE` in `ring.h`).
-    pub const fn in_a_page(request: usize, response: usize) -> Slots {
-        let stride = if request > response { request } else { response };
-        assert!(stride <= MAX_SLOT);
-        let fit = (PAGE_SIZE - RING_HEADER) / stride;
-        Slots { request, response, count: 1 << fit.ilog2() }
-    }
-
-    /// Bytes from one slot to the next.
-    pub const fn stride(&self) -> usize {
-        if self.request > self.response { self.request } else { self.response }
-    }
-}
-
-/// The data rings that a backend offers, as its xenstore nodes say: each has two to the power of its
-/// order pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Offer {
-    /// The smallest order that it maps.
-    pub min_order: u32,
-    /// The order that it proposes to who has no wish.
-    pub default_order: u32,
-    /// The largest order that it maps.
-    pub max_order: u32,
-}
-
-/// A protocol between a frontend and a backend, as it was published. What ends that know more than that
-/// agree on is a [`Protocol`](super::Protocol)'s affair.
+/// A protocol between a frontend and a backend, as it was published. [`Protocol`](super::Protocol)
+/// adds the extensions that two ends agreed on.
 ///
-/// All dialects start a request with its number (`u32`), its command (`u32`) and its socket (`u64`). Slots are handed over as private copies of exactly [`Slots::request`] or [`Slots::response`] bytes.
-pub trait Dialect: Debug + Sync {
-    /// The device's type: the name of its folder in xenstore.
-    fn device(&self) -> &'static str;
+/// ```
+/// use xensock::wire::Dialect;
+///
+/// assert_eq!(Dialect::PvCalls.device(), "pvcalls");
+/// // The two directions of a ring of order 4 share its 16 data pages evenly.
+/// let layout = Dialect::PvCalls.layout(4)?;
+/// assert_eq!((layout.data_pages, layout.input.size, layout.output.size), (16, 32768, 32768));
+/// # Ok::<(), xen::Errno>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// PV Calls version 1.
+    PvCalls,
+    /// XenSock draft 1, the predecessor of PV Calls.
+    Draft1,
+}
 
-    /// The slots of its command ring.
-    fn slots(&self) -> Slots;
+impl Dialect {
+    /// Both dialects, the preferred one first.
+    pub const ALL: [Dialect; 2] = [Dialect::PvCalls, Dialect::Draft1];
 
-    /// Whether sockets are created by a command of their own.
-    fn has_socket_command(&self) -> bool;
+    /// The device type: the name of its folder in xenstore.
+    pub const fn device(self) -> &'static str {
+        match self {
+            Dialect::PvCalls => "pvcalls",
+            Dialect::Draft1 => "xensock",
+        }
+    }
+
+    pub(super) fn format(self) -> &'static Format {
+        match self {
+            Dialect::PvCalls => &pvcalls::FORMAT,
+            Dialect::Draft1 => &draft1::FORMAT,
+        }
+    }
+
+    /// The slots of the command ring.
+    pub fn slots(self) -> Slots {
+        self.format().slots
+    }
+
+    /// Whether a command creates sockets. Otherwise CONNECT, BIND and SETSOCKOPT do.
+    pub fn has_socket_command(self) -> bool {
+        self == Dialect::PvCalls
+    }
 
     /// Whether a RELEASE can say that the ring will be used again.
-    fn can_reuse_rings(&self) -> bool;
+    pub fn can_reuse_rings(self) -> bool {
+        self == Dialect::PvCalls
+    }
 
-    /// The orders that a data ring may have, `resizable` where the ends have agreed on
-    /// [`Extensions::RESIZE`](super::Extensions::RESIZE).
-    fn orders(&self, resizable: bool) -> RangeInclusive<u32>;
+    /// The possible orders of a data ring. `resizable`: whether
+    /// [`Extensions::RESIZE`](super::Extensions::RESIZE) is in force.
+    pub fn orders(self, resizable: bool) -> RangeInclusive<u32> {
+        match self {
+            Dialect::PvCalls => 1..=pvcalls::MAX_ORDER,
+            Dialect::Draft1 if resizable => draft1::MIN_ORDER..=draft1::ORDER,
+            Dialect::Draft1 => draft1::ORDER..=draft1::ORDER,
+        }
+    }
 
-    /// The order that suits most.
-    fn default_order(&self) -> u32;
+    /// The usual order of a data ring.
+    pub fn default_order(self) -> u32 {
+        match self {
+            Dialect::PvCalls => pvcalls::DEFAULT_ORDER,
+            Dialect::Draft1 => draft1::ORDER,
+        }
+    }
 
-    /// The places in a data ring of this order. [`Errno::EINVAL`] if the dialect has no such order.
-    fn layout(&self, order: u32) -> Result<Layout, Errno>;
+    /// The layout of a data ring of this order, with event indexes. [`Errno::EINVAL`] if the dialect
+    /// has no such order.
+    pub fn layout(self, order: u32) -> Result<Layout, Errno> {
+        if !self.orders(true).contains(&order) {
+            return Err(Errno::EINVAL);
+        }
+        Ok(match self {
+            Dialect::PvCalls => pvcalls::layout(order),
+            Dialect::Draft1 => draft1::layout(order),
+        })
+    }
 
-    /// Writes a request; of an extension's command only what all commands have in common.
-    fn encode_request(&self, request: &Request, slot: &mut [u8]) -> Result<(), Errno>;
-
-    /// Reads a request that is no extension's.
-    fn decode_request(&self, slot: &[u8]) -> Result<Request, Malformed>;
-
-    /// Writes a response.
-    fn encode_response(&self, response: &Response, slot: &mut [u8]);
-
-    /// Reads a response.
-    fn decode_response(&self, slot: &[u8]) -> Response;
-
-    /// Writes the references of a ring's pages into a request's field.
-    fn put_grants(&self, slot: &mut [u8], at: usize, grants: &RingGrants) -> Result<(), Errno>;
-
-    /// Reads them.
-    fn grants_at(&self, slot: &[u8], at: usize) -> Result<RingGrants, Errno>;
-
-    /// Fills in the indexes page of a ring, which is all zeros, and says what the request that opens
-    /// the ring carries. `grants` are those of all pages of [`Layout`], in order.
-    fn offer_ring(&self, indexes: Shared<'_>, order: u32, grants: &[GrantRef]) -> RingGrants;
+    /// Describes a data ring to the backend, and returns what the request that offers it carries.
+    /// `indexes` is the ring's indexes page, all zeros; `grants` are those of all pages of its
+    /// [`Layout`], in order.
+    pub fn offer_ring(self, indexes: Shared<'_>, order: u32, grants: &[GrantRef]) -> RingGrants {
+        match self {
+            Dialect::PvCalls => pvcalls::offer_ring(indexes, order, grants),
+            Dialect::Draft1 => RingGrants::Region(grants.into()),
+        }
+    }
 
     /// Reads, once, the order and the data pages' grants from an indexes page
-    /// ([`RingGrants::Indexes`]). [`Errno::EINVAL`] if the order is larger than `max_order` or out of the
-    /// dialect's range.
-    fn read_ring(&self, indexes: Shared<'_>, max_order: u32)
-    -> Result<(u32, Vec<GrantRef>), Errno>;
-
-    /// The nodes that a backend publishes, and their values, for rings up to `max_order`.
-    fn backend_nodes(&self, max_order: u32) -> Vec<(&'static str, String)>;
-
-    /// The nodes that a frontend publishes beside `port` and `ring-ref`, and their values.
-    fn frontend_nodes(&self) -> Vec<(&'static str, String)>;
-
-    /// The names of the backend's nodes that [`check_backend`](Dialect::check_backend) wants to see.
-    fn wanted_of_backend(&self) -> &'static [&'static str];
-
-    /// Judges a backend by its nodes, in the order of
-    /// [`wanted_of_backend`](Dialect::wanted_of_backend). An error names the node and what to do.
-    fn check_backend(&self, nodes: &[Option<String>]) -> Result<Offer, String>;
-
-    /// The names of the frontend's nodes that [`check_frontend`](Dialect::check_frontend) wants to see.
-    fn wanted_of_frontend(&self) -> &'static [&'static str];
-
-    /// Judges a frontend by its nodes, likewise.
-    fn check_frontend(&self, nodes: &[Option<String>]) -> Result<(), String>;
+    /// ([`RingGrants::Indexes`]). [`Errno::EINVAL`] if the order is larger than `max_order` or
+    /// impossible.
+    pub fn read_ring(
+        self,
+        indexes: Shared<'_>,
+        max_order: u32,
+    ) -> Result<(u32, Vec<GrantRef>), Errno> {
+        match self {
+            Dialect::PvCalls => {
+                let max_order = max_order.min(pvcalls::MAX_ORDER);
+                pvcalls::read_ring(indexes, max_order).ok_or(Errno::EINVAL)
+            }
+            // No request of this dialect names an indexes page.
+            Dialect::Draft1 => Err(Errno::EINVAL),
+        }
+    }
 }

@@ -1,56 +1,58 @@
-//! A dialect with the extensions that both ends have agreed on.
+//! A dialect with the extensions that both ends agreed on, and how they agree in xenstore.
 
-use super::dialect::{Dialect, Offer, Slots};
-use super::extensions::{self, Extensions, FIELDS, NAMED_RESPONSE};
-use super::slot::{u32_at, u64_at};
-use super::{Call, Family, Layout, Malformed, Request, Response};
+use super::dialect::Dialect;
+use super::extensions::Extensions;
+use super::layout::Layout;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::ops::RangeInclusive;
-use xen::{Errno, GrantRef, Shared};
+use xen::Errno;
 
-/// What two ends speak while they are connected.
-#[derive(Clone, Copy, Debug)]
+/// What two ends speak while they are connected; or, before that, what one end supports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Protocol {
     /// The dialect.
-    pub dialect: &'static dyn Dialect,
-    /// What goes beyond it.
+    pub dialect: Dialect,
+    /// The extensions in force.
     pub extensions: Extensions,
 }
 
-impl From<&'static dyn Dialect> for Protocol {
+impl From<Dialect> for Protocol {
     /// The plain dialect.
-    fn from(dialect: &'static dyn Dialect) -> Self {
+    fn from(dialect: Dialect) -> Self {
         Protocol { dialect, extensions: Extensions::empty() }
     }
 }
 
-/// The backend's nodes about the orders of rings, where these can be chosen.
-const ORDERS: [&str; 3] = ["min-page-order", "default-page-order", "max-page-order"];
+/// The orders of data rings that a backend maps. A ring has two to the power of its order pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Orders {
+    /// The smallest.
+    pub min: u32,
+    /// The order that a frontend uses unless it requests another.
+    pub default: u32,
+    /// The largest.
+    pub max: u32,
+}
+
+/// The backend's nodes for [`Orders`].
+const MIN_ORDER: &str = "min-page-order";
+const DEFAULT_ORDER: &str = "default-page-order";
+const MAX_ORDER: &str = "max-page-order";
 
 impl Protocol {
-    /// Whether both ends have agreed on an extension.
+    /// Whether an extension is in force.
     pub fn has(&self, extension: Extensions) -> bool {
         self.extensions.contains(extension)
     }
 
-    /// The slots of the command ring.
-    pub fn slots(&self) -> Slots {
-        let slots = self.dialect.slots();
-        match self.has(Extensions::NAMES) {
-            // The response has room in the slot, so the slots stay where they are.
-            true => Slots { response: NAMED_RESPONSE, ..slots },
-            false => slots,
-        }
-    }
-
-    /// The orders that a data ring may have.
+    /// The possible orders of a data ring.
     pub fn orders(&self) -> RangeInclusive<u32> {
         self.dialect.orders(self.has(Extensions::RESIZE))
     }
 
-    /// The places in a data ring of this order. [`Errno::EINVAL`] if there is no such order.
+    /// The layout of a data ring of this order. [`Errno::EINVAL`] if there is no such order.
     pub fn layout(&self, order: u32) -> Result<Layout, Errno> {
         if !self.orders().contains(&order) {
             return Err(Errno::EINVAL);
@@ -63,173 +65,114 @@ impl Protocol {
         Ok(layout)
     }
 
-    /// Reads, once, the order and the data pages' grants from an indexes page, see
-    /// [`Dialect::read_ring`].
-    pub fn read_ring(
-        &self,
-        indexes: Shared<'_>,
-        max_order: u32,
-    ) -> Result<(u32, Vec<GrantRef>), Errno> {
-        self.dialect.read_ring(indexes, max_order)
-    }
-
-    /// Writes a request. [`Errno::EAFNOSUPPORT`] if it cannot carry the address,
-    /// [`Errno::EOPNOTSUPP`] if the command is part of an extension that was not agreed on.
-    pub fn encode_request(&self, request: &Request, slot: &mut [u8]) -> Result<(), Errno> {
-        self.carries(&request.call)?;
-        self.dialect.encode_request(request, slot)?;
-        extensions::encode_fields(&request.call, slot);
-        if let Call::Resize { grants } = &request.call {
-            self.dialect.put_grants(slot, FIELDS, grants)?;
-        }
-        Ok(())
-    }
-
-    /// Reads a request.
-    pub fn decode_request(&self, slot: &[u8]) -> Result<Request, Malformed> {
-        let command = extensions::command(u32_at(slot, 4));
-        let malformed = |command, error| Malformed {
-            id: u32_at(slot, 0),
-            command,
-            socket: u64_at(slot, 8),
-            error,
-        };
-        let call = match extensions::extension_of(command) {
-            None => {
-                let request = self.dialect.decode_request(slot)?;
-                return match self.carries(&request.call) {
-                    Ok(()) => Ok(request),
-                    Err(error) => Err(malformed(request.call.command(), error)),
-                };
-            }
-            Some(extension) if !self.has(extension) => Err(Errno::ENOTSUP),
-            Some(Extensions::RESIZE) => {
-                self.dialect.grants_at(slot, FIELDS).map(|grants| Call::Resize { grants })
-            }
-            Some(_) => extensions::decode_fields(command, slot),
-        };
-        call.map(|call| Request { id: u32_at(slot, 0), socket: u64_at(slot, 8), call })
-            .map_err(|error| malformed(command, error))
-    }
-
-    /// Writes a response.
-    pub fn encode_response(&self, response: &Response, slot: &mut [u8]) {
-        self.dialect.encode_response(response, slot);
-        if self.has(Extensions::NAMES) {
-            extensions::put_name(slot, response.name);
-        }
-    }
-
-    /// Reads a response.
-    pub fn decode_response(&self, slot: &[u8]) -> Response {
-        let name = self.has(Extensions::NAMES).then(|| extensions::name_at(slot)).flatten();
-        Response { name, ..self.dialect.decode_response(slot) }
-    }
-
-    /// Whether a call can be made with what was agreed on.
-    fn carries(&self, call: &Call) -> Result<(), Errno> {
-        let family = match *call {
-            Call::Socket { family } => family,
-            Call::Connect { addr, .. } | Call::Bind { addr } => Family::of(addr),
-            _ => Family::V4,
-        };
-        if family == Family::V6 && !self.has(Extensions::IPV6) {
-            return Err(Errno::EAFNOSUPPORT);
-        }
-        match extensions::extension_of(call.command()) {
-            Some(extension) if !self.has(extension) => Err(Errno::EOPNOTSUPP),
-            _ => Ok(()),
-        }
-    }
-
-    /// The nodes that a backend publishes, and their values: its extensions, and rings up to
-    /// `max_order`.
+    /// The nodes that a backend publishes, and their values. It maps rings up to `max_order`.
     pub fn backend_nodes(&self, max_order: u32) -> Vec<(&'static str, String)> {
-        let mut nodes = self.dialect.backend_nodes(max_order);
+        let (start, end) = self.orders().into_inner();
+        let max = max_order.clamp(start, end);
+        let mut nodes = Vec::new();
+        if self.dialect == Dialect::PvCalls {
+            nodes.extend([("versions", "1".to_string()), ("function-calls", "1".to_string())]);
+        }
+        if self.dialect == Dialect::PvCalls || self.has(Extensions::RESIZE) {
+            nodes.push((MAX_ORDER, max.to_string()));
+        }
         if self.has(Extensions::RESIZE) {
-            let orders = self.orders();
-            let max = max_order.clamp(*orders.start(), *orders.end());
             let default = self.dialect.default_order().min(max);
-            nodes.retain(|(name, _)| !ORDERS.contains(name));
-            let values = [*orders.start(), default, max].map(|order| order.to_string());
-            nodes.extend(ORDERS.into_iter().zip(values));
+            nodes.extend([(MIN_ORDER, start.to_string()), (DEFAULT_ORDER, default.to_string())]);
         }
         nodes.extend(self.extensions.nodes());
         nodes
     }
 
-    /// The names of the backend's nodes that [`with_backend`](Protocol::with_backend) wants to see.
-    pub fn wanted_of_backend(&self) -> Vec<&'static str> {
-        let own = self.dialect.wanted_of_backend().iter().copied();
-        own.chain(ORDERS).chain(Extensions::node_names()).collect()
+    /// What a frontend that supports this agrees on with a backend; `node` reads one of the backend's
+    /// nodes. An error names the node and the remedy.
+    pub async fn with_backend(
+        &self,
+        node: impl AsyncFn(&str) -> Option<String>,
+    ) -> Result<(Protocol, Orders), String> {
+        if self.dialect == Dialect::PvCalls {
+            let versions = node("versions").await.unwrap_or_default();
+            if !versions.split(',').any(|version| version.trim() == "1") {
+                return Err(format!(
+                    "the backend's node `versions` is `{versions}`, and this frontend speaks \
+                     version 1: use a backend that offers it"
+                ));
+            }
+            let calls = node("function-calls").await.unwrap_or_default();
+            if calls.trim() != "1" {
+                return Err(format!(
+                    "the backend's node `function-calls` is `{calls}`, not `1`: use a backend that \
+                     supports all seven commands"
+                ));
+            }
+        }
+        let theirs =
+            Extensions::read(&node).await.map_err(|reason| format!("of the backend, {reason}"))?;
+        let protocol = Protocol { extensions: self.extensions & theirs, ..*self };
+        let orders = protocol.read_orders(&node).await?;
+        Ok((protocol, orders))
     }
 
-    /// What a frontend that speaks this will speak with a backend of these nodes, in the order of
-    /// [`wanted_of_backend`](Protocol::wanted_of_backend). An error names the node and what to do.
-    pub fn with_backend(&self, nodes: &[Option<String>]) -> Result<(Protocol, Offer), String> {
-        let own = self.dialect.wanted_of_backend().len();
-        if nodes.len() != own + ORDERS.len() + Extensions::node_names().count() {
-            return Err("the backend's nodes were not read".to_string());
+    async fn read_orders(
+        &self,
+        node: &impl AsyncFn(&str) -> Option<String>,
+    ) -> Result<Orders, String> {
+        let order = async |name, least: u32| -> Result<u32, String> {
+            let value = node(name).await.unwrap_or_default();
+            match value.trim().parse() {
+                Ok(order) if order >= least => Ok(order),
+                _ => Err(format!(
+                    "the backend's node `{name}` is `{value}`, not the order of a data ring, which \
+                     is at least {least}"
+                )),
+            }
+        };
+        let (start, end) = self.orders().into_inner();
+        if self.has(Extensions::RESIZE) {
+            let [min, default, max] = [
+                order(MIN_ORDER, 0).await?,
+                order(DEFAULT_ORDER, 0).await?,
+                order(MAX_ORDER, 0).await?,
+            ];
+            let orders = Orders { min: min.max(start), default, max: max.min(end) };
+            if !(orders.min..=orders.max).contains(&default) {
+                return Err(format!(
+                    "the backend's nodes `{MIN_ORDER}`, `{DEFAULT_ORDER}` and `{MAX_ORDER}` are \
+                     {min}, {default} and {max}: no order of a data ring satisfies them"
+                ));
+            }
+            return Ok(orders);
         }
-        let (own, rest) = nodes.split_at(own);
-        let (orders, features) = rest.split_at(ORDERS.len());
-        let plain = self.dialect.check_backend(own)?;
-        let theirs =
-            Extensions::read(features).map_err(|reason| format!("of the backend, {reason}"))?;
-        let protocol = Protocol { extensions: self.extensions & theirs, ..*self };
-        if !protocol.has(Extensions::RESIZE) {
-            let possible = protocol.orders();
-            let clamp = |order: u32| order.clamp(*possible.start(), *possible.end());
-            let max = clamp(plain.max_order);
-            let (min, default) = (*possible.start(), plain.default_order.min(max));
-            let offer = Offer { min_order: min, default_order: clamp(default), max_order: max };
-            return Ok((protocol, offer));
-        }
-        let mut numbers = [0; ORDERS.len()];
-        for ((number, name), value) in numbers.iter_mut().zip(ORDERS).zip(orders) {
-            let value = value.as_deref().unwrap_or("").trim();
-            *number = value.parse::<u32>().map_err(|_| {
-                format!(
-                    "the backend's node `{name}` is `{value}`, not a number of ring pages' order"
-                )
-            })?;
-        }
-        let possible = protocol.orders();
-        let [min, default, max] = numbers;
-        let (min, max) = (min.max(*possible.start()), max.min(*possible.end()));
-        if min > max || !(min..=max).contains(&default) {
-            return Err(format!(
-                "the backend's nodes `min-page-order`, `default-page-order` and `max-page-order` are \
-                 {}, {} and {}, of which none is left",
-                numbers[0], numbers[1], numbers[2]
-            ));
-        }
-        Ok((protocol, Offer { min_order: min, default_order: default, max_order: max }))
+        let max = match self.dialect {
+            Dialect::PvCalls => order(MAX_ORDER, start).await?.min(end),
+            Dialect::Draft1 => end,
+        };
+        Ok(Orders { min: start, default: self.dialect.default_order().min(max), max })
     }
 
     /// The nodes that a frontend publishes beside `port` and `ring-ref`, and their values.
     pub fn frontend_nodes(&self) -> Vec<(&'static str, String)> {
-        let mut nodes = self.dialect.frontend_nodes();
-        nodes.extend(self.extensions.nodes());
-        nodes
+        let version = (self.dialect == Dialect::PvCalls).then(|| ("version", "1".to_string()));
+        version.into_iter().chain(self.extensions.nodes()).collect()
     }
 
-    /// The names of the frontend's nodes that [`with_frontend`](Protocol::with_frontend) wants to see.
-    pub fn wanted_of_frontend(&self) -> Vec<&'static str> {
-        let own = self.dialect.wanted_of_frontend().iter().copied();
-        own.chain(Extensions::node_names()).collect()
-    }
-
-    /// What a backend that offers this will speak with a frontend of these nodes, likewise.
-    pub fn with_frontend(&self, nodes: &[Option<String>]) -> Result<Protocol, String> {
-        let own = self.dialect.wanted_of_frontend().len();
-        if nodes.len() < own {
-            return Err("the frontend's nodes were not read".to_string());
+    /// What a backend that supports this agrees on with a frontend; `node` reads one of the
+    /// frontend's nodes. An error names the node.
+    pub async fn with_frontend(
+        &self,
+        node: impl AsyncFn(&str) -> Option<String>,
+    ) -> Result<Protocol, String> {
+        if self.dialect == Dialect::PvCalls {
+            let version = node("version").await;
+            let version = version.as_deref().ok_or("the frontend has no node `version`")?;
+            if version.trim() != "1" {
+                return Err("the frontend's node `version` is not `1`, and this backend speaks \
+                            version 1"
+                    .to_string());
+            }
         }
-        let (own, features) = nodes.split_at(own);
-        self.dialect.check_frontend(own)?;
         let theirs =
-            Extensions::read(features).map_err(|reason| format!("of the frontend, {reason}"))?;
+            Extensions::read(&node).await.map_err(|reason| format!("of the frontend, {reason}"))?;
         Ok(Protocol { extensions: self.extensions & theirs, ..*self })
     }
 }
@@ -237,9 +180,11 @@ impl Protocol {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Command, How, PVCALLS, RingGrants, SocketOption, XENSOCK, dialects};
+    use crate::wire::*;
+    use futures_util::FutureExt;
+    use xen::GrantRef;
 
-    fn all(dialect: &'static dyn Dialect) -> Protocol {
+    fn all(dialect: Dialect) -> Protocol {
         Protocol { dialect, extensions: Extensions::all() }
     }
 
@@ -254,9 +199,9 @@ mod tests {
         [
             Call::SetOption { option: SocketOption::BusyPoll, value: 50 },
             Call::GetOption { option: SocketOption::KeepAlive },
-            Call::Shutdown { how: How::Write },
-            Call::LocalName,
-            Call::PeerName,
+            Call::Shutdown { how: Shutdown::Write },
+            Call::LocalAddr,
+            Call::PeerAddr,
             Call::Resize { grants: grants(protocol) },
             Call::Bind { addr: "[2001:db8::1]:80".parse().unwrap() },
         ]
@@ -265,7 +210,7 @@ mod tests {
     #[test]
     fn extended_requests_are_the_same_in_every_dialect_and_come_out_as_they_went_in() {
         let mut slots = Vec::new();
-        for dialect in dialects() {
+        for dialect in Dialect::ALL {
             let protocol = all(dialect);
             for call in calls(protocol) {
                 let request = Request { id: 5, socket: 6, call };
@@ -288,13 +233,13 @@ mod tests {
         let mut slot = [0; 64];
         let mut encoded = |call| {
             let request = Request { id: 1, socket: 2, call };
-            all(PVCALLS).encode_request(&request, &mut slot).unwrap();
+            all(Dialect::PvCalls).encode_request(&request, &mut slot).unwrap();
             slot
         };
         let set = encoded(Call::SetOption { option: SocketOption::KeepIdle, value: 258 });
         assert_eq!(set[4..8], 256u32.to_le_bytes());
         assert_eq!(set[16..24], [5, 0, 0, 0, 2, 1, 0, 0]);
-        let shut = encoded(Call::Shutdown { how: How::Write });
+        let shut = encoded(Call::Shutdown { how: Shutdown::Write });
         assert_eq!((&shut[4..8], shut[16]), (&258u32.to_le_bytes()[..], 1));
         let resize = encoded(Call::Resize { grants: RingGrants::Indexes(GrantRef(0x0102)) });
         assert_eq!(
@@ -305,7 +250,7 @@ mod tests {
 
     #[test]
     fn what_was_not_agreed_on_is_refused_at_both_ends() {
-        for dialect in dialects() {
+        for dialect in Dialect::ALL {
             let (rich, plain) = (all(dialect), Protocol::from(dialect));
             for call in calls(rich) {
                 let request = Request { id: 5, socket: 6, call };
@@ -318,75 +263,100 @@ mod tests {
                 assert_eq!(plain.encode_request(&request, &mut slot), Err(sent));
                 rich.encode_request(&request, &mut slot).unwrap();
                 let refused = plain.decode_request(&slot).unwrap_err();
-                assert_eq!((refused.id, refused.socket, refused.error), (5, 6, got));
+                assert_eq!((refused.header.id, refused.header.socket, refused.error), (5, 6, got));
             }
         }
     }
 
     #[test]
-    fn a_response_has_its_name_where_names_were_agreed_on() {
-        for dialect in dialects() {
-            for name in [None, Some("10.1.2.3:4".parse().unwrap()), "[::1]:5".parse().ok()] {
+    fn a_response_has_its_address_where_names_were_agreed_on() {
+        for dialect in Dialect::ALL {
+            for addr in [None, Some("10.1.2.3:4".parse().unwrap()), "[::1]:5".parse().ok()] {
                 let response =
-                    Response { id: 1, command: Command::Accept, socket: 3, result: Ok(0), name };
+                    Response { id: 1, command: Command::Accept, socket: 3, result: Ok(0), addr };
                 let protocol = all(dialect);
                 assert_eq!(protocol.slots().stride(), dialect.slots().stride());
                 let mut slot = vec![0xee; protocol.slots().response];
                 protocol.encode_response(&response, &mut slot);
                 assert_eq!(protocol.decode_response(&slot), response);
                 let plain = Protocol::from(dialect).decode_response(&slot);
-                assert_eq!(plain, Response { name: None, ..response });
+                assert_eq!(plain, Response { addr: None, ..response });
             }
         }
     }
 
-    fn values(protocol: Protocol, nodes: &[(&str, String)]) -> Vec<Option<String>> {
-        let value = |name| nodes.iter().find(|node| node.0 == name).map(|node| node.1.clone());
-        protocol.wanted_of_backend().into_iter().map(value).collect()
+    type Nodes = Vec<(&'static str, String)>;
+
+    async fn value(nodes: &Nodes, name: &str) -> Option<String> {
+        nodes.iter().find(|node| node.0 == name).map(|node| node.1.clone())
+    }
+
+    fn with_backend(front: Protocol, nodes: &Nodes) -> Result<(Protocol, Orders), String> {
+        let agreed = front.with_backend(async |name: &str| value(nodes, name).await).now_or_never();
+        agreed.expect("no node is waited for")
+    }
+
+    fn with_frontend(back: Protocol, nodes: &Nodes) -> Result<Protocol, String> {
+        let agreed = back.with_frontend(async |name: &str| value(nodes, name).await).now_or_never();
+        agreed.expect("no node is waited for")
     }
 
     #[test]
     fn two_ends_agree_on_what_both_have() {
-        for dialect in dialects() {
+        for dialect in Dialect::ALL {
             let back = Protocol { extensions: Extensions::all() - Extensions::IPV6, dialect };
             let front = Protocol { extensions: Extensions::all() - Extensions::OPTIONS, dialect };
-            let nodes = values(front, &back.backend_nodes(5));
-            let (agreed, offer) = front.with_backend(&nodes).unwrap();
+            let (agreed, orders) = with_backend(front, &back.backend_nodes(5)).unwrap();
             assert_eq!(agreed.extensions, back.extensions & front.extensions);
-            let orders = dialect.orders(true);
-            assert_eq!((offer.min_order, offer.max_order), (*orders.start(), 5));
-            let said = agreed.frontend_nodes();
-            let value = |name| said.iter().find(|node| node.0 == name).map(|node| node.1.clone());
-            let nodes: Vec<_> = back.wanted_of_frontend().into_iter().map(value).collect();
-            assert_eq!(back.with_frontend(&nodes).unwrap().extensions, agreed.extensions);
+            assert_eq!((orders.min, orders.max), (*dialect.orders(true).start(), 5));
+            let theirs = with_frontend(back, &agreed.frontend_nodes()).unwrap();
+            assert_eq!(theirs.extensions, agreed.extensions);
         }
     }
 
     #[test]
     fn a_backend_without_nodes_of_extensions_is_plain() {
-        let front = all(PVCALLS);
-        let nodes = values(front, &PVCALLS.backend_nodes(3));
-        let (agreed, offer) = front.with_backend(&nodes).unwrap();
+        let back = Protocol::from(Dialect::PvCalls);
+        let (agreed, orders) = with_backend(all(back.dialect), &back.backend_nodes(3)).unwrap();
         assert_eq!(agreed.extensions, Extensions::empty());
-        assert_eq!(offer, Offer { min_order: 1, default_order: 3, max_order: 3 });
-        let front = all(XENSOCK);
-        let (agreed, offer) = front.with_backend(&values(front, &[])).unwrap();
+        assert_eq!(orders, Orders { min: 1, default: 3, max: 3 });
+        let (agreed, orders) = with_backend(all(Dialect::Draft1), &Vec::new()).unwrap();
         assert_eq!(agreed.extensions, Extensions::empty());
-        assert_eq!(offer, Offer { min_order: 6, default_order: 6, max_order: 6 });
+        assert_eq!(orders, Orders { min: 6, default: 6, max: 6 });
     }
 
     #[test]
-    fn orders_that_cannot_be_are_refused_with_their_node_named() {
-        let front = all(PVCALLS);
+    fn impossible_orders_are_refused_with_their_node_named() {
+        let front = all(Dialect::PvCalls);
         let with = |name, value: &str| {
-            let mut nodes = all(PVCALLS).backend_nodes(4);
+            let mut nodes = front.backend_nodes(4);
             nodes.iter_mut().filter(|node| node.0 == name).for_each(|node| node.1 = value.into());
-            front.with_backend(&values(front, &nodes))
+            with_backend(front, &nodes)
         };
         assert!(with("min-page-order", "x").unwrap_err().contains("`min-page-order` is `x`"));
         assert!(with("min-page-order", "5").unwrap_err().contains("5, 4 and 4"));
         assert!(with("default-page-order", "7").unwrap_err().contains("1, 7 and 4"));
         assert!(with("feature-names", "2").unwrap_err().contains("`feature-names` is `2`"));
-        assert!(front.with_backend(&[]).is_err() && front.with_frontend(&[]).is_err());
+        assert!(with_backend(front, &Vec::new()).is_err());
+        assert!(with_frontend(front, &Vec::new()).is_err());
+    }
+
+    #[test]
+    fn another_version_is_refused_with_its_node_named() {
+        let plain = Protocol::from(Dialect::PvCalls);
+        let offer = |versions: &str, order: &str, calls: &str| {
+            let values =
+                [("versions", versions), ("max-page-order", order), ("function-calls", calls)];
+            let nodes = values.map(|(name, value)| (name, value.to_string()));
+            with_backend(plain, &nodes.to_vec()).map(|(_, orders)| orders)
+        };
+        let orders = |max| Ok(Orders { min: 1, default: 4, max });
+        assert_eq!(offer("1,2", "4", "1"), orders(4));
+        assert_eq!(offer("1", "20", "1"), orders(9));
+        assert!(offer("2", "4", "1").unwrap_err().contains("`versions` is `2`"));
+        assert!(offer("1", "0", "1").unwrap_err().contains("`max-page-order` is `0`"));
+        assert!(offer("1", "4", "").unwrap_err().contains("`function-calls`"));
+        assert!(with_frontend(plain, &vec![("version", "1".to_string())]).is_ok());
+        assert!(with_frontend(plain, &vec![("version", "2".to_string())]).is_err());
     }
 }

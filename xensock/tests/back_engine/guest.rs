@@ -19,7 +19,7 @@ use xensock::back::{CommandLink, Host, Limits, Violation, serve};
 use xensock::ring::{CommandFront, Consumer, Guess, Producer, copy_in, copy_out, len};
 use xensock::testing::{Dom0, Net};
 use xensock::wire::{
-    Call, Family, Layout, PVCALLS, Protocol, Region, Request, RingGrants, RingOffer,
+    Call, Dialect, Family, Layout, Protocol, Region, Request, RingGrants, RingOffer,
 };
 
 pub const DOM0: DomId = DomId(0);
@@ -67,7 +67,7 @@ pub fn run_with<F: Future>(limits: Limits, test: impl FnOnce(Rc<Raw>) -> F) {
     let (world, net) = (World::new(), Net::new());
     let machine = world.machine(GUEST);
     let page = machine.alloc(1).unwrap();
-    let commands = RefCell::new(CommandFront::new(PVCALLS, page.shared()));
+    let commands = RefCell::new(CommandFront::new(Dialect::PvCalls, page.shared()));
     let grant = machine.grant(DOM0, &page, 0).unwrap();
     let signal = Arc::new(Signal::new());
     let port = machine.open_port(DOM0, signal.clone()).unwrap();
@@ -94,7 +94,7 @@ pub fn run_with<F: Future>(limits: Limits, test: impl FnOnce(Rc<Raw>) -> F) {
     let kept = LocalPool::new().run_until(async {
         let engine = async {
             {
-                let mut engine = pin!(serve(&dom0, GUEST, link, PVCALLS, limits));
+                let mut engine = pin!(serve(&dom0, GUEST, link, Dialect::PvCalls, limits));
                 let violation = poll_fn(|cx| {
                     raw.polls.set(raw.polls.get() + 1);
                     engine.as_mut().poll(cx)
@@ -196,12 +196,13 @@ impl Raw {
 
     /// Memory for a data ring, granted and described.
     pub fn ring(&self, order: u32) -> Ring {
-        let layout = Protocol::from(PVCALLS).layout(order).unwrap();
+        let layout = Protocol::from(Dialect::PvCalls).layout(order).unwrap();
         let pages = self.machine.alloc(layout.pages).unwrap();
         let grants: Vec<GrantRef> = (0..layout.pages)
             .map(|index| self.machine.grant(DOM0, &pages, index).unwrap())
             .collect();
-        let described = PVCALLS.offer_ring(layout.split(pages.shared()).indexes, order, &grants);
+        let described =
+            Dialect::PvCalls.offer_ring(layout.split(pages.shared()).indexes, order, &grants);
         let signal = Arc::new(Signal::new());
         let port = self.machine.open_port(DOM0, signal.clone()).unwrap();
         Ring {

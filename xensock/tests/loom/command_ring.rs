@@ -7,7 +7,7 @@ use xen::PAGE_SIZE;
 use xen::testing::model::ModelMemory;
 use xen::testing::model::loom::thread;
 use xensock::ring::{CommandBack, CommandFront};
-use xensock::wire::{Call, Request, XENSOCK};
+use xensock::wire::{Call, Dialect, Request};
 
 /// The header's words, by their offsets (`ring.h`), and the slots behind it.
 const WORDS: [usize; 4] = [0, 4, 8, 12];
@@ -30,13 +30,13 @@ enum Publish {
 /// A frontend makes so many requests, each as soon as there is a slot for it, and takes the responses.
 fn exchange(requests: u32, publish: Publish) {
     // Of all dialects this one has the fewest slots.
-    let slots = XENSOCK.slots();
+    let slots = Dialect::Draft1.slots();
     let cells = (0..slots.count as usize).map(|slot| {
         let start = HEADER + slot * slots.stride();
         start..start + slots.stride()
     });
     let page = ModelMemory::new(PAGE_SIZE, &WORDS, cells);
-    let mut front = CommandFront::new(XENSOCK, page.shared());
+    let mut front = CommandFront::new(Dialect::Draft1, page.shared());
     let ends = Rc::new(Ends { page, front: Event::new(), back: Event::new() });
     let theirs = ends.clone();
     let backend = thread::spawn(move || serve(&theirs, requests, publish));
@@ -74,7 +74,7 @@ fn exchange(requests: u32, publish: Publish) {
 /// A backend that answers so many requests, as `back::guest` does.
 fn serve(ends: &Ends, requests: u32, publish: Publish) {
     let page = ends.page.shared();
-    let mut back = CommandBack::new(XENSOCK);
+    let mut back = CommandBack::new(Dialect::Draft1);
     let mut taken = 0;
     loop {
         ends.back.register();
@@ -107,7 +107,7 @@ pub fn one_by_one() {
 
 /// One request more than there are slots.
 pub fn once_round() {
-    exchange(XENSOCK.slots().count + 1, Publish::All);
+    exchange(Dialect::Draft1.slots().count + 1, Publish::All);
 }
 
 #[test]

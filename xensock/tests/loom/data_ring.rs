@@ -7,7 +7,7 @@ use xen::testing::model::ModelMemory;
 use xen::testing::model::loom::thread;
 use xen::{Errno, PAGE_SIZE};
 use xensock::ring::{Consumer, Guess, Producer, copy_in, copy_out, len};
-use xensock::wire::{EventIndexes, Region, Way};
+use xensock::wire::{Direction, EventIndexes, Region};
 
 const CONS: usize = 0;
 const PROD: usize = 4;
@@ -51,9 +51,9 @@ struct Model {
 }
 
 impl Model {
-    fn way(&self) -> Way {
+    fn way(&self) -> Direction {
         let Model { size, events, .. } = *self;
-        Way { cons: CONS, prod: PROD, error: ERROR, events, start: 0, size }
+        Direction { cons: CONS, prod: PROD, error: ERROR, events, start: 0, size }
     }
 
     /// Takes the bytes through the ring.

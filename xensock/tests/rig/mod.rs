@@ -19,7 +19,7 @@ use xensock::Errno;
 use xensock::back::Limits;
 use xensock::front::{Config, Frontend};
 use xensock::testing::{Dom0, Net, backend};
-use xensock::wire::{Dialect, Extensions, Protocol, dialects};
+use xensock::wire::{Dialect, Extensions, Protocol};
 
 pub const DOM0: DomId = DomId(0);
 pub const GUEST: DomId = DomId(7);
@@ -28,7 +28,7 @@ pub const BACK: &str = "/local/domain/0/backend/pvcalls/7/0";
 
 /// What a backend may speak: each dialect, with every extension and with none.
 pub fn protocols() -> impl Iterator<Item = Protocol> {
-    dialects().into_iter().flat_map(|dialect| {
+    Dialect::ALL.into_iter().flat_map(|dialect| {
         [Extensions::all(), Extensions::empty()].map(|extensions| Protocol { dialect, extensions })
     })
 }
@@ -162,7 +162,7 @@ pub fn with_frontend<F: Future<Output = ()>>(config: Config, test: impl FnOnce(R
 }
 
 /// The path of a device of this dialect.
-pub fn of(dialect: &dyn Dialect, path: &str) -> String {
+pub fn of(dialect: Dialect, path: &str) -> String {
     path.replace("pvcalls", dialect.device())
 }
 

@@ -13,7 +13,7 @@ use xensock::back::Host;
 use xensock::ring::CommandBack;
 use xensock::testing::Dom0;
 use xensock::wire::{
-    Call, Family, Layout, PVCALLS, Protocol, Region, Request, Response, RingGrants, RingOffer,
+    Call, Dialect, Family, Layout, Protocol, Region, Request, Response, RingGrants, RingOffer,
 };
 
 pub struct Script {
@@ -64,7 +64,7 @@ impl Script {
         let page = rig.dom0.map(GUEST, &[grant]).unwrap();
         let channel = rig.dom0.bind_port(GUEST, port, signal.clone()).unwrap();
         xenbus::switch_state(&store, BACK, State::Connected).await.unwrap();
-        let ring = CommandBack::new(PVCALLS);
+        let ring = CommandBack::new(Dialect::PvCalls);
         Script { store, watch, dom0: rig.dom0.clone(), page, channel, signal, ring }
     }
 
@@ -120,11 +120,16 @@ impl Script {
     pub fn map(&self, offer: &RingOffer) -> Mapped {
         let RingGrants::Indexes(page) = offer.grants else { panic!("{offer:?}") };
         let indexes = self.dom0.map(GUEST, &[page]).unwrap();
-        let (order, grants) = PVCALLS.read_ring(indexes.shared(), 2).unwrap();
+        let (order, grants) = Dialect::PvCalls.read_ring(indexes.shared(), 2).unwrap();
         let data = self.dom0.map(GUEST, &grants).unwrap();
         let signal = Arc::new(Signal::new());
         let channel = self.dom0.bind_port(GUEST, offer.port, signal).unwrap();
-        Mapped { layout: Protocol::from(PVCALLS).layout(order).unwrap(), indexes, data, channel }
+        Mapped {
+            layout: Protocol::from(Dialect::PvCalls).layout(order).unwrap(),
+            indexes,
+            data,
+            channel,
+        }
     }
 
     /// Closes in an orderly way.

@@ -10,7 +10,7 @@ use xen::{DomId, Errno, GrantRef, Port, Shared};
 use xen::{Side, Signal};
 use xensock::back::{Channel, Host, Mapping};
 use xensock::ring::{CommandBack, Consumer, Guess, Producer, copy_in, copy_out, len};
-use xensock::wire::{Call, Layout, PVCALLS, Protocol, Region, Request, Response, RingGrants};
+use xensock::wire::{Call, Dialect, Layout, Protocol, Region, Request, Response, RingGrants};
 use xensockd::dom0::Dom0;
 
 /// Why a lie was not told to its end.
@@ -54,7 +54,7 @@ impl<'h> Liar<'h> {
 
     /// Writes nodes of the backend's: those of an honest one, unless they are among `lies`.
     pub async fn write_nodes(&self, lies: &[(&str, &str)]) -> Result<(), Errno> {
-        let plain = Protocol::from(PVCALLS);
+        let plain = Protocol::from(Dialect::PvCalls);
         for (name, value) in plain.backend_nodes(6) {
             self.store.write(&format!("{}/{name}", self.path), value).await?;
         }
@@ -89,7 +89,14 @@ impl<'h> Liar<'h> {
         let channel = self.host.bind_port(self.guest, port, signal.clone())?;
         self.say(State::Connected).await?;
         front.wait_for(|state| state == State::Connected).await?;
-        Ok(Met { liar: self, front, page, channel, signal, commands: CommandBack::new(PVCALLS) })
+        Ok(Met {
+            liar: self,
+            front,
+            page,
+            channel,
+            signal,
+            commands: CommandBack::new(Dialect::PvCalls),
+        })
     }
 }
 
@@ -162,11 +169,11 @@ impl<'h> Met<'h> {
         };
         let Liar { host, guest, .. } = self.liar;
         let indexes = host.map(guest, &[page])?;
-        let (order, grants) = PVCALLS.read_ring(indexes.shared(), 6)?;
+        let (order, grants) = Dialect::PvCalls.read_ring(indexes.shared(), 6)?;
         let data = host.map(guest, &grants)?;
         let signal = Arc::new(Signal::new());
         let channel = host.bind_port(guest, ring.port, signal.clone())?;
-        let layout = Protocol::from(PVCALLS).layout(order)?;
+        let layout = Protocol::from(Dialect::PvCalls).layout(order)?;
         Ok(Client {
             name: *new,
             pages: grants.len() + 1,
