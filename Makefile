@@ -1,13 +1,10 @@
-# What there is to do here. `make help` lists it; README.md explains it.
+# `make help` lists the targets; README.md explains them.
 #
-# Debian's Rust toolchain builds everything. It is called by its full path, because a rustup that
-# comes first in PATH lacks the core library's source and cannot get it without a network.
+# Debian's Rust toolchain builds everything: a rustup that comes first in PATH lacks the core library's
+# source and cannot download it without a network.
 
-export RUSTC := /usr/bin/rustc
-export RUSTDOC := /usr/bin/rustdoc
-export RUSTFMT := /usr/bin/rustfmt
 export CARGO := /usr/bin/cargo
-# The guest's kernel is built with its own core library, and that is an unstable feature.
+# The kernel is built with its own core library, which is an unstable feature.
 export RUSTC_BOOTSTRAP := 1
 export CARGO_TARGET_DIR := $(CURDIR)/target
 export PATH := /usr/bin:/bin:/usr/sbin:/sbin:$(PATH)
@@ -26,13 +23,6 @@ SOAK_ROUNDS ?= 100
 LOOM_MAX_PREEMPTIONS ?= 3
 # Options for the lab, such as LAB="--memory 8192 --gdb 1234".
 LAB ?=
-
-# The feature is for the examples alone; said always, the kernel's library is built once for all images.
-KERNEL_FLAGS := --features kernel/image --target x86_64-xen-pvh.json -Zbuild-std=core,alloc,compiler_builtins \
-	-Zbuild-std-features=compiler-builtins-mem -Zjson-target-spec
-export KERNEL_FLAGS
-# Gives the kernel's images the names of their functions, for crash reports.
-export CARGO_TARGET_X86_64_XEN_PVH_LINKER := $(CURDIR)/kernel/symbols-ld
 
 .DEFAULT_GOAL := help
 .PHONY: help setup kernel examples xensockd liar lab run shell test bench soak fuzz loom clean
@@ -58,13 +48,13 @@ setup:
 	@.ci/setup
 
 kernel: setup
-	$(CARGO) build -p kernel --release $(KERNEL_FLAGS)
+	cd kernel && $(CARGO) build --release
 	@strip -o target/xensock-kernel.new target/x86_64-xen-pvh/release/xensock-kernel
 	@mv target/xensock-kernel.new target/xensock-kernel
 
 # Guests with a program of their own, which tests boot.
 examples: setup
-	$(CARGO) build -p kernel --release --examples $(KERNEL_FLAGS)
+	cd kernel && $(CARGO) build --release --examples
 
 xensockd: setup
 	$(CARGO) build -p xensockd --profile host

@@ -52,7 +52,10 @@ impl Lock {
         match outcome {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                bail!("the lab is up already ({}); `lab down` ends it", folder.display())
+                bail!(
+                    "a lab is up already ({}); `lab down` ends it, and --state FOLDER boots another",
+                    folder.display()
+                )
             }
             Err(TryLockError::Error(error)) => return Err(error.into()),
         }

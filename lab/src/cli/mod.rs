@@ -101,7 +101,7 @@ impl Cli {
             }
             Command::Console { domain } => console(&Dom0::attach(folder)?, &domain),
             Command::Shell(boot) => shell(&tree, &folder, &boot),
-            Command::Run(run) => run.execute(&tree),
+            Command::Run(run) => run.execute(&tree, &folder),
         }
     }
 }

@@ -1,13 +1,15 @@
-//! `lab run`: one guest, served on this machine's loopback until Ctrl-C.
+//! `lab run`: one guest, served on this machine's loopback until Ctrl-C. Meanwhile the other commands
+//! reach its machine like one that `lab up` started.
 
 use super::boot::{Boot, say};
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use lab::{Interface, Kept, Lab, Tree, dom0_port};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddrV4, TcpStream};
+use std::path::Path;
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,7 +36,13 @@ pub struct Run {
     stack: Stack,
     #[command(flatten)]
     boot: Boot,
+    /// The guest's command line, in place of the configuration's
+    #[arg(last = true)]
+    words: Vec<String>,
 }
+
+/// The file name of the image with the apps: its guests serve by the configuration's command line.
+const APPS_IMAGE: &str = "xensock-kernel";
 
 /// The choices of `--stack`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -45,65 +53,108 @@ enum Stack {
     Netfront,
 }
 
+/// A guest, as the command line describes it.
+#[derive(Debug, PartialEq, Eq)]
+struct Guest {
+    name: String,
+    config: String,
+    /// What answers at the port that leads to it. An image of the user's own has no such port.
+    service: Option<Service>,
+}
+
+/// An app that serves.
+#[derive(Debug, PartialEq, Eq)]
+struct Service {
+    app: String,
+    port: u16,
+}
+
 impl Run {
-    /// Runs it in the foreground.
-    pub fn execute(&self, tree: &Tree) -> Result<ExitCode> {
-        let guests = tree.guests()?;
-        let Some(config) = guests.get(&self.app) else {
-            let names: Vec<_> = guests.into_keys().collect();
-            bail!("there is no app {:?}; there are: {}", self.app, names.join(", "));
-        };
-        let mut config = fs::read_to_string(config)?;
-        let guest_port = guest_port(&config)
-            .with_context(|| format!("{}.cfg has no port=NUMBER in its cmdline", self.app))?;
-        let to = match self.stack {
-            Stack::Xensock => dom0_port(guest_port),
-            Stack::Netfront => {
-                config += &over_netfront(&config);
-                SocketAddrV4::new(Interface::FIRST.address(), guest_port)
-            }
-        };
-        // A folder for each port, so that several may run.
-        let folder = tree.target().join("lab-run").join(self.port.to_string());
-        let mut options = self.boot.options(tree, &folder)?;
+    /// Runs it in the foreground, in the machine of `folder`.
+    pub fn execute(&self, tree: &Tree, folder: &Path) -> Result<ExitCode> {
+        let guest = self.guest(tree)?;
+        let mut options = self.boot.options(tree, folder)?;
         if !options.has_kernel() {
-            bail!("there is no {}; `make kernel` builds it", tree.kernel().display());
+            bail!("{} is missing; `make kernel` builds it", tree.kernel().display());
         }
         if options.xensockd.is_none() {
-            bail!("there is no {}; `make xensockd` builds it", tree.xensockd().display());
+            bail!("{} is missing; `make xensockd` builds it", tree.xensockd().display());
         }
-        options.forwards.push((self.port, to));
+        if let Some(service) = &guest.service {
+            let to = match self.stack {
+                Stack::Xensock => dom0_port(service.port),
+                Stack::Netfront => SocketAddrV4::new(Interface::FIRST.address(), service.port),
+            };
+            options.forwards.push((self.port, to));
+        }
 
         // While Xen boots, signals have their usual effect: the machine dies with this process.
         let lab = Lab::boot(tree, &options, &say)?;
-        let ended = Arc::new(AtomicBool::new(false));
+        let interrupted = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM, SIGHUP] {
-            signal_hook::flag::register(signal, Arc::clone(&ended))?;
+            signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
         }
-        self.serve(&lab, &config, &ended)
+        self.serve(&lab, &guest, &interrupted)
     }
 
-    fn serve(&self, lab: &Lab, config: &str, ended: &AtomicBool) -> Result<ExitCode> {
-        say(&format!("creating the guest {}", self.app));
-        let file = format!("/root/{}.cfg", self.app);
-        lab.write(&file, config)?;
+    /// The configuration of the app, with the changes that the other options ask for.
+    fn guest(&self, tree: &Tree) -> Result<Guest> {
+        let apps = tree.guests()?;
+        let Some(config) = apps.get(&self.app) else {
+            let names: Vec<_> = apps.into_keys().collect();
+            bail!("unknown app {:?}; the apps are {}", self.app, names.join(", "));
+        };
+        let mut guest =
+            Guest { name: self.app.clone(), config: fs::read_to_string(config)?, service: None };
+        // xl takes the last of each setting.
+        let image = self.boot.kernel.as_ref().and_then(|file| file.file_name()?.to_str());
+        let own_image = image.filter(|image| *image != APPS_IMAGE);
+        if let Some(image) = own_image {
+            guest.name = image.to_owned();
+            guest.config += &format!("\nname = \"{image}\"\n");
+        }
+        if own_image.is_some() || !self.words.is_empty() {
+            guest.config += &format!("\ncmdline = \"{}\"\n", self.words.join(" "));
+        }
+        if own_image.is_none() {
+            guest.service = service(&guest.config);
+        }
+        if self.stack == Stack::Netfront {
+            guest.config += &over_netfront(&guest.config);
+        }
+        Ok(guest)
+    }
+
+    fn serve(&self, lab: &Lab, guest: &Guest, interrupted: &AtomicBool) -> Result<ExitCode> {
+        let name = &guest.name;
+        say(&format!("creating the guest {name}"));
+        let file = format!("/root/{name}.cfg");
+        lab.write(&file, &guest.config)?;
         lab.run(&format!("xl create -q {file}"))?;
-        let mut command = lab.follow_console(&self.app)?;
+        let mut command = lab.follow_console(name)?;
         command.stdin(Stdio::null());
         let console = Kept::spawn(command)?;
         let deadline = Instant::now() + START_TIME;
-        let mut answers = false;
-        while !ended.load(Ordering::Relaxed) {
+        let mut pending = guest.service.as_ref();
+        if pending.is_none() {
+            self.invite(None);
+        }
+        while !interrupted.load(Ordering::Relaxed) {
             if !lab.is_running() {
                 bail!("QEMU ended; its logs are in {}", lab.folder().display());
             }
             if console.ended().is_some() {
-                bail!("the guest ended; logs are in {}", lab.pull_logs()?.display());
+                let logs = lab.pull_logs()?;
+                let text = format!("the guest ended; logs are in {}", logs.display());
+                if guest.service.is_some() {
+                    bail!("{text}");
+                }
+                say(&text);
+                return Ok(ExitCode::SUCCESS);
             }
-            if !answers {
-                answers = answer(&self.app, self.port).is_ok();
-                if answers {
-                    self.invite();
+            if let Some(service) = pending {
+                if service.answers(self.port).is_ok() {
+                    self.invite(pending.take());
                 } else if Instant::now() > deadline {
                     let (time, logs) = (START_TIME.as_secs(), lab.pull_logs()?);
                     bail!("the guest did not answer in {time} s; logs are in {}", logs.display());
@@ -117,27 +168,38 @@ impl Run {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn invite(&self) {
+    /// Tells the user how to reach the guest.
+    fn invite(&self, service: Option<&Service>) {
+        let port = self.port;
         println!();
-        match &*self.app {
-            "http" => println!("    http://localhost:{}/", self.port),
-            "echo" => {
-                println!("    nc localhost {}     every line comes back", self.port);
-            }
-            _ => println!("    localhost:{}", self.port),
+        match service.map(|service| &*service.app) {
+            Some("http") => println!("    http://localhost:{port}/"),
+            Some("echo") => println!("    nc localhost {port}     echoes every line"),
+            Some(_) => println!("    localhost:{port}"),
+            None => println!("    `target/lab forward {port}:PORT` makes a port of dom0 reachable"),
         }
+        println!("    `target/lab exec xl list`, `target/lab shell`: dom0");
         println!("    Ctrl-C ends the guest and Xen; below is the guest's console");
         println!();
     }
 }
 
-/// A guest's command line.
+/// The last command line of a guest's configuration.
 fn cmdline(config: &str) -> Option<&str> {
-    let line = config.lines().find(|line| line.trim_start().starts_with("cmdline"))?;
+    let line = config.lines().rfind(|line| line.trim_start().starts_with("cmdline"))?;
     Some(line.split_once('"')?.1.rsplit_once('"')?.0)
 }
 
-/// What to add to a guest's configuration so that its sockets are its own. xl takes the last of each setting.
+/// The app and the port that a guest's command line names.
+fn service(config: &str) -> Option<Service> {
+    let words = cmdline(config)?;
+    let value = |key: &str| {
+        words.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+    };
+    Some(Service { app: value("app")?.to_owned(), port: value("port")?.parse().ok()? })
+}
+
+/// What to add to a guest's configuration so that its sockets are its own.
 fn over_netfront(config: &str) -> String {
     let cmdline = cmdline(config).unwrap_or_default();
     format!(
@@ -146,39 +208,49 @@ fn over_netfront(config: &str) -> String {
     )
 }
 
-/// The port that a guest's command line names.
-fn guest_port(config: &str) -> Option<u16> {
-    let port = cmdline(config)?.split_once("port=")?.1;
-    port.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-}
-
-/// Gets one answer from the guest. A connection alone proves nothing: QEMU accepts it.
-fn answer(app: &str, port: u16) -> Result<()> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(ANSWER_TIME))?;
-    stream.set_write_timeout(Some(ANSWER_TIME))?;
-    let (request, start): (&[u8], &[u8]) = match app {
-        "http" => (b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n", b"HTTP/1."),
-        _ => (b"hello\n", b"hello\n"),
-    };
-    stream.write_all(request)?;
-    let mut got = vec![0; start.len()];
-    stream.read_exact(&mut got)?;
-    if got != start {
-        bail!("unexpected answer {:?}", String::from_utf8_lossy(&got));
+impl Service {
+    /// Gets one answer from the guest. A connection alone proves nothing: QEMU accepts it.
+    fn answers(&self, port: u16) -> Result<()> {
+        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_read_timeout(Some(ANSWER_TIME))?;
+        stream.set_write_timeout(Some(ANSWER_TIME))?;
+        let (request, start): (&[u8], &[u8]) = match &*self.app {
+            "http" => (b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n", b"HTTP/1."),
+            _ => (b"hello\n", b"hello\n"),
+        };
+        stream.write_all(request)?;
+        let mut got = vec![0; start.len()];
+        stream.read_exact(&mut got)?;
+        if got != start {
+            bail!("unexpected answer {:?}", String::from_utf8_lossy(&got));
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        run: Run,
+    }
+
+    fn guest(words: &[&str]) -> Guest {
+        let line = Line::parse_from(["run"].iter().chain(words));
+        line.run.guest(&Tree::here()).unwrap()
+    }
 
     #[test]
-    fn the_port_is_read_from_the_command_line_in_the_configuration() {
+    fn the_service_is_read_from_the_last_command_line_in_the_configuration() {
         let config = "# port=1\nname = \"x\"\ncmdline = \"app=http port=80 log=debug\"\n";
-        assert_eq!(guest_port(config), Some(80));
-        assert_eq!(guest_port("cmdline = \"app=http\"\n"), None);
+        assert_eq!(service(config), Some(Service { app: "http".into(), port: 80 }));
+        let config = format!("{config}cmdline = \"app=echo port=7\"\n");
+        assert_eq!(service(&config), Some(Service { app: "echo".into(), port: 7 }));
+        assert_eq!(service("cmdline = \"app=http\"\n"), None);
     }
 
     #[test]
@@ -192,9 +264,21 @@ mod tests {
     }
 
     #[test]
-    fn every_guest_of_the_tree_names_its_port() {
+    fn every_guest_of_the_tree_names_its_app_and_port() {
         for (name, path) in Tree::here().guests().unwrap() {
-            assert!(guest_port(&fs::read_to_string(path).unwrap()).is_some(), "{name}");
+            let service = service(&fs::read_to_string(path).unwrap()).unwrap();
+            assert_eq!(service.app, name);
         }
+    }
+
+    #[test]
+    fn the_arguments_are_the_command_line_of_an_image() {
+        let built = "/somewhere/xensock-kernel";
+        assert_eq!(guest(&["--kernel", built]), guest(&[]));
+        let echo = guest(&["--kernel", built, "--", "app=echo", "port=7"]);
+        assert_eq!(echo.service, Some(Service { app: "echo".into(), port: 7 }));
+        let own = guest(&["--kernel", "/somewhere/hello", "--", "port=7"]);
+        assert_eq!((&*own.name, &own.service), ("hello", &None));
+        assert!(own.config.ends_with("name = \"hello\"\n\ncmdline = \"port=7\"\n"));
     }
 }
