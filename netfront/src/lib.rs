@@ -11,12 +11,12 @@
 extern crate alloc;
 
 mod capture;
-mod names;
 mod nic;
+mod resolver;
 pub mod stack;
 pub mod vif;
 
 pub use capture::Capture;
-pub use names::{ResolveError, Resolver};
 pub use nic::{Link, Nic};
+pub use resolver::{ResolveError, Resolver};
 pub use smoltcp;

@@ -68,7 +68,7 @@ fn a_page_is_served_at_an_address_from_dhcp(fixture: &Fixture) -> Result<()> {
     ensure!(page.starts_with("HTTP/1.1 200") && page.contains("XenSock"), "{page}");
     let console = guest.domain.console()?;
     for said in [
-        "the address is 10.0.2.130/25, by way of 10.0.2.129",
+        "the address is 10.0.2.130/25, the gateway 10.0.2.129",
         "MTU 1500, segmentation, checksums, two event channels",
     ] {
         ensure!(console.contains(said), "{console}");

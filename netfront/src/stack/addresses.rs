@@ -1,59 +1,91 @@
-//! The interface's addresses, and where they come from.
+//! The interface's addresses and DNS servers: from the configuration or a DHCP server.
 
-use super::state::State;
-use super::{Config, Ipv4, Ipv4Cidr, Ipv6Cidr};
+use super::config::{Config, Ipv4};
 use alloc::vec::Vec;
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::net::{Ipv4Addr, Ipv6Addr};
 use embassy_time::{Duration, Instant};
-use smoltcp::iface::Interface;
-use smoltcp::socket::dhcpv4;
-use smoltcp::wire::{EthernetAddress, IpCidr};
+use smoltcp::iface::{Interface, SocketHandle, SocketSet};
+use smoltcp::socket::{dhcpv4, dns};
+use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr, Ipv4Cidr, Ipv6Cidr};
 
-/// How long an address is used after the link was away without the DHCP server having said that it may.
-const CONFIRMED_WITHIN: Duration = Duration::from_secs(60);
+/// How long an address stays in use after the link came up again without the DHCP server confirming it.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The addresses as they are now.
+/// The current addresses.
 pub(super) struct Addresses {
-    /// With its gateway.
-    pub(super) ipv4: Option<(Ipv4Cidr, Option<Ipv4Addr>)>,
+    /// The address and the default gateway.
+    ipv4: Option<(Ipv4Cidr, Option<Ipv4Addr>)>,
     ipv6: Option<(Ipv6Cidr, Option<Ipv6Addr>)>,
-    pub(super) dns: Vec<IpAddr>,
-    /// The configuration names DNS servers: a DHCP server's are not asked.
+    dns_servers: Vec<IpAddress>,
+    /// The DNS servers are the configuration's: a DHCP server's are not used.
     fixed_dns: bool,
+    dhcp: Option<SocketHandle>,
+    /// When the IPv4 address is given up unless the DHCP server confirms it.
+    pub(super) unconfirmed: Option<Instant>,
+    /// smoltcp's DNS client.
+    pub(super) dns: SocketHandle,
 }
 
 impl Addresses {
-    pub(super) fn of(config: &Config) -> Addresses {
+    pub(super) fn new(config: &Config, sockets: &mut SocketSet<'static>) -> Self {
+        let (ipv4, dhcp) = match config.ipv4 {
+            Ipv4::Dhcp => (None, Some(sockets.add(dhcpv4::Socket::new()))),
+            Ipv4::Static { address, gateway } => (Some((address, gateway)), None),
+        };
         Addresses {
-            ipv4: match config.ipv4 {
-                Ipv4::Dhcp => None,
-                Ipv4::Static { address, gateway } => Some((address, gateway)),
-            },
+            ipv4,
             ipv6: config.ipv6,
-            dns: config.dns.clone(),
+            dns_servers: config.dns.iter().map(|&server| server.into()).collect(),
             fixed_dns: !config.dns.is_empty(),
+            dhcp,
+            unconfirmed: None,
+            dns: sockets.add(dns::Socket::new(&[], Vec::new())),
         }
     }
-}
 
-/// The link-local address that an Ethernet address makes (RFC 4291, appendix A).
-fn link_local(EthernetAddress(mac): EthernetAddress) -> Ipv6Addr {
-    let [a, b, c, d, e, f] = mac.map(u16::from);
-    Ipv6Addr::new(0xfe80, 0, 0, 0, (a ^ 2) << 8 | b, c << 8 | 0xff, 0xfe00 | d, e << 8 | f)
-}
-
-impl State {
-    /// Gives the interface its addresses and routes.
-    pub(super) fn configure(&mut self, mac: EthernetAddress) {
-        let State { interface, addresses, .. } = self;
-        apply(interface, addresses, mac);
-        self.set_dns();
+    pub(super) fn ipv4(&self) -> Option<Ipv4Cidr> {
+        self.ipv4.map(|(address, _)| address)
     }
 
-    /// Does what the DHCP server says; whether it said something new.
-    pub(super) fn follow_dhcp(&mut self, mac: EthernetAddress) -> bool {
+    pub(super) fn has_dns_server(&self) -> bool {
+        !self.dns_servers.is_empty()
+    }
+
+    /// Gives the interface its addresses and routes, and the DNS client its servers.
+    pub(super) fn apply(
+        &self,
+        interface: &mut Interface,
+        sockets: &mut SocketSet<'static>,
+        mac: EthernetAddress,
+    ) {
+        interface.update_ip_addrs(|list| {
+            list.clear();
+            // The list has room for four addresses: see smoltcp's features.
+            let _ = list.push(IpCidr::new(link_local(mac).into(), 64));
+            if let Some((address, _)) = self.ipv6 {
+                let _ = list.push(address.into());
+            }
+            if let Some((address, _)) = self.ipv4 {
+                let _ = list.push(address.into());
+            }
+        });
+        let routes = interface.routes_mut();
+        match self.ipv4 {
+            Some((_, Some(gateway))) => drop(routes.add_default_ipv4_route(gateway)),
+            _ => drop(routes.remove_default_ipv4_route()),
+        }
+        match self.ipv6 {
+            Some((_, Some(gateway))) => drop(routes.add_default_ipv6_route(gateway)),
+            _ => drop(routes.remove_default_ipv6_route()),
+        }
+        // smoltcp uses the first few servers and ignores the others.
+        sockets.get_mut::<dns::Socket<'_>>(self.dns).update_servers(&self.dns_servers);
+    }
+
+    /// Handles the DHCP server's answers. Returns true if the addresses have to be applied.
+    pub(super) fn follow_dhcp(&mut self, sockets: &mut SocketSet<'static>) -> bool {
         let Some(handle) = self.dhcp else { return false };
-        let event = match self.sockets.get_mut::<dhcpv4::Socket<'_>>(handle).poll() {
+        let event = match sockets.get_mut::<dhcpv4::Socket<'_>>(handle).poll() {
             Some(event) => event,
             None if self.unconfirmed.is_some_and(|end| Instant::now() >= end) => {
                 dhcpv4::Event::Deconfigured
@@ -61,66 +93,46 @@ impl State {
             None => return false,
         };
         self.unconfirmed = None;
-        let before = self.addresses.ipv4;
+        let before = self.ipv4;
         match event {
             dhcpv4::Event::Configured(lease) => {
-                self.addresses.ipv4 = Some((lease.address, lease.router));
-                if !self.addresses.fixed_dns {
-                    self.addresses.dns = lease.dns_servers.iter().map(|&dns| dns.into()).collect();
+                self.ipv4 = Some((lease.address, lease.router));
+                if !self.fixed_dns {
+                    self.dns_servers = lease.dns_servers.iter().map(|&dns| dns.into()).collect();
                 }
             }
-            dhcpv4::Event::Deconfigured => self.addresses.ipv4 = None,
+            dhcpv4::Event::Deconfigured => self.ipv4 = None,
         }
-        if before != self.addresses.ipv4 {
-            match self.addresses.ipv4 {
+        if before != self.ipv4 {
+            match self.ipv4 {
                 Some((address, Some(gateway))) => {
-                    log::info!("net: the address is {address}, by way of {gateway}");
+                    log::info!("net: the address is {address}, the gateway {gateway}");
                 }
                 Some((address, None)) => log::info!("net: the address is {address}"),
-                None => log::warn!("net: the address is lost: nobody renews its lease"),
+                None => log::warn!("net: the address is lost: no DHCP server renews its lease"),
             }
         }
-        self.configure(mac);
-        let interface: Vec<IpCidr> = self.interface.ip_addrs().to_vec();
-        self.end_strays(|address| interface.iter().any(|cidr| cidr.address() == address));
         true
     }
 
-    /// Asks the DHCP server anew: the link was away, and it may be another one's. Until it answers, the address
-    /// stays, but not for ever.
-    pub(super) fn restart_dhcp(&mut self) {
+    /// Starts over with DHCP: the link was down and may lead to another network. The address stays until a
+    /// server answers, for at most [`CONFIRM_TIMEOUT`].
+    pub(super) fn restart_dhcp(&mut self, sockets: &mut SocketSet<'static>) {
         let Some(handle) = self.dhcp else { return };
-        let socket = self.sockets.get_mut::<dhcpv4::Socket<'_>>(handle);
+        let socket = sockets.get_mut::<dhcpv4::Socket<'_>>(handle);
         socket.reset();
-        // It says that there is no lease any more, which is not for the server to decide yet.
+        // Discards the `Deconfigured` that follows from the reset.
         while socket.poll().is_some() {}
-        if self.addresses.ipv4.is_some() {
-            self.unconfirmed = Some(Instant::now() + CONFIRMED_WITHIN);
+        if self.ipv4.is_some() {
+            self.unconfirmed = Some(Instant::now() + CONFIRM_TIMEOUT);
         }
     }
 }
 
-fn apply(interface: &mut Interface, addresses: &Addresses, mac: EthernetAddress) {
-    interface.update_ip_addrs(|list| {
-        list.clear();
-        // There is room for all of them: smoltcp is built for more.
-        let _ = list.push(IpCidr::new(link_local(mac).into(), 64));
-        if let Some((address, _)) = addresses.ipv6 {
-            let _ = list.push(address.into());
-        }
-        if let Some((address, _)) = addresses.ipv4 {
-            let _ = list.push(address.into());
-        }
-    });
-    let routes = interface.routes_mut();
-    match addresses.ipv4 {
-        Some((_, Some(gateway))) => drop(routes.add_default_ipv4_route(gateway)),
-        _ => drop(routes.remove_default_ipv4_route()),
-    }
-    match addresses.ipv6 {
-        Some((_, Some(gateway))) => drop(routes.add_default_ipv6_route(gateway)),
-        _ => drop(routes.remove_default_ipv6_route()),
-    }
+/// The link-local address for an Ethernet address (RFC 4291, appendix A).
+fn link_local(EthernetAddress(mac): EthernetAddress) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac.map(u16::from);
+    Ipv6Addr::new(0xfe80, 0, 0, 0, (a ^ 2) << 8 | b, c << 8 | 0xff, 0xfe00 | d, e << 8 | f)
 }
 
 #[cfg(test)]
@@ -128,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_link_local_address_is_made_of_the_interfaces_own() {
+    fn a_link_local_address_is_derived_from_the_ethernet_address() {
         let mac = EthernetAddress([0x00, 0x16, 0x3e, 0x12, 0x34, 0x56]);
         assert_eq!(link_local(mac), "fe80::216:3eff:fe12:3456".parse::<Ipv6Addr>().unwrap());
     }

@@ -8,15 +8,16 @@ use core::future::poll_fn;
 use core::pin::pin;
 use core::task::Poll;
 use embassy_time::{Duration, Instant, Timer};
-use futures_util::future::{Either, select};
+use futures_util::future::select;
 use smoltcp::iface::{PollIngressSingleResult, PollResult};
 use smoltcp::phy::Device;
+use smoltcp::time::Duration as Delay;
 
-/// Frames that are taken in before others have a turn.
+/// How many frames are received before other tasks run.
 const BATCH: usize = 64;
 
-/// How soon there is another look at something that is due and cannot be done.
-const STUCK: Duration = Duration::from_millis(10);
+/// The delay before something is tried again that is due and cannot be done.
+const RETRY_DELAY: Delay = Delay::from_millis(10);
 
 /// The engine of a [`Stack`](super::Stack); see [`run`](Runner::run).
 pub struct Runner<D, N> {
@@ -26,11 +27,11 @@ pub struct Runner<D, N> {
     link: Link,
 }
 
-/// When to look again.
+/// When the runner has to run again.
 enum Next {
-    /// At once, after others had a turn.
+    /// After other tasks have run.
     Soon,
-    /// When something happens, or then.
+    /// When something happens, or at this time.
     Wait(Option<Instant>),
 }
 
@@ -50,25 +51,21 @@ impl<D: Device, N: Nic> Runner<D, N> {
     fn turn(&mut self) -> Next {
         self.follow_link();
         let Runner { inner, device, nic, .. } = self;
-        let (mut soon, mut reaped) = (false, None);
-        let delay = inner.with(|state| {
+        let next = inner.with(|state| {
             let time = now();
-            for count in 0.. {
-                if count == BATCH {
-                    soon = true;
+            let mut batch_is_full = true;
+            for _ in 0..BATCH {
+                let received =
+                    state.interface.poll_ingress_single(time, device, &mut state.sockets);
+                if let PollIngressSingleResult::None = received {
+                    batch_is_full = false;
                     break;
                 }
-                let done = state.interface.poll_ingress_single(time, device, &mut state.sockets);
-                if let PollIngressSingleResult::None = done {
-                    break;
-                }
-                // A connection that came in needs another socket to listen before the next one comes.
-                for listener in state.listeners() {
-                    listener.attend(inner, state);
-                }
+                // A listener whose socket got a connection needs another socket before the next frame.
+                state.update_listeners(&inner.config);
             }
-            let mac = nic.hardware_address();
-            if state.follow_dhcp(mac) {
+            if state.addresses.follow_dhcp(&mut state.sockets) {
+                state.apply_addresses(nic.hardware_address());
                 inner.changed.wake_all();
             }
             let mut sent = false;
@@ -78,29 +75,27 @@ impl<D: Device, N: Nic> Runner<D, N> {
                 sent = true;
             }
             state.interface.poll_maintenance(time);
-            reaped = [state.reap(), state.unconfirmed].into_iter().flatten().min();
-            for listener in state.listeners() {
-                listener.attend(inner, state);
-            }
-            let delay = state.interface.poll_delay(time, &state.sockets);
-            // What cannot be sent for lack of room waits for the interface alone.
-            match delay {
-                Some(smoltcp::time::Duration::ZERO) if device.transmit(time).is_none() => None,
-                Some(smoltcp::time::Duration::ZERO) if !sent => {
-                    Some(smoltcp::time::Duration::from_micros(STUCK.as_micros()))
-                }
+            let deadlines = [state.reap(), state.addresses.unconfirmed];
+            state.update_listeners(&inner.config);
+            let delay = match state.interface.poll_delay(time, &state.sockets) {
+                // Without room to transmit, only the interface can end the wait.
+                Some(Delay::ZERO) if device.transmit(time).is_none() => None,
+                Some(Delay::ZERO) if !sent => Some(RETRY_DELAY),
                 delay => delay,
+            };
+            if batch_is_full || delay == Some(Delay::ZERO) {
+                return Next::Soon;
             }
+            let due =
+                delay.map(|delay| Instant::now() + Duration::from_micros(delay.total_micros()));
+            Next::Wait(deadlines.into_iter().chain([due]).flatten().min())
         });
         nic.flush();
-        if soon || delay == Some(smoltcp::time::Duration::ZERO) {
-            return Next::Soon;
-        }
-        let due = delay.map(|delay| Instant::now() + Duration::from_micros(delay.total_micros()));
-        Next::Wait([due, reaped].into_iter().flatten().min())
+        next
     }
 
-    /// Begins anew with a link that has come up again: what it can do may be different, and who is there.
+    /// Reinitialises the interface when the link has come up: the device's capabilities and the network
+    /// may have changed.
     fn follow_link(&mut self) {
         let link = self.nic.link();
         if link == self.link {
@@ -112,13 +107,13 @@ impl<D: Device, N: Nic> Runner<D, N> {
             return;
         }
         let Runner { inner, device, nic, .. } = self;
-        let address = nic.hardware_address();
+        let mac = nic.hardware_address();
         inner.with(|state| {
-            // Addresses stay until the DHCP server has others.
             let seed = inner.config.seed ^ Instant::now().as_ticks();
-            state.interface = interface(device, address, seed);
-            state.restart_dhcp();
-            state.configure(address);
+            state.interface = interface(device, mac, seed);
+            // The addresses stay until the DHCP server assigns others.
+            state.addresses.restart_dhcp(&mut state.sockets);
+            state.addresses.apply(&mut state.interface, &mut state.sockets, mac);
         });
         log::info!("net: the link is up");
     }
@@ -140,11 +135,10 @@ impl<D: Device, N: Nic> Runner<D, N> {
             }
             Poll::Pending
         });
-        match next {
-            Next::Wait(Some(due)) => match select(woken, pin!(Timer::at(due))).await {
-                Either::Left(_) | Either::Right(_) => {}
-            },
-            _ => woken.await,
+        if let Next::Wait(Some(due)) = next {
+            let _ = select(woken, pin!(Timer::at(due))).await;
+        } else {
+            woken.await;
         }
     }
 }

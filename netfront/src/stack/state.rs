@@ -1,8 +1,8 @@
 //! What the handles and the runner share.
 
 use super::addresses::Addresses;
-use super::listener::Queue;
-use super::{Config, Ipv4, Ipv4Cidr, Statistics};
+use super::backlog::Backlog;
+use super::config::Config;
 use alloc::rc::{Rc, Weak};
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
@@ -10,106 +10,95 @@ use core::task::Waker;
 use embassy_time::Instant;
 use smoltcp::iface::{self, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::Device;
-use smoltcp::socket::{dhcpv4, dns, tcp};
-use smoltcp::wire::{EthernetAddress, IpAddress};
-use xen::{Counter, Errno, WaitList};
+use smoltcp::socket::tcp;
+use smoltcp::wire::{EthernetAddress, IpListenEndpoint};
+use xen::{Errno, WaitList};
 
-/// The first of the ports that connections go out from (RFC 6335), and how many there are.
-const EPHEMERAL: u16 = 49152;
-const EPHEMERALS: u16 = 16384;
+/// The dynamic ports (RFC 6335): the first one, and their number.
+const FIRST_DYNAMIC_PORT: u16 = 49152;
+const DYNAMIC_PORTS: u16 = 16384;
 
 /// Shared by all handles.
 pub(super) struct Inner {
     pub(super) config: Config,
     state: RefCell<State>,
-    /// Told when an address comes or goes.
+    /// Woken when the interface gets or loses an address.
     pub(super) changed: WaitList,
-    /// The runner is to look at the sockets.
+    /// Whether a socket needs the runner's attention.
     work: Cell<bool>,
     runner: RefCell<Option<Waker>>,
-    pub(super) counted: Counted,
+    statistics: Cell<Statistics>,
 }
 
-#[derive(Default)]
-pub(super) struct Counted {
-    pub(super) opened: Counter,
-    pub(super) open: Counter,
-    pub(super) bytes_in: Counter,
-    pub(super) bytes_out: Counter,
+/// Counts of connections and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Streams connected or accepted so far.
+    pub streams_opened: u64,
+    /// Streams that exist now.
+    pub streams_open: u64,
+    /// Bytes read from streams.
+    pub bytes_in: u64,
+    /// Bytes written to streams.
+    pub bytes_out: u64,
 }
 
-/// smoltcp's objects, and lists of ours.
+/// smoltcp's objects and our lists.
 pub(super) struct State {
     pub(super) interface: Interface,
     pub(super) sockets: SocketSet<'static>,
     pub(super) addresses: Addresses,
-    pub(super) dhcp: Option<SocketHandle>,
-    /// Until when the DHCP server has to confirm the address, after the link was away.
-    pub(super) unconfirmed: Option<Instant>,
-    pub(super) dns: SocketHandle,
-    /// The sockets of streams, and where to say why the stack has ended one.
+    /// The streams' sockets, and where to store why the stack has ended one.
     pub(super) streams: Vec<(SocketHandle, Weak<Cell<Option<Errno>>>)>,
-    /// The listeners that exist.
-    pub(super) listeners: Vec<Weak<Queue>>,
-    /// Sockets without a user, and until when they have time to end.
-    pub(super) closing: Vec<(SocketHandle, Instant)>,
+    listeners: Vec<Weak<Backlog>>,
+    /// Sockets whose user has dropped them, and until when each may send.
+    closing: Vec<(SocketHandle, Instant)>,
     next_port: u16,
 }
 
-/// The present, for smoltcp.
+/// The current time, for smoltcp.
 pub(super) fn now() -> smoltcp::time::Instant {
     smoltcp::time::Instant::from_micros(Instant::now().as_micros() as i64)
 }
 
-/// smoltcp's interface over a device, with the capabilities that it has now.
-pub(super) fn interface<D: Device>(
-    device: &mut D,
-    address: EthernetAddress,
-    seed: u64,
-) -> Interface {
-    let mut config = iface::Config::new(address.into());
+/// smoltcp's interface over a device with its current capabilities.
+pub(super) fn interface<D: Device>(device: &mut D, mac: EthernetAddress, seed: u64) -> Interface {
+    let mut config = iface::Config::new(mac.into());
     config.random_seed = seed;
     Interface::new(config, device, now())
 }
 
 impl Inner {
-    pub(super) fn new<D: Device>(device: &mut D, address: EthernetAddress, config: Config) -> Self {
+    pub(super) fn new<D: Device>(device: &mut D, mac: EthernetAddress, config: Config) -> Self {
         let mut sockets = SocketSet::new(Vec::new());
-        let dhcp = match config.ipv4 {
-            Ipv4::Dhcp => Some(sockets.add(dhcpv4::Socket::new())),
-            Ipv4::Static { .. } => None,
-        };
-        let dns = sockets.add(dns::Socket::new(&[], Vec::new()));
-        let mut state = State {
-            interface: interface(device, address, config.seed),
+        let mut interface = interface(device, mac, config.seed);
+        let addresses = Addresses::new(&config, &mut sockets);
+        addresses.apply(&mut interface, &mut sockets, mac);
+        let state = State {
+            interface,
             sockets,
-            addresses: Addresses::of(&config),
-            dhcp,
-            unconfirmed: None,
-            dns,
+            addresses,
             streams: Vec::new(),
             listeners: Vec::new(),
             closing: Vec::new(),
-            next_port: (config.seed % u64::from(EPHEMERALS)) as u16,
+            next_port: (config.seed % u64::from(DYNAMIC_PORTS)) as u16,
         };
-        state.configure(address);
         Inner {
             config,
             state: RefCell::new(state),
             changed: WaitList::default(),
-            // The runner has a first look.
             work: Cell::new(true),
             runner: RefCell::default(),
-            counted: Counted::default(),
+            statistics: Cell::default(),
         }
     }
 
-    /// Has something done with the sockets.
+    /// Runs `work` with the state borrowed.
     pub(super) fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
         work(&mut self.state.borrow_mut())
     }
 
-    /// Has the runner look at the sockets.
+    /// Makes the runner look at the sockets.
     pub(super) fn kick(&self) {
         self.work.set(true);
         if let Some(waker) = self.runner.borrow_mut().take() {
@@ -117,40 +106,25 @@ impl Inner {
         }
     }
 
-    /// Whether the runner was asked to; then it need not sleep.
+    /// Whether there was a [`kick`](Inner::kick) since the last call.
     pub(super) fn take_work(&self) -> bool {
         self.work.take()
     }
 
-    /// Whom `kick` wakes.
+    /// Sets the waker that `kick` wakes.
     pub(super) fn set_runner(&self, waker: &Waker) {
         *self.runner.borrow_mut() = Some(waker.clone());
     }
 
-    pub(super) fn statistics(&self) -> Statistics {
-        let Counted { opened, open, bytes_in, bytes_out } = &self.counted;
-        Statistics {
-            streams_opened: opened.get(),
-            streams_open: open.get(),
-            bytes_in: bytes_in.get(),
-            bytes_out: bytes_out.get(),
-        }
+    /// Updates the statistics.
+    pub(super) fn count(&self, update: impl FnOnce(&mut Statistics)) {
+        let mut statistics = self.statistics.get();
+        update(&mut statistics);
+        self.statistics.set(statistics);
     }
 
-    /// A socket with buffers of the configured sizes.
-    pub(super) fn socket(&self) -> Result<tcp::Socket<'static>, Errno> {
-        let buffer = |len: usize| {
-            let mut buffer = Vec::new();
-            buffer.try_reserve_exact(len).map_err(|_| Errno::ENOMEM)?;
-            buffer.resize(len, 0);
-            Ok(tcp::SocketBuffer::new(buffer))
-        };
-        let Config { receive_buffer, transmit_buffer, .. } = self.config;
-        let mut socket = tcp::Socket::new(buffer(receive_buffer)?, buffer(transmit_buffer)?);
-        // What one write leaves behind is not held back for the next one.
-        socket.set_nagle_enabled(false);
-        socket.set_congestion_control(tcp::CongestionControl::Reno);
-        Ok(socket)
+    pub(super) fn statistics(&self) -> Statistics {
+        self.statistics.get()
     }
 }
 
@@ -159,25 +133,11 @@ impl State {
         self.sockets.get_mut(socket)
     }
 
-    /// Whether another socket has the same two ends. smoltcp gives a segment to the first socket that takes
-    /// it: a SYN that comes once more (a copy of it, or a client's next try) may meet one that listens before
-    /// it meets the one of its connection, and two that answer to one client end in a reset.
-    pub(super) fn has_twin(&self, of: SocketHandle) -> bool {
-        let ends = |socket: &tcp::Socket<'_>| (socket.local_endpoint(), socket.remote_endpoint());
-        let wanted = ends(self.sockets.get(of));
-        self.sockets.iter().any(|(handle, socket)| match socket {
-            smoltcp::socket::Socket::Tcp(socket) => {
-                handle != of && socket.is_open() && ends(socket) == wanted
-            }
-            _ => false,
-        })
-    }
-
-    /// A port that no socket has.
+    /// A dynamic port that no socket uses.
     pub(super) fn free_port(&mut self) -> Result<u16, Errno> {
-        for _ in 0..EPHEMERALS {
-            let port = EPHEMERAL + self.next_port;
-            self.next_port = (self.next_port + 1) % EPHEMERALS;
+        for _ in 0..DYNAMIC_PORTS {
+            let port = FIRST_DYNAMIC_PORT + self.next_port;
+            self.next_port = (self.next_port + 1) % DYNAMIC_PORTS;
             let taken = self.sockets.iter().any(|(_, socket)| match socket {
                 smoltcp::socket::Socket::Tcp(socket) => {
                     socket.local_endpoint().is_some_and(|local| local.port == port)
@@ -192,53 +152,43 @@ impl State {
         Err(Errno::EADDRNOTAVAIL)
     }
 
-    /// Whether there is an address to connect from.
+    /// Whether the interface has an address to connect from.
     pub(super) fn has_address(&self, v6: bool) -> bool {
-        v6 || self.addresses.ipv4.is_some()
+        v6 || self.addresses.ipv4().is_some()
     }
 
-    pub(super) fn ipv4(&self) -> Option<Ipv4Cidr> {
-        self.addresses.ipv4.map(|(address, _)| address)
+    /// Listens at an address unless another listener's overlaps.
+    pub(super) fn listen(
+        &mut self,
+        config: &Config,
+        addr: IpListenEndpoint,
+    ) -> Result<Rc<Backlog>, Errno> {
+        let mut others = self.listeners.iter().filter_map(Weak::upgrade);
+        if others.any(|other| other.overlaps(addr)) {
+            return Err(Errno::EADDRINUSE);
+        }
+        let backlog = Rc::new(Backlog::new(addr, config, &mut self.sockets)?);
+        self.listeners.push(Rc::downgrade(&backlog));
+        Ok(backlog)
     }
 
-    /// Keeps a socket that its user is done with until it has ended.
-    pub(super) fn retire(&mut self, socket: SocketHandle, until: Instant) {
-        self.closing.push((socket, until));
-    }
-
-    /// Frees the sockets that have ended, and ends those whose time is up. When the next one's is.
-    pub(super) fn reap(&mut self) -> Option<Instant> {
-        let now = Instant::now();
-        let State { closing, sockets, .. } = self;
-        closing.retain(|&(handle, until)| {
-            let socket: &mut tcp::Socket<'_> = sockets.get_mut(handle);
-            match socket.state() {
-                tcp::State::Closed | tcp::State::TimeWait => {
-                    // A reset that is still to be sent is sent first.
-                    if socket.state() == tcp::State::Closed
-                        && socket.remote_endpoint().is_some()
-                        && until > now
-                    {
-                        return true;
-                    }
-                    sockets.remove(handle);
-                    return false;
-                }
-                _ if until <= now => socket.abort(),
-                _ => {}
-            }
-            true
+    /// Updates the listeners' backlogs.
+    pub(super) fn update_listeners(&mut self, config: &Config) {
+        let State { listeners, sockets, .. } = self;
+        listeners.retain(|listener| {
+            let listener = listener.upgrade();
+            listener.inspect(|listener| listener.update(config, sockets)).is_some()
         });
-        closing.iter().map(|&(_, until)| until).filter(|until| *until > now).min()
     }
 
-    /// Ends the streams from addresses that are not the interface's any more.
-    pub(super) fn end_strays(&mut self, is_ours: impl Fn(IpAddress) -> bool) {
-        let State { streams, sockets, .. } = self;
+    /// Applies the addresses, and ends the streams from addresses that the interface has lost.
+    pub(super) fn apply_addresses(&mut self, mac: EthernetAddress) {
+        let State { interface, sockets, addresses, streams, .. } = self;
+        addresses.apply(interface, sockets, mac);
         streams.retain(|(socket, error)| {
             let Some(error) = error.upgrade() else { return false };
             let socket: &mut tcp::Socket<'_> = sockets.get_mut(*socket);
-            if socket.local_endpoint().is_some_and(|local| !is_ours(local.addr)) {
+            if socket.local_endpoint().is_some_and(|local| !interface.has_ip_addr(local.addr)) {
                 error.set(Some(Errno::ENETDOWN));
                 socket.abort();
             }
@@ -246,16 +196,35 @@ impl State {
         });
     }
 
-    /// The listeners that exist.
-    pub(super) fn listeners(&mut self) -> Vec<Rc<Queue>> {
-        self.listeners.retain(|listener| listener.strong_count() > 0);
-        self.listeners.iter().filter_map(Weak::upgrade).collect()
+    /// Keeps a socket that its user has dropped until it has sent everything or `until` has passed.
+    pub(super) fn retire(&mut self, socket: SocketHandle, until: Instant) {
+        self.closing.push((socket, until));
     }
 
-    /// DNS servers, at most as many as smoltcp takes.
-    pub(super) fn set_dns(&mut self) {
-        let servers: Vec<IpAddress> =
-            self.addresses.dns.iter().map(|&server| server.into()).collect();
-        self.sockets.get_mut::<dns::Socket<'_>>(self.dns).update_servers(&servers);
+    /// Whether no dropped socket has something to send.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.closing.is_empty()
+    }
+
+    /// Frees the dropped sockets that have ended, and resets those whose time has passed. Returns when the
+    /// next one's time passes.
+    pub(super) fn reap(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        let State { closing, sockets, .. } = self;
+        closing.retain(|&(handle, until)| {
+            let socket: &mut tcp::Socket<'_> = sockets.get_mut(handle);
+            // A closed socket with a remote endpoint still has to send its reset.
+            let ended = match socket.state() {
+                tcp::State::Closed => socket.remote_endpoint().is_none() || until <= now,
+                state => state == tcp::State::TimeWait,
+            };
+            if ended {
+                sockets.remove(handle);
+            } else if until <= now {
+                socket.abort();
+            }
+            !ended
+        });
+        closing.iter().map(|&(_, until)| until).filter(|until| *until > now).min()
     }
 }

@@ -32,7 +32,7 @@ pub(super) async fn connect(inner: &Rc<Inner>, to: SocketAddr) -> Result<Stream,
     let connecting = async {
         let ready = || inner.with(|state| state.has_address(to.is_ipv6())).then_some(());
         inner.changed.until(ready).await;
-        let socket = inner.socket()?;
+        let socket = inner.config.socket()?;
         let handle = inner.with(|state| {
             let port = state.free_port()?;
             let handle = state.sockets.add(socket);
@@ -59,8 +59,10 @@ pub(super) async fn connect(inner: &Rc<Inner>, to: SocketAddr) -> Result<Stream,
 
 impl Connection {
     pub(super) fn new(inner: &Rc<Inner>, socket: SocketHandle) -> Self {
-        inner.counted.opened.add(1);
-        inner.counted.open.add(1);
+        inner.count(|statistics| {
+            statistics.streams_opened += 1;
+            statistics.streams_open += 1;
+        });
         let error = Rc::default();
         inner.with(|state| state.streams.push((socket, Rc::downgrade(&error))));
         Connection { inner: inner.clone(), socket, error, read_shutdown: Cell::new(false) }
@@ -129,7 +131,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.inner.counted.open.sub(1);
+        self.inner.count(|statistics| statistics.streams_open -= 1);
         let until = Instant::now() + self.inner.config.linger;
         self.inner.with(|state| {
             state.tcp(self.socket).close();
@@ -157,7 +159,7 @@ impl PollSocket for Connection {
             })
         });
         if let Poll::Ready(Ok(count @ 1..)) = result {
-            self.inner.counted.bytes_in.add(count);
+            self.inner.count(|statistics| statistics.bytes_in += count as u64);
             // The window has grown: the runner may have to announce that.
             self.inner.kick();
         }
@@ -176,7 +178,7 @@ impl PollSocket for Connection {
             Poll::Ready(socket.send_slice(from).map_err(|_| Errno::EPIPE))
         });
         if let Poll::Ready(Ok(count)) = result {
-            self.inner.counted.bytes_out.add(count);
+            self.inner.count(|statistics| statistics.bytes_out += count as u64);
             self.inner.kick();
         }
         result
