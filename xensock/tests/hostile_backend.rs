@@ -24,6 +24,7 @@ fn a_backend_of_another_version_is_refused() {
             nodes.iter_mut().find(|node| node.0 == name).unwrap().1 = value;
             let (connected, _) = join(rig.frontend.connect(address(80)), offer(&rig, &nodes)).await;
             assert_eq!(connected.map(drop), Err(Errno::EOPNOTSUPP));
+            rig.until(|| rig.driver_ended().is_some()).await;
             assert_eq!(rig.driver_ended(), Some(Errno::EOPNOTSUPP));
         });
     }

@@ -1,8 +1,8 @@
 //! The frontend of a virtual network interface (`io/netif.h`).
 //!
-//! [`NetFront`] is the interface, for one stack: [`smoltcp`]'s `Device`; its [`Handle`] is the [`Nic`]. Its [`Driver`] finds
-//! the backend, agrees with it on what both can do, and finds it again when it was away. In between, frames
-//! are lost, as on any network.
+//! [`NetFront`] is the interface, for one stack: smoltcp's `Device`. Its [`Handle`] is the stack's [`Nic`]. Its
+//! [`Driver`] finds the backend, negotiates features with it, and finds it again when it returns. Frames in
+//! between are lost, as on any network.
 //!
 //! One pair of rings is used: a domain with one vCPU has no use for more. Frames of several parts, checksums
 //! and TCP segmentation are left to the other end where it can do them.
@@ -14,27 +14,22 @@
 //! it; what is not allowed ends the session, with a message, and nothing else.
 
 mod checksum;
-mod counters;
-mod device;
-mod driver;
-#[allow(unsafe_code, reason = "pages are given back to the machine here")]
-mod pages;
+mod features;
+mod interface;
 mod queue;
-mod ring;
 mod session;
-
-pub use counters::Statistics;
-pub use driver::Driver;
 
 use crate::{Link, Nic};
 use alloc::rc::Rc;
 use core::num::NonZeroUsize;
 use core::task::Waker;
-use device::{Device, LONGEST};
 use embassy_time::Duration;
+use features::LONGEST;
+use interface::{Interface, State};
 use smoltcp::phy::{self, Checksum, ChecksumCapabilities, DeviceCapabilities, Medium, PacketMeta};
 use smoltcp::time::Instant;
 use smoltcp::wire::EthernetAddress;
+use xen::frontend;
 use xen::xenstore::Store;
 use xen::{Errno, Machine, Side};
 
@@ -82,10 +77,10 @@ impl Config {
 }
 
 /// A network interface.
-pub struct NetFront<M: Machine + 'static>(Rc<Device<M>>);
+pub struct NetFront<M: Machine + 'static>(Rc<Interface<M>>);
 
 /// A handle to an interface: the stack's [`Nic`], and the life cycle. Clones are handles to the same interface.
-pub struct Handle<M: Machine + 'static>(Rc<Device<M>>);
+pub struct Handle<M: Machine + 'static>(Rc<Interface<M>>);
 
 impl<M: Machine> Clone for Handle<M> {
     fn clone(&self) -> Self {
@@ -102,9 +97,10 @@ impl<M: Machine> NetFront<M> {
         path: &str,
         config: Config,
     ) -> Result<(Self, Driver<M>), Errno> {
-        let address = session::read_address(&store, path).await?;
-        let device = Rc::new(Device::new(machine, path, config.clamped(), address));
-        Ok((NetFront(device.clone()), Driver::new(device, store)))
+        let address = features::read_address(&store, path).await?;
+        let interface = Rc::new(Interface::new(machine, path, config.clamped(), address));
+        let driver = Driver(frontend::Driver::new(interface.clone(), store, path));
+        Ok((NetFront(interface), driver))
     }
 
     /// A handle to this interface.
@@ -116,19 +112,24 @@ impl<M: Machine> NetFront<M> {
 impl<M: Machine> Handle<M> {
     /// Closes the device in an orderly way. The driver's future ends then.
     pub async fn shutdown(&self) {
-        self.0.shutdown().await;
+        frontend::shutdown(&*self.0).await;
     }
 
     /// To be called in a domain that was restored from a save, where all grants and event channels of
     /// before are lost: the driver connects to the domain's new backend. Xenstore must be
     /// [held](Store::hold) from before the save until this returns.
     pub async fn resume(&self) {
-        self.0.resume().await;
+        frontend::resume(&*self.0).await;
     }
 
     /// What was counted.
     pub fn statistics(&self) -> Statistics {
-        self.0.counters.read(self.0.grants.counts())
+        let usage = self.0.pages.usage();
+        Statistics {
+            pages: usage.pages,
+            quarantined_pages: usage.quarantined_pages,
+            ..self.0.with_state(|state| state.statistics)
+        }
     }
 }
 
@@ -146,8 +147,9 @@ impl<M: Machine + 'static> Nic for Handle<M> {
         // Whatever comes from here on wakes; what has come already is found now.
         let ready = self.0.with_queue(|state| {
             let Some(queue) = &mut state.queue else { return Ok(false) };
-            let room = queue.tx.has_room(&self.0.counters)? || queue.tx.arm(&self.0.counters)?;
-            let came = queue.rx.arm()? || state.waiting.is_some();
+            let statistics = &mut state.statistics;
+            let room = queue.tx.has_room(statistics)? || queue.tx.arm(statistics)?;
+            let came = queue.rx.arm() || state.waiting.is_some();
             // A frame is received together with room for a reply: without room, it has to wait for that.
             Ok(room && (came || core::mem::take(&mut state.starved)))
         });
@@ -158,18 +160,17 @@ impl<M: Machine + 'static> Nic for Handle<M> {
 
     fn flush(&self) {
         let due = self.0.with_queue(|state| {
-            Ok(state.queue.as_mut().map(|queue| {
-                let (tx, rx) = (queue.tx.push(), queue.rx.push());
-                // One event will do where there is one channel.
-                let same = queue.tx_port == queue.rx_port;
-                let tx = (tx || (same && rx)).then_some(queue.tx_port);
-                (tx, (rx && !same).then_some(queue.rx_port))
-            }))
+            let Some(queue) = &mut state.queue else { return Ok([None; 2]) };
+            let (tx, rx) = (queue.tx.publish().is_due(), queue.rx.publish().is_due());
+            // One event is enough if there is one channel.
+            let same = queue.tx_port == queue.rx_port;
+            let ports = [(tx || (same && rx), queue.tx_port), (rx && !same, queue.rx_port)];
+            let due = ports.map(|(due, port)| due.then_some(port));
+            state.statistics.notifications_sent += due.iter().flatten().count() as u64;
+            Ok(due)
         });
-        let (tx, rx) = due.flatten().unwrap_or((None, None));
-        for port in [tx, rx].into_iter().flatten() {
-            self.0.counters.notifications_sent.add(1);
-            self.0.grants.machine().notify(port);
+        for port in due.into_iter().flatten().flatten() {
+            self.0.pages.machine().notify(port);
         }
     }
 }
@@ -179,44 +180,45 @@ impl<M: Machine + 'static> phy::Device for NetFront<M> {
     type TxToken<'a> = TxToken<'a, M>;
 
     fn receive(&mut self, _: Instant) -> Option<(RxToken<'_, M>, TxToken<'_, M>)> {
-        let device = &*self.0;
-        let received = device.with_queue(|state| {
+        let interface = &*self.0;
+        let received = interface.with_queue(|state| {
             let Some(queue) = &mut state.queue else { return Ok(false) };
             if state.waiting.is_none() {
-                state.waiting = queue.rx.next(&mut state.received, &device.counters)?;
+                state.waiting = queue.rx.next(&mut state.received, &mut state.statistics)?;
                 if let Some(len) = state.waiting {
-                    device.counters.received.add(1);
-                    device.counters.received_bytes.add(len);
+                    state.statistics.received += 1;
+                    state.statistics.received_bytes += len as u64;
                 }
             }
-            Ok(state.waiting.is_some() && state.find_room(&device.counters)?)
+            Ok(state.waiting.is_some() && state.find_room()?)
         });
-        (received == Some(true)).then(|| (RxToken(device), TxToken::new(device)))
+        (received == Some(true)).then(|| (RxToken(interface), TxToken::new(interface)))
     }
 
     fn transmit(&mut self, _: Instant) -> Option<TxToken<'_, M>> {
-        let device = &*self.0;
-        let room = device.with_queue(|state| state.find_room(&device.counters));
-        (room == Some(true)).then(|| TxToken::new(device))
+        let interface = &*self.0;
+        let room = interface.with_queue(State::find_room);
+        (room == Some(true)).then(|| TxToken::new(interface))
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
-        let terms = self.0.terms.get();
+        let features = self.0.features.get();
         let mut checksum = ChecksumCapabilities::default();
         // Whatever the backend does not do of these, the interface does.
         (checksum.tcp, checksum.udp) = (Checksum::None, Checksum::None);
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = terms.frame();
+        capabilities.max_transmission_unit = features.frame();
         capabilities.checksum = checksum;
         // Not over IPv6: smoltcp 0.14 makes such frames there as well, and then drops them as too long.
-        capabilities.segmentation.tcpv4 = NonZeroUsize::new(LONGEST).filter(|_| terms.segments_v4);
+        capabilities.segmentation.tcpv4 =
+            NonZeroUsize::new(LONGEST).filter(|_| features.segments_v4);
         capabilities
     }
 }
 
 /// A frame that has come.
-pub struct RxToken<'a, M: Machine>(&'a Device<M>);
+pub struct RxToken<'a, M: Machine>(&'a Interface<M>);
 
 impl<M: Machine> phy::RxToken for RxToken<'_, M> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
@@ -232,46 +234,86 @@ impl<M: Machine> phy::RxToken for RxToken<'_, M> {
 
 /// Room for a frame.
 pub struct TxToken<'a, M: Machine> {
-    device: &'a Device<M>,
+    interface: &'a Interface<M>,
     segment: Option<u16>,
 }
 
 impl<'a, M: Machine> TxToken<'a, M> {
-    fn new(device: &'a Device<M>) -> Self {
-        TxToken { device, segment: None }
+    fn new(interface: &'a Interface<M>) -> Self {
+        TxToken { interface, segment: None }
     }
 }
 
 impl<M: Machine> phy::TxToken for TxToken<'_, M> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let TxToken { device, segment } = self;
-        let mut buffer = device.with_state(|state| core::mem::take(&mut state.making));
+        let TxToken { interface, segment } = self;
+        let mut buffer = interface.with_state(|state| core::mem::take(&mut state.building));
         if buffer.len() < len {
-            // No stack does that; it goes nowhere.
+            // No stack does that; the frame is dropped below.
             buffer.resize(len, 0);
         }
         let frame = &mut buffer[..len];
         let result = f(frame);
-        let carried = device.terms.get().carry(frame, segment);
-        let sent = device.with_queue(|state| {
-            let Some(queue) = state.queue.as_mut().filter(|_| carried) else { return Ok(false) };
-            let room = queue.tx.has_room(&device.counters)?;
+        let accepted = interface.features.get().accept(frame, segment);
+        let sent = interface.with_queue(|state| {
+            let Some(queue) = state.queue.as_mut().filter(|_| accepted) else { return Ok(false) };
+            let room = queue.tx.has_room(&mut state.statistics)?;
             if room {
                 queue.tx.send(frame, segment);
             }
             Ok(room)
         });
-        if sent == Some(true) {
-            device.counters.transmitted.add(1);
-            device.counters.transmitted_bytes.add(len);
-        } else {
-            device.counters.transmit_dropped.add(1);
-        }
-        device.with_state(|state| state.making = buffer);
+        interface.with_state(|state| {
+            if sent == Some(true) {
+                state.statistics.transmitted += 1;
+                state.statistics.transmitted_bytes += len as u64;
+            } else {
+                state.statistics.transmit_dropped += 1;
+            }
+            state.building = buffer;
+        });
         result
     }
 
     fn set_meta(&mut self, meta: PacketMeta) {
         self.segment = meta.segmentation_offload_size.map(u16::from);
     }
+}
+
+/// The engine of a [`NetFront`]; see [`run`](Driver::run).
+pub struct Driver<M: Machine + 'static>(frontend::Driver<Interface<M>>);
+
+impl<M: Machine> Driver<M> {
+    /// Connects to the backend, and connects again when it returns.
+    ///
+    /// Returns [`Errno::ENODEV`] after [`Handle::shutdown`], or the error that made the device unusable. All
+    /// pages are back at the machine then.
+    pub async fn run(self) -> Errno {
+        self.0.run().await
+    }
+}
+
+/// What an interface has counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Frames received.
+    pub received: u64,
+    /// Their bytes.
+    pub received_bytes: u64,
+    /// Frames that came and were not delivered: too long, too short, or with a wrong checksum.
+    pub receive_dropped: u64,
+    /// Frames transmitted; one that is to be cut into segments counts once.
+    pub transmitted: u64,
+    /// Their bytes.
+    pub transmitted_bytes: u64,
+    /// Frames that went nowhere: there was no backend, or it dropped them.
+    pub transmit_dropped: u64,
+    /// Events sent to the backend.
+    pub notifications_sent: u64,
+    /// How often the link has come up.
+    pub sessions: u64,
+    /// Pages that are granted.
+    pub pages: u64,
+    /// Pages that a backend has mapped although their session is over.
+    pub quarantined_pages: u64,
 }

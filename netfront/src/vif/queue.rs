@@ -5,20 +5,35 @@
 //! at nobody else can change. The price is a copy more than if each frame's pages were granted anew.
 
 use super::checksum::{self, Filled};
-use super::counters::Counters;
-use super::pages::{Granted, Grants};
-use super::ring::{Ring, Violation};
-use super::session::{Terms, is_ipv6};
+use super::features::{ETHERNET_HEADER, Features, is_ipv6};
+use super::{Config, Statistics};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use xen::abi::netif::*;
+use xen::frontend::{GrantedPages, Notify, PagePool, Ring};
 use xen::{DomId, Errno, Machine, PAGE_SIZE, Port, Signal};
 
 /// The most parts of a frame that comes: pages for 64 KiB, the extra infos, and as many again.
 const MOST_PARTS: usize = 36;
 
-/// The least bytes that can be a frame: addresses and type.
-const ETHERNET_HEADER: usize = 14;
+/// How the backend broke the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Violation {
+    #[error("an index of its ring is impossible")]
+    Index,
+    #[error("response {id} is to no open request")]
+    Id { id: u16 },
+    #[error("a part of {len} bytes at {offset} is not within its page")]
+    Part { offset: u16, len: usize },
+    #[error("a frame has more than {0} parts")]
+    Endless(usize),
+}
+
+impl From<Errno> for Violation {
+    fn from(_: Errno) -> Self {
+        Violation::Index
+    }
+}
 
 /// Both rings and their event channels, which may be one.
 pub(super) struct Queue {
@@ -29,42 +44,42 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Grants everything, and opens the event channels.
+    /// Shares the pages, and opens the event channels.
     pub(super) fn open<M: Machine>(
-        grants: &Grants<M>,
+        pool: &PagePool<M>,
         peer: DomId,
-        terms: &Terms,
-        pages: (usize, usize),
+        features: &Features,
+        config: &Config,
         signal: &Arc<Signal>,
     ) -> Result<Queue, Errno> {
-        let mut all = grants.pages(peer, 2 + pages.0 + pages.1)?;
-        let ports = open_ports(grants.machine(), peer, terms.split_events, signal);
+        let mut pages = Vec::new();
+        let ports = (0..2 + config.transmit_pages + config.receive_pages)
+            .try_for_each(|_| pool.share(peer, 1).map(|page| pages.push(page)))
+            .and_then(|()| open_ports(pool.machine(), peer, features.split_events, signal));
         let (tx_port, rx_port) = match ports {
             Ok(ports) => ports,
             Err(error) => {
-                all.into_iter().for_each(|page| grants.withdraw(page));
+                pages.into_iter().for_each(|page| pool.withdraw(page));
                 return Err(error);
             }
         };
-        let rx_pages = all.split_off(2 + pages.0);
-        let tx_pages = all.split_off(2);
-        let (Some(rx_ring), Some(tx_ring)) = (all.pop(), all.pop()) else {
-            unreachable!("two pages were left")
-        };
-        let tx = Transmit::new(tx_ring, tx_pages, terms);
-        let rx = Receive::new(rx_ring, rx_pages);
-        Ok(Queue { tx, rx, tx_port, rx_port })
+        let mut rx_pages = pages.split_off(1 + config.transmit_pages);
+        let (tx_ring, rx_ring) = (pages.remove(0), rx_pages.remove(0));
+        let tx = Transmit::new(tx_ring, pages, features);
+        Ok(Queue { tx, rx: Receive::new(rx_ring, rx_pages), tx_port, rx_port })
+    }
+
+    /// The event channels: one or two.
+    pub(super) fn ports(&self) -> [Option<Port>; 2] {
+        [Some(self.rx_port), Some(self.tx_port).filter(|&port| port != self.rx_port)]
     }
 
     /// Gives everything back.
-    pub(super) fn close<M: Machine>(self, grants: &Grants<M>) {
-        grants.machine().close_port(self.tx_port);
-        if self.rx_port != self.tx_port {
-            grants.machine().close_port(self.rx_port);
-        }
+    pub(super) fn close<M: Machine>(self, pool: &PagePool<M>) {
+        self.ports().into_iter().flatten().for_each(|port| pool.machine().close_port(port));
         let Queue { tx, rx, .. } = self;
         for page in tx.pages.into_iter().chain(rx.pages).chain([tx.shared, rx.shared]) {
-            grants.withdraw(page);
+            pool.withdraw(page);
         }
     }
 }
@@ -90,9 +105,9 @@ fn open_ports<M: Machine>(
 
 /// The ring of frames that leave.
 pub(super) struct Transmit {
-    shared: Granted,
-    ring: Ring<TX_SLOT>,
-    pages: Vec<Granted>,
+    shared: GrantedPages,
+    ring: Ring,
+    pages: Vec<GrantedPages>,
     /// Whether the backend has the page.
     busy: Vec<bool>,
     free: Vec<u16>,
@@ -105,45 +120,46 @@ pub(super) struct Transmit {
 }
 
 impl Transmit {
-    fn new(shared: Granted, pages: Vec<Granted>, terms: &Terms) -> Self {
-        let ring = Ring::new(shared.shared());
+    fn new(shared: GrantedPages, pages: Vec<GrantedPages>, features: &Features) -> Self {
+        let ring = Ring::front(shared.shared(), RING_SLOTS as u32, TX_SLOT);
         Transmit {
             ring,
             busy: pages.iter().map(|_| false).collect(),
             free: (0..pages.len() as u16).rev().collect(),
             extras: 0,
-            longest: terms.longest_frame().div_ceil(PAGE_SIZE),
-            leave_v4: terms.checksum_v4,
-            leave_v6: terms.checksum_v6,
+            longest: features.longest_frame().div_ceil(PAGE_SIZE),
+            leave_v4: features.checksum_v4,
+            leave_v6: features.checksum_v6,
             shared,
             pages,
         }
     }
 
     pub(super) fn grant(&self) -> u32 {
-        self.shared.grant().0
+        self.shared.grants()[0].0
     }
 
-    /// From now on there is room when the longest frame of these terms has it.
-    pub(super) fn make_room_for(&mut self, terms: &Terms) {
-        self.longest = terms.longest_frame().div_ceil(PAGE_SIZE);
+    /// From now on there is room when the longest frame of these features has it.
+    pub(super) fn make_room_for(&mut self, features: &Features) {
+        self.longest = features.longest_frame().div_ceil(PAGE_SIZE);
     }
 
     /// Whether any frame has room, once what was sent is out of the way.
-    pub(super) fn has_room(&mut self, counters: &Counters) -> Result<bool, Violation> {
+    pub(super) fn has_room(&mut self, statistics: &mut Statistics) -> Result<bool, Violation> {
         if !self.fits() {
-            self.reclaim(counters)?;
+            self.reclaim(statistics)?;
         }
         Ok(self.fits())
     }
 
     fn fits(&self) -> bool {
-        self.free.len() >= self.longest && self.ring.room() > self.longest
+        self.free.len() >= self.longest && self.ring.room() as usize > self.longest
     }
 
-    fn reclaim(&mut self, counters: &Counters) -> Result<(), Violation> {
-        for _ in 0..self.ring.responses(self.shared.shared())? {
-            let (_, slot) = self.ring.take(self.shared.shared());
+    fn reclaim(&mut self, statistics: &mut Statistics) -> Result<(), Violation> {
+        for _ in 0..self.ring.ready(self.shared.shared())? {
+            let mut slot = [0; TX_SLOT];
+            self.ring.pop(self.shared.shared(), &mut slot);
             let TxResponse { id, status } = TxResponse::decode(&slot);
             if status == NETIF_RSP_NULL {
                 self.extras = self.extras.checked_sub(1).ok_or(Violation::Id { id })?;
@@ -155,17 +171,17 @@ impl Transmit {
             }
             self.free.push(id);
             if status != NETIF_RSP_OKAY {
-                counters.transmit_dropped.add(1);
+                statistics.transmit_dropped += 1;
             }
         }
         Ok(())
     }
 
     /// Asks for an event when there is room; whether there is already.
-    pub(super) fn arm(&mut self, counters: &Counters) -> Result<bool, Violation> {
+    pub(super) fn arm(&mut self, statistics: &mut Statistics) -> Result<bool, Violation> {
         // What was answered meanwhile may not be enough; then the event is asked for behind that.
-        while self.ring.arm(self.shared.shared())? {
-            if self.has_room(counters)? {
+        while self.ring.final_check(self.shared.shared()) {
+            if self.has_room(statistics)? {
                 return Ok(true);
             }
         }
@@ -187,32 +203,32 @@ impl Transmit {
             page.shared().write(0, part);
             self.busy[usize::from(id)] = true;
             let more = if index + 1 < count { NETTXF_MORE_DATA } else { 0 };
-            let gref = page.grant().0;
+            let gref = page.grants()[0].0;
             let (flags, size) = match (index, segment) {
                 (0, None) => (flags | more, frame.len()),
                 (0, Some(_)) => (flags | more | NETTXF_EXTRA_INFO, frame.len()),
                 _ => (more, part.len()),
             };
             let request = TxRequest { gref, offset: 0, flags, id, size: size as u16 };
-            self.ring.put(self.shared.shared(), &request.encode());
+            self.ring.push(self.shared.shared(), &request.encode());
             if let (0, Some(size)) = (index, segment) {
                 self.extras += 1;
-                self.ring.put(self.shared.shared(), &Gso { size, kind }.encode());
+                self.ring.push(self.shared.shared(), &Gso { size, kind }.encode());
             }
         }
     }
 
     /// Shows the backend what was queued; whether it wants an event.
-    pub(super) fn push(&mut self) -> bool {
-        self.ring.push(self.shared.shared())
+    pub(super) fn publish(&mut self) -> Notify {
+        self.ring.publish(self.shared.shared())
     }
 }
 
 /// The ring of frames that come.
 pub(super) struct Receive {
-    shared: Granted,
-    ring: Ring<RX_SLOT>,
-    pages: Vec<Granted>,
+    shared: GrantedPages,
+    ring: Ring,
+    pages: Vec<GrantedPages>,
     /// Which page each slot of the ring offers.
     offered: [u16; RING_SLOTS],
     frame: Frame,
@@ -234,8 +250,8 @@ struct Frame {
 }
 
 impl Receive {
-    fn new(shared: Granted, pages: Vec<Granted>) -> Self {
-        let ring = Ring::new(shared.shared());
+    fn new(shared: GrantedPages, pages: Vec<GrantedPages>) -> Self {
+        let ring = Ring::front(shared.shared(), RING_SLOTS as u32, RX_SLOT);
         let frame = Frame::default();
         let mut receive = Receive { shared, ring, pages, offered: [0; RING_SLOTS], frame };
         (0..receive.pages.len() as u16).for_each(|page| receive.offer(page));
@@ -243,23 +259,23 @@ impl Receive {
     }
 
     pub(super) fn grant(&self) -> u32 {
-        self.shared.grant().0
+        self.shared.grants()[0].0
     }
 
     fn offer(&mut self, page: u16) {
         self.offered[self.ring.next_slot()] = page;
-        let gref = self.pages[usize::from(page)].grant().0;
+        let gref = self.pages[usize::from(page)].grants()[0].0;
         let request = RxRequest { id: page, gref };
-        self.ring.put(self.shared.shared(), &request.encode());
+        self.ring.push(self.shared.shared(), &request.encode());
     }
 
     /// Copies the next frame out, and returns its length, if there is one.
     pub(super) fn next(
         &mut self,
         to: &mut [u8],
-        counters: &Counters,
+        statistics: &mut Statistics,
     ) -> Result<Option<usize>, Violation> {
-        let mut waiting = self.ring.responses(self.shared.shared())?;
+        let mut waiting = self.ring.ready(self.shared.shared())?;
         while waiting > 0 {
             waiting -= 1;
             if !self.take_part(to)? {
@@ -270,14 +286,15 @@ impl Receive {
             if whole && (frame.checked || checksum::is_right(&mut to[..frame.len])) {
                 return Ok(Some(frame.len));
             }
-            counters.receive_dropped.add(1);
+            statistics.receive_dropped += 1;
         }
         Ok(None)
     }
 
     /// Takes the next response; whether it ended a frame.
     fn take_part(&mut self, to: &mut [u8]) -> Result<bool, Violation> {
-        let (slot, response) = self.ring.take(self.shared.shared());
+        let mut response = [0; RX_SLOT];
+        let slot = self.ring.pop(self.shared.shared(), &mut response);
         let page = self.offered[slot];
         let frame = &mut self.frame;
         let first = frame.parts == 0;
@@ -320,12 +337,12 @@ impl Receive {
     }
 
     /// Asks for an event when something comes; whether there is something.
-    pub(super) fn arm(&self) -> Result<bool, Violation> {
-        self.ring.arm(self.shared.shared())
+    pub(super) fn arm(&self) -> bool {
+        self.ring.final_check(self.shared.shared())
     }
 
     /// Shows the backend the pages that it may use again; whether it wants an event.
-    pub(super) fn push(&mut self) -> bool {
-        self.ring.push(self.shared.shared())
+    pub(super) fn publish(&mut self) -> Notify {
+        self.ring.publish(self.shared.shared())
     }
 }

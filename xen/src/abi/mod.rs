@@ -14,6 +14,7 @@ pub mod hvm_op;
 pub mod hvm_params;
 pub mod memory;
 pub mod netif;
+pub mod ring;
 pub mod sched;
 pub mod vcpu;
 pub mod version;

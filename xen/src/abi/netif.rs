@@ -4,16 +4,8 @@
 //! [`RING_HEADER`] bytes. A frame takes one request for each part of it, and one more slot for each extra
 //! info, which stand behind the first request.
 
-/// Where the ring's indexes are: requests produced, by the frontend.
-pub const REQ_PROD: usize = 0;
-/// The backend wants an event when requests reach this index.
-pub const REQ_EVENT: usize = 4;
-/// Responses produced, by the backend.
-pub const RSP_PROD: usize = 8;
-/// The frontend wants an event when responses reach this index.
-pub const RSP_EVENT: usize = 12;
-/// The bytes before the slots.
-pub const RING_HEADER: usize = 64;
+pub use super::ring::*;
+
 /// The slots of either ring, the largest power of two that fits into a page.
 pub const RING_SLOTS: usize = 256;
 

@@ -1,12 +1,13 @@
 //! A listening socket.
 //!
-//! It outlives the backend: whenever the link comes up again the driver makes it listen again, and who
-//! waits in `accept` meanwhile goes on waiting. ACCEPTs belong to the listener, not to the calls that
-//! started them: whoever calls `accept` next gets the connection.
+//! It outlives the backend: when the link comes up again, it is bound again, while callers of `accept` keep
+//! waiting. ACCEPTs belong to the listener, not to the calls that started them: the next call of `accept`
+//! gets the connection.
 
-use super::calls::Answer;
-use super::device::{Attachment, Device};
-use super::socket::{Names, Socket, make, preparations};
+use super::link::{Answer, Session};
+use super::progress::Operations;
+use super::socket::{Addrs, Socket, call_all, preparations, requested_sizes};
+use super::state::{Core, Member};
 use super::stream::{Connection, Stream};
 use crate::wire::{Call, Extensions, Family, Options, SocketOption};
 use alloc::collections::VecDeque;
@@ -16,338 +17,333 @@ use core::net::SocketAddr;
 use core::pin::pin;
 use embassy_time::{Duration, Timer};
 use futures_util::future::{Either, select};
-use xen::Errno;
-use xen::Machine;
-use xen::WaitList;
+use xen::{Errno, Machine, WaitList};
 
-/// How long the answer to an ACCEPT may take after its listener was released. Some backends never
-/// send it.
-const LAST_ANSWER: Duration = Duration::from_secs(2);
+/// How long the answer to an ACCEPT may take after its listener was released. Some backends never send it.
+const LAST_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The most ACCEPTs of a listener at a time, each of which has a ring.
-const ACCEPTS: usize = 4;
+/// The most ACCEPTs of a listener at a time. Each of them has a ring.
+const MAX_ACCEPTS: usize = 4;
 
-/// How often listening again is tried, and the pauses between: about half a minute in all. The address
-/// may still be another's, or in use by connections that are being closed.
-const TRIES: u32 = 10;
-const PAUSE: Duration = Duration::from_millis(100);
-const PAUSE_AT_MOST: Duration = Duration::from_secs(5);
+/// How often binding again is tried, and the pauses between: about half a minute in all. The address may
+/// still be in use, by another socket or by connections that are being closed.
+const BIND_TRIES: u32 = 10;
+const BIND_RETRY: Duration = Duration::from_millis(100);
+const BIND_RETRY_MAX: Duration = Duration::from_secs(5);
 
-/// A socket that takes connections. Dropping it closes it.
-pub struct Listener<M: Machine + 'static>(Rc<Passive<M>>);
+/// A socket that accepts connections. Dropping it closes it.
+///
+/// # Example
+/// See [`Frontend`](super::Frontend).
+pub struct Listener<M: Machine + 'static>(Rc<Inner<M>>);
 
-pub(super) struct Passive<M: Machine + 'static> {
-    device: Rc<Device<M>>,
-    /// The address that was asked for; once it is known, the one that was given.
+/// What a listener shares with the driver's jobs.
+struct Inner<M: Machine + 'static> {
+    core: Rc<Core<M>>,
+    /// Identifies the listener among the members of the core. Its socket has another number in each session.
+    member: u64,
+    /// The requested address; once it is known, the bound address.
     addr: Cell<SocketAddr>,
     options: RefCell<Options>,
-    place: Cell<Place>,
-    /// Connections, or errors, that nobody has fetched yet.
+    state: Cell<State>,
+    /// Connections and errors for the next callers of `accept`.
     accepted: RefCell<VecDeque<Result<Stream<M>, Errno>>>,
-    /// Told when there is one, and when the place changes.
-    waiters: WaitList,
-    /// How many calls of `accept` wait.
-    calls: Cell<usize>,
-    /// How many ACCEPTs are under way, and how many may be.
-    accepting: Cell<usize>,
-    accepts: Cell<usize>,
-    /// Whether a POLL is under way, and what one has said.
-    polling: Cell<bool>,
-    polled: Cell<Option<Result<(), Errno>>>,
-    /// Whether a job makes it listen again.
-    returning: Cell<bool>,
-    /// Whether the listener was dropped.
-    closed: Cell<bool>,
-    /// Whether the backend has answered the listener's RELEASE.
-    released: Cell<bool>,
-    /// Told then.
-    given_up: WaitList,
+    /// Woken when `accepted`, `state` or `poll` changes.
+    changed: WaitList,
+    /// Calls of `accept` that wait.
+    waiting: Operations,
+    /// ACCEPTs in progress.
+    accepting: Operations,
+    /// The most ACCEPTs that the backend takes at a time.
+    max_accepts: Cell<usize>,
+    poll: Cell<Poll>,
 }
 
-/// Where a listener is.
+/// The state of a listener.
 #[derive(Clone, Copy)]
-enum Place {
-    /// It listens, under this name.
-    Listening(Attachment, u64),
-    /// It could not be made to listen again, which nobody was told yet.
+enum State {
+    /// Not bound.
+    Unbound,
+    /// A job is binding the listener again.
+    Binding,
+    /// Bound in a session, which may be over, as the socket with this number.
+    Listening(Session, u64),
+    /// Binding again failed. The next caller gets the error.
     Failed(Errno),
-    /// It does not listen.
-    Nowhere,
+    /// The listener was dropped; whether the backend has answered its RELEASE.
+    Closed { released: bool },
 }
 
-/// Counts a call of `accept` while it waits.
-struct Counted<'a>(&'a Cell<usize>);
-
-impl<'a> Counted<'a> {
-    fn new(calls: &'a Cell<usize>) -> Self {
-        calls.set(calls.get() + 1);
-        Counted(calls)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
+/// The state of a listener's POLL.
+#[derive(Clone, Copy)]
+enum Poll {
+    Idle,
+    Running,
+    /// Answered. The next caller of `readable` gets the result.
+    Done(Result<(), Errno>),
 }
 
 impl<M: Machine> Listener<M> {
-    /// Waits for a connection. Calls may wait side by side; a call that is dropped loses nothing.
+    /// Waits for a connection. Any number of calls may wait at a time. Dropping a call loses nothing.
     ///
-    /// When the backend goes away the call goes on waiting: the listener is made to listen again when the
-    /// backend is back. If that fails in spite of some tries, one call gets the error, and the next one
-    /// has it tried again. [`Errno::ENODEV`]: the device was shut down.
+    /// If the backend goes away, the call continues to wait: the listener is bound again when the
+    /// backend returns. If that fails repeatedly, one call gets the error, and the next call starts another
+    /// attempt. [`Errno::ENODEV`]: the device was shut down.
     pub async fn accept(&self) -> Result<Stream<M>, Errno> {
-        let passive = &self.0;
-        let _waits = Counted::new(&passive.calls);
+        let inner = &self.0;
+        let _waiting = inner.waiting.begin();
         let next = || {
-            if let Some(result) = passive.accepted.borrow_mut().pop_front() {
+            if let Some(result) = inner.accepted.borrow_mut().pop_front() {
                 return Some(result);
             }
-            if let Err(error) = passive.here()? {
+            if let Err(error) = inner.listening()? {
                 return Some(Err(error));
             }
-            while passive.accepting.get() < passive.calls.get().min(passive.accepts.get()) {
-                passive.accepting.set(passive.accepting.get() + 1);
-                passive.device.spawn(accept_all(passive.clone()));
+            while inner.accepting.count() < inner.waiting.count().min(inner.max_accepts.get()) {
+                inner.core.link.spawn(accept_all(inner.clone()));
             }
             None
         };
-        passive.waiters.until(next).await
+        inner.changed.until(next).await
     }
 
-    /// Waits until a connection is there to be accepted, without a ring for it. Errors are as for
+    /// Waits until a connection can be accepted, without allocating a ring for it. Errors are as for
     /// [`accept`](Listener::accept).
     pub async fn readable(&self) -> Result<(), Errno> {
-        let passive = &self.0;
+        let inner = &self.0;
         let next = || {
-            if !passive.accepted.borrow().is_empty() {
+            if !inner.accepted.borrow().is_empty() {
                 return Some(Ok(()));
             }
-            if let Some(result) = passive.polled.take() {
+            if let Poll::Done(result) = inner.poll.get() {
+                inner.poll.set(Poll::Idle);
                 return Some(result);
             }
-            if let Err(error) = passive.here()? {
+            if let Err(error) = inner.listening()? {
                 return Some(Err(error));
             }
-            // An ACCEPT under way will take the connection.
-            if passive.accepting.get() == 0 && !passive.polling.replace(true) {
-                passive.device.spawn(poll(passive.clone()));
+            // An ACCEPT in progress would take the connection.
+            if inner.accepting.count() == 0 && matches!(inner.poll.get(), Poll::Idle) {
+                inner.poll.set(Poll::Running);
+                inner.core.link.spawn(poll(inner.clone()));
             }
             None
         };
-        passive.waiters.until(next).await
+        inner.changed.until(next).await
     }
 
-    /// The address that it is bound to: where the backend does not tell names, the one that was asked
-    /// for.
+    /// The bound address or, if the backend does not report addresses, the requested one.
     pub fn local_addr(&self) -> SocketAddr {
         self.0.addr.get()
     }
 
-    /// Changes an option, which connections that are accepted from then on have, too.
+    /// Changes an option. Connections that are accepted later have it too.
     pub async fn set_option(&self, option: SocketOption, value: u32) -> Result<(), Errno> {
-        let passive = self.0.clone();
+        let inner = self.0.clone();
         let set = async move {
             if !option.is_ring_size() {
-                passive.call(Call::SetOption { option, value }, Extensions::OPTIONS).await?;
+                inner.call(Call::SetOption { option, value }, Extensions::OPTIONS).await?;
             }
-            passive.options.borrow_mut().set(option, value);
+            inner.options.borrow_mut().set(option, value);
             Ok(())
         };
-        self.0.device.run(set).await
+        self.0.core.link.run(set).await
     }
 
-    /// An option's value. [`Errno::ENOTCONN`] for a buffer's size that was never set.
+    /// An option's value. [`Errno::ENOTCONN`] for the size of a buffer if it was never set.
     pub async fn option(&self, option: SocketOption) -> Result<u32, Errno> {
-        let passive = self.0.clone();
-        let get = async move {
-            if option.is_ring_size() {
-                return passive.options.borrow().get(option).ok_or(Errno::ENOTCONN);
-            }
-            Ok(passive.call(Call::GetOption { option }, Extensions::OPTIONS).await?.value)
-        };
-        self.0.device.run(get).await
+        if option.is_ring_size() {
+            return self.0.options.borrow().get(option).ok_or(Errno::ENOTCONN);
+        }
+        Ok(self.0.call(Call::GetOption { option }, Extensions::OPTIONS).await?.value)
     }
 }
 
 impl<M: Machine> Drop for Listener<M> {
     fn drop(&mut self) {
-        let passive = self.0.clone();
-        passive.closed.set(true);
-        passive.device.counters.listeners_open.sub(1);
-        // Streams that nobody fetched are closed by being dropped.
-        drop(passive.accepted.take());
-        let Place::Listening(at, name) = passive.place.replace(Place::Nowhere) else { return };
-        let unbinding = &self.0.device.unbinding;
-        unbinding.set(unbinding.get() + 1);
-        self.0.device.spawn(async move {
-            let device = &passive.device;
-            let released = release(device, &at, name).await;
-            device.unbinding.set(device.unbinding.get() - 1);
-            device.unbound.wake_all();
-            // Before it has answered, the backend may still come to map the ring of an ACCEPT.
+        let inner = self.0.clone();
+        inner.core.unregister(inner.member);
+        inner.core.statistics.borrow_mut().listeners_open -= 1;
+        // Dropping the streams closes them.
+        drop(inner.accepted.take());
+        let state = inner.state.replace(State::Closed { released: false });
+        let State::Listening(session, id) = state else { return };
+        let unbinding = inner.core.unbinding.begin();
+        self.0.core.link.spawn(async move {
+            let released = release(&inner.core, &session, id).await;
+            drop(unbinding);
+            // Without an answer, the backend may still map the ring of an ACCEPT.
             if !matches!(released, Err(Errno::ETIMEDOUT)) {
-                passive.released.set(true);
-                passive.given_up.wake_all();
+                inner.state.set(State::Closed { released: true });
+                inner.changed.wake_all();
             }
         });
     }
 }
 
-impl<M: Machine> Passive<M> {
-    /// `Some` when the listener listens; an error when it never will, or did not succeed to. Sees to it
-    /// that it is made to listen again, if need be.
-    fn here(self: &Rc<Self>) -> Option<Result<(), Errno>> {
-        if let Some(error) = self.device.down() {
+impl<M: Machine> Member for Inner<M> {
+    /// Binds the listener again.
+    fn link_up(self: Rc<Self>) {
+        let is_idle = match self.state.get() {
+            State::Listening(session, _) => !self.core.link.is_in(&session),
+            State::Unbound => true,
+            State::Binding | State::Failed(_) | State::Closed { .. } => false,
+        };
+        if is_idle && self.core.link.session().is_some() {
+            self.state.set(State::Binding);
+            self.core.link.spawn(bind_again(self.clone()));
+        }
+    }
+
+    fn link_lost(&self, _: Errno) {
+        self.changed.wake_all();
+    }
+}
+
+impl<M: Machine> Inner<M> {
+    /// Returns `Some(Ok)` if the listener is bound in the present session, an error if binding has failed or
+    /// the device has ended. Otherwise starts to bind the listener again if the link is up.
+    fn listening(self: &Rc<Self>) -> Option<Result<(), Errno>> {
+        if let Some(error) = self.core.link.lifecycle.ended() {
             return Some(Err(error));
         }
-        match self.place.get() {
-            Place::Listening(at, _) if self.device.is_in_session(at.session) => Some(Ok(())),
-            Place::Failed(error) => {
-                self.place.set(Place::Nowhere);
+        match self.state.get() {
+            State::Listening(session, _) if self.core.link.is_in(&session) => Some(Ok(())),
+            State::Failed(error) => {
+                self.state.set(State::Unbound);
                 Some(Err(error))
             }
             _ => {
-                self.return_to_link();
+                self.clone().link_up();
                 None
             }
         }
     }
 
-    /// Has the listener listen again, where the link is up and it does not.
-    pub(super) fn return_to_link(self: &Rc<Self>) {
-        let listens = match self.place.get() {
-            Place::Listening(at, _) => self.device.is_in_session(at.session),
-            _ => false,
-        };
-        if !listens && self.device.is_up() && !self.returning.replace(true) {
-            self.device.spawn(listen_again(self.clone()));
-        }
-    }
-
-    /// Has those who wait look again.
-    pub(super) fn wake(&self) {
-        self.waiters.wake_all();
+    fn is_closed(&self) -> bool {
+        matches!(self.state.get(), State::Closed { .. })
     }
 
     async fn call(&self, call: Call, extension: Extensions) -> Answer {
-        let Place::Listening(at, name) = self.place.get() else { return Err(Errno::ENETDOWN) };
-        if !at.protocol.has(extension) {
+        let State::Listening(session, id) = self.state.get() else { return Err(Errno::ENETDOWN) };
+        if !session.protocol.has(extension) {
             return Err(Errno::EOPNOTSUPP);
         }
-        self.device.call(at.session, name, call).await
+        self.core.link.call(&session, id, call).await
     }
 
-    /// Opens a socket, binds it and listens.
-    async fn listen(&self, at: &Attachment) -> Result<(), Errno> {
-        let device = &self.device;
-        let name = device.name_socket();
-        let addr = self.addr.get();
-        // All requests go out at once: if one fails, so do those after it.
-        let mut calls = preparations(at, Family::of(addr), &self.options.borrow());
-        calls.extend([Call::Bind { addr }, Call::Listen { backlog: device.config.backlog }]);
-        match make(device, at, name, calls).await {
+    /// Opens a socket, binds it and listens. Returns its number.
+    async fn listen(&self, session: &Session) -> Result<u64, Errno> {
+        let core = &self.core;
+        let (id, addr) = (core.new_id(), self.addr.get());
+        // All requests are sent at once. If one fails, those after it fail too.
+        let mut calls = preparations(session, Family::of(addr), &self.options.borrow());
+        calls.extend([Call::Bind { addr }, Call::Listen { backlog: core.config.backlog }]);
+        match call_all(core, session, id, calls).await {
             Ok(reply) => {
-                if let Some(name) = reply.name {
-                    self.addr.set(name);
-                }
-                self.place.set(Place::Listening(*at, name));
-                Ok(())
+                self.addr.set(reply.addr.unwrap_or(addr));
+                Ok(id)
             }
             Err(error) => {
-                let _ = release(device, at, name).await;
+                let _ = release(core, session, id).await;
                 Err(error)
             }
         }
     }
 }
 
-/// Makes a listener listen again in the present session: a job.
-async fn listen_again<M: Machine>(passive: Rc<Passive<M>>) {
-    let mut pause = PAUSE;
-    let mut failure = None;
-    for _ in 0..TRIES {
-        let Some(at) = passive.device.attachment() else { break };
-        if passive.closed.get() {
+/// Binds a listener again in the present session: a job.
+async fn bind_again<M: Machine>(inner: Rc<Inner<M>>) {
+    let mut pause = BIND_RETRY;
+    let mut state = State::Unbound;
+    for _ in 0..BIND_TRIES {
+        let Some(session) = inner.core.link.session().filter(|_| !inner.is_closed()) else {
+            // The next session tries again.
+            state = State::Unbound;
             break;
-        }
-        failure = passive.listen(&at).await.err();
-        match failure {
-            None => {
-                log::info!("listening on {} again", passive.addr.get());
+        };
+        match inner.listen(&session).await {
+            Ok(id) => {
+                log::info!("listening on {} again", inner.addr.get());
+                state = State::Listening(session, id);
                 break;
             }
-            // The session is over; the next one tries again.
-            Some(Errno::ENETDOWN) => break,
-            Some(error) => {
-                log::warn!("listening on {} again failed: {error}", passive.addr.get());
+            Err(Errno::ENETDOWN) => {
+                state = State::Unbound;
+                break;
+            }
+            Err(error) => {
+                log::warn!("listening on {} again failed: {error}", inner.addr.get());
+                state = State::Failed(error);
                 Timer::after(pause).await;
-                pause = (pause * 2).min(PAUSE_AT_MOST);
+                pause = (pause * 2).min(BIND_RETRY_MAX);
             }
         }
     }
-    passive.returning.set(false);
-    if passive.closed.get() {
-        // It was dropped meanwhile, and nobody else knows of this socket.
-        if let Place::Listening(at, name) = passive.place.replace(Place::Nowhere) {
-            let _ = release(&passive.device, &at, name).await;
+    if inner.is_closed() {
+        // The listener was dropped while it was bound. Nothing else knows this socket.
+        if let State::Listening(session, id) = state {
+            let _ = release(&inner.core, &session, id).await;
         }
         return;
     }
-    match failure {
-        None => {}
-        // Where another session has come up meanwhile, it is looked after now.
-        Some(Errno::ENETDOWN) => passive.return_to_link(),
-        Some(error) => passive.place.set(Place::Failed(error)),
+    inner.state.set(state);
+    if let State::Unbound = state {
+        // Another session may have started.
+        inner.clone().link_up();
     }
-    passive.wake();
+    inner.changed.wake_all();
 }
 
-/// Accepts as long as somebody waits for a connection: a job.
-async fn accept_all<M: Machine>(passive: Rc<Passive<M>>) {
-    let leave = || passive.accepting.set(passive.accepting.get() - 1);
-    while let Place::Listening(at, name) = passive.place.get() {
-        let result = accept(&passive, &at, name).await;
-        if passive.closed.get() {
-            // A stream is closed by being dropped.
-            return leave();
-        }
-        match result {
-            // The session is over, and the calls wait for the next one.
-            Err(Errno::ENETDOWN) => break,
-            // A backend that takes no second ACCEPT for the same socket.
-            Err(Errno::EINTR) if passive.accepting.get() > 1 => {
-                passive.accepts.set(1);
+/// Accepts connections while callers wait for them: a job.
+fn accept_all<M: Machine>(inner: Rc<Inner<M>>) -> impl Future<Output = ()> {
+    let accepting = inner.accepting.begin();
+    async move {
+        while let State::Listening(session, id) = inner.state.get() {
+            let result = accept(&inner, &session, id).await;
+            if inner.is_closed() {
+                // Dropping a stream closes it.
+                return;
+            }
+            match result {
+                // The session is over. The calls wait for the next one.
+                Err(Errno::ENETDOWN) => break,
+                // The backend takes only one ACCEPT of a socket at a time.
+                Err(Errno::EINTR) if inner.accepting.count() > 1 => {
+                    inner.max_accepts.set(1);
+                    break;
+                }
+                result => inner.accepted.borrow_mut().push_back(result),
+            }
+            inner.changed.wake_one();
+            let unserved = inner.waiting.count().saturating_sub(inner.accepted.borrow().len());
+            if unserved < inner.accepting.count() {
                 break;
             }
-            result => passive.accepted.borrow_mut().push_back(result),
         }
-        passive.waiters.wake_one();
-        let unserved = passive.calls.get().saturating_sub(passive.accepted.borrow().len());
-        if unserved < passive.accepting.get() {
-            break;
-        }
+        drop(accepting);
+        // A call of `readable` may have waited for this.
+        inner.changed.wake_all();
     }
-    leave();
-    // A POLL may have waited for this.
-    passive.wake();
 }
 
 async fn accept<M: Machine>(
-    passive: &Passive<M>,
-    at: &Attachment,
-    name: u64,
+    inner: &Inner<M>,
+    session: &Session,
+    id: u64,
 ) -> Result<Stream<M>, Errno> {
-    let device = &passive.device;
-    let options = *passive.options.borrow();
-    let sizes = [SocketOption::ReceiveBuffer, SocketOption::SendBuffer].map(|of| options.get(of));
-    let (ring, offer) = device.memory.open_ring(at, at.order_for(sizes[0], sizes[1]))?;
-    let new = device.name_socket();
-    let answer = pin!(device.call(at.session, name, Call::Accept { new, ring: offer }));
+    let core = &inner.core;
+    let sizes = requested_sizes(&inner.options.borrow());
+    let (ring, offer) = core.rings.open(session, session.order_for(sizes[0], sizes[1]))?;
+    let new = core.new_id();
+    let answer = pin!(core.link.call(session, id, Call::Accept { new, ring: offer }));
     let given_up = pin!(async {
-        passive.given_up.until(|| passive.released.get().then_some(())).await;
-        Timer::after(LAST_ANSWER).await;
+        let is_released = || match inner.state.get() {
+            State::Closed { released: true } => Some(()),
+            _ => None,
+        };
+        inner.changed.until(is_released).await;
+        Timer::after(LAST_ANSWER_TIMEOUT).await;
     });
     let result = match select(answer, given_up).await {
         Either::Left((result, _)) => result,
@@ -355,68 +351,64 @@ async fn accept<M: Machine>(
     };
     match result {
         Ok(reply) => {
-            let names = Names { local: None, peer: reply.name };
-            let socket = Socket::new(device, new, *at, ring, names);
-            socket.sizes.set(sizes);
-            Ok(Stream::new(Connection::new(socket)))
+            let addrs = Addrs { local: None, peer: reply.addr };
+            Ok(Stream::new(Connection::new(Socket::new(core, new, *session, ring, addrs, sizes))))
         }
         Err(error) => {
-            device.memory.close_ring(ring);
+            core.rings.close(ring);
             Err(error)
         }
     }
 }
 
-/// Waits for a connection and leaves it there: a job.
-async fn poll<M: Machine>(passive: Rc<Passive<M>>) {
-    if let Place::Listening(at, name) = passive.place.get() {
-        match passive.device.call(at.session, name, Call::Poll).await {
+/// Waits for a connection without accepting it: a job.
+async fn poll<M: Machine>(inner: Rc<Inner<M>>) {
+    let mut poll = Poll::Idle;
+    if let State::Listening(session, id) = inner.state.get() {
+        match inner.core.link.call(&session, id, Call::Poll).await {
             Err(Errno::ENETDOWN) => {}
-            result => passive.polled.set(Some(result.map(drop))),
+            result => poll = Poll::Done(result.map(drop)),
         }
     }
-    passive.polling.set(false);
-    passive.wake();
+    inner.poll.set(poll);
+    inner.changed.wake_all();
 }
 
-/// Opens a socket, binds it and listens: a job.
+/// Opens a socket, binds it and listens.
 pub(super) async fn bind<M: Machine>(
-    device: &Rc<Device<M>>,
+    core: Rc<Core<M>>,
     addr: SocketAddr,
     options: Options,
 ) -> Result<Listener<M>, Errno> {
-    let at = device.attached().await?;
-    // Whoever has just dropped a listener may want its address again.
-    device.unbound.until(|| (device.unbinding.get() == 0).then_some(())).await;
-    let passive = Rc::new(Passive {
-        device: device.clone(),
+    let session = core.link.up().await?;
+    // A listener that was just dropped may have had the same address.
+    core.unbinding.finished().await;
+    let inner = Rc::new(Inner {
+        member: core.new_id(),
         addr: Cell::new(addr),
         options: RefCell::new(options),
-        place: Cell::new(Place::Nowhere),
+        state: Cell::new(State::Unbound),
         accepted: RefCell::default(),
-        waiters: WaitList::default(),
-        calls: Cell::new(0),
-        accepting: Cell::new(0),
-        accepts: Cell::new(ACCEPTS),
-        polling: Cell::new(false),
-        polled: Cell::new(None),
-        returning: Cell::new(false),
-        closed: Cell::new(false),
-        released: Cell::new(false),
-        given_up: WaitList::default(),
+        changed: WaitList::default(),
+        waiting: Operations::default(),
+        accepting: Operations::default(),
+        max_accepts: Cell::new(MAX_ACCEPTS),
+        poll: Cell::new(Poll::Idle),
+        core,
     });
-    passive.listen(&at).await?;
-    device.counters.listeners_open.add(1);
-    device.enrol_listener(&passive);
-    Ok(Listener(passive))
+    let id = inner.listen(&session).await?;
+    inner.state.set(State::Listening(session, id));
+    inner.core.statistics.borrow_mut().listeners_open += 1;
+    inner.core.register(inner.member, &inner);
+    Ok(Listener(inner))
 }
 
-async fn release<M: Machine>(device: &Device<M>, at: &Attachment, name: u64) -> Answer {
-    let answer = device.call(at.session, name, Call::Release { reuse: false }).await;
+async fn release<M: Machine>(core: &Core<M>, session: &Session, id: u64) -> Answer {
+    let answer = core.link.call(session, id, Call::Release { reuse: false }).await;
     match answer {
-        // A backend that is gone has closed the socket, too.
+        // A backend that is gone has closed the socket too.
         Ok(_) | Err(Errno::ENETDOWN) => {}
-        Err(error) => log::warn!("releasing listener {name} failed: {error}"),
+        Err(error) => log::warn!("releasing listener {id} failed: {error}"),
     }
     answer
 }

@@ -1,45 +1,44 @@
 //! The frontend: sockets for a guest.
 //!
-//! [`Frontend`] opens [`Stream`]s and [`Listener`]s; its [`Driver`] is a future that somebody must
-//! poll. Both are for one thread. The traits are `edge-nal`'s and `embedded-io-async`'s, so what is
-//! written for those runs over it unchanged.
+//! [`Frontend`] opens [`Stream`]s and [`Listener`]s. Its [`Driver`] is a future that must be polled beside
+//! them. Both are for one thread. The traits are those of `edge-nal` and `embedded-io-async`, so programs for
+//! those traits run over it unchanged.
 //!
-//! What an application does in one call can take several requests, and each of them must be seen to
-//! its end whether or not the application still waits. So the driver carries such work out as jobs of
-//! its own, and a future that is dropped at any point loses nothing: a stream that nobody fetches is
-//! released like one that was dropped.
+//! | file | purpose |
+//! |---|---|
+//! | `socket`, `stream` | a connection: requests and data path; the API over it |
+//! | `listener` | a listening socket, which is bound again in each session |
+//! | `rings` | the data rings of connections |
+//! | `link` | requests on the command ring, and work that is completed if its caller leaves |
+//! | `session` | negotiation with a backend |
+//! | `state` | what all of these share |
 //!
-//! The data path goes by without the driver: a read or a write copies from or to the ring, advances
-//! an index and sends an event.
+//! The data path does not involve the driver: a read or a write copies from or to the ring, advances an index
+//! and, if the backend may sleep, sends an event.
 
-mod calls;
-mod counters;
-mod device;
-mod driver;
+mod link;
 mod listener;
-#[allow(unsafe_code, reason = "pages are given back to the machine here")]
-mod memory;
-mod nal;
-mod release;
+mod progress;
+mod rings;
 mod session;
 mod socket;
+mod state;
 mod stream;
 
-pub use counters::Statistics;
-pub use driver::Driver;
 pub use listener::Listener;
 pub use stream::{Connection, Stream};
 pub use xensock_stream::{ReadHalf, WriteHalf};
 
 use crate::wire::{Dialect, Extensions, Options};
 use alloc::rc::Rc;
-use alloc::string::ToString;
-use core::net::SocketAddr;
-use device::Device;
+use core::net::{Ipv4Addr, SocketAddr};
+use edge_nal::{Readable, TcpAccept, TcpBind, TcpConnect};
 use embassy_time::Duration;
-use xen::Errno;
-use xen::Machine;
+use embedded_io_async::ErrorType;
+use state::Core;
+use xen::frontend;
 use xen::xenstore::Store;
+use xen::{Errno, Machine};
 
 /// How a frontend behaves.
 #[derive(Clone, Copy, Debug)]
@@ -85,8 +84,8 @@ impl Config {
     }
 }
 
-/// A handle to a frontend device. Clones are handles to the same device.
-pub struct Frontend<M: Machine + 'static>(Rc<Device<M>>);
+/// A handle to a frontend. Clones are handles to the same frontend.
+pub struct Frontend<M: Machine + 'static>(Rc<Core<M>>);
 
 impl<M: Machine + 'static> Clone for Frontend<M> {
     fn clone(&self) -> Self {
@@ -98,67 +97,170 @@ impl<M: Machine + 'static> Frontend<M> {
     /// A frontend for the device whose folder in xenstore is `path`, such as `device/pvcalls/0`.
     /// Nothing happens until its driver runs.
     pub fn new(machine: M, store: Store, path: &str, config: Config) -> (Self, Driver<M>) {
-        let device = Rc::new(Device::new(machine, config));
-        (Frontend(device.clone()), Driver::new(device, store, path.to_string()))
+        let core = Rc::new(Core::new(machine, config));
+        let driver = frontend::Driver::new(core.clone(), store, path);
+        (Frontend(core.clone()), Driver { core, driver })
     }
 
     /// Connects to an address in the backend's network.
     ///
-    /// Waits until the device is connected. The error is the backend's ([`Errno::ECONNREFUSED`] and its
-    /// like), [`Errno::ENOMEM`] or [`Errno::ENOSPC`] when there is no memory, grant or port for another
-    /// ring, [`Errno::ETIMEDOUT`] when the backend does not answer, [`Errno::ENETDOWN`] when it went
-    /// away, [`Errno::ENODEV`] when there is no device (any more).
+    /// Waits until the device is connected. The error is the backend's ([`Errno::ECONNREFUSED`] and
+    /// others), [`Errno::ENOMEM`] or [`Errno::ENOSPC`] if there is no memory, grant or port for another
+    /// ring, [`Errno::ETIMEDOUT`] if the backend does not answer, [`Errno::ENETDOWN`] if it went away, or
+    /// [`Errno::ENODEV`] if the device was removed.
+    ///
+    /// A future that is dropped loses nothing: a connection that is made all the same is released.
     pub async fn connect(&self, to: SocketAddr) -> Result<Stream<M>, Errno> {
         self.connect_with(to, Options::new()).await
     }
 
-    /// Connects a socket with these options. [`Errno::EOPNOTSUPP`] when the backend has no options, but
-    /// for those of the ring's size.
+    /// Connects a socket with these options. [`Errno::EOPNOTSUPP`] if the backend does not support options,
+    /// except for those that set the ring's size.
     pub async fn connect_with(&self, to: SocketAddr, options: Options) -> Result<Stream<M>, Errno> {
-        let device = self.0.clone();
-        self.0.run(async move { socket::connect(&device, to, &options).await }).await
+        self.0.link.run(socket::connect(self.0.clone(), to, options)).await
     }
 
     /// Listens at an address in the backend's network. Errors are as for
     /// [`connect`](Frontend::connect).
-    pub async fn bind(&self, at: SocketAddr) -> Result<Listener<M>, Errno> {
-        self.bind_with(at, Options::new()).await
+    pub async fn bind(&self, addr: SocketAddr) -> Result<Listener<M>, Errno> {
+        self.bind_with(addr, Options::new()).await
     }
 
-    /// Listens with a socket that has these options, and so have its connections.
-    pub async fn bind_with(&self, at: SocketAddr, options: Options) -> Result<Listener<M>, Errno> {
-        let device = self.0.clone();
-        self.0.run(async move { listener::bind(&device, at, options).await }).await
+    /// Listens with a socket that has these options. Its connections have them too.
+    pub async fn bind_with(
+        &self,
+        addr: SocketAddr,
+        options: Options,
+    ) -> Result<Listener<M>, Errno> {
+        self.0.link.run(listener::bind(self.0.clone(), addr, options)).await
     }
 
-    /// Waits until the device is connected. [`Errno::ENODEV`] after [`shutdown`](Frontend::shutdown), and
-    /// what the driver has ended with.
+    /// Waits until the device is connected. [`Errno::ENODEV`] after [`shutdown`](Frontend::shutdown), or
+    /// the error with which the driver ended.
     pub async fn connected(&self) -> Result<(), Errno> {
-        self.0.attached().await.map(drop)
+        self.0.link.up().await.map(drop)
     }
 
-    /// To be called in a domain that was restored from a save, where all grants and event channels of
-    /// before are lost: all sockets end with [`Errno::ENETDOWN`], the driver connects to the domain's new
-    /// backend, and listeners listen again. Returns when nothing of before can be asked of xenstore
-    /// any more. Xenstore must be [held](Store::hold) from before the save until then: what was asked
-    /// before is not meant for the new device.
+    /// Must be called in a domain that was restored from a save, which has lost its grants and event
+    /// channels. All streams end with [`Errno::ENETDOWN`], the driver connects to the domain's new
+    /// backend, and listeners are bound again. Returns when the old session's xenstore requests are
+    /// dropped. Xenstore must be [held](Store::hold) from before the save until then: the old requests are
+    /// not meant for the new device.
     pub async fn resume(&self) {
-        self.0.resume().await;
+        frontend::resume(&*self.0).await;
     }
 
-    /// Closes the device in an orderly way: all sockets end with [`Errno::ENODEV`], the backend lets go
-    /// of what it has mapped, and all memory goes back to the machine. The driver's future ends then.
+    /// Closes the device in an orderly way: all sockets end with [`Errno::ENODEV`], the backend unmaps the
+    /// rings, and all memory goes back to the machine. The driver's future ends then.
     pub async fn shutdown(&self) {
         self.0.shutdown().await;
     }
 
-    /// Gives the machine the pages that are kept for further connections and shared with nobody.
+    /// Frees the pages that are kept for further connections and granted to nobody.
     pub fn trim(&self) {
-        self.0.memory.drain_pool();
+        self.0.pages.drain();
     }
 
     /// What was counted so far.
     pub fn statistics(&self) -> Statistics {
-        self.0.counters.read()
+        let usage = self.0.pages.usage();
+        Statistics {
+            notifications_sent: self.0.link.notifications(),
+            grants: usage.grants,
+            pages: usage.pages,
+            quarantined_pages: usage.quarantined_pages,
+            parked_rings: self.0.rings.parked() as u64,
+            ..*self.0.statistics.borrow()
+        }
     }
+}
+
+impl<M: Machine> TcpConnect for Frontend<M> {
+    type Error = Errno;
+    type Socket<'a> = Stream<M>;
+
+    async fn connect(&self, remote: SocketAddr) -> Result<Stream<M>, Errno> {
+        Frontend::connect(self, remote).await
+    }
+}
+
+impl<M: Machine> TcpBind for Frontend<M> {
+    type Error = Errno;
+    type Accept<'a> = Listener<M>;
+
+    async fn bind(&self, local: SocketAddr) -> Result<Listener<M>, Errno> {
+        Frontend::bind(self, local).await
+    }
+}
+
+impl<M: Machine> TcpAccept for Listener<M> {
+    type Error = Errno;
+    type Socket<'a> = Stream<M>;
+
+    /// The address is unspecified (`0.0.0.0:0`) if the backend does not report it.
+    async fn accept(&self) -> Result<(SocketAddr, Stream<M>), Errno> {
+        let stream = Listener::accept(self).await?;
+        let peer = stream.peer_addr().unwrap_or((Ipv4Addr::UNSPECIFIED, 0).into());
+        Ok((peer, stream))
+    }
+}
+
+impl<M: Machine> ErrorType for Listener<M> {
+    type Error = Errno;
+}
+
+impl<M: Machine> Readable for Listener<M> {
+    async fn readable(&mut self) -> Result<(), Errno> {
+        Listener::readable(self).await
+    }
+}
+
+/// The engine of a [`Frontend`]; see [`run`](Driver::run).
+///
+/// Shut the frontend down before dropping an unfinished driver: the rings of its jobs would be lost to the
+/// machine, though never shared with another domain.
+pub struct Driver<M: Machine + 'static> {
+    core: Rc<Core<M>>,
+    driver: frontend::Driver<Core<M>>,
+}
+
+impl<M: Machine> Driver<M> {
+    /// Connects to the backend, serves the sockets, and connects again when the backend returns.
+    ///
+    /// Returns [`Errno::ENODEV`] after [`Frontend::shutdown`], or the error that made the device unusable.
+    /// All pages are back at the machine then.
+    pub async fn run(self) -> Errno {
+        self.driver.run().await
+    }
+}
+
+impl<M: Machine> Drop for Driver<M> {
+    fn drop(&mut self) {
+        self.core.link.drop_jobs();
+    }
+}
+
+/// What a frontend has counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Streams that were ever connected or accepted.
+    pub streams_opened: u64,
+    /// Streams that hold a ring now.
+    pub streams_open: u64,
+    /// Listeners that exist now.
+    pub listeners_open: u64,
+    /// Bytes taken out of rings.
+    pub bytes_in: u64,
+    /// Bytes put into rings.
+    pub bytes_out: u64,
+    /// Events sent to the backend.
+    pub notifications_sent: u64,
+    /// Live grants.
+    pub grants: u64,
+    /// Pages taken from the machine and not given back: in use, parked, pooled or in quarantine.
+    pub pages: u64,
+    /// Pages that the backend still maps although their ring is closed.
+    pub quarantined_pages: u64,
+    /// Rings that are kept, with their grants and ports, for the next connections.
+    pub parked_rings: u64,
 }

@@ -1,7 +1,6 @@
 //! A connection: bytes in, bytes out.
 
-use super::release::{Unsent, release};
-use super::socket::{Names, Socket};
+use super::socket::{Addrs, Socket};
 use crate::ring::{copy_in, copy_out};
 use crate::wire::{Call, Extensions, Shutdown, SocketOption};
 use alloc::rc::Rc;
@@ -10,6 +9,7 @@ use core::future::poll_fn;
 use core::net::SocketAddr;
 use core::task::{Context, Poll};
 use edge_nal::Close;
+use futures_util::FutureExt;
 use xen::Machine;
 use xen::{Errno, Shared};
 use xensock_stream::PollSocket;
@@ -59,44 +59,37 @@ impl<M: Machine> Connection<M> {
     /// ring still has something in it, they fail with [`Errno::EBUSY`]. Values: see [`SocketOption`].
     pub async fn set_option(&mut self, option: SocketOption, value: u32) -> Result<(), Errno> {
         let socket = self.socket.clone();
-        self.socket.device.run(async move { socket.set_option(option, value).await }).await
+        self.socket.core.link.run(async move { socket.set_option(option, value).await }).await
     }
 
     /// An option's value.
     pub async fn option(&self, option: SocketOption) -> Result<u32, Errno> {
-        let socket = self.socket.clone();
-        self.socket.device.run(async move { socket.option(option).await }).await
+        self.socket.option(option).await
     }
 
     /// The address of this end, in the backend's network.
     pub async fn local_addr(&self) -> Result<SocketAddr, Errno> {
-        if let Some(name) = self.socket.names.get().local {
-            return Ok(name);
+        if let Some(addr) = self.socket.addrs.get().local {
+            return Ok(addr);
         }
         self.socket.needs(Extensions::NAMES)?;
-        let socket = self.socket.clone();
-        let ask = async move {
-            let reply = socket.call(Call::LocalAddr).await?;
-            socket.names.set(Names { local: reply.name, ..socket.names.get() });
-            reply.name.ok_or(Errno::EPROTO)
-        };
-        self.socket.device.run(ask).await
+        let reply = self.socket.call(Call::LocalAddr).await?;
+        self.socket.addrs.set(Addrs { local: reply.addr, ..self.socket.addrs.get() });
+        reply.addr.ok_or(Errno::EPROTO)
     }
 
     /// The address of the other end: not known of a connection that was accepted from a backend without
     /// names.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
-        self.socket.names.get().peer
+        self.socket.addrs.get().peer
     }
 
     async fn shutdown(&self, how: Shutdown) -> Result<(), Errno> {
         self.socket.needs(Extensions::SHUTDOWN)?;
         if how.writes() {
-            self.socket.finish();
+            self.socket.shut_down_writing();
         }
-        let socket = self.socket.clone();
-        let call = async move { socket.call(Call::Shutdown { how }).await.map(drop) };
-        self.socket.device.run(call).await
+        self.socket.call(Call::Shutdown { how }).await.map(drop)
     }
 
     /// Gives the socket up. False if that was done before, or the socket has ended.
@@ -108,7 +101,7 @@ impl<M: Machine> Connection<M> {
 impl<M: Machine> Drop for Connection<M> {
     fn drop(&mut self) {
         if self.give_up() {
-            self.socket.device.spawn(release(self.socket.clone(), Unsent::Drains));
+            self.socket.core.link.spawn(self.socket.clone().release(false));
         }
     }
 }
@@ -145,19 +138,15 @@ impl<M: Machine> PollSocket for Connection<M> {
         if !self.give_up() {
             return Ok(());
         }
-        let released = release(self.socket.clone(), Unsent::Drains);
-        let closed = async {
-            released.await;
-            Ok(())
-        };
-        self.socket.device.run(closed).await
+        let released = self.socket.clone().release(false);
+        self.socket.core.link.run(released.map(Ok)).await
     }
 
     /// Closes the socket without waiting. Bytes that the backend has not taken are lost and the peer sees a
     /// reset, if the backend has options; otherwise the backend may still send them.
     async fn abort(&self) -> Result<(), Errno> {
         if self.give_up() {
-            self.socket.device.spawn(release(self.socket.clone(), Unsent::IsLost));
+            self.socket.core.link.spawn(self.socket.clone().release(true));
         }
         Ok(())
     }

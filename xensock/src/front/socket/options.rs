@@ -1,13 +1,14 @@
 //! Options of a connection, and the size of its ring, which some of them choose.
 
-use super::{Ends, Socket};
+use super::Socket;
+use super::data::Ends;
 use crate::wire::{Call, Extensions, SocketOption};
 use xen::Errno;
 use xen::Machine;
 
 impl<M: Machine> Socket<M> {
     /// Changes an option: a job.
-    pub(in crate::front) async fn set_option(
+    pub(in super::super) async fn set_option(
         &self,
         option: SocketOption,
         value: u32,
@@ -20,7 +21,7 @@ impl<M: Machine> Socket<M> {
     }
 
     /// An option's value: a job.
-    pub(in crate::front) async fn option(&self, option: SocketOption) -> Result<u32, Errno> {
+    pub(in super::super) async fn option(&self, option: SocketOption) -> Result<u32, Errno> {
         if option.is_ring_size() {
             let ring = self.ring.borrow();
             let layout = ring.as_ref().ok_or_else(|| self.failure())?.pages.layout();
@@ -35,7 +36,7 @@ impl<M: Machine> Socket<M> {
         let former = self.sizes.get();
         let mut sizes = former;
         sizes[usize::from(option == SocketOption::SendBuffer)] = Some(value);
-        let order = self.at.order_for(sizes[0], sizes[1]);
+        let order = self.session.order_for(sizes[0], sizes[1]);
         let present = self.ring.borrow().as_ref().ok_or_else(|| self.failure())?.pages.order();
         if order != present {
             self.resize(order).await?;
@@ -52,7 +53,7 @@ impl<M: Machine> Socket<M> {
         if self.resizing.get() || self.former.borrow().is_some() {
             return Err(Errno::EBUSY);
         }
-        let (pages, grants) = self.device.memory.open_pages(&self.at, order)?;
+        let (pages, grants) = self.core.rings.open_pages(&self.session, order)?;
         self.resizing.set(true);
         let answer = self.call(Call::Resize { grants }).await;
         self.resizing.set(false);
@@ -65,7 +66,7 @@ impl<M: Machine> Socket<M> {
                 Ok(())
             }
             answer => {
-                self.device.memory.close_pages(pages);
+                self.core.rings.close_pages(pages);
                 // Nobody knows which ring the backend goes on with.
                 if let Err(Errno::ETIMEDOUT) = answer {
                     self.failed.set(Some(Errno::ETIMEDOUT));

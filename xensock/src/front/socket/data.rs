@@ -1,0 +1,233 @@
+//! The data path of a connection: from and to the data ring, without a copy of its own.
+
+use super::super::rings::RingPages;
+use super::Socket;
+use crate::ring::{Consumer, Guess, Producer, len};
+use crate::wire::Region;
+use core::task::{Context, Poll};
+use xen::{Errno, Machine, Shared, Side};
+
+/// After so many operations without waiting, a task lets other tasks run.
+const BURST: u32 = 32;
+
+/// A data ring with this side's ends of both directions.
+pub(super) struct Ends {
+    pub(super) pages: RingPages,
+    consumer: Consumer,
+    producer: Producer,
+}
+
+impl Ends {
+    /// The ends of a ring that nobody has used yet.
+    pub(super) fn new(pages: RingPages) -> Self {
+        let layout = pages.layout();
+        let consumer = Consumer::new(layout.input, Guess::HalfFull);
+        Ends { consumer, producer: Producer::new(layout.output), pages }
+    }
+
+    fn region(&self) -> Region<'_> {
+        self.pages.region()
+    }
+
+    /// Whether everything was read and taken.
+    fn is_empty(&mut self) -> bool {
+        let region = self.pages.region();
+        let read = self.consumer.data(region).is_ok_and(|data| len(&data) == 0);
+        read && self.producer.unread(region) == Ok(0)
+    }
+}
+
+impl<M: Machine> Socket<M> {
+    /// Takes what is there: `take` sees the data, empty at the end of the stream, and says how many of
+    /// its bytes it took.
+    pub(in super::super) fn poll_take<R>(
+        &self,
+        cx: &mut Context<'_>,
+        mut take: impl FnMut([Shared<'_>; 2]) -> (usize, R),
+    ) -> Poll<Result<R, Errno>> {
+        self.poll(cx, Side::Rx, || self.try_take(&mut take))
+    }
+
+    /// Puts something where there is room: `put` sees the room and says how many bytes it put there.
+    pub(in super::super) fn poll_put<R>(
+        &self,
+        cx: &mut Context<'_>,
+        mut put: impl FnMut([Shared<'_>; 2]) -> (usize, R),
+    ) -> Poll<Result<R, Errno>> {
+        self.poll(cx, Side::Tx, || self.try_put(&mut put))
+    }
+
+    /// Looks, and waits if there is nothing to see.
+    fn poll<R>(
+        &self,
+        cx: &mut Context<'_>,
+        side: Side,
+        mut attempt: impl FnMut() -> Result<Option<R>, Errno>,
+    ) -> Poll<Result<R, Errno>> {
+        // A peer that is always ready must not keep everything else from running.
+        if self.burst.get() >= BURST {
+            self.burst.set(0);
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let mut result = attempt().transpose();
+        if result.is_none() {
+            self.burst.set(0);
+            self.signal.register(side, cx.waker());
+            // What came before the waker was there has woken nobody.
+            self.arm(side);
+            result = attempt().transpose();
+        }
+        match result {
+            Some(result) => {
+                self.burst.set(self.burst.get() + 1);
+                Poll::Ready(result)
+            }
+            None => Poll::Pending,
+        }
+    }
+
+    /// Asks the backend for an event when there is something to be done on this side.
+    fn arm(&self, side: Side) {
+        let ring = self.ring.borrow();
+        let Some(ring) = ring.as_ref() else { return };
+        match side {
+            Side::Rx => ring.consumer.arm(ring.region()),
+            // Half of the ring at once, rather than an event for every byte that is taken.
+            Side::Tx => ring.producer.arm(ring.region(), ring.pages.layout().output.size / 2),
+        }
+    }
+
+    /// Asks the backend for an event when it has taken everything.
+    pub(super) fn arm_for_drain(&self) {
+        if let Some(ring) = self.ring.borrow().as_ref() {
+            ring.producer.arm(ring.region(), ring.pages.layout().output.size);
+        }
+    }
+
+    fn try_take<R>(
+        &self,
+        take: &mut impl FnMut([Shared<'_>; 2]) -> (usize, R),
+    ) -> Result<Option<R>, Errno> {
+        if let Some(value) = self.try_take_former(take)? {
+            return Ok(Some(value));
+        }
+        let mut ring = self.ring.borrow_mut();
+        let Ends { pages, consumer, .. } = ring.as_mut().ok_or_else(|| self.failure())?;
+        let region = pages.region();
+        // The error is read first: all data that came before it is seen then, and drained first.
+        let error = consumer.error(region);
+        let data = consumer.data(region).map_err(|error| self.fail(error))?;
+        if len(&data) == 0 {
+            match error {
+                None => return self.failed.get().map_or(Ok(None), Err),
+                Some(Errno::ENOTCONN) => {}
+                Some(error) => return Err(error),
+            }
+        }
+        let (count, value) = take(data);
+        self.core.statistics.borrow_mut().bytes_in += count as u64;
+        if consumer.advance(region, count).is_due() {
+            self.core.link.notify(self.port);
+        }
+        Ok(Some(value))
+    }
+
+    /// What the ring before a RESIZE has left comes first. Nobody fills that any more, so nobody is told.
+    fn try_take_former<R>(
+        &self,
+        take: &mut impl FnMut([Shared<'_>; 2]) -> (usize, R),
+    ) -> Result<Option<R>, Errno> {
+        let mut former = self.former.borrow_mut();
+        let Some(Ends { pages, consumer, .. }) = former.as_mut() else { return Ok(None) };
+        let region = pages.region();
+        let data = consumer.data(region).map_err(|error| self.fail(error))?;
+        let mut value = None;
+        if len(&data) > 0 {
+            let (count, taken) = take(data);
+            self.core.statistics.borrow_mut().bytes_in += count as u64;
+            let _ = consumer.advance(region, count);
+            value = Some(taken);
+        }
+        drop(former);
+        self.leave_former();
+        Ok(value)
+    }
+
+    /// Gives the ring before a RESIZE back, when both ends are through with it.
+    pub(super) fn leave_former(&self) {
+        let mut former = self.former.borrow_mut();
+        if former.as_mut().is_some_and(Ends::is_empty)
+            && let Some(ends) = former.take()
+        {
+            self.core.rings.close_pages(ends.pages);
+        }
+    }
+
+    fn try_put<R>(
+        &self,
+        put: &mut impl FnMut([Shared<'_>; 2]) -> (usize, R),
+    ) -> Result<Option<R>, Errno> {
+        self.leave_former();
+        let mut ring = self.ring.borrow_mut();
+        let Ends { pages, producer, .. } = ring.as_mut().ok_or_else(|| self.failure())?;
+        let region = pages.region();
+        self.may_write(producer.error(region))?;
+        if self.resizing.get() {
+            return Ok(None);
+        }
+        let room = producer.room(region).map_err(|error| self.fail(error))?;
+        if len(&room) == 0 {
+            return Ok(None);
+        }
+        let (count, value) = put(room);
+        self.core.statistics.borrow_mut().bytes_out += count as u64;
+        if producer.advance(region, count).is_due() {
+            self.core.link.notify(self.port);
+        }
+        Ok(Some(value))
+    }
+
+    fn may_write(&self, error: Option<Errno>) -> Result<(), Errno> {
+        let shut_down = self.write_shutdown.get().then_some(Errno::EPIPE);
+        self.failed.get().or(error).or(shut_down).map_or(Ok(()), Err)
+    }
+
+    /// Refuses all further writes.
+    pub(in super::super) fn shut_down_writing(&self) {
+        self.write_shutdown.set(true);
+        self.signal.raise();
+    }
+
+    /// Bytes that the backend has not taken yet: none when it never will.
+    pub(super) fn unsent(&self) -> u32 {
+        let ring = self.ring.borrow();
+        let Some(ring) = ring.as_ref() else { return 0 };
+        if self.failed.get().or_else(|| ring.producer.error(ring.region())).is_some() {
+            return 0;
+        }
+        let former = self.former.borrow();
+        let unread = |ends: &Ends| ends.producer.unread(ends.region()).unwrap_or(0);
+        former.as_ref().map_or(0, unread) + unread(ring)
+    }
+
+    /// The error that a write would meet.
+    pub(in super::super) fn check_writable(&self) -> Result<(), Errno> {
+        let ring = self.ring.borrow();
+        let ring = ring.as_ref().ok_or_else(|| self.failure())?;
+        self.may_write(ring.producer.error(ring.region()))
+    }
+
+    /// The peer broke the rules: nothing that it says about this socket is believed any more.
+    fn fail(&self, error: Errno) -> Errno {
+        if self.failed.get().is_none() {
+            log::error!("socket {}: the backend's indexes are impossible: {error}", self.id);
+            self.failed.set(Some(error));
+        }
+        self.failure()
+    }
+
+    pub(super) fn failure(&self) -> Errno {
+        self.failed.get().unwrap_or(Errno::ENOTCONN)
+    }
+}
