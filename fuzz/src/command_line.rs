@@ -1,6 +1,6 @@
 //! The kernel's command line, which the toolstack writes.
 
-use kernel::config::Config;
+use apps::config::Config;
 
 /// Parses it.
 pub fn run(bytes: &[u8]) {

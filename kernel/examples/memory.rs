@@ -10,7 +10,8 @@
 use core::arch::global_asm;
 use core::ptr::NonNull;
 use kernel::System;
-use kernel::memory::{balloon, pages};
+use kernel::balloon;
+use kernel::memory::pages;
 use sha2::{Digest, Sha256};
 use xen::{Errno, PAGE_SIZE};
 

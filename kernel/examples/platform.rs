@@ -49,9 +49,9 @@ async fn idle(system: &System) -> Result<(), String> {
     let counting = async {
         // What the start has left to do.
         Timer::after_secs(1).await;
-        let before = system.snapshot().wakeups;
+        let before = system.snapshot().wakeups_total;
         Timer::after_secs(10).await;
-        log::info!("wake-ups in 10 s: {}", system.snapshot().wakeups - before);
+        log::info!("wake-ups in 10 s: {}", system.snapshot().wakeups_total - before);
     };
     futures_util::future::select(core::pin::pin!(accepting), core::pin::pin!(counting)).await;
     Ok(())

@@ -1,9 +1,10 @@
 //! Where messages go: to the domain's console, or to Xen's debug port while there is none. The console
 //! gets the messages from before its time, too.
 
-use crate::debug_port::DebugPort;
 use crate::machine::{self, Guest};
+use crate::{command_line, time};
 use arrayvec::ArrayVec;
+use core::arch::asm;
 use core::fmt::{self, Write};
 use log::{LevelFilter, Log, Metadata, Record};
 use spin::Mutex;
@@ -22,16 +23,15 @@ pub fn init() {
     }
 }
 
-/// Obeys `log=` on the command line. What is wrong there is for the image to find and to report.
+/// Sets the level that `log=` on the command line names. An invalid one is reported by the image.
 pub fn configure(command_line: &[u8]) {
-    let words = command_line.split(u8::is_ascii_whitespace);
-    let level = words.filter_map(|word| word.strip_prefix(b"log=")).next();
-    if let Some(level) = level.and_then(|level| core::str::from_utf8(level).ok()?.parse().ok()) {
+    let level = command_line::value(command_line, "log");
+    if let Some(level) = level.and_then(|level| level.parse().ok()) {
         log::set_max_level(level);
     }
 }
 
-/// Changes the level at run time to what the text names.
+/// Changes the level at run time to the one that the text names.
 pub fn change(level: &[u8]) {
     let level = level.trim_ascii();
     match core::str::from_utf8(level).ok().and_then(|level| level.parse::<LevelFilter>().ok()) {
@@ -75,8 +75,8 @@ impl Log for Logger {
     fn log(&self, record: &Record) {
         let _ = match machine::guest() {
             Some(guest) => match &guest.console {
-                Some(console) => write(&mut Lines(console), guest.uptime().as_micros(), record),
-                None => write(&mut DebugPort, guest.uptime().as_micros(), record),
+                Some(console) => write(&mut Lines(console), time::uptime().as_micros(), record),
+                None => write(&mut DebugPort, time::uptime().as_micros(), record),
             },
             None => write(&mut Lines(Early), 0, record),
         };
@@ -103,6 +103,31 @@ impl<W: Write> Write for Lines<W> {
                 }
                 None => self.0.write_str(line)?,
             }
+        }
+        Ok(())
+    }
+}
+
+/// The number of Xen's debug port.
+const DEBUG_PORT: u16 = 0xe9;
+
+/// A writer to Xen's debug port: each byte appears in the hypervisor's log, from the first instruction on
+/// and without any set-up.
+pub struct DebugPort;
+
+impl Write for DebugPort {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        // SAFETY: under Xen (and QEMU) the port is a debug console and nothing else; where it is nothing at
+        // all, the write has no effect. The bytes are only read. One instruction for all of them takes one
+        // exit to Xen, and not one for each.
+        unsafe {
+            asm!(
+                "rep outsb",
+                in("dx") DEBUG_PORT,
+                inout("rsi") text.as_ptr() => _,
+                inout("rcx") text.len() => _,
+                options(nostack, readonly, preserves_flags),
+            );
         }
         Ok(())
     }

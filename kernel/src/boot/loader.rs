@@ -2,21 +2,16 @@
 //! leads to.
 
 use super::memory_map::{self, MemoryMap};
-use crate::config::MAX_LENGTH;
-use crate::memory::ram::{Kind, Region};
+use crate::memory::ram::{Kind, LoadedModule, MAX_MODULES, Region};
 use arrayvec::ArrayVec;
 use core::ffi::CStr;
 use pvh::start_info::reader::{MemMap, StartInfoReader};
 
-/// The most modules. Xen's toolstack passes one.
-pub const MAX_MODULES: usize = 8;
+/// The most bytes of the command line that are kept. Longer ones are cut off.
+pub const COMMAND_LINE_SIZE: usize = 4097;
 
-/// The longest command line of a module (`HVMLOADER_MODULE_CMDLINE_SIZE` in Xen's toolstack). Of a longer
-/// one the rest is cut off.
-pub const MAX_MODULE_LINE: usize = 1024;
-
-/// One byte more than is allowed, so that a line which is too long is seen to be.
-pub type CommandLine = ArrayVec<u8, { MAX_LENGTH + 1 }>;
+/// The command line.
+pub type CommandLine = ArrayVec<u8, COMMAND_LINE_SIZE>;
 
 /// What the loader left. Texts are copied, because nothing keeps the originals from being overwritten.
 pub struct Loaded {
@@ -26,14 +21,6 @@ pub struct Loaded {
     pub memory_map: MemoryMap,
     /// What the loader has put beside the kernel.
     pub modules: ArrayVec<LoadedModule, MAX_MODULES>,
-}
-
-/// A module as the loader left it.
-pub struct LoadedModule {
-    /// Where it lies.
-    pub region: Region,
-    /// Its command line.
-    pub command_line: ArrayVec<u8, MAX_MODULE_LINE>,
 }
 
 /// Reads all that `hvm_start_info` leads to.
@@ -158,7 +145,7 @@ mod tests {
         let mut left = left(1);
         left.line[..8000].fill(b'x');
         let loaded = read(&reader(&left).unwrap());
-        assert_eq!(loaded.command_line.len(), MAX_LENGTH + 1);
+        assert_eq!(loaded.command_line.len(), COMMAND_LINE_SIZE);
     }
 
     #[test]

@@ -1,99 +1,101 @@
 //! From Xen's entry to an environment in which ordinary Rust runs.
 
-#[cfg(any(test, target_os = "none"))]
 mod loader;
-#[cfg(any(test, target_os = "none"))]
 mod memory_map;
-#[allow(unsafe_code, reason = "reads the time that `pvh.S` has stored")]
-pub mod stages;
 
-#[cfg(target_os = "none")]
-#[allow(unsafe_code, reason = "the loader left these pages, which are lent to apps")]
-mod modules;
-#[cfg(target_os = "none")]
-#[allow(unsafe_code, reason = "drives a serial port that nothing else uses")]
-mod no_xen;
+pub use loader::COMMAND_LINE_SIZE;
 
-#[cfg(target_os = "none")]
-pub use modules::{Module, modules};
+use crate::memory::ram::{self, Kind, MAX_MODULES, Region};
+use crate::memory::{image, modules, pages, paging};
+use crate::stages::{self, Stage};
+use crate::system::{self, Main};
+use crate::{balloon, cpu, crash, logger, machine};
+use arrayvec::ArrayVec;
+use core::arch::global_asm;
+use core::fmt::Write;
+use loader::{CommandLine, Loaded};
+use pvh::start_info::reader::StartInfoReader;
+use spin::Once;
+use uart_16550::{Config, Uart16550Tty};
+use xen::hypercall::NoXen;
 
-#[cfg(target_os = "none")]
-#[allow(unsafe_code, reason = "calls, each once and in order, what sets up memory and machine")]
-mod enter {
-    use super::loader::{self, Loaded};
-    use super::stages::{self, Stage};
-    use super::{modules, no_xen};
-    use crate::memory::ram::{self, Kind, Region};
-    use crate::memory::{balloon, image, pages, paging};
-    use crate::system::{self, Main};
-    use crate::{cpu, crash, logger, machine};
-    use arrayvec::ArrayVec;
-    use core::arch::global_asm;
-    use pvh::start_info::reader::StartInfoReader;
-    use spin::Once;
+global_asm!(include_str!("pvh.S"));
 
-    global_asm!(include_str!("pvh.S"));
+unsafe extern "Rust" {
+    /// The image's main function; [`entry!`](crate::entry) defines it.
+    safe static XENSOCK_KERNEL_MAIN: Main;
+}
 
-    unsafe extern "Rust" {
-        /// The image's main function; [`entry!`](crate::entry) defines it.
-        safe static XENSOCK_KERNEL_MAIN: Main;
+/// Apps may look at it at any time.
+static COMMAND_LINE: Once<CommandLine> = Once::new();
+
+/// Where `pvh.S` goes on, in 64-bit mode, on the kernel's stack, with interrupts off.
+#[unsafe(no_mangle)]
+extern "C" fn start(start_info: u32) -> ! {
+    cpu::init_segments();
+    crash::init_exceptions();
+    logger::init();
+    // SAFETY: the image lies where it was linked, below 4 GiB, mapped to itself and executable.
+    let xen = unsafe { xen::hypercall::install() };
+    if let Ok(xen) = xen {
+        crash::set_xen(xen);
     }
-
-    /// Apps may look at it at any time.
-    static COMMAND_LINE: Once<loader::CommandLine> = Once::new();
-
-    /// Where `pvh.S` goes on, in 64-bit mode, on the kernel's stack, with interrupts off.
-    #[unsafe(no_mangle)]
-    extern "C" fn start(start_info: u32) -> ! {
-        cpu::init_segments();
-        cpu::exceptions::init();
-        logger::init();
-        // SAFETY: the image lies where it was linked, below 4 GiB, mapped to itself and executable.
-        let xen = unsafe { xen::hypercall::install() };
-        if let Ok(xen) = xen {
-            crash::set_xen(xen);
-        }
-        // SAFETY: the loader passes the address of `hvm_start_info`, and puts all that this leads to below
-        // 4 GiB, where a 32-bit kernel could read it; everything there is mapped to itself.
-        let info = unsafe { StartInfoReader::from_paddr_identity(start_info) };
-        let info = info.expect("no hvm_start_info where the loader said");
-        let Loaded { command_line, memory_map, modules } = loader::read(&info);
-        let command_line = COMMAND_LINE.call_once(|| command_line).as_slice();
-        let mut taken: ArrayVec<Region, { loader::MAX_MODULES + 1 }> = ArrayVec::new();
-        taken.push(image::region());
-        taken.extend(modules.iter().map(|module| module.region));
-        // SAFETY: here, once; the loader has put them there, and they are left out of the free memory.
-        unsafe { modules::keep(modules) };
-        let told = xen.as_ref().ok().and_then(|xen| super::memory_map::ask(xen).ok());
-        let loader_map = !memory_map.is_empty();
-        let memory_map = ram::agreed(&memory_map, &told.unwrap_or_default());
-        let is_ram = |region: &Region| region.kind == Kind::Ram;
-        let mut free = ram::free(&memory_map, &taken);
-        if let Ok(xen) = &xen {
-            // SAFETY: nobody has been given any of the free memory.
-            unsafe { balloon::give_surplus(xen, &memory_map, loader_map, &mut free) };
-        }
-        let largest = free.iter_mut().filter(|piece| piece.end <= 1 << 32);
-        let largest = largest
-            .max_by_key(|piece| piece.len())
-            .expect("loader and Xen agree on no RAM below 4 GiB");
-        // SAFETY: here, once, before anything uses memory outside of the image; the piece is free and
-        // below 4 GiB.
-        unsafe { paging::activate(memory_map.iter().copied().filter(is_ram), largest) };
-        // SAFETY: all RAM is mapped now, and nobody has been given any; each piece comes once.
-        free.into_iter().for_each(|piece| unsafe { pages::add(piece) });
-        modules::map();
-        stages::mark(Stage::Memory);
-        let xen = match xen {
-            Ok(xen) => xen,
-            Err(error) => no_xen::stop(&error),
-        };
-        // SAFETY: here, once; memory and interrupts are set up.
-        let guest = match unsafe { machine::start(xen, &memory_map, command_line) } {
-            Ok(guest) => guest,
-            Err(error) => panic!("cannot set up the machine with Xen: {error}"),
-        };
-        stages::mark(Stage::Machine);
-        system::run(guest, command_line, XENSOCK_KERNEL_MAIN)
+    // SAFETY: the loader passes the address of `hvm_start_info`, and puts all that this leads to below
+    // 4 GiB, where a 32-bit kernel could read it; everything there is mapped to itself.
+    let info = unsafe { StartInfoReader::from_paddr_identity(start_info) };
+    let info = info.expect("no hvm_start_info where the loader said");
+    let Loaded { command_line, memory_map, modules } = loader::read(&info);
+    let command_line = COMMAND_LINE.call_once(|| command_line).as_slice();
+    let mut taken: ArrayVec<Region, { MAX_MODULES + 1 }> = ArrayVec::new();
+    taken.push(image::region());
+    taken.extend(modules.iter().map(|module| module.region));
+    // SAFETY: here, once; the loader has put them there, and they are left out of the free memory.
+    unsafe { modules::keep(modules) };
+    let told = xen.as_ref().ok().and_then(|xen| memory_map::ask(xen).ok());
+    let loader_map = !memory_map.is_empty();
+    let memory_map = ram::agreed(&memory_map, &told.unwrap_or_default());
+    let is_ram = |region: &Region| region.kind == Kind::Ram;
+    let mut free = ram::free(&memory_map, &taken);
+    if let Ok(xen) = &xen {
+        // SAFETY: nobody has been given any of the free memory.
+        unsafe { balloon::give_surplus(xen, &memory_map, loader_map, &mut free) };
     }
+    let largest = free.iter_mut().filter(|piece| piece.end <= 1 << 32);
+    let largest = largest
+        .max_by_key(|piece| piece.len())
+        .expect("loader and Xen agree on no RAM below 4 GiB");
+    // SAFETY: here, once, before anything uses memory outside of the image; the piece is free and
+    // below 4 GiB.
+    unsafe { paging::activate(memory_map.iter().copied().filter(is_ram), largest) };
+    // SAFETY: all RAM is mapped now, and nobody has been given any; each piece comes once.
+    free.into_iter().for_each(|piece| unsafe { pages::add(piece) });
+    modules::map();
+    stages::mark(Stage::Memory);
+    let xen = match xen {
+        Ok(xen) => xen,
+        Err(error) => stop_without_xen(&error),
+    };
+    // SAFETY: here, once; memory and interrupts are set up.
+    let guest = match unsafe { machine::start(xen, &memory_map, command_line) } {
+        Ok(guest) => guest,
+        Err(error) => panic!("cannot set up the machine with Xen: {error}"),
+    };
+    stages::mark(Stage::Machine);
+    system::run(guest, command_line, XENSOCK_KERNEL_MAIN)
+}
+
+/// Says on the first serial port what this is and how to start it, and stops.
+fn stop_without_xen(error: &NoXen) -> ! {
+    // SAFETY: without Xen nothing else drives the port; if there is none, reads give 0xff and `new_port`
+    // or the initialization says so.
+    if let Ok(mut uart) = unsafe { Uart16550Tty::new_port(0x3f8, Config::default()) } {
+        let _ = write!(
+            uart,
+            "xensock-kernel: there is no Xen here: {error}.\n\
+             This is the kernel of a Xen domain, and its sockets live in dom0: start it with\n\
+             `xl create` from a configuration that says type=\"pvh\" and kernel=\"(this file)\".\n\
+             Nothing more happens here.\n"
+        );
+    }
+    crash::halt()
 }

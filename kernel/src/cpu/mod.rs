@@ -1,15 +1,90 @@
-//! The processor: its segments, its exceptions, its sleep.
+//! The processor, of which there is one: its segments, its interrupt, its sleep.
+//!
+//! Interrupts are enabled only while the CPU sleeps. The one interrupt is the event channels' upcall, which
+//! touches one byte and no Rust value (`upcall.S`).
 
-pub mod exception_text;
-#[allow(unsafe_code, reason = "stores registers")]
-pub mod registers;
-
-#[cfg(target_os = "none")]
-#[allow(unsafe_code, reason = "sets up the interrupt table; shares symbols with assembly")]
-pub mod exceptions;
-#[cfg(target_os = "none")]
-#[allow(unsafe_code, reason = "loads segment registers and the task state segment")]
 mod segments;
 
-#[cfg(target_os = "none")]
-pub use segments::init as init_segments;
+pub use segments::{Stack, init as init_segments};
+
+use core::arch::global_asm;
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, Ordering};
+use critical_section::{Impl, RawRestoreState, set_impl};
+use x86_64::instructions::interrupts;
+
+global_asm!(include_str!("upcall.S"));
+
+unsafe extern "C" {
+    fn event_upcall();
+    safe fn halt_until_interrupt();
+}
+
+/// The vector of the interrupt that tells of pending events. Any above the exceptions' would do.
+pub const EVENT_VECTOR: u8 = 0xf3;
+
+/// The byte in which Xen notes that it has interrupted (`evtchn_upcall_pending`).
+#[unsafe(export_name = "upcall_pending")]
+static UPCALL_PENDING: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
+
+/// The address of the handler for [`EVENT_VECTOR`].
+pub fn event_handler() -> u64 {
+    event_upcall as *const () as u64
+}
+
+/// Sets the byte that the event interrupt clears. Before that, no event may interrupt.
+///
+/// # Safety
+/// The byte must be `evtchn_upcall_pending` of this vCPU, mapped and writable for ever.
+pub unsafe fn set_upcall_pending(byte: *mut u8) {
+    UPCALL_PENDING.store(byte, Ordering::Release);
+}
+
+/// Sleeps until an interrupt; one that is pending already ends the sleep at once.
+pub fn sleep() {
+    halt_until_interrupt();
+}
+
+/// A value that all code may use although its type is for one thread: there is only one.
+#[derive(Debug)]
+pub struct OneCpu<T>(T);
+
+// SAFETY: the guest has one vCPU. What interrupts it is the event upcall, which touches no Rust value, and
+// exceptions, which do not return. So nothing is shared between threads or sent to another. This crate
+// links for the guest alone.
+unsafe impl<T> Sync for OneCpu<T> {}
+// SAFETY: as above.
+unsafe impl<T> Send for OneCpu<T> {}
+
+impl<T> OneCpu<T> {
+    /// Wraps a value.
+    pub const fn new(value: T) -> OneCpu<T> {
+        OneCpu(value)
+    }
+
+    /// The value.
+    pub fn get(&self) -> &T {
+        &self.0
+    }
+}
+
+/// Critical sections, for crates that ask for them. Running code is in one already, because interrupts
+/// are enabled only during sleep.
+struct InterruptsOff;
+
+set_impl!(InterruptsOff);
+
+// SAFETY: with one CPU and interrupts off, nothing else runs until they are restored.
+unsafe impl Impl for InterruptsOff {
+    unsafe fn acquire() -> RawRestoreState {
+        let were_on = interrupts::are_enabled();
+        interrupts::disable();
+        were_on
+    }
+
+    unsafe fn release(were_on: RawRestoreState) {
+        if were_on {
+            interrupts::enable();
+        }
+    }
+}

@@ -3,9 +3,9 @@
 use super::backtrace::{self, Backtrace, Memory};
 use super::build_id::BuildId;
 use super::output;
+use super::registers::Registers;
 use super::symbols::Symbols;
-use crate::cpu::registers::Registers;
-use crate::debug_port::DebugPort;
+use crate::logger::DebugPort;
 use crate::memory::image;
 use core::fmt::{self, Display, Write};
 use core::panic::PanicInfo;
@@ -102,7 +102,8 @@ impl Display for Where<'_> {
     }
 }
 
-#[panic_handler]
-fn panic(info: &PanicInfo) -> ! {
+/// The panic handler, except on a host, where only examples in documentation use this crate.
+#[cfg_attr(target_os = "none", panic_handler)]
+pub fn panic(info: &PanicInfo) -> ! {
     end(info, &Where(info), &Registers::here())
 }

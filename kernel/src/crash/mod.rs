@@ -21,7 +21,7 @@
 //!
 //! It has the cause, the registers (of a panic: as they are in the panic handler), the build id, and whence
 //! the place was called: the instruction first, then the calls that led there, at most 32. Inlined functions
-//! do not show. The report needs neither heap nor logger. On the console it waits for the reader, for two
+//! do not show. The report needs neither heap nor logger. On the console it waits for the reader, for five
 //! seconds at most, so it is whole also when it is longer than the console's ring. In Xen's log (`xl dmesg`)
 //! its lines begin with `(dN)`, N being the domain's number; there they need `guest_loglvl=all` on Xen's
 //! command line. A crash within the report makes a second, shorter report; one within that just ends the
@@ -48,18 +48,20 @@
 //! The file is the right one if `readelf -n` prints the report's build id for it. (An address of a call is that
 //! of its last byte, which belongs to the call's line.)
 
-pub mod backtrace;
-pub mod build_id;
-pub mod patience;
-pub mod symbols;
-
-#[cfg(target_os = "none")]
+mod backtrace;
+mod build_id;
 #[allow(unsafe_code, reason = "reads the words of stacks")]
 mod end;
-#[cfg(target_os = "none")]
+mod exception_text;
+#[allow(unsafe_code, reason = "sets up the interrupt table; shares symbols with assembly")]
+mod exceptions;
 mod output;
+mod patience;
+#[allow(unsafe_code, reason = "stores registers")]
+mod registers;
+mod symbols;
 
-#[cfg(target_os = "none")]
-pub use end::build_id;
-#[cfg(target_os = "none")]
-pub(crate) use end::{end, halt, set_xen, shut_down};
+pub use build_id::BuildId;
+pub use end::{build_id, panic};
+pub(crate) use end::{halt, set_xen, shut_down};
+pub(crate) use exceptions::init as init_exceptions;

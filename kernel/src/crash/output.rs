@@ -1,8 +1,7 @@
 //! Where crash reports go: to Xen's own log, and to the domain's console.
 
 use super::patience::Patience;
-use crate::debug_port::DebugPort;
-use crate::logger::Lines;
+use crate::logger::{DebugPort, Lines};
 use crate::machine::{self, Guest};
 use core::fmt::{self, Write};
 use xen::hypercall::Operations;

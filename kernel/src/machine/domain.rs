@@ -1,12 +1,13 @@
 //! What a frontend needs of the machine: pages, grants and ports.
 
-use super::line::notify;
-use super::{Guest, on_event};
+use super::Guest;
+use super::ring::notify;
 use crate::memory::pages;
 use alloc::sync::Arc;
-use core::ptr::NonNull;
+use core::ptr::{NonNull, with_exposed_provenance_mut};
+use xen::event::PageSource;
 use xen::grant::Access;
-use xen::{DomId, Errno, Gfn, GrantRef, Machine, PAGE_SIZE, Pages, Port, Signal};
+use xen::{DomId, Errno, Gfn, GrantRef, Machine, PAGE_SIZE, Pages, Port, Shared, Signal};
 
 /// The kernel's [`Machine`].
 #[derive(Clone, Copy)]
@@ -56,7 +57,7 @@ unsafe impl Machine for Domain {
     }
 
     fn open_port(&self, peer: DomId, signal: Arc<Signal>) -> Result<Port, Errno> {
-        let port = self.0.events.alloc_unbound(peer, on_event(move || signal.raise()))?;
+        let port = self.0.events.alloc_unbound(peer, signal)?;
         self.0.ports_open.set(self.0.ports_open.get() + 1);
         Ok(port)
     }
@@ -70,5 +71,19 @@ unsafe impl Machine for Domain {
 
     fn notify(&self, port: Port) {
         notify(self.0.xen, port);
+    }
+}
+
+/// Gives free pages to the event channels, whose queues Xen keeps there.
+#[derive(Clone, Copy, Debug)]
+pub struct EventPages;
+
+// SAFETY: `pages` hands out each page once, and this one is never given back; memory is mapped to itself.
+unsafe impl PageSource for EventPages {
+    fn take(&self) -> Result<(Gfn, Shared<'static>), Errno> {
+        let start = pages::alloc(1).ok_or(Errno::ENOMEM)?.expose_provenance().get();
+        // SAFETY: as above, and nobody makes references to it.
+        let page = unsafe { Shared::new(with_exposed_provenance_mut(start), PAGE_SIZE) };
+        Ok((Gfn((start / PAGE_SIZE) as u64), page))
     }
 }

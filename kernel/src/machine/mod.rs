@@ -1,41 +1,29 @@
 //! The machine that Xen gives a domain, brought to life: event channels, grants, the clock, the
 //! console and the way to xenstore.
 
-#[allow(unsafe_code, reason = "grants the kernel's pages to backends")]
 mod domain;
-#[allow(unsafe_code, reason = "gives the kernel's pages to event queues")]
-mod event_pages;
-#[allow(unsafe_code, reason = "the critical section: interrupts off")]
-mod interrupts;
-#[allow(unsafe_code, reason = "maps the pages of the toolstack's two rings")]
-mod line;
-#[allow(unsafe_code, reason = "what is for one thread is for all code of one CPU")]
-mod one_cpu;
-mod sleep;
-#[allow(unsafe_code, reason = "sets up again, in a restored domain, what was set up at boot")]
+mod ring;
 mod suspend;
 
-pub use domain::Domain;
-pub use event_pages::EventPages;
-pub use line::Notify;
-pub use one_cpu::OneCpu;
+pub use domain::{Domain, EventPages};
+pub use ring::{Notify, notifications_sent};
 pub use suspend::Resumed;
 
-use crate::config;
-use crate::cpu::exceptions;
+use crate::cpu::{self, OneCpu};
+use crate::executor::Platform;
 use crate::memory::ram::Region;
 use crate::memory::window::Window;
+use crate::{command_line, time};
 use alloc::sync::Arc;
 use core::cell::Cell;
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
-use line::Line;
+use ring::ToolstackRing;
 use spin::Once;
 use xen::abi::hvm_params::*;
 use xen::abi::xen::{VIRQ_TIMER, VcpuInfo};
 use xen::clock::{Clock, Timer};
-use xen::event::{EventChannels, EventHandler, Priority};
+use xen::event::{EventChannels, Priority};
 use xen::grant::{FrameSource, GrantTable};
 use xen::hypercall::{Operations, Xen};
 use xen::xenstore::ring::{RingReader, RingWriter};
@@ -58,13 +46,13 @@ pub struct Guest {
     pub timer: Timer<Xen>,
     /// The console, unless the toolstack gave none.
     pub console: Option<Console>,
-    console_line: Option<Line>,
+    console_ring: Option<ToolstackRing>,
     /// The way to xenstored.
-    store: Line,
+    store: ToolstackRing,
     /// Where the shared info page is.
     shared_info: Gfn,
     /// The clock when the kernel started, in nanoseconds.
-    pub started: u64,
+    started: u64,
     /// The timer's event channel.
     timer_port: Cell<Port>,
     /// The time that the timer is set to.
@@ -77,17 +65,9 @@ pub struct Guest {
 
 static GUEST: Once<OneCpu<Guest>> = Once::new();
 
-static EVENTS_RECEIVED: AtomicU64 = AtomicU64::new(0);
-static NOTIFICATIONS_SENT: AtomicU64 = AtomicU64::new(0);
-
 /// The machine, once it has been started.
 pub fn guest() -> Option<&'static Guest> {
     GUEST.get().map(OneCpu::get)
-}
-
-/// Events received and notifications sent, ever.
-pub fn event_counts() -> (u64, u64) {
-    (EVENTS_RECEIVED.load(Ordering::Relaxed), NOTIFICATIONS_SENT.load(Ordering::Relaxed))
 }
 
 impl Guest {
@@ -103,29 +83,48 @@ impl Guest {
 
     /// Time since the kernel started, without that for which the domain was saved.
     pub fn uptime(&self) -> Duration {
-        Duration::from_nanos(self.clock.now().saturating_sub(self.started))
+        time::uptime()
+    }
+
+    /// Sets Xen's timer to the earliest of the kernel's, unless it is set to that or before.
+    fn arm(&self) {
+        let Some(next) = time::next_deadline() else { return };
+        if self.armed.get().is_some_and(|armed| armed <= next) {
+            return;
+        }
+        let at = self.clock.system_time_of(self.started.saturating_add(next));
+        match self.timer.set(at) {
+            Ok(()) => self.armed.set(Some(next)),
+            Err(error) => panic!("Xen refuses to set the timer: {error}"),
+        }
     }
 }
 
-/// Calls a function upon an event, and counts events.
-struct OnEvent<F>(F);
-
-impl<F: Fn() + Send + Sync> EventHandler for OnEvent<F> {
-    fn raise(&self) {
-        EVENTS_RECEIVED.fetch_add(1, Ordering::Relaxed);
-        (self.0)();
+impl Platform for &'static Guest {
+    fn dispatch(&self) -> bool {
+        let more = self.events.dispatch();
+        if time::expire() {
+            // The timer fired, so it is set to nothing.
+            self.armed.set(None);
+        }
+        self.arm();
+        more
     }
-}
 
-fn on_event(call: impl Fn() + Send + Sync + 'static) -> Arc<dyn EventHandler> {
-    Arc::new(OnEvent(call))
+    fn sleep(&self, is_awake: &dyn Fn() -> bool) {
+        // Interrupts are off here, as always, so an event after these questions is still pending when
+        // the CPU halts, and ends the halt.
+        if !self.events.is_pending() && !is_awake() {
+            cpu::sleep();
+            self.wakeups.set(self.wakeups.get() + 1);
+        }
+    }
 }
 
 /// Brings the machine to life. Events can end the CPU's sleep from here on.
 ///
 /// # Safety
 /// Once, after memory and the interrupt table were set up.
-#[allow(unsafe_code, reason = "maps Xen's pages, and promises who uses them")]
 pub unsafe fn start(
     xen: Xen,
     memory_map: &[Region],
@@ -137,26 +136,26 @@ pub unsafe fn start(
     let (gfn, shared_info) = window.take()?;
     // SAFETY: the window gave the frame to nobody else, and it is reached as `Shared`.
     unsafe { xen.map_shared_info(gfn) }?;
-    let abi = config::event_abi(command_line);
+    let abi = command_line::value(command_line, "evtchn").and_then(|abi| abi.parse().ok());
     let events = EventChannels::new(xen, shared_info, EventPages, abi)?;
     let upcall_pending = shared_info.slice(offset_of!(VcpuInfo, evtchn_upcall_pending), 1);
     // SAFETY: vCPU 0's info is the shared info page's beginning, and that stays mapped.
-    unsafe { exceptions::set_upcall_pending(upcall_pending.as_ptr()) };
-    xen.set_callback_vector(exceptions::EVENT_VECTOR)?;
+    unsafe { cpu::set_upcall_pending(upcall_pending.as_ptr()) };
+    xen.set_callback_vector(cpu::EVENT_VECTOR)?;
 
     let clock = Clock::new(shared_info);
     let started = clock.now();
     let timer = Timer::new(xen)?;
     let timer_port = bind_timer(&events)?;
     let grants = GrantTable::new(xen, window)?;
-    let store = Line::open(xen, &events, HVM_PARAM_STORE_PFN, HVM_PARAM_STORE_EVTCHN)
+    let store = ToolstackRing::open(xen, &events, HVM_PARAM_STORE_PFN, HVM_PARAM_STORE_EVTCHN)
         .inspect_err(|error| log::error!("no way to xenstore: {error}"))?;
-    let line = Line::open(xen, &events, HVM_PARAM_CONSOLE_PFN, HVM_PARAM_CONSOLE_EVTCHN);
-    let console_line = line
+    let ring = ToolstackRing::open(xen, &events, HVM_PARAM_CONSOLE_PFN, HVM_PARAM_CONSOLE_EVTCHN);
+    let console_ring = ring
         .inspect_err(|error| log::warn!("no console: {error}; messages go to Xen's log alone"))
         .ok();
     let console =
-        console_line.as_ref().map(|line| Console::new(line.page(), line.notify(), line.heard()));
+        console_ring.as_ref().map(|ring| Console::new(ring.page(), ring.notify(), ring.heard()));
     let guest = Guest {
         xen,
         events,
@@ -164,7 +163,7 @@ pub unsafe fn start(
         clock,
         timer,
         console,
-        console_line,
+        console_ring,
         store,
         shared_info: gfn,
         started,
@@ -173,14 +172,16 @@ pub unsafe fn start(
         ports_open: Cell::new(0),
         wakeups: Cell::new(0),
     };
-    Ok(GUEST.call_once(|| OneCpu::new(guest)).get())
+    let guest = GUEST.call_once(|| OneCpu::new(guest)).get();
+    time::start(&guest.clock, guest.started);
+    Ok(guest)
 }
 
 /// Has the timer's events heard.
 fn bind_timer(events: &EventChannels<Xen, EventPages>) -> Result<Port, Errno> {
-    let port = events.bind_virq(VIRQ_TIMER, on_event(crate::time::note_timer))?;
+    let port = events.bind_virq(VIRQ_TIMER, Arc::new(time::TimerEvents))?;
     // One turn of the executor handles a limited number of events. When the sockets have more than that,
-    // time must go on all the same, and so must xenstore and console (see `Line`), by which the toolstack
+    // time must go on all the same, and so must xenstore and console (see `ToolstackRing`), by which the toolstack
     // can end such a guest: theirs are handled in the first of those turns.
     events.set_priority(port, Priority::HIGHEST)?;
     Ok(port)

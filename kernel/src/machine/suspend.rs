@@ -6,8 +6,10 @@
 //! for [`System`](crate::System) to bring back.
 
 use super::Guest;
-use crate::cpu::exceptions;
+use crate::cpu;
+use crate::time::TimerEvents;
 use xen::Errno;
+use xen::event::EventHandler;
 use xen::hypercall::Operations;
 
 /// What came of a suspension.
@@ -42,7 +44,7 @@ impl Guest {
         // SAFETY: the frame is the page's own, as before, and empty.
         unsafe { self.xen.map_shared_info(self.shared_info) }?;
         self.events.resume()?;
-        self.xen.set_callback_vector(exceptions::EVENT_VECTOR)?;
+        self.xen.set_callback_vector(cpu::EVENT_VECTOR)?;
         self.clock.resume();
         self.timer.resume()?;
         self.armed.set(None);
@@ -50,11 +52,11 @@ impl Guest {
         self.events.close(self.timer_port.get())?;
         self.timer_port.set(super::bind_timer(&self.events)?);
         // Those that were due meanwhile.
-        crate::time::note_timer();
+        TimerEvents.raise();
         self.grants.resume()?;
         self.store.resume(&self.events)?;
-        if let (Some(line), Some(console)) = (&self.console_line, &self.console) {
-            line.resume(&self.events)?;
+        if let (Some(ring), Some(console)) = (&self.console_ring, &self.console) {
+            ring.resume(&self.events)?;
             console.resume();
         }
         Ok(())

@@ -8,7 +8,10 @@ use xen::PAGE_SIZE;
 macro_rules! addresses {
     ($($(#[$doc:meta])* $name:ident = $symbol:ident;)*) => {
         mod symbols {
-            unsafe extern "C" { $(pub static $symbol: u8;)* }
+            unsafe extern "C" {
+                $(pub static $symbol: u8;)*
+                pub static entry_tsc: u8;
+            }
         }
         $($(#[$doc])* pub fn $name() -> u64 {
             (&raw const symbols::$symbol).addr() as u64
@@ -49,6 +52,12 @@ addresses! {
     page_fault_stack_guard = page_fault_stack_guard;
     /// Where the page fault handler's stack starts, growing down.
     page_fault_stack_top = page_fault_stack_top;
+}
+
+/// The TSC at the entry.
+pub fn entry_tsc() -> u64 {
+    // SAFETY: `pvh.S` wrote it before any Rust ran, and nobody writes to it any more.
+    unsafe { (&raw const symbols::entry_tsc).cast::<u64>().read() }
 }
 
 /// The whole image: code, constants, data, stacks, functions' names.

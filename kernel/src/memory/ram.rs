@@ -76,6 +76,21 @@ impl Region {
     }
 }
 
+/// The most modules. Xen's toolstack passes one.
+pub const MAX_MODULES: usize = 8;
+
+/// The longest command line of a module (`HVMLOADER_MODULE_CMDLINE_SIZE` in Xen's toolstack). Of a longer
+/// one the rest is cut off.
+pub const MAX_MODULE_LINE: usize = 1024;
+
+/// A module as the loader left it.
+pub struct LoadedModule {
+    /// Where it lies.
+    pub region: Region,
+    /// Its command line.
+    pub command_line: ArrayVec<u8, MAX_MODULE_LINE>,
+}
+
 /// What two memory maps of the same domain agree on: RAM is what both call so, and whatever either
 /// calls something else is reserved. A map without entries is none, and the other one holds.
 pub fn agreed(one: &[Region], other: &[Region]) -> Agreed {

@@ -16,12 +16,13 @@
 use crate::abi::event_channel::*;
 use crate::abi::xen::{DOMID_SELF, VcpuInfo};
 use crate::hypercall::{Hypervisor, Operations};
-use crate::{DomId, Errno, Gfn, Port, Shared};
+use crate::{Counter, DomId, Errno, Gfn, Port, Shared};
 use alloc::sync::Arc;
 use atomic_waker::AtomicWaker;
 use core::cell::{Cell, RefCell};
 use core::fmt;
 use core::mem::offset_of;
+use core::str::FromStr;
 use core::sync::atomic::Ordering::SeqCst;
 use fifo::Fifo;
 use ports::{Origin, Ports};
@@ -85,6 +86,19 @@ impl fmt::Display for Abi {
     }
 }
 
+impl FromStr for Abi {
+    type Err = Errno;
+
+    /// Reads `fifo` or `2l`; [`Errno::EINVAL`] for anything else.
+    fn from_str(name: &str) -> Result<Abi, Errno> {
+        match name {
+            "fifo" => Ok(Abi::Fifo),
+            "2l" => Ok(Abi::TwoLevel),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+}
+
 /// Which ports' events are handled before which others', in the FIFO ABI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Priority(u8);
@@ -121,6 +135,7 @@ pub struct EventChannels<H, P> {
     two_level: TwoLevel,
     fifo: Fifo,
     ports: RefCell<Ports>,
+    received: Counter,
 }
 
 impl<H: Hypervisor, P: PageSource> EventChannels<H, P> {
@@ -142,6 +157,7 @@ impl<H: Hypervisor, P: PageSource> EventChannels<H, P> {
             two_level: TwoLevel::new(shared_info),
             fifo: Fifo::default(),
             ports: RefCell::default(),
+            received: Counter::default(),
         };
         channels.start()?;
         Ok(channels)
@@ -335,6 +351,11 @@ impl<H: Hypervisor, P: PageSource> EventChannels<H, P> {
         }
     }
 
+    /// The number of events that were handled.
+    pub fn received(&self) -> u64 {
+        self.received.get()
+    }
+
     /// Calls the handlers of the ports that have events, at most [`BUDGET`] of them, and returns
     /// whether more may be waiting. It allocates nothing. An event on a port without a handler masks
     /// that port.
@@ -345,7 +366,10 @@ impl<H: Hypervisor, P: PageSource> EventChannels<H, P> {
             // A copy of the pointer, not a borrow: a waker may do anything.
             let handler = self.ports.borrow().handler(port);
             match handler {
-                Some(handler) => handler.raise(),
+                Some(handler) => {
+                    self.received.add(1);
+                    handler.raise();
+                }
                 None => self.mask(port),
             }
         };

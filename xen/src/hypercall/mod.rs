@@ -5,11 +5,11 @@
 //! over a fake. `install` finds Xen and gives the real one.
 
 mod operations;
-#[cfg(all(target_os = "none", target_arch = "x86_64"))]
+#[cfg(target_arch = "x86_64")]
 mod page;
 
 pub use operations::{Operations, ShutdownReason, Version};
-#[cfg(all(target_os = "none", target_arch = "x86_64"))]
+#[cfg(target_arch = "x86_64")]
 pub use page::{NoXen, Xen, calls, install};
 
 /// Something that takes hypercalls.

@@ -1,0 +1,42 @@
+//! Sends back what it receives (RFC 862), until the peer's end of stream.
+//!
+//! One buffer of 16 KiB serves a connection: read, write all of it, read again. A peer that sends
+//! without end and never reads is held back by the sockets' buffers, and by the idle limit.
+
+use super::wire::{Deadline, Wire, WireError};
+use crate::Context;
+use core::time::Duration;
+use edge_nal::TcpShutdown;
+use embedded_io_async::{Read, Write};
+
+/// The buffer of one connection, in bytes.
+const BUFFER: usize = 16 << 10;
+
+/// The memory that one connection costs at most, in bytes, what is beneath the app left out.
+pub const CONNECTION_MEMORY: usize = BUFFER + (2 << 10);
+
+/// Serves one connection.
+pub async fn echo<S>(socket: S, idle: Option<Duration>, context: &Context)
+where
+    S: Read + Write + TcpShutdown,
+{
+    let served = match Wire::new(socket, BUFFER, Deadline::new(idle), context) {
+        Ok(wire) => exchange(wire).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = served {
+        context.counters.connections_failed.add(1);
+        log::debug!("echo: {error}");
+    }
+}
+
+async fn exchange<S>(mut wire: Wire<'_, S>) -> Result<(), WireError>
+where
+    S: Read + Write + TcpShutdown,
+{
+    while wire.fill().await? > 0 {
+        wire.echo().await?;
+        wire.deadline.extend();
+    }
+    wire.close().await
+}

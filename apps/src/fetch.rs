@@ -1,0 +1,274 @@
+//! An HTTP client for one GET, to try the way out of the guest: it reports the status, and the
+//! length and SHA-256 of the body. Redirects are reported, not followed.
+
+use super::http::{Body, BodyError, Framing, length};
+use super::wire::{Deadline, Wire, WireError};
+use crate::Context;
+use crate::config::{Host, Url};
+use alloc::format;
+use alloc::string::{String, ToString};
+use core::fmt;
+use core::net::SocketAddr;
+use core::time::Duration;
+use edge_nal::{AddrType, Dns, TcpConnect, TcpShutdown};
+use embedded_io_async::{Read, Write};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+/// The connection's buffer, in bytes, and so the longest head of a response.
+const BUFFER: usize = 16 << 10;
+
+/// The most header lines a response may have.
+const MAX_HEADERS: usize = 100;
+
+/// How many interim responses (1xx) are passed over.
+const MAX_INTERIM: usize = 16;
+
+/// How much of the server's text is shown.
+const MAX_SHOWN: usize = 200;
+
+/// Why nothing could be reported.
+#[derive(Debug, Error)]
+pub enum FetchError {
+    /// The host's name leads nowhere.
+    #[error("cannot resolve {name}: {reason}")]
+    Resolve {
+        /// The name.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// There is no connection.
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    /// The connection failed.
+    #[error("the connection failed: {0}")]
+    Wire(#[from] WireError),
+    /// The server closed the connection before its head was complete.
+    #[error("the server closed the connection before it had answered")]
+    NoAnswer,
+    /// The server's head cannot be understood.
+    #[error("the server's answer is not HTTP: {0}")]
+    Head(&'static str),
+    /// The body broke off, or its chunks are wrong.
+    #[error("after {received} bytes of the body: {reason}")]
+    Body {
+        /// How many bytes had come.
+        received: u64,
+        /// What was wrong with the next.
+        reason: String,
+    },
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The status code.
+    pub status: u16,
+    /// The server's words for it, made printable.
+    pub reason: String,
+    /// The body's length, in bytes.
+    pub length: u64,
+    /// The body's SHA-256.
+    pub sha256: [u8; 32],
+    /// Where the server would have one go, made printable.
+    pub location: Option<String>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}, {} bytes, sha256 ", self.status, self.reason, self.length)?;
+        for byte in self.sha256 {
+            write!(f, "{byte:02x}")?;
+        }
+        match &self.location {
+            Some(location) => write!(f, ", redirects to {location} (not followed)"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Gets `url`; `names` knows hosts. `idle` limits each wait for the server.
+pub async fn fetch<S: TcpConnect>(
+    url: &Url,
+    stack: &S,
+    names: &impl Dns,
+    idle: Option<Duration>,
+    context: &Context,
+) -> Result<Report, FetchError> {
+    let mut deadline = Deadline::new(idle);
+    let ip = match &url.host {
+        Host::Address(ip) => *ip,
+        Host::Name(name) => {
+            let failed = |reason| FetchError::Resolve { name: name.clone(), reason };
+            deadline
+                .guard(names.get_host_by_name(name, AddrType::Either))
+                .await
+                .map_err(|error| failed(error.to_string()))?
+                .map_err(|error| failed(error.to_string()))?
+        }
+    };
+    deadline.extend();
+    let socket = deadline
+        .guard(stack.connect(SocketAddr::new(ip, url.port)))
+        .await
+        .map_err(|error| FetchError::Connect(error.to_string()))?
+        .map_err(|error| FetchError::Connect(error.to_string()))?;
+    let _open = context.connection();
+    let mut wire = Wire::new(socket, BUFFER, deadline, context)?;
+    let request = format!(
+        "GET {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: xensock\r\nAccept: */*\r\n\
+         Connection: close\r\n\r\n",
+        url.target,
+        url.authority()
+    );
+    wire.write_all(request.as_bytes()).await?;
+    context.counters.requests.add(1);
+    let head = head(&mut wire).await?;
+    let mut body = Body::new(head.framing);
+    let (mut length, mut sum) = (0, Sha256::new());
+    loop {
+        match body.next(&mut wire).await {
+            Ok(0) => break,
+            Ok(read) => {
+                sum.update(&wire.buffered()[..read]);
+                wire.consume(read);
+                length += read as u64;
+            }
+            Err(BodyError::Malformed(reason)) => {
+                return Err(FetchError::Body { received: length, reason: reason.to_string() });
+            }
+            Err(error) => {
+                return Err(FetchError::Body { received: length, reason: error.to_string() });
+            }
+        }
+    }
+    let sha256 = sum.finalize().into();
+    // The report is complete: how the server takes the farewell does not matter.
+    let _ = wire.close().await;
+    let Head { status, reason, location, .. } = head;
+    Ok(Report { status, reason, length, sha256, location })
+}
+
+/// A response's head, as far as it matters here.
+struct Head {
+    status: u16,
+    reason: String,
+    framing: Framing,
+    location: Option<String>,
+}
+
+/// Reads heads until one is final.
+async fn head<S>(wire: &mut Wire<'_, S>) -> Result<Head, FetchError>
+where
+    S: Read + Write + TcpShutdown,
+{
+    let mut interim = 0;
+    loop {
+        match parse(wire.buffered())? {
+            Some((length, head)) => {
+                wire.consume(length);
+                if head.status >= 200 {
+                    return Ok(head);
+                }
+                interim += 1;
+                if head.status == 101 || interim > MAX_INTERIM {
+                    return Err(FetchError::Head("it never comes to a final status"));
+                }
+            }
+            None if wire.is_full() => return Err(FetchError::Head("its header is too long")),
+            None => {
+                wire.deadline.extend();
+                if wire.fill().await? == 0 {
+                    return Err(FetchError::NoAnswer);
+                }
+            }
+        }
+    }
+}
+
+/// Reads a head and its length from the beginning of `input`; `None` asks for more.
+fn parse(input: &[u8]) -> Result<Option<(usize, Head)>, FetchError> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut parser = httparse::Response::new(&mut headers);
+    let taken = match parser.parse(input) {
+        Ok(httparse::Status::Complete(taken)) => taken,
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(httparse::Error::TooManyHeaders) => {
+            return Err(FetchError::Head("it has too many header lines"));
+        }
+        Err(_) => return Err(FetchError::Head("its status line or a header line is malformed")),
+    };
+    let status = parser.code.unwrap_or_default();
+    let (mut content_length, mut coding, mut location) = (None, None, None);
+    for header in parser.headers.iter() {
+        if header.name.eq_ignore_ascii_case("Content-Length") {
+            let length =
+                length(header.value).map_err(|refusal| FetchError::Head(refusal.reason))?;
+            if content_length.is_some_and(|other| other != length) {
+                return Err(FetchError::Head("it gives two lengths"));
+            }
+            content_length = Some(length);
+        } else if header.name.eq_ignore_ascii_case("Transfer-Encoding") {
+            if coding.is_some() || !header.value.eq_ignore_ascii_case(b"chunked") {
+                return Err(FetchError::Head("it uses a transfer coding other than chunked"));
+            }
+            coding = Some(());
+        } else if header.name.eq_ignore_ascii_case("Location") && (300..400).contains(&status) {
+            location = Some(shown(header.value));
+        }
+    }
+    let framing = match (status, coding, content_length) {
+        (..200 | 204 | 304, ..) => Framing::Length(0),
+        (_, Some(()), None) => Framing::Chunked,
+        (_, Some(()), Some(_)) => return Err(FetchError::Head("it has a length and chunks")),
+        (_, None, Some(length)) => Framing::Length(length),
+        (_, None, None) => Framing::UntilClose,
+    };
+    let reason = shown(parser.reason.unwrap_or_default().as_bytes());
+    Ok(Some((taken, Head { status, reason, framing, location })))
+}
+
+/// The server's words, so that they cannot play tricks on a console.
+fn shown(text: &[u8]) -> String {
+    text[..text.len().min(MAX_SHOWN)].escape_ascii().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn framing(text: &str) -> Result<Framing, FetchError> {
+        parse(text.as_bytes()).map(|head| head.unwrap().1.framing)
+    }
+
+    #[test]
+    fn the_head_says_where_the_body_ends() {
+        for (head, expected) in [
+            ("200 OK\r\nContent-Length: 5\r\n", Framing::Length(5)),
+            ("200 OK\r\nTransfer-Encoding: Chunked\r\n", Framing::Chunked),
+            ("200 OK\r\n", Framing::UntilClose),
+            ("204 No Content\r\n", Framing::Length(0)),
+            ("304 Not Modified\r\nContent-Length: 5\r\n", Framing::Length(0)),
+        ] {
+            assert_eq!(framing(&format!("HTTP/1.1 {head}\r\n")).unwrap(), expected, "{head}");
+        }
+        for head in [
+            "Content-Length: 5\r\nContent-Length: 6",
+            "Content-Length: 5\r\nTransfer-Encoding: chunked",
+            "Content-Length: five",
+            "Transfer-Encoding: gzip",
+        ] {
+            assert!(framing(&format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n")).is_err(), "{head}");
+        }
+    }
+
+    #[test]
+    fn what_a_server_says_cannot_control_the_console() {
+        let text = b"HTTP/1.1 302 \xe9\r\nLocation: \x80\x9b31m\r\n\r\n";
+        let (_, head) = parse(text).unwrap().unwrap();
+        assert!(head.reason.is_ascii());
+        assert_eq!(head.location.unwrap(), "\\x80\\x9b31m");
+        assert_eq!(shown(&[b'x'; 1000]).len(), MAX_SHOWN);
+    }
+}

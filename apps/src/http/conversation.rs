@@ -1,0 +1,308 @@
+//! A client's requests and their answers, one after the other.
+
+use super::super::wire::{Wire, WireError};
+use super::body::{Body, BodyError, Framing};
+use super::request::{self, Method, Refusal, Request};
+use super::response::{Head, Status, short};
+use super::route::Route;
+use super::{page, pattern, prometheus};
+use crate::Context;
+use alloc::string::String;
+use core::fmt::Write as _;
+use edge_nal::TcpShutdown;
+use embassy_time::Duration;
+use embedded_io_async::{Read, Write};
+use sha2::{Digest, Sha256};
+
+/// What the buffer for heads and short bodies shrinks to between two requests.
+const OUT: usize = 1 << 10;
+
+/// How long a head may take from its first byte on.
+const HEAD_LIMIT: Duration = Duration::from_secs(10);
+
+/// How much of a body is read only to be thrown away.
+const DRAIN_LIMIT: usize = 64 << 10;
+
+const TEXT: &str = "text/plain; charset=utf-8";
+
+/// Why a conversation ends.
+enum End {
+    /// Nobody has anything to say any more.
+    Quiet,
+    /// This has been said, or is to be said, before the connection closes.
+    Refused(Refusal),
+    /// The connection is of no more use.
+    Broken(WireError),
+}
+
+impl From<WireError> for End {
+    fn from(error: WireError) -> End {
+        End::Broken(error)
+    }
+}
+
+impl From<BodyError> for End {
+    fn from(error: BodyError) -> End {
+        match error {
+            BodyError::Wire(WireError::TimedOut) => SLOW,
+            BodyError::Wire(error) => End::Broken(error),
+            BodyError::Ended => End::Broken(WireError::io(error)),
+            BodyError::Malformed(reason) => {
+                End::Refused(Refusal { status: Status::BAD_REQUEST, reason })
+            }
+        }
+    }
+}
+
+const SLOW: End = End::Refused(Refusal {
+    status: Status::REQUEST_TIMEOUT,
+    reason: "The request took too long to arrive.",
+});
+
+const TOO_LARGE: Refusal = Refusal {
+    status: Status::CONTENT_TOO_LARGE,
+    reason: "Nothing here takes a body this long but POST /sum.",
+};
+
+const NO_MEMORY: Refusal = Refusal {
+    status: Status::SERVICE_UNAVAILABLE,
+    reason: "There is no memory for this page now.",
+};
+
+/// An empty text for a page, if there is also room for the response that it becomes a part of.
+fn page_text(context: &Context) -> Result<String, End> {
+    let has_room = context.has_room(2 * page::CAPACITY);
+    let text = if has_room { context.text(page::CAPACITY) } else { None };
+    text.ok_or(End::Refused(NO_MEMORY))
+}
+
+/// A request that was taken from the wire.
+struct Asked {
+    route: Route,
+    method: Method,
+    framing: Framing,
+    expects_continue: bool,
+    keep_alive: bool,
+}
+
+/// One connection.
+pub struct Conversation<'c, S> {
+    wire: Wire<'c, S>,
+    /// Heads and short bodies on their way out.
+    out: String,
+    context: &'c Context,
+}
+
+impl<'c, S> Conversation<'c, S>
+where
+    S: Read + Write + TcpShutdown,
+{
+    /// A conversation in which nothing was said yet.
+    pub fn new(wire: Wire<'c, S>, context: &'c Context) -> Self {
+        Conversation { wire, out: String::with_capacity(OUT), context }
+    }
+
+    /// Holds it to its end.
+    pub async fn hold(mut self) -> Result<(), WireError> {
+        match self.run().await {
+            Ok(()) | Err(End::Quiet) => self.wire.close().await,
+            Err(End::Refused(refusal)) => self.refuse(refusal).await,
+            Err(End::Broken(error)) => Err(error),
+        }
+    }
+
+    async fn run(&mut self) -> Result<(), End> {
+        loop {
+            let asked = self.ask().await?;
+            self.context.counters.requests.add(1);
+            if !self.answer(asked).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits for a request.
+    async fn ask(&mut self) -> Result<Asked, End> {
+        self.wire.deadline.extend();
+        let mut begun = false;
+        loop {
+            let blank = self.wire.buffered().iter().take_while(|b| matches!(b, b'\r' | b'\n'));
+            let blank = blank.count();
+            self.wire.consume(blank);
+            if !begun && !self.wire.buffered().is_empty() {
+                begun = true;
+                self.wire.deadline.shorten(HEAD_LIMIT);
+            }
+            match request::parse(self.wire.buffered(), self.wire.is_full()) {
+                Ok(Some(request)) => {
+                    let Request { length, method, path, framing, expects_continue, keep_alive } =
+                        request;
+                    let route = Route::of(path);
+                    self.wire.consume(length);
+                    return Ok(Asked { route, method, framing, expects_continue, keep_alive });
+                }
+                Ok(None) => {}
+                Err(refusal) => return Err(End::Refused(refusal)),
+            }
+            match self.wire.fill().await {
+                Ok(0) if !begun => return Err(End::Quiet),
+                Ok(0) => return Err(WireError::io("the peer left in the middle of a head").into()),
+                Ok(_) => {}
+                Err(WireError::TimedOut) if !begun => return Err(End::Quiet),
+                Err(WireError::TimedOut) => return Err(SLOW),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Answers, and says whether the connection goes on.
+    async fn answer(&mut self, asked: Asked) -> Result<bool, End> {
+        let Asked { route, method, .. } = asked;
+        if route == Route::Sum && method == Method::Post {
+            return self.sum(asked).await;
+        }
+        // A client that waits for `100 Continue` may or may not send the body after another
+        // answer, so that nothing behind it could be understood.
+        let drained = !asked.expects_continue && self.drain(asked.framing).await?;
+        let keep_alive = asked.keep_alive && drained;
+        if !drained {
+            self.wire.leave_unread();
+        }
+        let takes = route.takes(method);
+        if takes && !drained && !asked.expects_continue {
+            return Err(End::Refused(TOO_LARGE));
+        }
+        let head =
+            Head { status: Status::OK, content_type: TEXT, length: 0, allow: None, keep_alive };
+        self.out.clear();
+        match route {
+            Route::Unknown => {
+                let head = Head { status: Status::NOT_FOUND, ..head };
+                short(&mut self.out, head, method, "There is nothing here; / says what is.\n");
+            }
+            _ if !takes => {
+                let allow = route.allow();
+                let head = Head { status: Status::METHOD_NOT_ALLOWED, allow, ..head };
+                let text = "This path does not take this method.\n";
+                short(&mut self.out, head, method, text);
+            }
+            Route::BadBytes => {
+                let head = Head { status: Status::BAD_REQUEST, ..head };
+                let text = "Write /bytes/N with a whole number N from 0 to 1099511627776.\n";
+                short(&mut self.out, head, method, text);
+            }
+            Route::Bytes(count) => {
+                let content_type = "application/octet-stream";
+                Head { content_type, length: count, ..head }.write(&mut self.out);
+                self.send().await?;
+                if method != Method::Head {
+                    self.bytes(count).await?;
+                }
+                return Ok(keep_alive);
+            }
+            Route::Health => short(&mut self.out, head, method, "ok\n"),
+            Route::Metrics => {
+                let mut text = page_text(self.context)?;
+                prometheus::write(&mut text, self.context);
+                let head = Head { content_type: prometheus::CONTENT_TYPE, ..head };
+                short(&mut self.out, head, method, &text);
+            }
+            Route::Index | Route::Sum => {
+                let mut text = page_text(self.context)?;
+                page::write(&mut text, self.context);
+                let head = Head { content_type: page::CONTENT_TYPE, ..head };
+                short(&mut self.out, head, method, &text);
+            }
+        }
+        self.send().await?;
+        Ok(keep_alive)
+    }
+
+    /// Reads a body that nobody wants; false if it is too long for that.
+    async fn drain(&mut self, framing: Framing) -> Result<bool, End> {
+        if matches!(framing, Framing::Length(length) if length > DRAIN_LIMIT as u64) {
+            return Ok(false);
+        }
+        let mut body = Body::new(framing);
+        let mut drained = 0;
+        while drained <= DRAIN_LIMIT {
+            let read = body.next(&mut self.wire).await?;
+            if read == 0 {
+                return Ok(true);
+            }
+            self.wire.consume(read);
+            drained += read;
+        }
+        Ok(false)
+    }
+
+    /// `/bytes/N`, behind its head.
+    async fn bytes(&mut self, count: u64) -> Result<(), WireError> {
+        let mut offset = 0;
+        while offset < count {
+            let slice = pattern::slice(offset, count);
+            self.wire.write_all(slice).await?;
+            offset += slice.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// `POST /sum`.
+    async fn sum(&mut self, asked: Asked) -> Result<bool, End> {
+        let empty = asked.framing == Framing::Length(0);
+        if asked.expects_continue && !empty && self.wire.buffered().is_empty() {
+            self.wire.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
+        }
+        let mut body = Body::new(asked.framing);
+        let mut sum = Sha256::new();
+        loop {
+            let read = body.next(&mut self.wire).await?;
+            if read == 0 {
+                break;
+            }
+            sum.update(&self.wire.buffered()[..read]);
+            self.wire.consume(read);
+        }
+        let mut text = String::with_capacity(65);
+        for byte in sum.finalize() {
+            // Writing to a `String` cannot fail.
+            let _ = write!(text, "{byte:02x}");
+        }
+        text.push('\n');
+        self.out.clear();
+        let head = Head {
+            status: Status::OK,
+            content_type: TEXT,
+            length: 0,
+            allow: None,
+            keep_alive: asked.keep_alive,
+        };
+        short(&mut self.out, head, asked.method, &text);
+        self.send().await?;
+        Ok(asked.keep_alive)
+    }
+
+    /// Writes what is in `out`.
+    async fn send(&mut self) -> Result<(), WireError> {
+        self.wire.write_all(self.out.as_bytes()).await?;
+        self.out.clear();
+        self.out.shrink_to(OUT);
+        Ok(())
+    }
+
+    /// Says why the connection closes, and closes it.
+    async fn refuse(mut self, refusal: Refusal) -> Result<(), WireError> {
+        let Refusal { status, reason } = refusal;
+        log::debug!("http: {}: {reason}", status.code());
+        self.out.clear();
+        let length = reason.len() as u64 + 1;
+        Head { status, content_type: TEXT, length, allow: None, keep_alive: false }
+            .write(&mut self.out);
+        self.out.push_str(reason);
+        self.out.push('\n');
+        self.wire.deadline.extend();
+        self.send().await?;
+        self.wire.leave_unread();
+        self.wire.close().await
+    }
+}

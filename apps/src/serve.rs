@@ -1,0 +1,98 @@
+//! The accept loop that servers share.
+
+use super::AppError;
+use crate::Context;
+use alloc::string::ToString;
+use core::convert::Infallible;
+use core::net::SocketAddr;
+use edge_nal::TcpAccept;
+use embassy_time::{Duration, Timer};
+use futures_util::StreamExt;
+use futures_util::future::Either;
+use futures_util::stream::FuturesUnordered;
+
+/// How often `accept` may fail in a row while no connection is open. With the pauses, that is half a minute.
+const MAX_FAILURES: u32 = 8;
+
+/// The first pause after a failure; each further one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// The longest pause while connections are open: each that ends gives back what may be lacking.
+const BUSY_PAUSE: Duration = Duration::from_millis(800);
+
+/// What woke the loop.
+enum Event<S, E> {
+    Accepted(Result<(SocketAddr, S), E>),
+    Ended,
+}
+
+/// Accepts connections and serves each with `handler`, at most `limit` at once; others wait in the
+/// listener's backlog. Returns only when the listener fails for good.
+///
+/// `accept` stands in the same set as the connections: a wake polls only the future that it is
+/// meant for, and an `accept` under way is never dropped, so no connection is lost with it.
+pub async fn serve<'a, A, H>(
+    acceptor: &'a A,
+    limit: usize,
+    handler: H,
+    context: &Context,
+) -> Result<Infallible, AppError>
+where
+    A: TcpAccept,
+    H: AsyncFn(A::Socket<'a>),
+{
+    let handler = &handler;
+    let accept = |pause: Option<Duration>| {
+        Either::Left(async move {
+            if let Some(pause) = pause {
+                Timer::after(pause).await;
+            }
+            Event::Accepted(acceptor.accept().await)
+        })
+    };
+    let mut open = 0;
+    let mut accepting = true;
+    // In a row: all of them, and the last ones without a connection.
+    let (mut failures, mut alone) = (0u32, 0);
+    let tasks = &mut FuturesUnordered::new();
+    tasks.push(accept(None));
+    loop {
+        match tasks.next().await {
+            Some(Event::Accepted(Ok((peer, socket)))) => {
+                (failures, alone) = (0, 0);
+                open += 1;
+                tasks.push(Either::Right(async move {
+                    let _open = context.connection();
+                    log::debug!("{peer}: connected");
+                    handler(socket).await;
+                    log::debug!("{peer}: done");
+                    Event::Ended
+                }));
+                accepting = false;
+            }
+            Some(Event::Accepted(Err(error))) => {
+                failures += 1;
+                alone = if open == 0 { alone + 1 } else { 0 };
+                if failures.is_power_of_two() {
+                    log::warn!("accept failed, {failures} times in a row: {error}");
+                }
+                if alone > MAX_FAILURES {
+                    return Err(AppError::Accept { reason: error.to_string() });
+                }
+                accepting = false;
+            }
+            Some(Event::Ended) => open -= 1,
+            // The set always holds an `accept` or a connection.
+            None => accepting = false,
+        }
+        if !accepting && open < limit {
+            let pause = |failures: u32| FIRST_PAUSE * (1 << (failures - 1).min(MAX_FAILURES));
+            tasks.push(accept(match failures {
+                0 => None,
+                _ if open > 0 => Some(pause(failures).min(BUSY_PAUSE)),
+                _ => Some(pause(alone.max(1))),
+            }));
+            accepting = true;
+        }
+    }
+}

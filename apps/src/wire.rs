@@ -1,0 +1,213 @@
+//! A socket with a buffer to read from, time limits, and counters.
+//!
+//! All memory is allocated when the connection begins; reading and writing allocate nothing.
+
+use crate::Context;
+use alloc::boxed::Box;
+use alloc::string::{String, ToString};
+use core::fmt;
+use edge_nal::{Close, TcpShutdown};
+use embassy_time::{Duration, Instant, with_deadline};
+use embedded_io_async::{Read, Write};
+use thiserror::Error;
+
+/// How long a peer may take to see that the connection is over.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// How much a peer may still send when the connection is over, in bytes.
+const LINGER_BYTES: usize = 1 << 20;
+
+/// Why bytes no longer move.
+#[derive(Debug, Error)]
+pub enum WireError {
+    /// The socket failed.
+    #[error("{0}")]
+    Io(String),
+    /// The peer did nothing for too long.
+    #[error("the peer did nothing for too long")]
+    TimedOut,
+    /// There is no memory for a connection.
+    #[error("there is no memory for the connection")]
+    NoMemory,
+}
+
+impl WireError {
+    /// Keeps what the socket said.
+    pub fn io(error: impl fmt::Display) -> WireError {
+        WireError::Io(error.to_string())
+    }
+}
+
+/// The time limit of a connection: moved on by whoever sees progress.
+#[derive(Debug)]
+pub struct Deadline {
+    idle: Option<Duration>,
+    due: Option<Instant>,
+}
+
+impl Deadline {
+    /// A limit of `idle` between two signs of life, which begins now; `None` is none.
+    pub fn new(idle: Option<core::time::Duration>) -> Deadline {
+        let idle = idle.map(|idle| Duration::from_micros(idle.as_micros() as u64));
+        let mut deadline = Deadline { idle, due: None };
+        deadline.extend();
+        deadline
+    }
+
+    /// There was progress: the limit begins anew.
+    pub fn extend(&mut self) {
+        self.due = self.idle.map(|idle| Instant::now() + idle);
+    }
+
+    /// From now on at most `limit`, and never more than the idle limit.
+    pub fn shorten(&mut self, limit: Duration) {
+        let limit = self.idle.map_or(limit, |idle| idle.min(limit));
+        self.due = Some(Instant::now() + limit);
+    }
+
+    /// Waits for `work` until the limit.
+    pub async fn guard<F: Future>(&self, work: F) -> Result<F::Output, WireError> {
+        match self.due {
+            Some(due) => with_deadline(due, work).await.map_err(|_| WireError::TimedOut),
+            None => Ok(work.await),
+        }
+    }
+}
+
+/// A socket, the bytes read ahead, and its limits.
+pub struct Wire<'c, S> {
+    socket: S,
+    buffer: Box<[u8]>,
+    start: usize,
+    end: usize,
+    unflushed: bool,
+    unread: bool,
+    /// The time limit of all that waits.
+    pub deadline: Deadline,
+    context: &'c Context,
+}
+
+impl<'c, S> Wire<'c, S>
+where
+    S: Read + Write + TcpShutdown,
+{
+    /// Puts a buffer of `size` bytes before the socket, unless memory is short: then the socket closes.
+    pub fn new(
+        socket: S,
+        size: usize,
+        deadline: Deadline,
+        context: &'c Context,
+    ) -> Result<Self, WireError> {
+        let buffer = context.buffer(size).ok_or(WireError::NoMemory)?;
+        Ok(Wire {
+            socket,
+            buffer,
+            start: 0,
+            end: 0,
+            unflushed: false,
+            unread: false,
+            deadline,
+            context,
+        })
+    }
+
+    /// The bytes that were read and not yet consumed.
+    pub fn buffered(&self) -> &[u8] {
+        &self.buffer[self.start..self.end]
+    }
+
+    /// Whether [`fill`](Self::fill) has no room left.
+    pub fn is_full(&self) -> bool {
+        self.end - self.start == self.buffer.len()
+    }
+
+    /// Forgets the first `count` buffered bytes.
+    pub fn consume(&mut self, count: usize) {
+        self.start = (self.start + count).min(self.end);
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
+    /// Reads what the socket has, at least one byte, behind the buffered bytes. 0 means that the
+    /// peer sends no more, or that the buffer is full.
+    pub async fn fill(&mut self) -> Result<usize, WireError> {
+        if self.unflushed {
+            self.flush().await?;
+        }
+        if self.end == self.buffer.len() && self.start > 0 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        let room = &mut self.buffer[self.end..];
+        if room.is_empty() {
+            return Ok(0);
+        }
+        let read = self.deadline.guard(self.socket.read(room)).await?.map_err(WireError::io)?;
+        let read = read.min(self.buffer.len() - self.end);
+        self.end += read;
+        self.context.counters.bytes_in.add(read);
+        Ok(read)
+    }
+
+    /// Writes all of `data`. What is short may stay behind until [`flush`](Self::flush) or
+    /// [`fill`](Self::fill).
+    pub async fn write_all(&mut self, mut data: &[u8]) -> Result<(), WireError> {
+        self.unflushed |= !data.is_empty();
+        while !data.is_empty() {
+            self.deadline.extend();
+            let written =
+                self.deadline.guard(self.socket.write(data)).await?.map_err(WireError::io)?;
+            self.context.counters.bytes_out.add(written.min(data.len()));
+            data = match data.get(written..) {
+                Some(rest) if written > 0 => rest,
+                _ => return Err(WireError::io("the socket takes no bytes")),
+            };
+        }
+        Ok(())
+    }
+
+    /// Sends what stayed behind.
+    pub async fn flush(&mut self) -> Result<(), WireError> {
+        self.unflushed = false;
+        self.deadline.guard(self.socket.flush()).await?.map_err(WireError::io)
+    }
+
+    /// Writes the bytes that are buffered, all of them, and forgets them.
+    pub async fn echo(&mut self) -> Result<(), WireError> {
+        // The buffer is out of `self` for as long as `write_all` borrows both.
+        let buffer = core::mem::take(&mut self.buffer);
+        let result = self.write_all(&buffer[self.start..self.end]).await;
+        self.buffer = buffer;
+        (self.start, self.end) = (0, 0);
+        result
+    }
+
+    /// The peer may be sending what nobody will read.
+    pub fn leave_unread(&mut self) {
+        self.unread = true;
+    }
+
+    /// Ends the connection so that the peer gets all that was written: sends the end of the stream,
+    /// then waits a little for the peer's, since unread bytes at a close can make the peer's side
+    /// throw away what it has not read yet.
+    pub async fn close(mut self) -> Result<(), WireError> {
+        self.flush().await?;
+        self.deadline.shorten(LINGER);
+        let half_closed = self.deadline.guard(self.socket.close(Close::Write)).await?.is_ok();
+        // Not every stack can close one direction. Dropping the socket closes both, and the peer
+        // learns of the end only then: so it comes at once, unless it would do harm.
+        if !half_closed && !self.unread {
+            return Ok(());
+        }
+        let mut drained = 0;
+        while drained < LINGER_BYTES {
+            let read = self.deadline.guard(self.socket.read(&mut self.buffer)).await;
+            match read {
+                Ok(Ok(read)) if read > 0 => drained += read,
+                _ => break,
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,104 @@
+//! The echo app over real sockets.
+
+mod loopback;
+
+use loopback::{Server, is_closed};
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::time::Duration;
+
+/// Bytes that show a loss, a repetition and an exchange.
+fn bytes(length: usize) -> Vec<u8> {
+    (0..length).map(|at| (at.wrapping_mul(2654435761) >> 13) as u8).collect()
+}
+
+#[test]
+fn what_is_sent_comes_back_at_once() {
+    let server = Server::start("app=echo");
+    let mut client = server.connect();
+    for message in [b"a".as_slice(), b"hello", &bytes(5000)] {
+        client.write_all(message).unwrap();
+        let mut echo = vec![0; message.len()];
+        client.read_exact(&mut echo).unwrap();
+        assert_eq!(echo, message);
+    }
+}
+
+#[test]
+fn ten_megabytes_come_back_whole_to_a_client_that_closed_its_half() {
+    let server = Server::start("app=echo");
+    let mut client = server.connect();
+    let sent = bytes(10_000_000);
+    let mut sender = client.try_clone().unwrap();
+    let data = sent.clone();
+    let sending = std::thread::spawn(move || {
+        sender.write_all(&data).unwrap();
+        sender.shutdown(Shutdown::Write).unwrap();
+    });
+    // The reader starts late: what the server cannot send yet must not be lost.
+    std::thread::sleep(Duration::from_millis(300));
+    let mut echo = Vec::new();
+    client.read_to_end(&mut echo).unwrap();
+    sending.join().unwrap();
+    assert!(echo == sent, "{} bytes of {} came back", echo.len(), sent.len());
+}
+
+#[test]
+fn an_empty_conversation_ends() {
+    let server = Server::start("app=echo");
+    assert_eq!(server.exchange(""), "");
+}
+
+#[test]
+fn a_hundred_clients_are_served_at_once() {
+    let server = Server::start("app=echo max-connections=100");
+    let mut clients: Vec<_> = (0..100).map(|_| server.connect()).collect();
+    for (number, client) in clients.iter_mut().enumerate() {
+        write!(client, "{number:04}").unwrap();
+    }
+    for (number, client) in clients.iter_mut().enumerate().rev() {
+        let mut echo = [0; 4];
+        client.read_exact(&mut echo).unwrap();
+        assert_eq!(echo, *format!("{number:04}").as_bytes());
+    }
+}
+
+#[test]
+fn one_too_many_waits_until_another_leaves() {
+    let server = Server::start("app=echo max-connections=1");
+    let mut first = server.connect();
+    first.write_all(b"1").unwrap();
+    first.read_exact(&mut [0]).unwrap();
+    let mut second = server.connect();
+    second.write_all(b"2").unwrap();
+    second.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    assert!(second.read(&mut [0]).is_err(), "the second client was served");
+    drop(first);
+    second.set_read_timeout(Some(loopback::PATIENCE)).unwrap();
+    second.read_exact(&mut [0]).unwrap();
+}
+
+#[test]
+fn a_silent_client_is_dropped_and_a_talking_one_is_not() {
+    let server = Server::start("app=echo idle-timeout=1");
+    let mut silent = server.connect();
+    let mut talking = server.connect();
+    for _ in 0..8 {
+        std::thread::sleep(Duration::from_millis(300));
+        talking.write_all(b"x").unwrap();
+        talking.read_exact(&mut [0]).unwrap();
+    }
+    silent.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    assert!(is_closed(&mut silent));
+}
+
+#[test]
+fn a_client_that_resets_does_no_harm() {
+    let server = Server::start("app=echo");
+    let mut rude = server.connect();
+    rude.write_all(&bytes(100_000)).unwrap();
+    // Unread bytes at the close make it a reset.
+    std::thread::sleep(Duration::from_millis(100));
+    drop(rude);
+    assert_eq!(server.exchange("still there?"), "still there?");
+}

@@ -1,0 +1,29 @@
+//! The words of the command line that the kernel reads itself: `log=` and `evtchn=`.
+
+/// The value of the first word `key=VALUE`, up to the first NUL byte. A value that makes no sense to the
+/// reader is ignored; an image that checks the whole line reports it.
+pub fn value<'l>(line: &'l [u8], key: &str) -> Option<&'l str> {
+    let line = line.split(|byte| *byte == 0).next()?;
+    let words = line.split(u8::is_ascii_whitespace);
+    let mut values = words.filter_map(|word| word.strip_prefix(key.as_bytes())?.strip_prefix(b"="));
+    core::str::from_utf8(values.next()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_word_with_the_key_counts() {
+        for (line, abi) in [
+            ("", None),
+            ("evtchn=fifo", Some("fifo")),
+            ("app=echo\tevtchn=2l evtchn=fifo", Some("2l")),
+            ("app=echo\0evtchn=2l", None),
+            ("evtchn", None),
+        ] {
+            assert_eq!(value(line.as_bytes(), "evtchn"), abi, "{line}");
+        }
+        assert_eq!(value(b"evtchn=\xff", "evtchn"), None);
+    }
+}

@@ -1,0 +1,142 @@
+//! Exceptions, all of which are bugs: each ends in a crash report.
+
+use super::end::end;
+use super::exception_text::{ErrorCode, Vector, floating_point};
+use super::registers::Registers;
+use crate::cpu::{self, EVENT_VECTOR, Stack};
+use crate::memory::image;
+use core::arch::global_asm;
+use core::fmt;
+use core::ptr;
+use spin::Once;
+use x86_64::VirtAddr;
+use x86_64::registers::control::Cr2;
+use x86_64::structures::idt::{Entry, HandlerFunc, InterruptDescriptorTable};
+
+global_asm!(include_str!("exceptions.S"));
+
+unsafe extern "C" {
+    static exception_stubs: [u64; 32];
+}
+
+static IDT: Once<InterruptDescriptorTable> = Once::new();
+
+/// What `exceptions.S` and the processor push, from the lowest address on.
+#[repr(C)]
+struct Frame {
+    r15: u64,
+    r14: u64,
+    r13: u64,
+    r12: u64,
+    r11: u64,
+    r10: u64,
+    r9: u64,
+    r8: u64,
+    rbp: u64,
+    rdi: u64,
+    rsi: u64,
+    rdx: u64,
+    rcx: u64,
+    rbx: u64,
+    rax: u64,
+    vector: u64,
+    error_code: u64,
+    rip: u64,
+    cs: u64,
+    rflags: u64,
+    rsp: u64,
+    ss: u64,
+}
+
+/// Loads the interrupt table.
+pub fn init() {
+    let table = IDT.call_once(|| {
+        // SAFETY: the symbol is a table of 32 addresses, in memory that nobody writes.
+        let stubs = unsafe { &exception_stubs };
+        let mut table = InterruptDescriptorTable::new();
+        let mut set = |vector: usize, stub: u64| set_handler(&mut table, vector, stub);
+        stubs.iter().enumerate().for_each(|(vector, stub)| set(vector, *stub));
+        set(EVENT_VECTOR.into(), cpu::event_handler());
+        table
+    });
+    table.load();
+}
+
+fn set_handler(table: &mut InterruptDescriptorTable, vector: usize, stub: u64) {
+    let stack = match Vector(vector as u8) {
+        Vector::DOUBLE_FAULT => Some(Stack::DoubleFault),
+        Vector::NMI => Some(Stack::Nmi),
+        Vector::PAGE_FAULT => Some(Stack::PageFault),
+        _ => None,
+    };
+    let table = ptr::from_mut(table).cast::<Entry<HandlerFunc>>();
+    // SAFETY: the table is an array of 256 entries of one layout, whatever their handlers' types, and
+    // `vector` is below 256.
+    let entry = unsafe { &mut *table.add(vector) };
+    // SAFETY: the stub expects to be entered by an exception or interrupt of this vector.
+    let options = unsafe { entry.set_handler_addr(VirtAddr::new(stub)) };
+    if let Some(stack) = stack {
+        // SAFETY: `cpu::init_segments` has put a stack in this place, for this vector alone.
+        unsafe { options.set_stack_index(stack as u16) };
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn exception(frame: &Frame) -> ! {
+    end(frame, frame, &frame.registers())
+}
+
+impl Frame {
+    fn registers(&self) -> Registers {
+        let Frame { rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, rip, rflags, .. } = *self;
+        let Frame { r8, r9, r10, r11, r12, r13, r14, r15, .. } = *self;
+        Registers {
+            rax,
+            rbx,
+            rcx,
+            rdx,
+            rsi,
+            rdi,
+            rbp,
+            rsp,
+            rip,
+            rflags,
+            r8,
+            r9,
+            r10,
+            r11,
+            r12,
+            r13,
+            r14,
+            r15,
+        }
+    }
+}
+
+impl fmt::Display for Frame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let vector = Vector(self.vector as u8);
+        write!(f, "{} at rip {:#x}", vector.name(), self.rip)?;
+        match vector {
+            Vector::PAGE_FAULT | Vector::DOUBLE_FAULT => {
+                let address = Cr2::read_raw();
+                write!(f, ", address {address:#x}")?;
+                if image::guards().contains(&(address & !0xfff)) {
+                    write!(f, " (a stack is used up)")?;
+                } else if address < 0x1000 {
+                    write!(f, " (page zero: a null pointer)")?;
+                } else if let Some(part) = image::part(address) {
+                    write!(f, " ({part})")?;
+                }
+            }
+            Vector::INVALID_OPCODE | Vector::DEVICE_NOT_AVAILABLE => {
+                if let Some(text) = floating_point(image::code_at(self.rip)) {
+                    write!(f, ", {text}")?;
+                }
+            }
+            _ => {}
+        }
+        let code = ErrorCode(vector, self.error_code);
+        if code.exists() { write!(f, ", {code}") } else { Ok(()) }
+    }
+}

@@ -1,0 +1,94 @@
+//! The processor's registers, as a crash report shows them.
+
+use core::fmt;
+
+/// The general registers, and what goes with them.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Registers {
+    pub rax: u64,
+    pub rbx: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    pub rbp: u64,
+    pub rsp: u64,
+    pub r8: u64,
+    pub r9: u64,
+    pub r10: u64,
+    pub r11: u64,
+    pub r12: u64,
+    pub r13: u64,
+    pub r14: u64,
+    pub r15: u64,
+    pub rip: u64,
+    pub rflags: u64,
+}
+
+impl Registers {
+    /// The registers as they are here, in the function that this becomes a part of.
+    #[inline(always)]
+    pub fn here() -> Registers {
+        use core::mem::offset_of;
+        let mut registers = Registers::default();
+        // SAFETY: the stores go to the fields that they name, and the stack is left as it was.
+        unsafe {
+            core::arch::asm!(
+                "mov [{to} + {rax}], rax",
+                "mov [{to} + {rbx}], rbx",
+                "mov [{to} + {rcx}], rcx",
+                "mov [{to} + {rdx}], rdx",
+                "mov [{to} + {rsi}], rsi",
+                "mov [{to} + {rdi}], rdi",
+                "mov [{to} + {rbp}], rbp",
+                "mov [{to} + {rsp}], rsp",
+                "mov [{to} + {r8}], r8",
+                "mov [{to} + {r9}], r9",
+                "mov [{to} + {r10}], r10",
+                "mov [{to} + {r11}], r11",
+                "mov [{to} + {r12}], r12",
+                "mov [{to} + {r13}], r13",
+                "mov [{to} + {r14}], r14",
+                "mov [{to} + {r15}], r15",
+                "lea {word}, [rip]",
+                "mov [{to} + {rip}], {word}",
+                "pushfq",
+                "pop {word}",
+                "mov [{to} + {rflags}], {word}",
+                to = in(reg) &raw mut registers,
+                word = out(reg) _,
+                rax = const offset_of!(Registers, rax),
+                rbx = const offset_of!(Registers, rbx),
+                rcx = const offset_of!(Registers, rcx),
+                rdx = const offset_of!(Registers, rdx),
+                rsi = const offset_of!(Registers, rsi),
+                rdi = const offset_of!(Registers, rdi),
+                rbp = const offset_of!(Registers, rbp),
+                rsp = const offset_of!(Registers, rsp),
+                r8 = const offset_of!(Registers, r8),
+                r9 = const offset_of!(Registers, r9),
+                r10 = const offset_of!(Registers, r10),
+                r11 = const offset_of!(Registers, r11),
+                r12 = const offset_of!(Registers, r12),
+                r13 = const offset_of!(Registers, r13),
+                r14 = const offset_of!(Registers, r14),
+                r15 = const offset_of!(Registers, r15),
+                rip = const offset_of!(Registers, rip),
+                rflags = const offset_of!(Registers, rflags),
+            );
+        }
+        registers
+    }
+}
+
+impl fmt::Display for Registers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "rax {:016x} rbx {:016x} rcx {:016x}", self.rax, self.rbx, self.rcx)?;
+        writeln!(f, "rdx {:016x} rsi {:016x} rdi {:016x}", self.rdx, self.rsi, self.rdi)?;
+        writeln!(f, "rbp {:016x} rsp {:016x} r8  {:016x}", self.rbp, self.rsp, self.r8)?;
+        writeln!(f, "r9  {:016x} r10 {:016x} r11 {:016x}", self.r9, self.r10, self.r11)?;
+        writeln!(f, "r12 {:016x} r13 {:016x} r14 {:016x}", self.r12, self.r13, self.r14)?;
+        write!(f, "r15 {:016x} rip {:016x} rflags {:08x}", self.r15, self.rip, self.rflags)
+    }
+}

@@ -1,0 +1,110 @@
+//! The rings that the toolstack sets up: the console's and xenstore's.
+
+use super::domain::EventPages;
+use crate::memory::paging;
+use crate::memory::ram::{Kind, Region};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use xen::event::{EventChannels, PairWaker, Priority};
+use xen::hypercall::{Operations, Xen};
+use xen::{Errno, Gfn, PAGE_SIZE, Port, Shared};
+
+/// Sends an event to whoever serves a ring.
+pub type Notify = &'static (dyn Fn() + Send + Sync);
+
+/// A ring's page and event channel, which the parameters of the domain name (`HVM_PARAM_*`).
+pub struct ToolstackRing {
+    xen: Xen,
+    page: Shared<'static>,
+    gfn: Gfn,
+    pfn_parameter: u32,
+    port_parameter: u32,
+    port: &'static AtomicU32,
+    notify: Notify,
+    heard: Arc<PairWaker>,
+}
+
+impl ToolstackRing {
+    /// Opens the ring that these two parameters name. [`Errno::ENODEV`] when the toolstack gave none.
+    pub fn open(
+        xen: Xen,
+        events: &EventChannels<Xen, EventPages>,
+        pfn_parameter: u32,
+        port_parameter: u32,
+    ) -> Result<ToolstackRing, Errno> {
+        let (gfn, port) = parameters(xen, pfn_parameter, port_parameter)?;
+        let address = gfn.0.checked_mul(PAGE_SIZE as u64).ok_or(Errno::EINVAL)?;
+        let page = Region::new(address, PAGE_SIZE as u64, Kind::Reserved);
+        // SAFETY: the toolstack keeps its special pages out of the memory map's RAM.
+        unsafe { paging::map_special(page) };
+        let start = core::ptr::with_exposed_provenance_mut(page.start as usize);
+        // SAFETY: mapped just now and for ever, and no reference into it exists.
+        let page = unsafe { Shared::new(start, PAGE_SIZE) };
+        let heard = Arc::new(PairWaker::default());
+        // There are two such rings, and both live as long as the kernel.
+        let port: &AtomicU32 = Box::leak(Box::new(AtomicU32::new(port.0)));
+        let notify = Box::leak(Box::new(move || notify(xen, Port(port.load(Ordering::Relaxed)))));
+        let ring =
+            ToolstackRing { xen, page, gfn, pfn_parameter, port_parameter, port, notify, heard };
+        ring.listen(events)?;
+        Ok(ring)
+    }
+
+    /// Goes on in a restored domain, whose toolstack has made another event channel.
+    pub fn resume(&self, events: &EventChannels<Xen, EventPages>) -> Result<(), Errno> {
+        let (gfn, port) = parameters(self.xen, self.pfn_parameter, self.port_parameter)?;
+        if gfn != self.gfn {
+            log::error!("a ring of the toolstack's is at page {:#x} now", gfn.0);
+            return Err(Errno::EINVAL);
+        }
+        self.port.store(port.0, Ordering::Relaxed);
+        self.listen(events)
+    }
+
+    fn listen(&self, events: &EventChannels<Xen, EventPages>) -> Result<(), Errno> {
+        events.register(self.port(), self.heard.clone())?;
+        events.set_priority(self.port(), Priority::HIGH)
+    }
+
+    /// The ring's page.
+    pub fn page(&self) -> Shared<'static> {
+        self.page
+    }
+
+    /// Who hears of the ring's events.
+    pub fn heard(&self) -> Arc<PairWaker> {
+        self.heard.clone()
+    }
+
+    /// The ring's event channel.
+    pub fn port(&self) -> Port {
+        Port(self.port.load(Ordering::Relaxed))
+    }
+
+    /// Notifies the ring's server, whatever the event channel is then.
+    pub fn notify(&self) -> Notify {
+        self.notify
+    }
+}
+
+fn parameters(xen: Xen, pfn: u32, port: u32) -> Result<(Gfn, Port), Errno> {
+    let (pfn, port) = (xen.hvm_param(pfn)?, xen.hvm_param(port)?);
+    let port = u32::try_from(port).map_err(|_| Errno::EINVAL)?;
+    if pfn == 0 || port == 0 { Err(Errno::ENODEV) } else { Ok((Gfn(pfn), Port(port))) }
+}
+
+static NOTIFICATIONS: AtomicU64 = AtomicU64::new(0);
+
+/// The number of notifications sent.
+pub fn notifications_sent() -> u64 {
+    NOTIFICATIONS.load(Ordering::Relaxed)
+}
+
+/// Sends an event over a port, and counts it.
+pub fn notify(xen: Xen, port: Port) {
+    NOTIFICATIONS.fetch_add(1, Ordering::Relaxed);
+    if let Err(error) = xen.send(port) {
+        log::debug!("cannot notify port {}: {error}", port.0);
+    }
+}

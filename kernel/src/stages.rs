@@ -1,0 +1,92 @@
+//! How long booting took, in stages.
+//!
+//! `pvh.S` reads the TSC at the very entry; each stage is marked once, with the TSC as well, because
+//! the first ones are over before there is a clock.
+
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+use xen::clock::read_tsc;
+
+/// A stage that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The page tables are the kernel's own, and memory can be allocated.
+    Memory,
+    /// Events, grants, the clock and the console work.
+    Machine,
+    /// Xenstore has answered.
+    Xenstore,
+    /// The device for sockets is connected.
+    Device,
+    /// An app listens.
+    Listening,
+}
+
+const STAGES: [(Stage, &str); 5] = [
+    (Stage::Memory, "memory"),
+    (Stage::Machine, "machine"),
+    (Stage::Xenstore, "xenstore"),
+    (Stage::Device, "device"),
+    (Stage::Listening, "listening"),
+];
+
+/// The TSC at the end of each stage; 0 for one that is not over.
+static MARKS: [AtomicU64; STAGES.len()] = [const { AtomicU64::new(0) }; STAGES.len()];
+
+/// Marks the end of a stage. Returns whether it is the first time; later ones do not count.
+pub fn mark(stage: Stage) -> bool {
+    let now = read_tsc().max(1);
+    let mark = &MARKS[stage as usize];
+    mark.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+}
+
+/// The times of a boot, in ticks of the TSC.
+pub struct Times {
+    entry: u64,
+    frequency: u64,
+    marks: [u64; STAGES.len()],
+}
+
+impl Times {
+    /// The stages so far. `entry` is the TSC at the entry, `frequency` its ticks in a second.
+    pub fn new(entry: u64, frequency: u64) -> Times {
+        Times { entry, frequency, marks: MARKS.each_ref().map(|mark| mark.load(Ordering::Relaxed)) }
+    }
+
+    fn micros(&self, from: u64, to: u64) -> u128 {
+        let ticks = u128::from(to.saturating_sub(from));
+        (ticks * 1_000_000).checked_div(self.frequency.into()).unwrap_or(0)
+    }
+}
+
+impl fmt::Display for Times {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut before = self.entry;
+        for ((_, name), mark) in STAGES.iter().zip(self.marks).filter(|(_, mark)| *mark > 0) {
+            write!(f, "{name} {} us, ", self.micros(before, mark))?;
+            before = mark;
+        }
+        write!(f, "{} us since the entry", self.micros(self.entry, before))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+
+    #[test]
+    fn each_stage_is_told_by_what_it_took_itself() {
+        let times = Times { entry: 1000, frequency: 2_000_000, marks: [1200, 2200, 0, 4200, 4202] };
+        assert_eq!(
+            times.to_string(),
+            "memory 100 us, machine 500 us, device 1000 us, listening 1 us, 1601 us since the entry"
+        );
+    }
+
+    #[test]
+    fn a_clock_that_does_not_tick_divides_nothing() {
+        let times = Times { entry: 9, frequency: 0, marks: [1, 2, 3, 4, 5] };
+        assert!(times.to_string().ends_with("0 us since the entry"));
+    }
+}

@@ -1,0 +1,427 @@
+//! The guest as its main function sees it, and the life around that function: start, requests of the
+//! toolstack, an orderly end.
+
+#[cfg(feature = "netfront")]
+mod network;
+#[cfg(feature = "xensock")]
+mod sockets;
+
+use crate::executor::{self, Spawner, Tasks};
+use crate::machine::{self, Console, Guest, Resumed};
+use crate::memory::{heap_figures, image, modules, pages};
+use crate::metrics::Snapshot;
+use crate::stages::{self, Stage, Times};
+use crate::{balloon, crash, logger, time};
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+use core::fmt::{self, Display};
+use core::future::poll_fn;
+use core::pin::Pin;
+use core::task::Poll;
+use embassy_time::{Duration, Timer, with_timeout};
+use embedded_io_async::{Read, Write};
+use futures_util::future::LocalBoxFuture;
+use xen::Errno;
+use xen::hypercall::{Operations, ShutdownReason};
+use xen::lifecycle::{Request, Requests};
+use xen::xenstore::{self, Driver, Store};
+
+/// An image's main function, as [`entry!`](crate::entry) passes it.
+pub type Main = fn(System) -> Pin<Box<dyn Future<Output = ()>>>;
+
+/// How long an orderly end waits for data on its way, for the backend, and for the console's reader.
+const DRAIN: Duration = Duration::from_secs(10);
+const CLOSE: Duration = Duration::from_secs(5);
+const FLUSH: Duration = Duration::from_secs(5);
+
+/// How long a suspension waits for xenstore's answers.
+const QUIET: Duration = Duration::from_secs(5);
+
+/// The node by which dom0 changes what is logged, in the domain's folder.
+const LOG_LEVEL: &str = "control/log-level";
+
+/// How long to wait before a failed request to xenstore is repeated.
+const RETRY_DELAY: Duration = Duration::from_secs(5);
+
+/// A socket's bookkeeping in the heap, roughly, in bytes.
+const SOCKET_HEAP: u64 = 2048;
+
+/// The guest, for its main function. Clones are the same guest.
+///
+/// ```no_run
+/// #![no_std]
+/// #![no_main]
+///
+/// use kernel::System;
+///
+/// kernel::entry!(main);
+///
+/// async fn main(system: System) {
+///     let line = system.command_line().escape_ascii();
+///     log::info!("command line: {line}");
+///     system.spawn(async { log::info!("a task beside the main function") });
+///     embassy_time::Timer::after_secs(1).await;
+/// }
+/// ```
+#[derive(Clone)]
+pub struct System(Rc<Inner>);
+
+struct Inner {
+    guest: &'static Guest,
+    store: Store,
+    command_line: &'static [u8],
+    tasks: Spawner,
+    background: Spawner,
+    devices: RefCell<Vec<Rc<dyn Device>>>,
+    end: Cell<Option<ShutdownReason>>,
+}
+
+/// A device of the guest, with its stack of sockets.
+trait Device {
+    /// Adds the device's numbers.
+    fn count(&self, snapshot: &mut Snapshot);
+
+    /// Gives up memory that is kept for later use.
+    fn trim(&self) {}
+
+    /// Connects again, in a restored domain.
+    fn resume(&self) -> LocalBoxFuture<'_, ()>;
+
+    /// Whether all data that the app wrote has left.
+    fn is_drained(&self) -> bool;
+
+    /// Gives back all that other domains share.
+    fn shutdown(&self) -> LocalBoxFuture<'_, ()>;
+}
+
+/// What a main function may return: nothing, or an error that is logged before the domain ends.
+pub trait Outcome {
+    /// Logs an error.
+    fn report(self);
+}
+
+impl Outcome for () {
+    fn report(self) {}
+}
+
+impl<E: Display> Outcome for Result<(), E> {
+    fn report(self) {
+        if let Err(error) = self {
+            log::error!("{error}");
+        }
+    }
+}
+
+/// Makes a [`Main`]'s result of a main function's; part of [`entry!`](crate::entry).
+pub fn main_task<T: Outcome>(
+    main: impl Future<Output = T> + 'static,
+) -> Pin<Box<dyn Future<Output = ()>>> {
+    Box::pin(async { main.await.report() })
+}
+
+/// Names the image's main function: `async fn(System)`, which returns `()` or `Result<(), E>` with an
+/// error that implements `Display`. When it returns, the domain shuts down in an orderly way.
+///
+/// ```no_run
+/// #![no_std]
+/// #![no_main]
+///
+/// kernel::entry!(main);
+///
+/// async fn main(system: kernel::System) -> Result<(), xen::Errno> {
+///     let name = system.store().read("name").await?;
+///     log::info!("this domain is {}", name.escape_ascii());
+///     Ok(())
+/// }
+/// ```
+#[macro_export]
+macro_rules! entry {
+    ($main:path) => {
+        /// The function that the kernel runs once it has booted.
+        #[allow(unsafe_code, reason = "the kernel finds the function by its symbol")]
+        #[unsafe(no_mangle)]
+        static XENSOCK_KERNEL_MAIN: $crate::system::Main =
+            |system| $crate::system::main_task($main(system));
+    };
+}
+
+impl System {
+    /// Waits for a device: calls `find` at first and after each change of the devices' nodes, until it
+    /// returns one. `hint` is logged once if there is none at first.
+    #[cfg(any(feature = "xensock", feature = "netfront"))]
+    async fn wait_for<T>(
+        &self,
+        hint: &str,
+        find: impl AsyncFn(&Store) -> Result<Option<T>, Errno>,
+    ) -> Result<T, Errno> {
+        let mut changes = self.0.store.watch("device").await?;
+        let mut has_hinted = false;
+        loop {
+            if let Some(found) = find(&self.0.store).await? {
+                return Ok(found);
+            }
+            if !has_hinted {
+                log::warn!("{hint}");
+                has_hinted = true;
+            }
+            changes.next().await;
+        }
+    }
+
+    /// The first folder in `device/KIND`.
+    #[cfg(any(feature = "xensock", feature = "netfront"))]
+    async fn first_device(store: &Store, kind: &str) -> Result<Option<String>, Errno> {
+        let devices = match store.directory(&format!("device/{kind}")).await {
+            // The toolstack may have created it without giving the guest access yet.
+            Err(Errno::ENOENT | Errno::EACCES) => Vec::new(),
+            devices => devices?,
+        };
+        Ok(devices.into_iter().min().map(|device| format!("device/{kind}/{device}")))
+    }
+
+    /// The command line, as the loader passed it.
+    pub fn command_line(&self) -> &'static [u8] {
+        self.0.command_line
+    }
+
+    /// The wall clock: time since the Unix epoch, as the host has it. [`Errno::EAGAIN`] if Xen keeps
+    /// changing its numbers while they are read.
+    pub fn wall_clock(&self) -> Result<core::time::Duration, Errno> {
+        self.0.guest.clock.wall_clock_now()
+    }
+
+    /// The console, for reading and writing, if the toolstack made one. Log messages go there, too.
+    pub fn console(&self) -> Option<&'static Console> {
+        self.0.guest.console.as_ref()
+    }
+
+    /// The modules that the toolstack has put beside the kernel (xl's `ramdisk=`), in its order.
+    pub fn modules(&self) -> impl Iterator<Item = modules::Module> {
+        modules::modules()
+    }
+
+    /// Xenstore.
+    pub fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    /// Starts a task beside the main function. It is dropped when the domain ends.
+    pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        self.0.tasks.spawn(task);
+    }
+
+    /// Marks the end of the boot, for a server: it listens now. The first call logs how long the boot took.
+    pub fn listening(&self) {
+        if stages::mark(Stage::Listening)
+            && let Ok(time) = self.0.guest.clock.time_info()
+        {
+            log::debug!("boot: {}", Times::new(image::entry_tsc(), time.frequency()));
+        }
+    }
+
+    /// What the kernel knows about itself, now.
+    pub fn snapshot(&self) -> Snapshot {
+        let Inner { guest, devices, .. } = &*self.0;
+        let (heap, pages, grants) = (heap_figures(), pages::figures(), guest.grants.usage());
+        let mut snapshot = Snapshot {
+            uptime_seconds: guest.uptime().as_secs(),
+            heap_used_bytes: heap.used as u64,
+            heap_total_bytes: heap.total as u64,
+            heap_high_water_bytes: heap.high_water as u64,
+            heap_allocations_total: heap.allocations,
+            free_pages: pages.free as u64,
+            free_pages_least: pages.least_free as u64,
+            ballooned_pages: balloon::pages(),
+            events_total: guest.events.received(),
+            notifications_total: machine::notifications_sent(),
+            grants_in_use: grants.in_use.into(),
+            grants_capacity: grants.capacity.into(),
+            ports_open: guest.ports_open(),
+            timers: time::waiting() as u64,
+            unix_time_seconds: self.wall_clock().unwrap_or_default().as_secs(),
+            hypercalls_total: xen::hypercall::calls(),
+            wakeups_total: guest.wakeups(),
+            console_dropped_bytes_total: guest.console.as_ref().map_or(0, |c| c.dropped()),
+            ..Snapshot::default()
+        };
+        devices.borrow().iter().for_each(|device| device.count(&mut snapshot));
+        snapshot
+    }
+
+    fn end(&self, reason: ShutdownReason) {
+        if self.0.end.get().is_none() {
+            self.0.end.set(Some(reason));
+        }
+    }
+
+    async fn ended(&self) -> ShutdownReason {
+        // Only tasks set it, and the executor polls this future after them.
+        poll_fn(|_| self.0.end.get().map_or(Poll::Pending, Poll::Ready)).await
+    }
+
+    async fn obey_toolstack(self) {
+        let supported = [Request::Poweroff, Request::Reboot, Request::Suspend];
+        let obey = async || {
+            let mut requests = Requests::watch(&self.0.store, &supported).await?;
+            loop {
+                match requests.next().await? {
+                    Request::Suspend => {
+                        self.suspend().await;
+                        requests.announce().await;
+                    }
+                    Request::Reboot => return Ok(ShutdownReason::Reboot),
+                    Request::Poweroff => return Ok(ShutdownReason::Poweroff),
+                }
+            }
+        };
+        loop {
+            match obey().await {
+                Ok(reason) => return self.end(reason),
+                Err(Errno::ECONNRESET) => continue,
+                Err(error) => log::warn!("cannot read the toolstack's requests: {error}; retrying"),
+            }
+            Timer::after(RETRY_DELAY).await;
+        }
+    }
+
+    /// Suspends the domain, so that the toolstack can save it. In the restored domain, connections have
+    /// ended, listeners listen again, and everything else continues.
+    async fn suspend(&self) {
+        let Inner { guest, store, .. } = &*self.0;
+        log::info!("suspending");
+        if with_timeout(QUIET, store.hold()).await.is_err() {
+            log::warn!("timed out waiting for xenstore; pending replies are lost");
+        }
+        if let Some(console) = &guest.console {
+            // Output that is still queued is saved with the guest; what is in the ring would be lost.
+            let _ = with_timeout(FLUSH, console.flush()).await;
+        }
+        match guest.suspend() {
+            Ok(Resumed::Restored) => {
+                // At once: the former driver must not look into the new rings.
+                let (reader, writer) = machine::xenstore(guest);
+                self.0.background.spawn(run_store(store.reconnect(reader, writer)));
+                let devices = self.0.devices.borrow().clone();
+                for device in devices {
+                    device.resume().await;
+                }
+                store.release();
+                log::info!("restored");
+            }
+            Ok(Resumed::Unchanged) => {
+                store.release();
+                log::info!("resumed: this domain goes on");
+            }
+            Err(error) => {
+                store.release();
+                log::error!("Xen does not suspend the domain: {error}");
+            }
+        }
+    }
+
+    /// Changes the log level when dom0 writes it to the node [`LOG_LEVEL`].
+    async fn obey_log_level(self) {
+        let store = &self.0.store;
+        let mut changes = match store.watch(LOG_LEVEL).await {
+            Ok(changes) => changes,
+            Err(error) => return log::warn!("cannot watch {LOG_LEVEL}: {error}"),
+        };
+        stages::mark(Stage::Xenstore);
+        loop {
+            changes.next().await;
+            match store.read(LOG_LEVEL).await {
+                Ok(level) => logger::change(&level),
+                Err(Errno::ENOENT | Errno::EACCES) => {}
+                Err(error) => log::warn!("cannot read {LOG_LEVEL}: {error}"),
+            }
+        }
+    }
+
+    async fn keep_to_target(self) {
+        let trim = || self.0.devices.borrow().iter().for_each(|device| device.trim());
+        balloon::follow_target(self.0.store.clone(), self.0.guest.xen, trim).await;
+    }
+
+    /// Waits until the data that the app wrote has left, and gives back all that other domains share.
+    async fn close(&self) {
+        for device in self.0.devices.take() {
+            let drained = async {
+                while !device.is_drained() {
+                    Timer::after_millis(10).await;
+                }
+            };
+            if with_timeout(DRAIN, drained).await.is_err() {
+                log::warn!("some of the data written was not taken by the backend or a peer");
+            }
+            if with_timeout(CLOSE, device.shutdown()).await.is_err() {
+                log::warn!("the backend does not release the device");
+            }
+        }
+        if let Some(console) = &self.0.guest.console {
+            let _ = with_timeout(FLUSH, console.flush()).await;
+        }
+    }
+}
+
+impl fmt::Debug for System {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("System").field("snapshot", &self.snapshot()).finish()
+    }
+}
+
+/// Transfers xenstore's messages until the domain is saved.
+async fn run_store<R: Read, W: Write>(driver: Driver<R, W>) {
+    match driver.run().await {
+        // The domain was saved; the restored one has a new driver.
+        Errno::ECONNRESET => {}
+        error => log::error!("the connection to xenstore is broken: {error}"),
+    }
+}
+
+/// Runs the image's main function, and ends the domain when it returns or the toolstack asks for that.
+pub(crate) fn run(guest: &'static Guest, command_line: &'static [u8], main: Main) -> ! {
+    logger::configure(command_line);
+    logger::flush_early(guest);
+    log::debug!("build id {}", crash::build_id());
+    let version = guest.xen.version().map_or((0, 0), |version| (version.major, version.minor));
+    let pages = pages::figures().all;
+    log::info!("xensock-kernel on Xen {}.{}, {} KiB free", version.0, version.1, pages * 4);
+    log::debug!("memory, in pages: {:?}", balloon::found());
+    log::debug!("command line: {}", command_line.escape_ascii());
+    log::debug!("event channels: {} ABI", guest.events.abi());
+
+    let (reader, writer) = machine::xenstore(guest);
+    let (store, driver) = xenstore::connect(reader, writer);
+    let (mut background, mut tasks) = (Tasks::new(), Tasks::new());
+    let system = System(Rc::new(Inner {
+        guest,
+        store,
+        command_line,
+        tasks: tasks.spawner(),
+        background: background.spawner(),
+        devices: RefCell::default(),
+        end: Cell::new(None),
+    }));
+    if let Some(console) = &guest.console {
+        background.spawner().spawn(async { match console.run().await {} });
+    }
+    background.spawner().spawn(run_store(driver));
+    background.spawner().spawn(system.clone().obey_toolstack());
+    background.spawner().spawn(system.clone().obey_log_level());
+    background.spawner().spawn(system.clone().keep_to_target());
+    let running = system.clone();
+    tasks.spawner().spawn(async move {
+        main(running.clone()).await;
+        running.end(ShutdownReason::Poweroff);
+    });
+
+    let reason = executor::run(&guest, &mut [&mut background, &mut tasks], system.ended());
+    log::info!("shutting down: {reason:?}");
+    drop(tasks);
+    executor::run(&guest, &mut [&mut background], system.close());
+    crash::shut_down(reason)
+}
