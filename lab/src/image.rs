@@ -5,9 +5,11 @@
 //! that a new kernel costs nothing here.
 
 use crate::archive::{Archive, EXECUTABLE, PRIVATE, READABLE};
+use crate::cache;
 use crate::modules;
 use crate::packages::Packages;
 use crate::process;
+use crate::qemu::Options;
 use crate::tree::Tree;
 use anyhow::{Context, Result};
 use std::fs::{self, File};
@@ -67,7 +69,10 @@ const OUR_FILES: &[(&str, &str, u32)] = &[
 ];
 const XENSTORE_TOOLS: &[&str] = &["chmod", "exists", "list", "ls", "read", "rm", "watch", "write"];
 
-/// Folders that programs expect to be there.
+/// The kernel that the guests' configurations name.
+const GUEST_KERNEL: &str = "/root/xensock-kernel";
+
+/// Folders that programs expect.
 const FOLDERS: &[&str] = &[
     "/dev",
     "/etc/xen/scripts",
@@ -91,17 +96,13 @@ impl Base {
     /// Builds what is missing or out of date. Says on `say` what takes long.
     pub fn get(tree: &Tree, say: &dyn Fn(&str)) -> Result<Self> {
         let cache = tree.cache();
-        let _lock = lock(&cache)?;
+        let _lock = cache::lock(&cache)?;
         let packages = Packages::get(tree, say)?;
         let base = Self { cache, packages };
-        let key = key(tree)?;
-        let stamp = base.cache.join("base.key");
-        if !fs::read_to_string(&stamp).is_ok_and(|built| built == key) {
+        cache::up_to_date(&base.cache.join("base.key"), &key(tree)?, || {
             say("building dom0's image");
-            let _ = fs::remove_file(&stamp);
-            base.build(tree)?;
-            fs::write(&stamp, key)?;
-        }
+            base.build(tree)
+        })?;
         Ok(base)
     }
 
@@ -125,13 +126,16 @@ impl Base {
         Ok(fs::read_to_string(self.cache.join("host-key.pub"))?)
     }
 
-    /// Writes dom0's whole initramfs to `path`: the base, then `content`.
-    pub fn write_initramfs(&self, path: &Path, content: &Content) -> Result<()> {
+    /// Writes dom0's whole initramfs to `path`: the base, then the files of `options`.
+    pub fn write_initramfs(&self, path: &Path, options: &Options) -> Result<()> {
         fs::copy(self.cache.join("base.cpio"), path)
             .with_context(|| format!("cannot write {}", path.display()))?;
         let file = File::options().append(true).open(path)?;
         let mut archive = Archive::new(BufWriter::new(file));
-        if let Some(xensockd) = &content.xensockd {
+        if let Some(kernel) = &options.kernel {
+            archive.copy(kernel, GUEST_KERNEL, READABLE)?;
+        }
+        if let Some(xensockd) = &options.xensockd {
             let there = fs::read_to_string(self.cache.join("base.libraries"))?;
             archive.copy(xensockd, "/usr/sbin/xensockd", EXECUTABLE)?;
             for (name, from) in self.packages.libraries(xensockd)? {
@@ -140,7 +144,7 @@ impl Base {
                 }
             }
         }
-        for (from, to) in &content.files {
+        for (from, to) in &options.files {
             let executable = fs::metadata(from).is_ok_and(|file| file.mode() & 0o111 != 0);
             archive.copy(from, to, if executable { EXECUTABLE } else { READABLE })?;
         }
@@ -250,24 +254,6 @@ impl Base {
     }
 }
 
-/// What goes into dom0 beside the base.
-#[derive(Clone, Debug, Default)]
-pub struct Content {
-    /// The backend daemon: a program for the host's C library.
-    pub xensockd: Option<PathBuf>,
-    /// Files: where they are on the host, and their absolute path in dom0.
-    pub files: Vec<(PathBuf, String)>,
-}
-
-/// The cache, for as long as the value lives. Two labs may start at once: one builds, the other waits.
-pub fn lock(cache: &Path) -> Result<File> {
-    fs::create_dir_all(cache)
-        .with_context(|| format!("cannot create the folder {}", cache.display()))?;
-    let lock = File::create(cache.join("lock"))?;
-    lock.lock()?;
-    Ok(lock)
-}
-
 fn library_path(name: &str) -> String {
     // Only the loader is known by its whole path.
     if name.starts_with('/') { name.into() } else { format!("/lib/x86_64-linux-gnu/{name}") }
@@ -285,7 +271,7 @@ fn add_busybox<W: Write>(archive: &mut Archive<W>) -> Result<()> {
     Ok(())
 }
 
-/// Everything that the base is made from, besides the packages, as text: compared, never parsed.
+/// Everything besides the packages that the base depends on.
 fn key(tree: &Tree) -> Result<String> {
     let mut key = format!("format {FORMAT}\n");
     key += &fs::read_to_string(tree.cache().join("root.packages")).unwrap_or_default();
@@ -293,11 +279,6 @@ fn key(tree: &Tree) -> Result<String> {
         let file = fs::metadata(path).with_context(|| format!("{path} is missing"))?;
         key += &format!("{path} {} {}\n", file.len(), file.mtime());
     }
-    for (name, ..) in OUR_FILES {
-        let path = tree.root().join(name);
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        key += &format!("{name}:\n{text}\n");
-    }
+    key += &cache::contents(tree.root(), OUR_FILES.iter().map(|(name, ..)| *name))?;
     Ok(key)
 }

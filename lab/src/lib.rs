@@ -8,6 +8,7 @@
 
 mod archive;
 mod bridge;
+mod cache;
 mod dom0;
 mod domain;
 mod image;

@@ -6,7 +6,8 @@
 //! are kept, and the headers are unpacked anew for each build, in a folder that does not outlive it.
 
 use crate::archive::{Archive, EXECUTABLE};
-use crate::image::{BUSYBOX, lock};
+use crate::cache;
+use crate::image::BUSYBOX;
 use crate::packages::{self, Packages};
 use crate::process;
 use crate::tree::Tree;
@@ -37,26 +38,22 @@ pub struct LinuxEnds {
 impl LinuxEnds {
     /// Downloads and builds what is missing or out of date. Says on `say` what takes long.
     pub fn get(tree: &Tree, say: &dyn Fn(&str)) -> Result<Self> {
-        let _lock = lock(&tree.cache())?;
+        let _lock = cache::lock(&tree.cache())?;
         let root = Packages::get(tree, say)?;
         let kernel = release(&root.find("/boot", "vmlinuz-", "")?)?;
         let folder = tree.cache().join("linux");
         let parts = Parts { headers: folder.join("headers"), source: folder.join("source") };
-        let stamp = folder.join("parts.kernel");
-        if !fs::read_to_string(&stamp).is_ok_and(|of| of == kernel) {
-            parts.get(tree, &kernel, say)?;
-            fs::write(&stamp, &kernel)?;
-            let _ = fs::remove_file(folder.join("built.key"));
-        }
+        let built = folder.join("built.key");
+        cache::up_to_date(&folder.join("parts.kernel"), &kernel, || {
+            cache::remove_if_present(&built)?;
+            parts.get(tree, &kernel, say)
+        })?;
         let ends = Self { folder };
-        let key = key(tree, &kernel)?;
-        let stamp = ends.folder.join("built.key");
-        if !fs::read_to_string(&stamp).is_ok_and(|built| built == key) {
+        let sources = cache::contents(&tree.linux(), OUR_FILES.iter().copied())?;
+        cache::up_to_date(&built, &format!("{kernel}\n{sources}"), || {
             say("building Linux's own ends of PV Calls");
-            let _ = fs::remove_file(&stamp);
-            ends.build(tree, &kernel, &parts)?;
-            fs::write(&stamp, key)?;
-        }
+            ends.build(tree, &kernel, &parts)
+        })?;
         Ok(ends)
     }
 
@@ -131,12 +128,8 @@ struct Parts {
 
 impl Parts {
     fn get(&self, tree: &Tree, kernel: &str, say: &dyn Fn(&str)) -> Result<()> {
-        for folder in [&self.headers, &self.source] {
-            if folder.exists() {
-                fs::remove_dir_all(folder)?;
-            }
-            fs::create_dir_all(folder)?;
-        }
+        cache::empty_folder(&self.headers)?;
+        cache::empty_folder(&self.source)?;
         say("downloading Linux's headers and source from Debian (about 170 MB)");
         let headers = format!("linux-headers-{kernel}");
         let downloaded = packages::with_update(tree, say, || {
@@ -183,16 +176,4 @@ fn release(image: &Path) -> Result<String> {
     let name = image.file_name().unwrap_or_default().to_string_lossy();
     let release = name.strip_prefix("vmlinuz-");
     release.map(str::to_owned).with_context(|| format!("{name} names no release"))
-}
-
-/// Everything that the modules and the guest are made from, as text: compared, never parsed.
-fn key(tree: &Tree, kernel: &str) -> Result<String> {
-    let mut key = format!("{kernel}\n");
-    for name in OUR_FILES {
-        let path = tree.linux().join(name);
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        key += &format!("{name}:\n{text}\n");
-    }
-    Ok(key)
 }

@@ -1,7 +1,8 @@
 //! A machine that this process keeps: booted, watched, ended.
 
+use crate::cache;
 use crate::dom0::{Dom0, check_port};
-use crate::image::{Base, Content};
+use crate::image::Base;
 use crate::process::Kept;
 use crate::qemu::{self, Options};
 use crate::serial::Tail;
@@ -76,8 +77,8 @@ pub struct Booting {
 impl Booting {
     /// Builds the images as needed and switches the machine on.
     pub fn start(tree: &Tree, options: &Options, say: &dyn Fn(&str)) -> Result<Self> {
-        for (host, _) in &options.forwards {
-            check_port(*host)?;
+        for port in options.forwards.iter().map(|(host, _)| *host).chain(options.gdb) {
+            check_port(port)?;
         }
         let lock = Lock::take(&options.folder)?;
         let folder = fs::canonicalize(&options.folder)?;
@@ -87,8 +88,7 @@ impl Booting {
         clear(&folder)?;
         symlink(base.xen(), folder.join("xen"))?;
         symlink(base.linux(), folder.join("vmlinuz"))?;
-        let content = Content { xensockd: options.xensockd.clone(), files: options.files.clone() };
-        base.write_initramfs(&folder.join("dom0.cpio"), &content)?;
+        base.write_initramfs(&folder.join("dom0.cpio"), options)?;
 
         say(&format!("in {}:", folder.display()));
         say(&qemu::printable(&command));
@@ -169,14 +169,7 @@ fn clear(folder: &Path) -> Result<()> {
         "known_hosts",
     ];
     for name in OURS {
-        let path = folder.join(name);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error)
-                    .with_context(|| format!("cannot remove the old {}", path.display()));
-            }
-            _ => {}
-        }
+        cache::remove_if_present(&folder.join(name))?;
     }
     let logs = folder.join("dom0-logs");
     if logs.exists() {

@@ -1,5 +1,6 @@
 //! Debian packages for dom0: downloaded and unpacked, never installed.
 
+use crate::cache;
 use crate::process;
 use crate::tree::Tree;
 use anyhow::{Context, Result, bail};
@@ -72,13 +73,8 @@ const KERNEL: &str = "linux-image-6.12-amd64";
 /// Forgets the packages, so that the next lab downloads them anew.
 pub fn forget(tree: &Tree) -> Result<()> {
     // The image is made from them.
-    for stamp in ["root.packages", "base.key"] {
-        match fs::remove_file(tree.cache().join(stamp)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-            _ => {}
-        }
-    }
-    Ok(())
+    cache::remove_if_present(&tree.cache().join("root.packages"))?;
+    cache::remove_if_present(&tree.cache().join("base.key"))
 }
 
 /// The unpacked packages, as one tree of files.
@@ -90,19 +86,17 @@ impl Packages {
     /// Downloads and unpacks what is not there yet.
     pub fn get(tree: &Tree, say: &dyn Fn(&str)) -> Result<Self> {
         let root = tree.cache().join("root");
-        let stamp = tree.cache().join("root.packages");
         let wanted = format!("{KERNEL}\n{}\n", PACKAGES.join("\n"));
-        if fs::read_to_string(&stamp).is_ok_and(|got| got == wanted) {
-            return Ok(Self { root });
-        }
-        let _ = fs::remove_file(&stamp);
+        cache::up_to_date(&tree.cache().join("root.packages"), &wanted, || {
+            Self::unpack(tree, &root, say)
+        })?;
+        Ok(Self { root })
+    }
+
+    fn unpack(tree: &Tree, root: &Path, say: &dyn Fn(&str)) -> Result<()> {
         let debs = tree.cache().join("debs");
-        for folder in [&root, &debs] {
-            if folder.exists() {
-                fs::remove_dir_all(folder)?;
-            }
-            fs::create_dir_all(folder)?;
-        }
+        cache::empty_folder(root)?;
+        cache::empty_folder(&debs)?;
         say("downloading dom0's packages from Debian (about 120 MB)");
         with_update(tree, say, || {
             let kernel = depends(KERNEL)?;
@@ -112,11 +106,9 @@ impl Packages {
         })?;
         say("unpacking dom0's packages");
         for deb in fs::read_dir(&debs)? {
-            process::output(Command::new("dpkg").arg("-x").arg(deb?.path()).arg(&root))?;
+            process::output(Command::new("dpkg").arg("-x").arg(deb?.path()).arg(root))?;
         }
-        fs::remove_dir_all(&debs)?;
-        fs::write(&stamp, wanted)?;
-        Ok(Self { root })
+        Ok(fs::remove_dir_all(&debs)?)
     }
 
     /// Where a file of the packages is on the host.

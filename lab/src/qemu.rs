@@ -3,6 +3,7 @@
 use crate::process;
 use crate::tree::Tree;
 use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
@@ -21,9 +22,6 @@ pub fn dom0_port(port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(DOM0_ADDRESS, port)
 }
 
-/// Where guests find their kernel in dom0.
-const GUEST_KERNEL: &str = "/root/xensock-kernel";
-
 /// Features that this emulation gets wrong under Xen:
 /// - `smap`: dom0 dies at its first IRET, whose frame QEMU 7.2 reads with supervisor rights;
 /// - `rdtscp`: its interception in a guest ends in an endless loop;
@@ -31,78 +29,85 @@ const GUEST_KERNEL: &str = "/root/xensock-kernel";
 /// - `pku`: Linux guests warn about XSAVE's layout.
 const EMULATED_CPU: &str = "max,-smap,-rdtscp,-pku,-xsave,-avx,-avx2";
 
-/// What executes the machine's instructions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+// The comments on `Accel` and on the fields of `Options` are also the command line's help.
+
+/// What executes the machine's instructions
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Accel {
-    /// KVM where it can nest, emulation elsewhere.
+    /// KVM if it supports nesting, emulation otherwise
     #[default]
     Auto,
-    /// Nested hardware virtualization.
+    /// Nested hardware virtualization
     Kvm,
-    /// Emulation.
+    /// Emulation
     Tcg,
 }
 
-/// How to boot a lab.
-#[derive(Clone, Debug)]
+/// How to boot a lab
+#[derive(Clone, Debug, Args)]
 pub struct Options {
-    /// The machine's folder: its logs, sockets and state.
+    /// The machine's folder: its logs, sockets and state
+    #[arg(skip)]
     pub folder: PathBuf,
-    /// Processors.
+    /// Processors
+    #[arg(long, default_value_t = SMP)]
     pub smp: u32,
-    /// Memory of the whole machine, in MiB.
+    /// Memory of the whole machine in MiB; dom0 takes 1024 of it
+    #[arg(long, default_value_t = MEMORY)]
     pub memory: u32,
-    /// What executes the machine's instructions.
+    /// What executes the machine's instructions
+    #[arg(long, value_enum, default_value_t)]
     pub accel: Accel,
-    /// A loopback port on which QEMU serves a debugger.
+    /// Serves gdb on this loopback port
+    #[arg(long, value_name = "PORT")]
     pub gdb: Option<u16>,
-    /// Ports forwarded from the start: the host's on loopback, and where it leads.
-    pub forwards: Vec<(u16, SocketAddrV4)>,
-    /// The backend daemon to put into dom0.
+    /// The guests' kernel, /root/xensock-kernel in dom0 [default: target/xensock-kernel if it exists]
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// The backend daemon for dom0 [default: target/xensockd if it exists]
+    #[arg(long, value_name = "FILE")]
     pub xensockd: Option<PathBuf>,
-    /// Files to put into dom0: where they are on the host, and their path in dom0.
+    /// Ports forwarded from the start: the host's on loopback, and where it leads
+    #[arg(skip)]
+    pub forwards: Vec<(u16, SocketAddrV4)>,
+    /// Further files for dom0: their path on the host, and in dom0
+    #[arg(skip)]
     pub files: Vec<(PathBuf, String)>,
 }
+
+const SMP: u32 = 2;
+const MEMORY: u32 = 2048;
 
 impl Options {
     /// Two processors, 2 GiB, nothing added to dom0.
     pub fn new(folder: impl Into<PathBuf>) -> Self {
         Self {
             folder: folder.into(),
-            smp: 2,
-            memory: 2048,
+            smp: SMP,
+            memory: MEMORY,
             accel: Accel::Auto,
             gdb: None,
-            forwards: Vec::new(),
+            kernel: None,
             xensockd: None,
+            forwards: Vec::new(),
             files: Vec::new(),
         }
     }
 
-    /// Adds what was built for dom0: the guest's kernel and the backend, as far as they are there, and
-    /// the guests' configurations.
+    /// Adds what the tree has for dom0: the kernel and the backend if they are built and no other
+    /// ones are given, and the guests' configurations.
     pub fn add_built(&mut self, tree: &Tree) -> Result<()> {
-        if tree.xensockd().is_file() {
-            self.xensockd = Some(tree.xensockd());
-        }
-        if tree.kernel().is_file() {
-            self.add_kernel(tree.kernel());
+        for (option, built) in
+            [(&mut self.kernel, tree.kernel()), (&mut self.xensockd, tree.xensockd())]
+        {
+            if option.is_none() && built.is_file() {
+                *option = Some(built);
+            }
         }
         for (name, path) in tree.guests()? {
             self.files.push((path, format!("/root/{name}.cfg")));
         }
         Ok(())
-    }
-
-    /// Sets the kernel that the guests' configurations name.
-    pub fn add_kernel(&mut self, file: PathBuf) {
-        self.files.retain(|(_, to)| to != GUEST_KERNEL);
-        self.files.push((file, GUEST_KERNEL.into()));
-    }
-
-    /// Whether there is a kernel for guests.
-    pub fn has_kernel(&self) -> bool {
-        self.files.iter().any(|(_, to)| to == GUEST_KERNEL)
     }
 }
 

@@ -13,7 +13,7 @@ cases![
     nothing_survives_a_killed_owner,
     nothing_survives_an_interrupted_up,
     the_command_line_boots_drives_and_ends_a_lab,
-    run_serves_a_guest_with_an_interface_until_it_is_interrupted,
+    run_serves_a_guest_and_leaves_the_lab_reachable_until_it_is_interrupted,
 ];
 
 /// Tells this program to be the owner of a lab in that folder, not to test.
@@ -105,12 +105,15 @@ fn the_command_line_boots_drives_and_ends_a_lab(_: &Fixture) -> Result<()> {
     Ok(())
 }
 
-fn run_serves_a_guest_with_an_interface_until_it_is_interrupted(_: &Fixture) -> Result<()> {
+fn run_serves_a_guest_and_leaves_the_lab_reachable_until_it_is_interrupted(
+    _: &Fixture,
+) -> Result<()> {
     let port = free_port()?;
-    let folder = Tree::here().target().join("lab-run").join(port.to_string());
-    let mut run = Command::new("env");
-    run.arg("--default-signal=INT").arg(Tree::here().lab()).args(["run", "--stack", "netfront"]);
-    let mut run = run.args(["--port", &port.to_string()]).stdout(Stdio::null()).spawn()?;
+    let folder = Tree::here().target().join("test-logs/lab-run");
+    let mut serving = Command::new("env");
+    serving.arg("--default-signal=INT").arg(Tree::here().lab()).arg("--state").arg(&folder);
+    serving.args(["run", "--stack", "netfront", "--port", &port.to_string()]);
+    let mut serving = serving.stdout(Stdio::null()).spawn()?;
     let outcome = wait_until("the page is served", START_TIME, || {
         let mut page = String::new();
         if let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) {
@@ -120,11 +123,20 @@ fn run_serves_a_guest_with_an_interface_until_it_is_interrupted(_: &Fixture) -> 
         }
         Ok(page.starts_with("HTTP/1.1 200") && page.contains("XenSock"))
     });
-    interrupt(&run)?;
-    let status = run.wait()?;
+    let outcome = outcome.and_then(|()| {
+        let list = run(&folder, &["exec", "xl", "list"])?;
+        ensure!(list.status.success() && text(&list).contains("http"), "{list:?}");
+        let second = run(&folder, &["run", "--port", &free_port()?.to_string()])?;
+        ensure!(!second.status.success() && text(&second).contains("up already"), "{second:?}");
+        Ok(())
+    });
+    interrupt(&serving)?;
+    let status = serving.wait()?;
     outcome.with_context(|| format!("logs are in {}", folder.display()))?;
     ensure!(status.success(), "Ctrl-C ends it with {status}");
     wait_until("the machine ends", END_TIME, || Ok(lab::keeper(&folder)?.is_none()))?;
+    let list = run(&folder, &["exec", "xl", "list"])?;
+    ensure!(!list.status.success() && text(&list).contains("no lab is up"), "{list:?}");
     Ok(std::fs::remove_dir_all(folder)?)
 }
 

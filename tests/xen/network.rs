@@ -30,6 +30,7 @@ cases![
     a_guest_with_an_interface_is_saved_and_restored_under_load,
     both_stacks_serve_at_once,
     frames_can_be_had_while_they_pass,
+    destroying_a_guest_with_an_interface_prints_no_error,
 ];
 
 /// The interface of a case's first guest, and of its second.
@@ -411,6 +412,13 @@ fn frames_can_be_had_while_they_pass(fixture: &Fixture) -> Result<()> {
             answer |= question && contains("HTTP/1.1 200");
         }
     }
+    Ok(())
+}
+
+fn destroying_a_guest_with_an_interface_prints_no_error(fixture: &Fixture) -> Result<()> {
+    let guest = http(fixture)?;
+    let output = fixture.lab()?.exec(&format!("xl destroy {}", guest.domain.name()))?;
+    ensure!(output.status == 0 && output.stderr.is_empty(), "{output:?}");
     Ok(())
 }
 

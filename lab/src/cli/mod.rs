@@ -1,16 +1,14 @@
 //! The command line: one file for each command that is more than a call.
 
-mod boot;
 mod run;
 mod up;
 
 use anyhow::{Result, bail};
-use boot::Boot;
 use clap::{Parser, Subcommand};
-use lab::{Dom0, Tree, dom0_port};
+use lab::{Dom0, Options, Tree, dom0_port};
 use std::io::IsTerminal;
 use std::net::SocketAddrV4;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{ExitCode, ExitStatus};
 
 /// Boots real Xen in QEMU and drives it.
@@ -27,10 +25,7 @@ pub struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Boots Xen and dom0, and leaves them running
-    Up(Boot),
-    /// Keeps the machine that `up` asked for
-    #[command(name = up::KEEP, hide = true)]
-    Keep(Boot),
+    Up(Options),
     /// Ends the machine that `up` left running
     Down,
     /// Runs a command in dom0: one word is a shell's command line, more are a program and its arguments
@@ -65,7 +60,7 @@ enum Command {
         domain: String,
     },
     /// Gives a prompt in dom0: in the lab that is up, or in one booted for it
-    Shell(Boot),
+    Shell(Options),
     /// Boots a lab, runs one guest in it, and ends both on Ctrl-C
     Run(run::Run),
 }
@@ -76,8 +71,7 @@ impl Cli {
         let tree = Tree::here();
         let folder = self.state.unwrap_or_else(|| tree.state());
         match self.command {
-            Command::Up(boot) => up::up(&folder, &boot),
-            Command::Keep(boot) => up::keep(&tree, &folder, &boot),
+            Command::Up(options) => up::up(&tree, Options { folder, ..options }),
             Command::Down => up::down(&folder),
             Command::Exec { words } => {
                 let line = match &words[..] {
@@ -100,8 +94,8 @@ impl Cli {
                 Ok(ExitCode::SUCCESS)
             }
             Command::Console { domain } => console(&Dom0::attach(folder)?, &domain),
-            Command::Shell(boot) => shell(&tree, &folder, &boot),
-            Command::Run(run) => run.execute(&tree, &folder),
+            Command::Shell(options) => shell(&tree, Options { folder, ..options }),
+            Command::Run(run) => run.execute(&tree, folder),
         }
     }
 }
@@ -117,13 +111,19 @@ fn console(dom0: &Dom0, domain: &str) -> Result<ExitCode> {
     Ok(passed_on(dom0.follow_console(domain)?.status()?))
 }
 
-fn shell(tree: &Tree, folder: &Path, boot: &Boot) -> Result<ExitCode> {
-    if lab::keeper(folder)?.is_some() {
-        return Ok(passed_on(Dom0::attach(folder)?.interact("")?));
+fn shell(tree: &Tree, mut options: Options) -> Result<ExitCode> {
+    if lab::keeper(&options.folder)?.is_some() {
+        return Ok(passed_on(Dom0::attach(options.folder)?.interact("")?));
     }
-    let lab = lab::Lab::boot(tree, &boot.options(tree, folder)?, &boot::say)?;
+    options.add_built(tree)?;
+    let lab = lab::Lab::boot(tree, &options, &say)?;
     println!("`exit` ends the lab");
     Ok(passed_on(lab.interact("")?))
+}
+
+/// Tells the user what the lab does.
+fn say(text: &str) {
+    println!("lab: {text}");
 }
 
 /// The exit status of a command in dom0 as this program's own.

@@ -1,15 +1,15 @@
 //! `lab run`: one guest, served on this machine's loopback until Ctrl-C. Meanwhile the other commands
 //! reach its machine like one that `lab up` started.
 
-use super::boot::{Boot, say};
+use super::say;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
-use lab::{Interface, Kept, Lab, Tree, dom0_port};
+use lab::{Interface, Kept, Lab, Options, Tree, dom0_port};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddrV4, TcpStream};
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,7 +35,7 @@ pub struct Run {
     #[arg(long, value_enum, default_value_t = Stack::Xensock)]
     stack: Stack,
     #[command(flatten)]
-    boot: Boot,
+    options: Options,
     /// The guest's command line, in place of the configuration's
     #[arg(last = true)]
     words: Vec<String>,
@@ -71,10 +71,12 @@ struct Service {
 
 impl Run {
     /// Runs it in the foreground, in the machine of `folder`.
-    pub fn execute(&self, tree: &Tree, folder: &Path) -> Result<ExitCode> {
+    pub fn execute(mut self, tree: &Tree, folder: PathBuf) -> Result<ExitCode> {
         let guest = self.guest(tree)?;
-        let mut options = self.boot.options(tree, folder)?;
-        if !options.has_kernel() {
+        let options = &mut self.options;
+        options.folder = folder;
+        options.add_built(tree)?;
+        if options.kernel.is_none() {
             bail!("{} is missing; `make kernel` builds it", tree.kernel().display());
         }
         if options.xensockd.is_none() {
@@ -89,7 +91,7 @@ impl Run {
         }
 
         // While Xen boots, signals have their usual effect: the machine dies with this process.
-        let lab = Lab::boot(tree, &options, &say)?;
+        let lab = Lab::boot(tree, options, &say)?;
         let interrupted = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM, SIGHUP] {
             signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
@@ -107,7 +109,7 @@ impl Run {
         let mut guest =
             Guest { name: self.app.clone(), config: fs::read_to_string(config)?, service: None };
         // xl takes the last of each setting.
-        let image = self.boot.kernel.as_ref().and_then(|file| file.file_name()?.to_str());
+        let image = self.options.kernel.as_ref().and_then(|file| file.file_name()?.to_str());
         let own_image = image.filter(|image| *image != APPS_IMAGE);
         if let Some(image) = own_image {
             guest.name = image.to_owned();

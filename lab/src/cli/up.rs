@@ -4,11 +4,12 @@
 //! longer than `up` does: it holds one end of a pipe and ends when the other end closes, so an
 //! interrupted `up` leaves nothing behind. Then `up` tells it to stay.
 
-use super::boot::Boot;
+use super::say;
 use anyhow::{Context, Result, bail};
-use lab::{Lab, Tree};
+use lab::{Lab, Options, Tree};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process, setsid};
+use std::env;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write, stdin, stdout};
 use std::path::Path;
@@ -16,8 +17,8 @@ use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The keeper's command.
-pub const KEEP: &str = "keep";
+/// Makes `up` the keeper, when it is set in the environment.
+const KEEPER: &str = "LAB_KEEPER";
 /// What the keeper says once the machine is up.
 const UP: &str = "up";
 /// What `up` answers.
@@ -26,7 +27,12 @@ const STAY: &str = "stay";
 const DOWN_TIME: Duration = Duration::from_secs(10);
 
 /// Boots a machine and leaves it running.
-pub fn up(folder: &Path, boot: &Boot) -> Result<ExitCode> {
+pub fn up(tree: &Tree, mut options: Options) -> Result<ExitCode> {
+    if env::var_os(KEEPER).is_some() {
+        options.add_built(tree)?;
+        return keep(tree, &options);
+    }
+    let folder = &options.folder;
     if lab::keeper(folder)?.is_some() {
         println!("lab: it is up already ({})", folder.display());
         return Ok(ExitCode::SUCCESS);
@@ -34,11 +40,9 @@ pub fn up(folder: &Path, boot: &Boot) -> Result<ExitCode> {
     fs::create_dir_all(folder)
         .with_context(|| format!("cannot create the folder {}", folder.display()))?;
     let log = folder.join("keeper.log");
-    let mut keeper = Command::new(std::env::current_exe()?)
-        .arg("--state")
-        .arg(folder)
-        .arg(KEEP)
-        .args(boot.words())
+    let mut keeper = Command::new(env::current_exe()?)
+        .args(env::args_os().skip(1))
+        .env(KEEPER, "1")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(File::create(&log)?)
@@ -65,8 +69,8 @@ pub fn up(folder: &Path, boot: &Boot) -> Result<ExitCode> {
     bail!("{error}")
 }
 
-/// Boots a machine, and keeps it once told to stay.
-pub fn keep(tree: &Tree, folder: &Path, boot: &Boot) -> Result<ExitCode> {
+/// Boots a machine, and keeps it after `up` has answered.
+fn keep(tree: &Tree, options: &Options) -> Result<ExitCode> {
     // Away from the terminal, whose Ctrl-C and whose end are meant for `up`.
     setsid().context("cannot leave the terminal")?;
     thread::spawn(|| {
@@ -77,7 +81,7 @@ pub fn keep(tree: &Tree, folder: &Path, boot: &Boot) -> Result<ExitCode> {
             std::process::exit(1);
         }
     });
-    let lab = Lab::boot(tree, &boot.options(tree, folder)?, &super::boot::say)?;
+    let lab = Lab::boot(tree, options, &say)?;
     writeln!(stdout(), "{UP}")?;
     while lab.is_running() {
         thread::sleep(Duration::from_millis(200));
