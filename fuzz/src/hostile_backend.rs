@@ -21,7 +21,7 @@ use xen::{DomId, Errno, GrantRef, Port};
 use xensock::back::Host;
 use xensock::front::{Config, Frontend, Listener, Statistics, Stream};
 use xensock::ring::CommandBack;
-use xensock::testing::{Dom0, Net};
+use xensock::testing::{FakeDom0, FakeNet};
 use xensock::wire::{
     Call, Command, Extensions, Layout, Protocol, Region, Response, RingGrants, RingOffer,
     SocketOption,
@@ -58,7 +58,7 @@ struct Backend {
     spawner: Spawner,
     world: World,
     store: FakeStore,
-    dom0: Dom0,
+    dom0: FakeDom0,
     frontend: Frontend<FakeMachine>,
     protocol: Protocol,
     commands: Option<Commands>,
@@ -110,7 +110,7 @@ fn address(port: u8) -> SocketAddr {
 
 impl Backend {
     fn new(protocol: Protocol) -> Backend {
-        let (world, net, store) = (World::new(), Net::new(), FakeStore::new());
+        let (world, net, store) = (World::new(), FakeNet::new(), FakeStore::new());
         store.add_domain(DOM0);
         store.add_domain(GUEST);
         store.add_device((FRONT, GUEST), (BACK, DOM0));
@@ -136,7 +136,7 @@ impl Backend {
             driver.run().await;
             has_ended.set(true);
         });
-        let dom0 = Dom0::new(&world, DOM0, &net);
+        let dom0 = FakeDom0::new(&world, DOM0, net.clone());
         Backend {
             tasks,
             spawner,

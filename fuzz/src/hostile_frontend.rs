@@ -14,7 +14,7 @@ use xen::testing::{FakeMachine, World};
 use xen::{DomId, Errno, GrantRef, Port, Shared};
 use xen::{Machine, Pages, Signal};
 use xensock::back::{CommandLink, Host, Limits, serve};
-use xensock::testing::{Acceptor, Dom0, Net, Socket};
+use xensock::testing::{FakeDom0, FakeListener, FakeNet, FakeStream};
 use xensock::wire::{
     Call, Family, Layout, MAX_SLOT, Protocol, Region, Request, RingGrants, RingOffer, Shutdown,
     SocketOption,
@@ -71,7 +71,7 @@ struct Frontend {
     tasks: Tasks,
     spawner: Spawner,
     world: World,
-    net: Net,
+    net: FakeNet,
     machine: FakeMachine,
     protocol: Protocol,
     page: Pages,
@@ -82,9 +82,9 @@ struct Frontend {
     rsp_cons: u32,
     reached: Reached,
     rings: Vec<Ring>,
-    server: Option<Acceptor>,
-    peers: Vec<Socket>,
-    connected: Rc<RefCell<Vec<Socket>>>,
+    server: Option<FakeListener>,
+    peers: Vec<FakeStream>,
+    connected: Rc<RefCell<Vec<FakeStream>>>,
 }
 
 /// A data ring's memory and channel.
@@ -120,7 +120,7 @@ fn address(port: usize) -> SocketAddr {
 
 impl Frontend {
     fn new(protocol: Protocol) -> Frontend {
-        let (world, net) = (World::new(), Net::new());
+        let (world, net) = (World::new(), FakeNet::new());
         let tasks = Tasks::new();
         let spawner = tasks.spawner();
         let machine = world.machine(GUEST);
@@ -132,7 +132,7 @@ impl Frontend {
         let port = machine.open_port(DOM0, Arc::new(Signal::new())).expect("enough ports");
         let order = *protocol.orders().start();
         let rings = (0..2).map(|_| Ring::new(&machine, protocol, order)).collect();
-        let dom0 = Dom0::new(&world, DOM0, &net);
+        let dom0 = FakeDom0::new(&world, DOM0, net.clone());
         let events = Arc::new(Signal::new());
         let link = CommandLink {
             ring: dom0.map(GUEST, &[grant]).expect("it is granted"),

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use xen::testing::FakeMachine;
 use xensock::Errno;
 use xensock::front::{Config, Stream};
-use xensock::testing::Socket;
+use xensock::testing::FakeStream;
 use xensock::wire::{Dialect, Extensions, Options, SocketOption};
 
 /// Runs a test in every dialect, with all extensions.
@@ -28,7 +28,7 @@ fn without_extensions<F: Future<Output = ()>>(test: impl Fn(Rc<Rig>) -> F) {
     }
 }
 
-async fn connected(rig: &Rig, options: Options) -> (Stream<FakeMachine>, Socket) {
+async fn connected(rig: &Rig, options: Options) -> (Stream<FakeMachine>, FakeStream) {
     let server = rig.net.listen(address(80)).unwrap();
     let stream = rig.frontend.connect_with(address(80), options).await.unwrap();
     (stream, server.accept().await)

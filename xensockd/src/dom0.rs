@@ -3,15 +3,12 @@
 use crate::counts::Counts;
 use crate::evtchn::{self, EventChannels};
 use crate::gntdev::{self, GntDev};
-use crate::sockets::{Bound, Connected, Sockets};
-use std::net::SocketAddr;
+use crate::sockets::Sockets;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 use xen::Signal;
 use xen::{DomId, Errno, GrantRef, Port};
 use xensock::back::Host;
-use xensock::wire::Options;
 
 /// The domain in which the daemon runs.
 pub struct Dom0 {
@@ -51,8 +48,11 @@ pub fn explain(path: &str, module: &str, error: &std::io::Error) -> String {
 impl Host for Dom0 {
     type Mapping = gntdev::Pages;
     type Channel = evtchn::Channel;
-    type Stream = Connected;
-    type Listener = Bound;
+    type Network = Sockets;
+
+    fn network(&self) -> &Sockets {
+        &self.sockets
+    }
 
     async fn sleep(&self, time: Duration) {
         tokio::time::sleep(time).await;
@@ -69,30 +69,5 @@ impl Host for Dom0 {
         signal: Arc<Signal>,
     ) -> Result<evtchn::Channel, Errno> {
         self.events.bind(guest, port, signal)
-    }
-
-    async fn connect(
-        &self,
-        _guest: DomId,
-        to: SocketAddr,
-        options: &Options,
-    ) -> Result<Connected, Errno> {
-        self.sockets.connect(to, options).await
-    }
-
-    fn bind(&self, _guest: DomId, at: SocketAddr, options: &Options) -> Result<Bound, Errno> {
-        self.sockets.bind(at, options)
-    }
-
-    fn listen(&self, socket: &Bound, backlog: u32) -> Result<(), Errno> {
-        socket.listen(backlog)
-    }
-
-    fn poll_acceptable(&self, cx: &mut Context<'_>, socket: &Bound) -> Poll<Result<(), Errno>> {
-        socket.poll_acceptable(cx)
-    }
-
-    fn poll_accept(&self, cx: &mut Context<'_>, socket: &Bound) -> Poll<Result<Connected, Errno>> {
-        socket.poll_accept(cx)
     }
 }

@@ -12,7 +12,8 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use tokio::io::Interest;
-use xen::{Errno, Shared};
+use xen::{DomId, Errno, Shared};
+use xensock::back::{Listener, Network, Socket, Stream};
 use xensock::wire::{Options, Shutdown, SocketOption};
 
 /// Opens sockets.
@@ -28,9 +29,18 @@ impl Sockets {
     pub fn new(counter: Counter, reuse_port: bool) -> Self {
         Sockets { counter, reuse_port }
     }
+}
 
-    /// Opens a socket with these options and connects it.
-    pub async fn connect(&self, to: SocketAddr, options: &Options) -> Result<Connected, Errno> {
+impl Network for Sockets {
+    type Stream = Connected;
+    type Listener = Bound;
+
+    async fn connect(
+        &self,
+        _: DomId,
+        to: SocketAddr,
+        options: &Options,
+    ) -> Result<Connected, Errno> {
         let socket = open(to)?;
         sockopt::set_tcp_nodelay(&socket, true).map_err(errno)?;
         set_all(&socket, options)?;
@@ -47,15 +57,14 @@ impl Sockets {
         }
     }
 
-    /// Opens a socket with these options and binds it.
-    pub fn bind(&self, at: SocketAddr, options: &Options) -> Result<Bound, Errno> {
-        let socket = open(at)?;
+    fn bind(&self, _: DomId, to: SocketAddr, options: &Options) -> Result<Bound, Errno> {
+        let socket = open(to)?;
         sockopt::set_socket_reuseaddr(&socket, true).map_err(errno)?;
         if self.reuse_port {
             sockopt::set_socket_reuseport(&socket, true).map_err(errno)?;
         }
         set_all(&socket, options)?;
-        net::bind(&socket, &at).map_err(errno)?;
+        net::bind(&socket, &to).map_err(errno)?;
         Ok(Bound {
             socket: Rc::new(socket),
             ready: OnceCell::new(),
@@ -99,7 +108,7 @@ impl Connected {
     }
 }
 
-impl xensock::back::Stream for Connected {
+impl Stream for Connected {
     fn poll_recv(&self, cx: &mut Context<'_>, room: [Shared<'_>; 2]) -> Poll<Result<usize, Errno>> {
         loop {
             let mut ready = ready!(self.socket.poll_read_ready(cx)).map_err(io_errno)?;
@@ -143,7 +152,7 @@ impl xensock::back::Stream for Connected {
     }
 }
 
-impl xensock::back::Socket for Connected {
+impl Socket for Connected {
     fn set_option(&self, option: SocketOption, value: u32) -> Result<(), Errno> {
         options::set(self.socket.get_ref(), option, value).map_err(io_errno)
     }
@@ -167,43 +176,6 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// Starts to listen, or changes the backlog.
-    pub fn listen(&self, backlog: u32) -> Result<(), Errno> {
-        net::listen(&self.socket, i32::try_from(backlog).unwrap_or(i32::MAX)).map_err(errno)?;
-        if self.ready.get().is_none() {
-            let ready = watch(self.socket.clone(), Interest::READABLE);
-            let _ = self.ready.set(ready.map_err(io_errno)?);
-        }
-        Ok(())
-    }
-
-    /// Waits for a connection and leaves it there.
-    pub fn poll_acceptable(&self, cx: &mut Context<'_>) -> Poll<Result<(), Errno>> {
-        let waiting = || {
-            let mut socket = [PollFd::new(&self.socket, PollFlags::IN)];
-            let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-            match rustix::event::poll(&mut socket, Some(&now)) {
-                Ok(0) | Err(rustix::io::Errno::INTR) => Err(io::ErrorKind::WouldBlock.into()),
-                Ok(_) => Ok(()),
-                Err(error) => Err(error.into()),
-            }
-        };
-        self.poll_io(cx, waiting)
-    }
-
-    /// Accepts a connection.
-    pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<Result<Connected, Errno>> {
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let accept = || match net::accept_with(&self.socket, flags) {
-            // A connection that went away again is none.
-            Err(rustix::io::Errno::CONNABORTED) => Err(rustix::io::Errno::INTR.into()),
-            result => Ok(result?),
-        };
-        let socket = ready!(self.poll_io(cx, || uninterrupted(accept)))?;
-        sockopt::set_tcp_nodelay(&socket, true).map_err(errno)?;
-        Poll::Ready(Connected::new(socket, self.counter.ticket()))
-    }
-
     fn poll_io<T>(
         &self,
         cx: &mut Context<'_>,
@@ -219,7 +191,45 @@ impl Bound {
     }
 }
 
-impl xensock::back::Socket for Bound {
+impl Listener for Bound {
+    type Stream = Connected;
+
+    fn listen(&self, backlog: u32) -> Result<(), Errno> {
+        net::listen(&self.socket, i32::try_from(backlog).unwrap_or(i32::MAX)).map_err(errno)?;
+        if self.ready.get().is_none() {
+            let ready = watch(self.socket.clone(), Interest::READABLE);
+            let _ = self.ready.set(ready.map_err(io_errno)?);
+        }
+        Ok(())
+    }
+
+    fn poll_acceptable(&self, cx: &mut Context<'_>) -> Poll<Result<(), Errno>> {
+        let waiting = || {
+            let mut socket = [PollFd::new(&self.socket, PollFlags::IN)];
+            let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+            match rustix::event::poll(&mut socket, Some(&now)) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => Err(io::ErrorKind::WouldBlock.into()),
+                Ok(_) => Ok(()),
+                Err(error) => Err(error.into()),
+            }
+        };
+        self.poll_io(cx, waiting)
+    }
+
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<Result<Connected, Errno>> {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let accept = || match net::accept_with(&self.socket, flags) {
+            // Retry: the peer aborted before accept.
+            Err(rustix::io::Errno::CONNABORTED) => Err(rustix::io::Errno::INTR.into()),
+            result => Ok(result?),
+        };
+        let socket = ready!(self.poll_io(cx, || uninterrupted(accept)))?;
+        sockopt::set_tcp_nodelay(&socket, true).map_err(errno)?;
+        Poll::Ready(Connected::new(socket, self.counter.ticket()))
+    }
+}
+
+impl Socket for Bound {
     fn set_option(&self, option: SocketOption, value: u32) -> Result<(), Errno> {
         options::set(&self.socket, option, value).map_err(io_errno)
     }

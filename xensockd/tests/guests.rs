@@ -6,81 +6,28 @@ use futures_util::future::{Either, select};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 use std::{io, thread};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::{sleep, timeout};
-use xen::Signal;
 use xen::testing::FakeStore;
-use xen::testing::{BoundPort, FakeMachine, MappedPages, World};
+use xen::testing::{FakeMachine, World};
 use xen::xenstore::{self, Store};
-use xen::{DomId, Errno, GrantRef, Port};
-use xensock::back::{Host, Limits};
+use xen::{DomId, Errno};
+use xensock::back::Limits;
 use xensock::front::{Config, Frontend};
-use xensock::testing::{Dom0, Net};
-use xensock::wire::{Dialect, Extensions, Options};
+use xensock::testing::FakeDom0;
+use xensock::wire::{Dialect, Extensions};
 use xensockd::counts::Counts;
 use xensockd::device::Backend;
 use xensockd::finder::Finder;
-use xensockd::sockets::{Bound, Connected, Sockets};
+use xensockd::sockets::Sockets;
 
 const DOM0: DomId = DomId(0);
 
 /// No test takes longer, even on a slow and busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
-
-/// The fake's memory and events, with real sockets.
-struct Mixed {
-    dom0: Dom0,
-    sockets: Sockets,
-}
-
-impl Host for Mixed {
-    type Mapping = MappedPages;
-    type Channel = BoundPort;
-    type Stream = Connected;
-    type Listener = Bound;
-
-    async fn sleep(&self, time: Duration) {
-        sleep(time).await;
-    }
-
-    fn map(&self, guest: DomId, refs: &[GrantRef]) -> Result<MappedPages, Errno> {
-        self.dom0.map(guest, refs)
-    }
-
-    fn bind_port(&self, guest: DomId, port: Port, signal: Arc<Signal>) -> Result<BoundPort, Errno> {
-        self.dom0.bind_port(guest, port, signal)
-    }
-
-    async fn connect(
-        &self,
-        _: DomId,
-        to: SocketAddr,
-        options: &Options,
-    ) -> Result<Connected, Errno> {
-        self.sockets.connect(to, options).await
-    }
-
-    fn bind(&self, _: DomId, at: SocketAddr, options: &Options) -> Result<Bound, Errno> {
-        self.sockets.bind(at, options)
-    }
-
-    fn listen(&self, socket: &Bound, backlog: u32) -> Result<(), Errno> {
-        socket.listen(backlog)
-    }
-
-    fn poll_acceptable(&self, cx: &mut Context<'_>, socket: &Bound) -> Poll<Result<(), Errno>> {
-        socket.poll_acceptable(cx)
-    }
-
-    fn poll_accept(&self, cx: &mut Context<'_>, socket: &Bound) -> Poll<Result<Connected, Errno>> {
-        socket.poll_accept(cx)
-    }
-}
 
 /// A machine with a daemon.
 struct Rig {
@@ -101,10 +48,7 @@ fn run<F: Future<Output = ()>>(test: impl FnOnce(Rc<Rig>) -> F) {
         let (stop, stopping) = watch::channel(false);
         let backend = Rc::new(Backend {
             store: client(&tree, DOM0),
-            host: Mixed {
-                dom0: Dom0::new(&world, DOM0, &Net::new()),
-                sockets: Sockets::new(counts.sockets.clone(), false),
-            },
+            host: FakeDom0::new(&world, DOM0, Sockets::new(counts.sockets.clone(), false)),
             limits: Limits::default(),
             extensions: Extensions::all(),
             guests: counts.guests.clone(),

@@ -6,11 +6,13 @@ use std::time::Duration;
 use std::{io::Read, io::Write, thread};
 use tokio::time::timeout;
 use xen::testing::memory;
-use xen::{Errno, Shared};
-use xensock::back::{Socket as _, Stream};
+use xen::{DomId, Errno, Shared};
+use xensock::back::{Listener, Network, Socket as _, Stream};
 use xensock::wire::Options;
 use xensockd::counts::Counts;
 use xensockd::sockets::{Bound, Connected, Sockets};
+
+const GUEST: DomId = DomId(7);
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -41,15 +43,21 @@ fn any() -> SocketAddr {
     "127.0.0.1:0".parse().unwrap()
 }
 
+async fn connect(addr: SocketAddr) -> Result<Connected, Errno> {
+    Sockets::default().connect(GUEST, addr, &Options::new()).await
+}
+
+/// A connection, and its peer.
+async fn connected() -> (Connected, TcpStream) {
+    let server = TcpListener::bind(any()).unwrap();
+    let stream = connect(server.local_addr().unwrap()).await.unwrap();
+    (stream, server.accept().unwrap().0)
+}
+
 #[test]
 fn bytes_go_both_ways_between_two_pieces_of_memory_and_a_socket() {
     run(async {
-        let server = TcpListener::bind(any()).unwrap();
-        let stream = Sockets::default()
-            .connect(server.local_addr().unwrap(), &Options::new())
-            .await
-            .unwrap();
-        let (mut peer, _) = server.accept().unwrap();
+        let (stream, mut peer) = connected().await;
 
         let data = memory(8);
         data.write(0, b"lohel");
@@ -83,7 +91,7 @@ fn an_end_that_comes_with_the_last_bytes_is_not_missed() {
                 let (mut peer, _) = server.accept().unwrap();
                 peer.write_all(b"bye").unwrap();
             });
-            let stream = Sockets::default().connect(address, &Options::new()).await.unwrap();
+            let stream = connect(address).await.unwrap();
             let room = memory(64);
             assert_eq!(receive(&stream, [room, room.slice(0, 0)]).await, Ok(3));
             assert_eq!(receive(&stream, [room, room.slice(0, 0)]).await, Ok(0));
@@ -96,7 +104,7 @@ fn an_end_that_comes_with_the_last_bytes_is_not_missed() {
 fn a_connection_that_is_refused_says_so() {
     run(async {
         let address = TcpListener::bind(any()).unwrap().local_addr().unwrap();
-        let result = Sockets::default().connect(address, &Options::new()).await;
+        let result = connect(address).await;
         assert_eq!(result.err(), Some(Errno::ECONNREFUSED));
     });
 }
@@ -104,12 +112,7 @@ fn a_connection_that_is_refused_says_so() {
 #[test]
 fn a_peer_that_resets_the_connection_is_an_error_and_no_end() {
     run(async {
-        let server = TcpListener::bind(any()).unwrap();
-        let stream = Sockets::default()
-            .connect(server.local_addr().unwrap(), &Options::new())
-            .await
-            .unwrap();
-        let (peer, _) = server.accept().unwrap();
+        let (stream, peer) = connected().await;
         let data = memory(1);
         send(&stream, [data, data.slice(0, 0)]).await.unwrap();
         // Closing a socket that has unread bytes resets its connection.
@@ -123,12 +126,7 @@ fn a_peer_that_resets_the_connection_is_an_error_and_no_end() {
 #[test]
 fn a_peer_that_does_not_read_makes_the_sender_wait_and_then_go_on() {
     run(async {
-        let server = TcpListener::bind(any()).unwrap();
-        let stream = Sockets::default()
-            .connect(server.local_addr().unwrap(), &Options::new())
-            .await
-            .unwrap();
-        let (mut peer, _) = server.accept().unwrap();
+        let (stream, mut peer) = connected().await;
         let data = memory(1 << 20);
         let pieces = [data, data.slice(0, 0)];
         let mut sent = 0;
@@ -157,7 +155,7 @@ fn a_listener_waits_accepts_and_can_be_asked_without_accepting() {
     run(async {
         let counts = Counts::default();
         let sockets = Sockets::new(counts.sockets.clone(), false);
-        let listener = sockets.bind(any(), &Options::new()).unwrap();
+        let listener = sockets.bind(GUEST, any(), &Options::new()).unwrap();
         assert_eq!(
             poll_fn(|cx| listener.poll_accept(cx)).await.err(),
             Some(Errno::EINVAL),
@@ -187,15 +185,15 @@ fn a_listener_waits_accepts_and_can_be_asked_without_accepting() {
 fn an_address_that_somebody_listens_on_is_taken_unless_it_is_to_be_shared() {
     run(async {
         let alone = Sockets::default();
-        let first = alone.bind(any(), &Options::new()).unwrap();
+        let first = alone.bind(GUEST, any(), &Options::new()).unwrap();
         first.listen(1).unwrap();
         let taken = first.local_addr().unwrap();
-        assert_eq!(alone.bind(taken, &Options::new()).err(), Some(Errno::EADDRINUSE));
+        assert_eq!(alone.bind(GUEST, taken, &Options::new()).err(), Some(Errno::EADDRINUSE));
 
         let sharing = Sockets::new(Counts::default().sockets, true);
-        let first = sharing.bind(any(), &Options::new()).unwrap();
+        let first = sharing.bind(GUEST, any(), &Options::new()).unwrap();
         first.listen(1).unwrap();
-        let second = sharing.bind(first.local_addr().unwrap(), &Options::new()).unwrap();
+        let second = sharing.bind(GUEST, first.local_addr().unwrap(), &Options::new()).unwrap();
         second.listen(1).unwrap();
     });
 }

@@ -1,53 +1,64 @@
-//! What each command asks for, and who does it.
+//! Carries out each request, or hands it to a task.
 
 use super::connection::{self, Origin};
-use super::guest::{Guest, Task};
-use super::passive::{self, Passive};
-use super::socket::{Control, Plan, Socket};
-use super::{Host, Socket as _};
-use crate::wire::{Call, Family, Options, Request, SocketOption};
+use super::engine::{Engine, Reply, Task};
+use super::host::{Host, Network, Socket as _};
+use super::listener::{self, BoundSocket};
+use super::socket::{Mailbox, Operation, Release, Settings, Socket};
+use crate::wire::{Call, Header, Options, Request, RingOffer, SocketOption};
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
 use alloc::collections::btree_map::Entry;
 use alloc::rc::Rc;
 use core::net::SocketAddr;
 use xen::Errno;
 
-impl<H: Host> Guest<'_, H> {
-    /// Carries out a request at once, or returns the task that will.
+/// How a request goes on.
+enum Step<'e> {
+    /// It is done.
+    Done(Reply),
+    /// A new task carries it out and answers it.
+    Spawn(Task<'e>),
+    /// The connection's own task carries it out and answers it.
+    HandedOver,
+}
+
+const DONE: Step<'static> = Step::Done(Reply { value: 0, addr: None });
+
+impl<H: Host> Engine<'_, H> {
+    /// Carries out a request, or returns the task that will.
     pub(super) fn begin(&self, request: Request) -> Option<Task<'_>> {
-        let done = match &request.call {
-            Call::Socket { family } => self.socket(&request, *family),
-            Call::Bind { .. } => self.bind(&request),
-            Call::Listen { .. } => self.listen(&request),
-            Call::Connect { .. } => self.connect(&request).map(Some),
-            Call::Accept { .. } => self.accept(&request).map(Some),
-            Call::Poll => self.poll(&request).map(Some),
-            Call::Release { .. } => self.release(&request),
-            Call::SetOption { option, value } => self.set_option(&request, *option, *value),
-            Call::GetOption { option } => self.option(&request, *option),
-            Call::LocalAddr => self.local_addr(&request),
-            Call::PeerAddr | Call::Shutdown { .. } | Call::Resize { .. } => {
-                self.of_connection(&request)
+        let header = request.header();
+        let id = header.socket;
+        let step = match request.call {
+            Call::Socket { family } => {
+                let settings = Settings { family: Some(family), options: Options::new() };
+                self.insert(id, Socket::New(settings)).map(|()| DONE)
             }
+            Call::Bind { addr } => self.bind(id, addr),
+            Call::Listen { backlog } => {
+                self.bound(id).and_then(|socket| socket.listen(backlog)).map(|()| DONE)
+            }
+            Call::Connect { addr, ring, .. } => self.connect(header, addr, ring),
+            Call::Accept { new, ring } => self.accept(header, new, ring),
+            Call::Poll => self.poll(header),
+            Call::Release { reuse } => self.release(Release { header, reuse }),
+            Call::SetOption { option, value } => self.set_option(header, option, value),
+            Call::GetOption { option } => self.option(header, option),
+            Call::LocalAddr => self.local_addr(header),
+            Call::PeerAddr => self.hand_over(header, Operation::PeerAddr),
+            Call::Shutdown { how } => self.hand_over(header, Operation::Shutdown(how)),
+            Call::Resize { grants } => self.hand_over(header, Operation::Resize(grants)),
         };
-        match done {
-            Ok(Some(task)) => Some(task),
-            Ok(None) => None,
-            Err(error) => {
-                self.answer(request.answer(Err(error)));
-                None
-            }
+        match step {
+            Ok(Step::Done(reply)) => self.answer(header, Ok(reply)),
+            Ok(Step::Spawn(task)) => return Some(task),
+            Ok(Step::HandedOver) => {}
+            Err(error) => self.answer(header, Err(error)),
         }
+        None
     }
 
-    fn done(&self, request: &Request) -> Result<Option<Task<'_>>, Errno> {
-        self.answer(request.answer(Ok(0)));
-        Ok(None)
-    }
-
-    /// Takes a name for a new socket.
-    fn claim(&self, id: u64, socket: Socket<H>) -> Result<(), Errno> {
+    fn insert(&self, id: u64, socket: Socket<H>) -> Result<(), Errno> {
         let mut sockets = self.sockets.borrow_mut();
         let count = sockets.len();
         match sockets.entry(id) {
@@ -60,201 +71,149 @@ impl<H: Host> Guest<'_, H> {
         }
     }
 
-    /// Makes the socket that a dialect without a command for it expects to be there.
-    fn ensure(&self, id: u64) -> Result<(), Errno> {
+    /// Creates the socket if it does not exist and the dialect has no command for that.
+    fn ensure_exists(&self, id: u64) -> Result<(), Errno> {
         if self.protocol.dialect.has_socket_command() {
             return Ok(());
         }
-        match self.claim(id, Socket::Fresh(Plan::default())) {
+        match self.insert(id, Socket::New(Settings::default())) {
             Err(Errno::EEXIST) => Ok(()),
             result => result,
         }
     }
 
-    fn socket(&self, request: &Request, family: Family) -> Result<Option<Task<'_>>, Errno> {
-        let plan = Plan { family: Some(family), options: Options::new() };
-        self.claim(request.socket, Socket::Fresh(plan))?;
-        self.done(request)
+    /// Undoes what a failed CONNECT or BIND made of a socket.
+    pub(super) fn reset(&self, id: u64, settings: Settings) {
+        if self.protocol.dialect.has_socket_command() {
+            self.sockets.borrow_mut().insert(id, Socket::New(settings));
+        } else {
+            self.sockets.borrow_mut().remove(&id);
+        }
     }
 
-    fn bind(&self, request: &Request) -> Result<Option<Task<'_>>, Errno> {
-        let Call::Bind { addr } = request.call else { return Err(Errno::EINVAL) };
-        self.ensure(request.socket)?;
+    fn bind(&self, id: u64, addr: SocketAddr) -> Result<Step<'_>, Errno> {
+        self.ensure_exists(id)?;
+        let settings = match self.sockets.borrow().get(&id) {
+            Some(Socket::New(settings)) => *settings,
+            _ => return Err(Errno::EINVAL),
+        };
+        let bind = || self.host.network().bind(self.guest, addr, &settings.options);
+        let socket = settings
+            .check_family(addr)
+            .and_then(|()| bind())
+            .inspect_err(|_| self.reset(id, settings))?;
+        let addr = socket.local_addr().ok();
+        let socket = Rc::new(BoundSocket::new(socket, settings.options));
+        self.sockets.borrow_mut().insert(id, Socket::Bound(socket));
+        Ok(Step::Done(Reply { value: 0, addr }))
+    }
+
+    fn connect(
+        &self,
+        header: Header,
+        addr: SocketAddr,
+        ring: RingOffer,
+    ) -> Result<Step<'_>, Errno> {
+        let id = header.socket;
+        self.ensure_exists(id)?;
+        let settings = match self.sockets.borrow().get(&id) {
+            Some(Socket::New(settings)) => *settings,
+            Some(Socket::Connection(_)) => return Err(Errno::EISCONN),
+            Some(Socket::Bound(_)) => return Err(Errno::EOPNOTSUPP),
+            Some(Socket::Releasing) | None => return Err(Errno::EINVAL),
+        };
+        settings.check_family(addr).inspect_err(|_| self.reset(id, settings))?;
+        let mailbox = Rc::new(Mailbox::default());
+        self.sockets.borrow_mut().insert(id, Socket::Connection(mailbox.clone()));
+        let origin = Origin::Connect(addr, settings);
+        Ok(Step::Spawn(Box::pin(connection::run(self, id, mailbox, origin, ring, header))))
+    }
+
+    fn accept(&self, header: Header, new: u64, ring: RingOffer) -> Result<Step<'_>, Errno> {
+        let origin = Origin::Accept(self.bound(header.socket)?.queue()?);
+        let mailbox = Rc::new(Mailbox::default());
+        self.insert(new, Socket::Connection(mailbox.clone()))?;
+        Ok(Step::Spawn(Box::pin(connection::run(self, new, mailbox, origin, ring, header))))
+    }
+
+    fn poll(&self, header: Header) -> Result<Step<'_>, Errno> {
+        let turn = self.bound(header.socket)?.queue()?;
+        Ok(Step::Spawn(Box::pin(listener::poll(self, turn, header))))
+    }
+
+    fn release(&self, release: Release) -> Result<Step<'_>, Errno> {
+        let id = release.header.socket;
         let mut sockets = self.sockets.borrow_mut();
-        let Some(Socket::Fresh(plan)) = sockets.get(&request.socket) else {
-            return Err(Errno::EINVAL);
-        };
-        let plan = *plan;
-        let bound = plan.suits(addr).and_then(|()| self.host.bind(self.id, addr, &plan.options));
-        let name = match bound {
-            Ok(bound) => {
-                let name = bound.local_addr().ok();
-                let passive = Rc::new(Passive::new(bound, plan.options));
-                sockets.insert(request.socket, Socket::Passive(passive));
-                name
+        let socket = sockets.get_mut(&id).ok_or(Errno::EINVAL)?;
+        match core::mem::replace(socket, Socket::Releasing) {
+            Socket::New(_) => {
+                sockets.remove(&id);
+                Ok(DONE)
             }
-            Err(error) => {
-                self.back_to_fresh(&mut sockets, request.socket, plan);
-                return Err(error);
+            Socket::Connection(mailbox) => {
+                mailbox.release(release);
+                Ok(Step::HandedOver)
             }
-        };
-        drop(sockets);
-        self.answer_with(request.answer(Ok(0)), name);
-        Ok(None)
+            Socket::Bound(socket) => {
+                Ok(Step::Spawn(Box::pin(listener::release(self, socket, release.header))))
+            }
+            Socket::Releasing => Err(Errno::EINVAL),
+        }
     }
 
     fn set_option(
         &self,
-        request: &Request,
+        header: Header,
         option: SocketOption,
         value: u32,
-    ) -> Result<Option<Task<'_>>, Errno> {
-        self.ensure(request.socket)?;
-        match self.sockets.borrow_mut().get_mut(&request.socket) {
-            Some(Socket::Fresh(plan)) => plan.options.set(option, value),
-            Some(Socket::Passive(passive)) => passive.set_option(option, value)?,
-            Some(Socket::Active(control)) => return Self::hand_over(control, request),
-            Some(Socket::Leaving) | None => return Err(Errno::EINVAL),
+    ) -> Result<Step<'_>, Errno> {
+        self.ensure_exists(header.socket)?;
+        match self.sockets.borrow_mut().get_mut(&header.socket) {
+            Some(Socket::New(settings)) => settings.options.set(option, value),
+            Some(Socket::Bound(socket)) => socket.set_option(option, value)?,
+            Some(Socket::Connection(mailbox)) => {
+                mailbox.hand_over(header, Operation::SetOption(option, value))?;
+                return Ok(Step::HandedOver);
+            }
+            Some(Socket::Releasing) | None => return Err(Errno::EINVAL),
         }
-        self.done(request)
+        Ok(DONE)
     }
 
-    fn option(&self, request: &Request, option: SocketOption) -> Result<Option<Task<'_>>, Errno> {
-        let value = match self.sockets.borrow().get(&request.socket) {
-            // The operating system's own values are not known before there is a socket of its.
-            Some(Socket::Fresh(plan)) => plan.options.get(option).ok_or(Errno::ENOTCONN)?,
-            Some(Socket::Passive(passive)) => passive.option(option)?,
-            Some(Socket::Active(control)) => return Self::hand_over(control, request),
-            Some(Socket::Leaving) | None => return Err(Errno::EINVAL),
+    fn option(&self, header: Header, option: SocketOption) -> Result<Step<'_>, Errno> {
+        let value = match self.sockets.borrow().get(&header.socket) {
+            // The host's defaults are unknown while it has no socket.
+            Some(Socket::New(settings)) => settings.options.get(option).ok_or(Errno::ENOTCONN)?,
+            Some(Socket::Bound(socket)) => socket.option(option)?,
+            _ => return self.hand_over(header, Operation::GetOption(option)),
         };
-        self.answer(request.answer(Ok(value)));
-        Ok(None)
+        Ok(Step::Done(Reply { value, addr: None }))
     }
 
-    fn local_addr(&self, request: &Request) -> Result<Option<Task<'_>>, Errno> {
-        let passive = match self.sockets.borrow().get(&request.socket) {
-            Some(Socket::Passive(passive)) => passive.clone(),
-            _ => return self.of_connection(request),
-        };
-        self.answer_with(request.answer(Ok(0)), Some(passive.local_addr()?));
-        Ok(None)
-    }
-
-    /// A request that only a connection can carry out.
-    fn of_connection(&self, request: &Request) -> Result<Option<Task<'_>>, Errno> {
-        match self.sockets.borrow().get(&request.socket) {
-            Some(Socket::Active(control)) => Self::hand_over(control, request),
-            Some(Socket::Fresh(_) | Socket::Passive(_)) => Err(Errno::ENOTCONN),
-            Some(Socket::Leaving) | None => Err(Errno::EINVAL),
+    fn local_addr(&self, header: Header) -> Result<Step<'_>, Errno> {
+        match self.sockets.borrow().get(&header.socket) {
+            Some(Socket::Bound(socket)) => {
+                let addr = Some(socket.local_addr()?);
+                Ok(Step::Done(Reply { value: 0, addr }))
+            }
+            _ => self.hand_over(header, Operation::LocalAddr),
         }
     }
 
-    /// Gives a request to a connection's own task.
-    fn hand_over<'g>(control: &Control, request: &Request) -> Result<Option<Task<'g>>, Errno> {
-        if !control.is_open() {
-            return Err(Errno::ENOTCONN);
+    /// Hands a request over to the connection that it is about.
+    fn hand_over(&self, header: Header, operation: Operation) -> Result<Step<'_>, Errno> {
+        match self.sockets.borrow().get(&header.socket) {
+            Some(Socket::Connection(mailbox)) => mailbox.hand_over(header, operation)?,
+            Some(Socket::New(_) | Socket::Bound(_)) => return Err(Errno::ENOTCONN),
+            Some(Socket::Releasing) | None => return Err(Errno::EINVAL),
         }
-        control.ask(request.clone());
-        Ok(None)
+        Ok(Step::HandedOver)
     }
 
-    fn listen(&self, request: &Request) -> Result<Option<Task<'_>>, Errno> {
-        let Call::Listen { backlog } = request.call else { return Err(Errno::EINVAL) };
-        self.passive(request.socket)?.listen(self.host, backlog)?;
-        self.done(request)
-    }
-
-    fn connect(&self, request: &Request) -> Result<Task<'_>, Errno> {
-        let Call::Connect { addr, ref ring, .. } = request.call else {
-            return Err(Errno::EINVAL);
-        };
-        self.ensure(request.socket)?;
-        let control = Rc::new(Control::default());
-        let plan = {
-            let mut sockets = self.sockets.borrow_mut();
-            match sockets.get_mut(&request.socket) {
-                Some(Socket::Fresh(plan)) => {
-                    let plan = *plan;
-                    if let Err(error) = plan.suits(addr) {
-                        self.back_to_fresh(&mut sockets, request.socket, plan);
-                        return Err(error);
-                    }
-                    sockets.insert(request.socket, Socket::Active(control.clone()));
-                    plan
-                }
-                Some(Socket::Active(_)) => return Err(Errno::EISCONN),
-                Some(Socket::Passive(_)) => return Err(Errno::EOPNOTSUPP),
-                Some(Socket::Leaving) | None => return Err(Errno::EINVAL),
-            }
-        };
-        let origin = Origin::Connect(addr, plan);
-        let id = request.socket;
-        Ok(Box::pin(connection::run(self, id, control, origin, ring.clone(), request.clone())))
-    }
-
-    fn accept(&self, request: &Request) -> Result<Task<'_>, Errno> {
-        let Call::Accept { new, ref ring } = request.call else { return Err(Errno::EINVAL) };
-        let passive = self.passive(request.socket)?;
-        let turn = passive.queue()?;
-        let control = Rc::new(Control::default());
-        self.claim(new, Socket::Active(control.clone()))?;
-        let origin = Origin::Accept(turn);
-        Ok(Box::pin(connection::run(self, new, control, origin, ring.clone(), request.clone())))
-    }
-
-    fn poll(&self, request: &Request) -> Result<Task<'_>, Errno> {
-        let turn = self.passive(request.socket)?.queue()?;
-        Ok(Box::pin(passive::poll(self, turn, request.clone())))
-    }
-
-    fn release(&self, request: &Request) -> Result<Option<Task<'_>>, Errno> {
-        let mut sockets = self.sockets.borrow_mut();
-        let socket = sockets.get_mut(&request.socket).ok_or(Errno::EINVAL)?;
-        match core::mem::replace(socket, Socket::Leaving) {
-            Socket::Fresh(_) => {
-                sockets.remove(&request.socket);
-                drop(sockets);
-                self.done(request)
-            }
-            Socket::Active(control) => {
-                // The connection's own task answers when it is through.
-                control.ask(request.clone());
-                Ok(None)
-            }
-            Socket::Passive(passive) => {
-                Ok(Some(Box::pin(passive::release(self, passive, request.clone()))))
-            }
-            Socket::Leaving => Err(Errno::EINVAL),
-        }
-    }
-
-    fn passive(&self, id: u64) -> Result<Rc<Passive<H>>, Errno> {
+    fn bound(&self, id: u64) -> Result<Rc<BoundSocket<H>>, Errno> {
         match self.sockets.borrow().get(&id) {
-            Some(Socket::Passive(passive)) => Ok(passive.clone()),
+            Some(Socket::Bound(socket)) => Ok(socket.clone()),
             _ => Err(Errno::EINVAL),
-        }
-    }
-
-    /// Undoes what a CONNECT that failed made of a socket.
-    pub(super) fn reset(&self, id: u64, plan: Plan) {
-        self.back_to_fresh(&mut self.sockets.borrow_mut(), id, plan);
-    }
-
-    fn back_to_fresh(&self, sockets: &mut BTreeMap<u64, Socket<H>>, id: u64, plan: Plan) {
-        if self.protocol.dialect.has_socket_command() {
-            sockets.insert(id, Socket::Fresh(plan));
-        } else {
-            sockets.remove(&id);
-        }
-    }
-}
-
-impl Plan {
-    /// Whether a socket of this plan can have an address: [`Errno::EAFNOSUPPORT`] if not.
-    fn suits(&self, addr: SocketAddr) -> Result<(), Errno> {
-        match self.family {
-            Some(family) if family != Family::of(addr) => Err(Errno::EAFNOSUPPORT),
-            _ => Ok(()),
         }
     }
 }

@@ -1,12 +1,12 @@
-//! A connection, from the CONNECT or ACCEPT that opens it to the answer of its RELEASE.
+//! A connection, from the CONNECT or ACCEPT that opens it to the response to its RELEASE.
 
 use super::data_ring::DataRing;
-use super::guest::Guest;
-use super::passive::Turn;
+use super::engine::{Engine, Reply};
+use super::host::{Host, Network, Socket, Stream, StreamOf};
+use super::listener::Turn;
 use super::pump::Pumps;
-use super::socket::{Control, Plan};
-use super::{Host, Socket, Stream};
-use crate::wire::{Call, Request, RingOffer, SocketOption};
+use super::socket::{Mailbox, Release, Settings};
+use crate::wire::{Header, RingOffer, SocketOption};
 use alloc::rc::Rc;
 use core::future::{Future, poll_fn};
 use core::net::SocketAddr;
@@ -17,121 +17,125 @@ use xen::Errno;
 
 /// Where a connection comes from.
 pub(super) enum Origin<H: Host> {
-    /// It is made, to this address.
-    Connect(SocketAddr, Plan),
-    /// It is the next one of a listening socket.
+    /// CONNECT to this address.
+    Connect(SocketAddr, Settings),
+    /// ACCEPT on a listening socket.
     Accept(Turn<H>),
 }
 
-/// Opens a connection, answers `opening`, moves bytes until the guest asks for the end, and answers
-/// that. The guest's name for the socket is free again afterwards.
+/// Opens a connection and answers `opening`, moves bytes until the guest requests the RELEASE, and
+/// answers that. Then the guest's `id` is free again.
 pub(super) async fn run<H: Host>(
-    guest: &Guest<'_, H>,
+    engine: &Engine<'_, H>,
     id: u64,
-    control: Rc<Control>,
+    mailbox: Rc<Mailbox>,
     origin: Origin<H>,
     offer: RingOffer,
-    opening: Request,
+    opening: Header,
 ) {
-    // What the socket falls back to when a CONNECT fails.
-    let (plan, linger) = match &origin {
-        Origin::Connect(_, plan) => (Some(*plan), plan.options.get(SocketOption::Linger)),
+    // A socket whose CONNECT fails gets its settings back.
+    let (settings, linger) = match &origin {
+        Origin::Connect(_, settings) => {
+            (Some(*settings), settings.options.get(SocketOption::Linger))
+        }
         Origin::Accept(turn) => (None, turn.linger()),
     };
-    let opened = match DataRing::attach(guest, &offer) {
-        Ok(ring) => match open(guest, &control, origin).await {
-            Ok(stream) => Ok((ring, stream)),
-            Err(stopped) => Err(stopped),
-        },
+    let opened = match DataRing::attach(engine, &offer) {
+        Ok(ring) => open(engine, &mailbox, origin).await.map(|stream| (ring, stream)),
         Err(error) => Err(Stopped::Failed(error)),
     };
-    let released = match opened {
+    let release = match opened {
         Ok((ring, stream)) => {
-            control.open();
-            let name = if plan.is_none() { stream.peer_addr() } else { stream.local_addr() };
-            guest.answer_with(opening.answer(Ok(0)), name.ok());
+            mailbox.open();
+            let addr = if settings.is_none() { stream.peer_addr() } else { stream.local_addr() };
+            engine.answer(opening, Ok(Reply { value: 0, addr: addr.ok() }));
             let mut pumps = Pumps::new(ring, stream, linger);
-            let released = poll_fn(|cx| {
-                while let Poll::Ready(request) = control.poll(cx) {
-                    if let Call::Release { .. } = request.call {
-                        return Poll::Ready(request);
-                    }
-                    pumps.carry_out(guest, &request);
+            let release = poll_fn(|cx| {
+                mailbox.register(cx);
+                while let Some((header, operation)) = mailbox.take_operation() {
+                    engine.answer(header, pumps.carry_out(engine, operation));
                 }
-                pumps.poll(guest, cx);
+                if let Some(release) = mailbox.take_release() {
+                    return Poll::Ready(release);
+                }
+                pumps.poll(engine, cx);
                 Poll::Pending
             })
             .await;
-            drain(guest, &mut pumps).await;
-            // The socket is closed before the ring is parked, and before the guest hears of it.
-            let ring = pumps.into_ring();
-            if let (Call::Release { reuse: true }, Some(ring)) = (&released.call, ring) {
-                guest.park(offer, ring);
+            drain(engine, &mut pumps).await;
+            // Closes the socket before the ring is parked and before the RELEASE is answered.
+            if let Some(ring) = pumps.into_ring()
+                && release.reuse
+            {
+                engine.park(offer, ring);
             }
-            released
+            release
         }
-        Err(Stopped::Released(released)) => {
-            guest.answer(opening.answer(Err(Errno::ECONNABORTED)));
-            released
+        Err(Stopped::Released(release)) => {
+            engine.answer(opening, Err(Errno::ECONNABORTED));
+            release
         }
         Err(Stopped::Failed(error)) => {
-            guest.answer(opening.answer(Err(error)));
-            match (control.take_release(), plan) {
-                (Some(released), _) => released,
-                (None, Some(plan)) => return guest.reset(id, plan),
+            engine.answer(opening, Err(error));
+            match (mailbox.take_release(), settings) {
+                (Some(release), _) => release,
+                (None, Some(settings)) => return engine.reset(id, settings),
                 (None, None) => {
-                    guest.sockets.borrow_mut().remove(&id);
+                    engine.sockets.borrow_mut().remove(&id);
                     return;
                 }
             }
         }
     };
-    guest.sockets.borrow_mut().remove(&id);
-    guest.answer(released.answer(Ok(0)));
+    engine.sockets.borrow_mut().remove(&id);
+    engine.answer(release.header, Ok(Reply::default()));
 }
 
-/// Why a connection did not come to be.
+/// Why a connection was not opened.
 enum Stopped {
     Failed(Errno),
-    Released(Request),
+    Released(Release),
 }
 
 async fn open<H: Host>(
-    guest: &Guest<'_, H>,
-    control: &Control,
+    engine: &Engine<'_, H>,
+    mailbox: &Mailbox,
     origin: Origin<H>,
-) -> Result<H::Stream, Stopped> {
+) -> Result<StreamOf<H>, Stopped> {
     let mut opening = pin!(async {
         match origin {
-            Origin::Connect(to, plan) => guest.host.connect(guest.id, to, &plan.options).await,
-            Origin::Accept(turn) => poll_fn(|cx| turn.poll_accept(guest.host, cx)).await,
+            Origin::Connect(to, settings) => {
+                engine.host.network().connect(engine.guest, to, &settings.options).await
+            }
+            Origin::Accept(turn) => poll_fn(|cx| turn.poll_accept(cx)).await,
         }
     });
     poll_fn(|cx| {
-        // Nothing but a RELEASE is handed over before the connection is open.
-        if let Poll::Ready(request) = control.poll(cx) {
-            return Poll::Ready(Err(Stopped::Released(request)));
+        mailbox.register(cx);
+        if let Some(release) = mailbox.take_release() {
+            return Poll::Ready(Err(Stopped::Released(release)));
         }
         opening.as_mut().poll(cx).map_err(Stopped::Failed)
     })
     .await
 }
 
-/// Sends what the guest had written when it asked for the release, for a bounded time.
-async fn drain<H: Host>(guest: &Guest<'_, H>, pumps: &mut Pumps<H>) {
-    let wish = pumps.linger().map(|seconds| Duration::from_secs(seconds.into()));
-    let patience = wish.unwrap_or(guest.limits.linger).min(guest.limits.linger);
+/// Sends what the guest had written when it requested the RELEASE, for a bounded time.
+async fn drain<H: Host>(engine: &Engine<'_, H>, pumps: &mut Pumps<H>) {
+    let limit = engine.limits.linger;
+    let requested = pumps.linger().map(|seconds| Duration::from_secs(seconds.into()));
+    let patience = requested.unwrap_or(limit).min(limit);
     if patience.is_zero() {
         return;
     }
     let total = pumps.sent() + pumps.unsent();
-    // Without a wish of the guest's, a remote that goes on taking something gets more time.
-    let rounds = if wish.is_some() { 1 } else { 4 };
+    // Unless the guest set a time, a peer that keeps taking bytes gets more of it.
+    let rounds = if requested.is_some() { 1 } else { 4 };
     for _ in 0..rounds {
         let before = pumps.sent();
-        let mut patience = pin!(guest.host.sleep(patience));
+        let mut patience = pin!(engine.host.sleep(patience));
         let done = poll_fn(|cx| {
-            if pumps.poll_drain(guest, cx, total).is_ready() {
+            if pumps.poll_drain(engine, cx, total).is_ready() {
                 return Poll::Ready(true);
             }
             patience.as_mut().poll(cx).map(|()| false)
@@ -145,5 +149,6 @@ async fn drain<H: Host>(guest: &Guest<'_, H>, pumps: &mut Pumps<H>) {
         }
     }
     let left = total.saturating_sub(pumps.sent());
-    log::debug!("domain {}: a released socket takes too long; {left} bytes are lost", guest.id);
+    let guest = engine.guest;
+    log::debug!("domain {guest}: {left} bytes of a released socket could not be sent in time");
 }

@@ -1,7 +1,7 @@
-//! A connection's data ring, as the guest offered it: mapped, checked, its channel bound.
+//! A connection's data ring: the pages and the event channel that the guest offered.
 
-use super::guest::{Guest, PageShare};
-use super::{Channel, Host, Mapping};
+use super::engine::{Engine, PageShare};
+use super::host::{Channel, Host, Mapping};
 use crate::ring::Notify;
 use crate::wire::{Layout, Region, RingGrants, RingOffer};
 use alloc::sync::Arc;
@@ -12,31 +12,30 @@ use xen::{Errno, GrantRef};
 /// The pages of a data ring. Dropping it unmaps them.
 pub(super) struct RingMemory<H: Host> {
     pages: Pages<H::Mapping>,
-    /// Where things are in them.
     pub(super) layout: Layout,
     _shares: [Option<PageShare>; 2],
 }
 
 enum Pages<M> {
-    /// The indexes page, and the data pages that it named.
-    Apart { indexes: M, data: M, named: (u32, Vec<GrantRef>) },
+    /// The indexes page, and the data pages that it listed.
+    Apart { indexes: M, data: M, listed: (u32, Vec<GrantRef>) },
     /// All pages, one after the other.
     Together(M),
 }
 
 impl<H: Host> RingMemory<H> {
-    /// Maps what `grants` names.
-    pub(super) fn map(guest: &Guest<'_, H>, grants: &RingGrants) -> Result<Self, Errno> {
-        let Guest { host, id, protocol, limits, .. } = guest;
+    /// Maps the pages of a ring. [`Errno::EINVAL`] for an order that the guest may not use.
+    pub(super) fn map(engine: &Engine<'_, H>, grants: &RingGrants) -> Result<Self, Errno> {
+        let Engine { host, guest, protocol, limits, .. } = engine;
         match grants {
             RingGrants::Indexes(page) => {
-                let one = guest.take_pages(1)?;
-                let indexes = host.map(*id, &[*page])?;
-                let named = protocol.dialect.read_ring(indexes.shared(), limits.max_ring_order)?;
-                let layout = protocol.layout(named.0)?;
-                let rest = guest.take_pages(named.1.len())?;
-                let data = host.map(*id, &named.1)?;
-                let pages = Pages::Apart { indexes, data, named };
+                let one = engine.take_pages(1)?;
+                let indexes = host.map(*guest, &[*page])?;
+                let listed = protocol.dialect.read_ring(indexes.shared(), limits.max_ring_order)?;
+                let layout = protocol.layout(listed.0)?;
+                let rest = engine.take_pages(listed.1.len())?;
+                let data = host.map(*guest, &listed.1)?;
+                let pages = Pages::Apart { indexes, data, listed };
                 Ok(RingMemory { pages, layout, _shares: [Some(one), Some(rest)] })
             }
             RingGrants::Region(grants) => {
@@ -45,8 +44,8 @@ impl<H: Host> RingMemory<H> {
                 if layout.pages != grants.len() {
                     return Err(Errno::EINVAL);
                 }
-                let all = guest.take_pages(grants.len())?;
-                let pages = Pages::Together(host.map(*id, grants)?);
+                let all = engine.take_pages(grants.len())?;
+                let pages = Pages::Together(host.map(*guest, grants)?);
                 Ok(RingMemory { pages, layout, _shares: [Some(all), None] })
             }
         }
@@ -62,27 +61,26 @@ impl<H: Host> RingMemory<H> {
         }
     }
 
-    /// Whether the guest still names the pages that are mapped.
-    fn is_current(&self, guest: &Guest<'_, H>) -> bool {
+    /// Whether the indexes page still lists the pages that are mapped.
+    fn is_current(&self, engine: &Engine<'_, H>) -> bool {
         match &self.pages {
-            Pages::Apart { indexes, named, .. } => {
-                let now =
-                    guest.protocol.dialect.read_ring(indexes.shared(), guest.limits.max_ring_order);
-                now.as_ref() == Ok(named)
+            Pages::Apart { indexes, listed, .. } => {
+                let (protocol, limits) = (engine.protocol, engine.limits);
+                let now = protocol.dialect.read_ring(indexes.shared(), limits.max_ring_order);
+                now.as_ref() == Ok(listed)
             }
             Pages::Together(_) => true,
         }
     }
 }
 
-/// A connection's event channel. Dropping it unbinds it.
-pub(super) struct Line<H: Host> {
+/// A bound event channel and the signal that its events raise. Dropping it unbinds it.
+pub(super) struct EventChannel<H: Host> {
     channel: H::Channel,
-    /// What its events raise.
     pub(super) signal: Arc<Signal>,
 }
 
-impl<H: Host> Line<H> {
+impl<H: Host> EventChannel<H> {
     /// Sends an event to the guest, if one is due.
     pub(super) fn notify(&self, notify: Notify) {
         if notify.is_due() {
@@ -91,23 +89,23 @@ impl<H: Host> Line<H> {
     }
 }
 
-/// A data ring and its channel.
+/// A data ring and its event channel.
 pub(super) struct DataRing<H: Host> {
     pub(super) memory: RingMemory<H>,
-    pub(super) line: Line<H>,
+    pub(super) channel: EventChannel<H>,
 }
 
 impl<H: Host> DataRing<H> {
-    /// Maps and binds what `offer` names, if that is not so already.
-    pub(super) fn attach(guest: &Guest<'_, H>, offer: &RingOffer) -> Result<Self, Errno> {
-        if let Some(ring) = guest.parked(offer)
-            && ring.memory.is_current(guest)
+    /// Maps the pages and binds the event channel of `offer`, unless they are parked.
+    pub(super) fn attach(engine: &Engine<'_, H>, offer: &RingOffer) -> Result<Self, Errno> {
+        if let Some(ring) = engine.parked(offer)
+            && ring.memory.is_current(engine)
         {
             return Ok(ring);
         }
-        let memory = RingMemory::map(guest, &offer.grants)?;
+        let memory = RingMemory::map(engine, &offer.grants)?;
         let signal = Arc::new(Signal::new());
-        let channel = guest.host.bind_port(guest.id, offer.port, signal.clone())?;
-        Ok(DataRing { memory, line: Line { channel, signal } })
+        let channel = engine.host.bind_port(engine.guest, offer.port, signal.clone())?;
+        Ok(DataRing { memory, channel: EventChannel { channel, signal } })
     }
 }

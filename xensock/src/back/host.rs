@@ -1,4 +1,4 @@
-//! What a backend needs of the domain it runs in: foreign pages, event channels, real sockets.
+//! The backend's domain, as the engine uses it: foreign pages, event channels, real sockets.
 
 use crate::wire::{Options, Shutdown, SocketOption};
 use alloc::sync::Arc;
@@ -8,6 +8,35 @@ use core::task::{Context, Poll};
 use core::time::Duration;
 use xen::Signal;
 use xen::{DomId, Errno, GrantRef, Port, Shared};
+
+/// What one device of a guest may use.
+///
+/// ```
+/// use xensock::back::Limits;
+///
+/// let limits = Limits { sockets: 16, ..Limits::default() };
+/// assert_eq!(limits.max_ring_order, 9);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The most sockets at a time, including listening ones and those being opened or closed.
+    pub sockets: usize,
+    /// The most pages of data rings mapped at a time. A guest's own limit of grants does not bound
+    /// this: it can offer one page many times.
+    pub pages: usize,
+    /// The largest order of a data ring, which has two to that power pages. Plain draft 1, whose only
+    /// order is 6, is exempt.
+    pub max_ring_order: u32,
+    /// How long a released socket may make no progress in sending what is left in its ring. It is
+    /// closed after four times this long in any case.
+    pub linger: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { sockets: 1024, pages: 32768, max_ring_order: 9, linger: Duration::from_secs(30) }
+    }
+}
 
 /// Pages of a guest, mapped one after the other. Dropping it unmaps them.
 pub trait Mapping {
@@ -21,53 +50,94 @@ pub trait Channel {
     fn notify(&self);
 }
 
-/// A socket of the operating system's.
+/// A socket of the host's operating system. Dropping it closes it.
 pub trait Socket {
-    /// Changes an option. [`Errno::ENOPROTOOPT`] where there is none like it.
+    /// Sets an option. [`Errno::ENOPROTOOPT`] if the host does not have it.
     ///
-    /// [`SocketOption::Linger`] of 0 means that closing resets the connection; any other value takes
-    /// that back.
+    /// [`SocketOption::Linger`] of 0 means that closing resets the connection; any other value means
+    /// that it does not.
     fn set_option(&self, option: SocketOption, value: u32) -> Result<(), Errno>;
 
-    /// An option's value.
+    /// Returns an option's value.
     fn option(&self, option: SocketOption) -> Result<u32, Errno>;
 
-    /// The socket's own address.
+    /// Returns the socket's own address.
     fn local_addr(&self) -> Result<SocketAddr, Errno>;
 }
 
-/// A connected socket. Dropping it closes it.
+/// A connected socket.
 ///
-/// Both directions may be waited for at once, by two tasks. Each call takes the (up to two) pieces of a
-/// ring that hold data or room, and copies straight from or to them.
+/// Two tasks may wait for the two directions at once. Each call takes the (up to two) pieces of a ring
+/// that hold data or room, and copies straight from or to them.
 pub trait Stream: Socket {
-    /// Receives into `room`: how many bytes came, 0 at the end of the stream.
+    /// Receives into `room`. Returns the number of bytes received, 0 at the end of the stream.
     fn poll_recv(&self, cx: &mut Context<'_>, room: [Shared<'_>; 2]) -> Poll<Result<usize, Errno>>;
 
-    /// Sends from `data`: how many bytes went, at least one.
+    /// Sends from `data`. Returns the number of bytes sent, at least one.
     fn poll_send(&self, cx: &mut Context<'_>, data: [Shared<'_>; 2]) -> Poll<Result<usize, Errno>>;
 
     /// Closes one direction, or both.
     fn shutdown(&self, how: Shutdown) -> Result<(), Errno>;
 
-    /// The address of the other end.
+    /// Returns the peer's address.
     fn peer_addr(&self) -> Result<SocketAddr, Errno>;
+}
+
+/// A bound socket, which may listen. At most one task waits for its connections.
+pub trait Listener: Socket {
+    /// The socket of a connection.
+    type Stream: Stream;
+
+    /// Starts to listen, or changes the backlog.
+    fn listen(&self, backlog: u32) -> Result<(), Errno>;
+
+    /// Waits until a connection can be accepted, and does not accept it (PV Calls' POLL).
+    fn poll_acceptable(&self, cx: &mut Context<'_>) -> Poll<Result<(), Errno>>;
+
+    /// Accepts a connection.
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<Result<Self::Stream, Errno>>;
+}
+
+/// Opens sockets of the host's operating system.
+pub trait Network {
+    /// A connected socket.
+    type Stream: Stream;
+    /// A bound socket.
+    type Listener: Listener<Stream = Self::Stream>;
+
+    /// Opens a socket with these options and connects it, on behalf of `guest`.
+    fn connect(
+        &self,
+        guest: DomId,
+        to: SocketAddr,
+        options: &Options,
+    ) -> impl Future<Output = Result<Self::Stream, Errno>>;
+
+    /// Opens a socket with these options and binds it, on behalf of `guest`. Port 0 lets the system
+    /// choose a port.
+    fn bind(
+        &self,
+        guest: DomId,
+        to: SocketAddr,
+        options: &Options,
+    ) -> Result<Self::Listener, Errno>;
 }
 
 /// The backend's domain.
 ///
-/// Implemented by `xensockd` with device files and sockets, and by the in-process fake (`testing`).
+/// `xensockd` implements it with device files and sockets, and `xensock::testing` in memory.
 pub trait Host {
     /// Mapped pages.
     type Mapping: Mapping;
     /// A bound event channel.
     type Channel: Channel;
-    /// A connected socket.
-    type Stream: Stream;
-    /// A socket that was bound, and perhaps listens. Dropping it closes it.
-    type Listener: Socket;
+    /// The host's sockets.
+    type Network: Network;
 
-    /// Waits for a while: the engine's only notion of time.
+    /// The host's sockets.
+    fn network(&self) -> &Self::Network;
+
+    /// Waits: the engine's only notion of time.
     fn sleep(&self, time: Duration) -> impl Future<Output = ()>;
 
     /// Maps pages that `guest` granted, in the order of `refs`, for reading and writing.
@@ -80,37 +150,10 @@ pub trait Host {
         port: Port,
         signal: Arc<Signal>,
     ) -> Result<Self::Channel, Errno>;
-
-    /// Opens a socket with these options and connects it.
-    fn connect(
-        &self,
-        guest: DomId,
-        to: SocketAddr,
-        options: &Options,
-    ) -> impl Future<Output = Result<Self::Stream, Errno>>;
-
-    /// Opens a socket with these options and binds it to an address. A port of 0 lets the system choose.
-    fn bind(
-        &self,
-        guest: DomId,
-        at: SocketAddr,
-        options: &Options,
-    ) -> Result<Self::Listener, Errno>;
-
-    /// Starts to listen.
-    fn listen(&self, socket: &Self::Listener, backlog: u32) -> Result<(), Errno>;
-
-    /// Waits until a connection is there to be accepted, and leaves it there (PV Calls' POLL).
-    fn poll_acceptable(
-        &self,
-        cx: &mut Context<'_>,
-        socket: &Self::Listener,
-    ) -> Poll<Result<(), Errno>>;
-
-    /// Accepts a connection.
-    fn poll_accept(
-        &self,
-        cx: &mut Context<'_>,
-        socket: &Self::Listener,
-    ) -> Poll<Result<Self::Stream, Errno>>;
 }
+
+/// A host's connected sockets.
+pub(super) type StreamOf<H> = <<H as Host>::Network as Network>::Stream;
+
+/// A host's bound sockets.
+pub(super) type ListenerOf<H> = <<H as Host>::Network as Network>::Listener;

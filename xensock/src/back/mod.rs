@@ -1,46 +1,61 @@
 //! The backend's protocol engine, without I/O of its own.
 //!
-//! [`serve`] is one guest's device: a future that owns all that the guest has here. It takes commands
-//! from the command ring, carries them out through a [`Host`], and moves bytes between sockets and
-//! data rings. Dropping it closes every socket, unmaps every page and unbinds every channel.
+//! [`serve`] serves one device of one guest: a future that owns all that the guest holds here. It takes
+//! requests from the command ring, carries them out through a [`Host`], and moves bytes between
+//! sockets and data rings. Dropping it closes every socket, unmaps every page and unbinds every event
+//! channel.
 //!
-//! It believes nothing that the guest writes. A command that makes no sense is answered with an
-//! error; impossible indexes on a data ring end that connection; impossible indexes on the command
-//! ring end the future. What a guest can make it hold is bounded by [`Limits`] and by the slots of
-//! the command ring, and what it does at a time is bounded too, so that guests which share an executor
-//! with this one get their turns.
+//! It trusts nothing that the guest writes. A malformed request is answered with an error; impossible
+//! indexes on a data ring close that connection; impossible indexes on the command ring end the
+//! future. [`Limits`] and the slots of the command ring bound what a guest can make it hold. The work
+//! per poll is bounded too, so that other guests on the same executor get their turns.
+//!
+//! The fakes of `xensock::testing` are a host, here with a guest whose grants and ports they check:
+//!
+//! ```
+//! # #[cfg(feature = "testing")] {
+//! use std::sync::Arc;
+//! use xen::testing::World;
+//! use xen::{DomId, Machine, Signal};
+//! use xensock::back::{CommandLink, Host, Limits, serve};
+//! use xensock::testing::{FakeDom0, FakeNet};
+//! use xensock::wire::Dialect;
+//!
+//! let (guest, dom0) = (DomId(7), DomId(0));
+//! let world = World::new();
+//! let host = FakeDom0::new(&world, dom0, FakeNet::new());
+//! // The guest's half: a page for the command ring, and an event channel.
+//! let machine = world.machine(guest);
+//! let page = machine.alloc(1)?;
+//! let grant = machine.grant(dom0, &page, 0)?;
+//! let port = machine.open_port(dom0, Arc::new(Signal::new()))?;
+//! // The backend's half.
+//! let signal = Arc::new(Signal::new());
+//! let link = CommandLink {
+//!     ring: host.map(guest, &[grant])?,
+//!     channel: host.bind_port(guest, port, signal.clone())?,
+//!     signal,
+//! };
+//! let engine = serve(&host, guest, link, Dialect::PvCalls, Limits::default());
+//! // An executor polls `engine` until the guest's device closes. Dropping it gives everything back.
+//! drop(engine);
+//! machine.close_port(port);
+//! machine.revoke(grant).expect("the engine unmapped the page");
+//! # // SAFETY: its only grant was revoked, and it came from this machine.
+//! # unsafe { machine.free(page) };
+//! # world.assert_clean();
+//! # }
+//! # Ok::<(), xen::Errno>(())
+//! ```
 
 mod commands;
 mod connection;
 mod data_ring;
-mod guest;
+mod engine;
 mod host;
-mod passive;
+mod listener;
 mod pump;
 mod socket;
 
-pub use guest::{CommandLink, Violation, serve};
-pub use host::{Channel, Host, Mapping, Socket, Stream};
-
-use core::time::Duration;
-
-/// What one guest may have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// The most sockets at a time, listening ones and those being opened or closed among them.
-    pub sockets: usize,
-    /// The most pages of data rings that are mapped at a time. What a guest may grant does not bound
-    /// this: it can offer one page many times.
-    pub pages: usize,
-    /// The largest order of a data ring, which is made of two to that power of pages.
-    pub max_ring_order: u32,
-    /// How long a socket that is released may go without sending any of what is left in its ring. Four
-    /// times this long is the most it gets in all.
-    pub linger: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Limits { sockets: 1024, pages: 32768, max_ring_order: 9, linger: Duration::from_secs(30) }
-    }
-}
+pub use engine::{CommandLink, Violation, serve};
+pub use host::{Channel, Host, Limits, Listener, Mapping, Network, Socket, Stream};

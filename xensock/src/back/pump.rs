@@ -1,42 +1,42 @@
 //! Moves bytes between a socket and its data ring, both ways.
 //!
-//! Each direction goes on without the other: a remote end that has sent everything can still be
-//! written to. An error word is set after the last byte that came before the error.
+//! The directions are independent: a peer that has sent everything can still be written to. An error
+//! word is set after the last byte that came before the error.
 
-use super::data_ring::{DataRing, Line, RingMemory};
-use super::guest::Guest;
-use super::{Host, Socket, Stream};
+use super::data_ring::{DataRing, EventChannel, RingMemory};
+use super::engine::{Engine, Reply};
+use super::host::{Host, Socket, Stream, StreamOf};
+use super::socket::Operation;
 use crate::ring::{Consumer, Guess, Notify, Producer, len};
-use crate::wire::{Call, Request, RingGrants, Shutdown, SocketOption};
-use core::net::SocketAddr;
+use crate::wire::{RingGrants, Shutdown, SocketOption};
 use core::task::{Context, Poll, ready};
 use xen::Errno;
 use xen::Side;
 
 /// The two pumps of one connection.
 pub(super) struct Pumps<H: Host> {
-    line: Line<H>,
+    channel: EventChannel<H>,
     memory: RingMemory<H>,
-    /// After a RESIZE: the former ring, until what the guest has written there is sent.
+    /// After a RESIZE: the former ring, until what the guest wrote there is sent.
     former: Option<(RingMemory<H>, Consumer)>,
     input: Producer,
     output: Consumer,
     /// The socket, until neither direction needs it any more.
-    stream: Option<H::Stream>,
+    stream: Option<StreamOf<H>>,
     receiving: bool,
     sending: bool,
     /// Whether sending ends when the ring is empty.
     finishing: bool,
-    /// Why sending ended, unless the remote end just took no more: then what the socket reports to
-    /// the receiving side as a proper end is none.
+    /// The error that ended sending, unless the peer only stopped receiving. The end of the stream
+    /// that the socket then reports is this error.
     broken: Option<Errno>,
-    /// The errors that were set, of `in` and of `out`.
+    /// The error words that are set, of `in` and of `out`.
     errors: [Option<Errno>; 2],
-    /// Whether the guest has another ring than it had first.
+    /// Whether a RESIZE has replaced the first ring.
     resized: bool,
-    /// How many bytes were sent.
+    /// The number of bytes sent.
     sent: u64,
-    /// The guest's wish, in seconds.
+    /// SO_LINGER, in seconds, if the guest set it.
     linger: Option<u32>,
 }
 
@@ -45,11 +45,11 @@ fn output<H: Host>(memory: &RingMemory<H>) -> Consumer {
 }
 
 impl<H: Host> Pumps<H> {
-    /// Pumps between a socket and a ring that nobody has used yet.
-    pub(super) fn new(ring: DataRing<H>, stream: H::Stream, linger: Option<u32>) -> Self {
-        let DataRing { memory, line } = ring;
+    /// Pumps between a socket and an unused ring.
+    pub(super) fn new(ring: DataRing<H>, stream: StreamOf<H>, linger: Option<u32>) -> Self {
+        let DataRing { memory, channel } = ring;
         Pumps {
-            line,
+            channel,
             input: Producer::new(memory.layout.input),
             output: output(&memory),
             memory,
@@ -66,81 +66,75 @@ impl<H: Host> Pumps<H> {
         }
     }
 
-    /// The ring, whose socket is closed; none when the guest has another by now than it had first.
+    /// Closes the socket and returns the ring, unless a RESIZE has replaced the first one.
     pub(super) fn into_ring(self) -> Option<DataRing<H>> {
-        let Pumps { line, memory, stream, resized, .. } = self;
+        let Pumps { channel, memory, stream, resized, .. } = self;
         drop(stream);
-        (!resized).then_some(DataRing { memory, line })
+        (!resized).then_some(DataRing { memory, channel })
     }
 
-    /// The guest's wish of how long a RELEASE may take, in seconds.
+    /// SO_LINGER, in seconds, if the guest set it.
     pub(super) fn linger(&self) -> Option<u32> {
         self.linger
     }
 
-    /// Carries out a request about the open connection, and answers it.
-    pub(super) fn carry_out(&mut self, guest: &Guest<'_, H>, request: &Request) {
-        let mut name = None;
-        let result = match &request.call {
-            Call::SetOption { option, value } => self.set_option(*option, *value),
-            Call::GetOption { option } => self.option(guest, *option),
-            Call::LocalAddr => self.named(&mut name, Socket::local_addr),
-            Call::PeerAddr => self.named(&mut name, Stream::peer_addr),
-            Call::Shutdown { how } => self.shutdown(*how),
-            Call::Resize { grants } => self.resize(guest, grants),
-            _ => Err(Errno::EISCONN),
-        };
-        guest.answer_with(request.answer(result), name);
+    /// Carries out a request about the open connection.
+    pub(super) fn carry_out(
+        &mut self,
+        engine: &Engine<'_, H>,
+        operation: Operation,
+    ) -> Result<Reply, Errno> {
+        let mut reply = Reply::default();
+        match operation {
+            Operation::SetOption(option, value) => self.set_option(option, value)?,
+            Operation::GetOption(option) => reply.value = self.option(engine, option)?,
+            Operation::LocalAddr => reply.addr = Some(self.stream()?.local_addr()?),
+            Operation::PeerAddr => reply.addr = Some(self.stream()?.peer_addr()?),
+            Operation::Shutdown(how) => self.shutdown(how)?,
+            Operation::Resize(grants) => self.resize(engine, &grants)?,
+        }
+        Ok(reply)
     }
 
-    fn stream(&self) -> Result<&H::Stream, Errno> {
+    fn stream(&self) -> Result<&StreamOf<H>, Errno> {
         self.stream.as_ref().ok_or(Errno::ENOTCONN)
     }
 
-    fn named(
-        &self,
-        name: &mut Option<SocketAddr>,
-        ask: impl Fn(&H::Stream) -> Result<SocketAddr, Errno>,
-    ) -> Result<u32, Errno> {
-        *name = Some(ask(self.stream()?)?);
-        Ok(0)
-    }
-
-    fn set_option(&mut self, option: SocketOption, value: u32) -> Result<u32, Errno> {
+    fn set_option(&mut self, option: SocketOption, value: u32) -> Result<(), Errno> {
         self.stream()?.set_option(option, value)?;
         if option == SocketOption::Linger {
             self.linger = Some(value);
         }
-        Ok(0)
+        Ok(())
     }
 
-    fn option(&self, guest: &Guest<'_, H>, option: SocketOption) -> Result<u32, Errno> {
+    fn option(&self, engine: &Engine<'_, H>, option: SocketOption) -> Result<u32, Errno> {
         if option == SocketOption::Linger {
-            let longest = guest.limits.linger.as_secs() as u32;
+            let longest = engine.limits.linger.as_secs() as u32;
             return Ok(self.linger.map_or(longest, |seconds| seconds.min(longest)));
         }
         self.stream()?.option(option)
     }
 
-    fn shutdown(&mut self, how: Shutdown) -> Result<u32, Errno> {
+    fn shutdown(&mut self, how: Shutdown) -> Result<(), Errno> {
         let stream = self.stream()?;
         if how.reads() && self.receiving {
             stream.shutdown(Shutdown::Read)?;
             self.end_receiving(Errno::ENOTCONN);
         }
-        // What is in the ring goes out first.
+        // What is in the ring is sent first.
         self.finishing |= how.writes();
-        Ok(0)
+        Ok(())
     }
 
-    /// Goes over to another ring. What is in the former one stays there: the guest reads the rest of
-    /// `in`, and this sends the rest of `out`.
-    fn resize(&mut self, guest: &Guest<'_, H>, grants: &RingGrants) -> Result<u32, Errno> {
+    /// Switches to another ring. Bytes stay in the former one: the guest reads the rest of its `in`, and
+    /// `poll_send` sends the rest of its `out`.
+    fn resize(&mut self, engine: &Engine<'_, H>, grants: &RingGrants) -> Result<(), Errno> {
         self.stream()?;
         if self.former.is_some() {
             return Err(Errno::EBUSY);
         }
-        let memory = RingMemory::map(guest, grants)?;
+        let memory = RingMemory::map(engine, grants)?;
         self.resized = true;
         self.input = Producer::new(memory.layout.input);
         let output = core::mem::replace(&mut self.output, output(&memory));
@@ -155,17 +149,17 @@ impl<H: Host> Pumps<H> {
         if let Some(error) = output {
             self.output.set_error(self.memory.region(), error);
         }
-        Ok(0)
+        Ok(())
     }
 
-    /// Moves what can be moved, a bounded amount, and arranges to be woken when there is more.
-    pub(super) fn poll(&mut self, guest: &Guest<'_, H>, cx: &mut Context<'_>) {
-        self.line.signal.register(Side::Rx, cx.waker());
-        let _ = self.poll_send(guest, cx);
-        let _ = self.poll_receive(guest, cx);
+    /// Moves a bounded number of bytes, and registers to be woken for more.
+    pub(super) fn poll(&mut self, engine: &Engine<'_, H>, cx: &mut Context<'_>) {
+        self.channel.signal.register(Side::Rx, cx.waker());
+        let _ = self.poll_send(engine, cx);
+        let _ = self.poll_receive(engine, cx);
     }
 
-    /// How many bytes the guest has left to be sent.
+    /// The number of bytes that the guest wrote and that are not sent.
     pub(super) fn unsent(&mut self) -> u64 {
         if !self.sending {
             return 0;
@@ -177,32 +171,31 @@ impl<H: Host> Pumps<H> {
         former + count(&self.memory, &mut self.output)
     }
 
-    /// How many bytes were sent, in all.
+    /// The number of bytes sent.
     pub(super) fn sent(&self) -> u64 {
         self.sent
     }
 
-    /// Sends what is in the ring until the total of [`sent`](Pumps::sent) has come to `total`, or sending
-    /// fails; receives nothing.
+    /// Sends until [`sent`](Pumps::sent) reaches `total` or sending fails; receives nothing.
     pub(super) fn poll_drain(
         &mut self,
-        guest: &Guest<'_, H>,
+        engine: &Engine<'_, H>,
         cx: &mut Context<'_>,
         total: u64,
     ) -> Poll<()> {
         while self.sending && self.sent < total {
-            ready!(self.poll_send_once(guest, cx));
+            ready!(self.poll_send_once(engine, cx));
         }
         Poll::Ready(())
     }
 
-    fn poll_receive(&mut self, guest: &Guest<'_, H>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_receive(&mut self, engine: &Engine<'_, H>, cx: &mut Context<'_>) -> Poll<()> {
         while self.receiving {
             let region = self.memory.region();
             let Some(stream) = &self.stream else { break };
             let mut room = self.input.room(region);
             if matches!(&room, Ok(room) if len(room) == 0) {
-                // Half of the ring at once, rather than an event for every byte that is read.
+                // One event for half of the ring, rather than one for every byte that is read.
                 self.input.arm(region, self.memory.layout.input.size / 2);
                 room = self.input.room(region);
             }
@@ -210,14 +203,14 @@ impl<H: Host> Pumps<H> {
                 Ok(room) if len(&room) == 0 => return Poll::Pending,
                 Ok(room) => room,
                 Err(error) => {
-                    self.fail(guest, error);
+                    self.fail(engine, error);
                     break;
                 }
             };
-            ready!(guest.poll_operation(cx));
+            ready!(engine.poll_operation(cx));
             match ready!(stream.poll_recv(cx, room)) {
                 Ok(0) => self.end_receiving(self.broken.unwrap_or(Errno::ENOTCONN)),
-                Ok(count) => self.line.notify(self.input.advance(region, count)),
+                Ok(count) => self.channel.notify(self.input.advance(region, count)),
                 Err(error) => {
                     self.end_sending(error);
                     self.end_receiving(error);
@@ -227,14 +220,14 @@ impl<H: Host> Pumps<H> {
         Poll::Ready(())
     }
 
-    fn poll_send(&mut self, guest: &Guest<'_, H>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_send(&mut self, engine: &Engine<'_, H>, cx: &mut Context<'_>) -> Poll<()> {
         while self.sending {
-            ready!(self.poll_send_once(guest, cx));
+            ready!(self.poll_send_once(engine, cx));
         }
         Poll::Ready(())
     }
 
-    fn poll_send_once(&mut self, guest: &Guest<'_, H>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_send_once(&mut self, engine: &Engine<'_, H>, cx: &mut Context<'_>) -> Poll<()> {
         self.leave_former();
         let Some(stream) = &self.stream else { return Poll::Ready(()) };
         let (memory, output) = match &mut self.former {
@@ -245,7 +238,7 @@ impl<H: Host> Pumps<H> {
         let mut data = output.data(region);
         if matches!(&data, Ok(data) if len(data) == 0) {
             if self.finishing {
-                // It may be broken already, which the receiving side finds out.
+                // A connection that is broken already is reported by the receiving direction.
                 let _ = stream.shutdown(Shutdown::Write);
                 self.end_sending(Errno::EPIPE);
                 return Poll::Ready(());
@@ -257,15 +250,15 @@ impl<H: Host> Pumps<H> {
             Ok(data) if len(&data) == 0 => return Poll::Pending,
             Ok(data) => data,
             Err(error) => {
-                self.fail(guest, error);
+                self.fail(engine, error);
                 return Poll::Ready(());
             }
         };
-        ready!(guest.poll_operation(cx));
+        ready!(engine.poll_operation(cx));
         match ready!(stream.poll_send(cx, data)) {
             Ok(count) => {
                 self.sent += count as u64;
-                self.line.notify(output.advance(region, count));
+                self.channel.notify(output.advance(region, count));
             }
             Err(error) => {
                 if error != Errno::EPIPE {
@@ -277,13 +270,13 @@ impl<H: Host> Pumps<H> {
         Poll::Ready(())
     }
 
-    /// Lets go of the former ring when all of it is sent. The guest may be waiting to have its pages back.
+    /// Unmaps the former ring once all of it is sent. The guest may wait to get its pages back.
     fn leave_former(&mut self) {
         if let Some((memory, output)) = &mut self.former
             && matches!(output.data(memory.region()), Ok(data) if len(&data) == 0)
         {
             self.former = None;
-            self.line.notify(Notify::Due);
+            self.channel.notify(Notify::Due);
         }
     }
 
@@ -305,15 +298,18 @@ impl<H: Host> Pumps<H> {
     }
 
     fn after_end(&mut self) {
-        self.line.notify(Notify::Due);
+        self.channel.notify(Notify::Due);
         if !self.receiving && !self.sending {
             self.stream = None;
         }
     }
 
-    /// The guest broke the protocol on this ring.
-    fn fail(&mut self, guest: &Guest<'_, H>, error: Errno) {
-        log::debug!("domain {}: impossible indexes on a data ring, which is closed", guest.id);
+    /// Closes the connection, on whose ring the guest broke the protocol.
+    fn fail(&mut self, engine: &Engine<'_, H>, error: Errno) {
+        log::debug!(
+            "domain {}: impossible indexes on a data ring; closing the connection",
+            engine.guest
+        );
         self.end_sending(error);
         self.end_receiving(error);
     }

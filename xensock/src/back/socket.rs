@@ -1,88 +1,114 @@
-//! What a guest's name for a socket stands for.
+//! The state of a guest's socket.
 
-use super::Host;
-use super::passive::Passive;
-use crate::wire::{Call, Family, Options, Request};
+use super::host::Host;
+use super::listener::BoundSocket;
+use crate::wire::{Family, Header, Options, RingGrants, Shutdown, SocketOption};
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
-use core::cell::RefCell;
-use core::task::{Context, Poll, Waker};
+use core::cell::{Cell, RefCell};
+use core::net::SocketAddr;
+use core::task::{Context, Waker};
+use xen::Errno;
 
-/// A socket, by what it has become.
+/// A guest's socket.
 pub(super) enum Socket<H: Host> {
-    /// Made, and nothing yet.
-    Fresh(Plan),
-    /// Connected, or about to be, by its own task.
-    Active(Rc<Control>),
-    /// Bound, and perhaps listening.
-    Passive(Rc<Passive<H>>),
+    /// Created: the host has no socket for it yet.
+    New(Settings),
+    /// Connected, or being connected, by a task of its own.
+    Connection(Rc<Mailbox>),
+    /// Bound; it may listen.
+    Bound(Rc<BoundSocket<H>>),
     /// Being released.
-    Leaving,
+    Releasing,
 }
 
-/// What is known of a socket before it exists outside of the engine.
+/// The properties of a socket for which the host has none yet.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Plan {
-    /// The kind of its addresses, where the dialect says it before the first address.
+pub(super) struct Settings {
+    /// The family of its addresses, if the dialect states it before the first address.
     pub(super) family: Option<Family>,
-    /// Its options.
     pub(super) options: Options,
 }
 
-/// How a connection's task gets the requests about its socket.
-#[derive(Default)]
-pub(super) struct Control(RefCell<State>);
-
-#[derive(Default)]
-struct State {
-    /// Each has a slot of the command ring, so there are few.
-    requests: VecDeque<Request>,
-    /// Whether the connection is there: before that, only a RELEASE has a meaning.
-    open: bool,
-    waker: Option<Waker>,
+impl Settings {
+    /// [`Errno::EAFNOSUPPORT`] if the address is of another family.
+    pub(super) fn check_family(&self, addr: SocketAddr) -> Result<(), Errno> {
+        match self.family {
+            Some(family) if family != Family::of(addr) => Err(Errno::EAFNOSUPPORT),
+            _ => Ok(()),
+        }
+    }
 }
 
-impl Control {
-    /// Hands over a request, which the task will answer.
-    pub(super) fn ask(&self, request: Request) {
-        let mut state = self.0.borrow_mut();
-        state.requests.push_back(request);
-        let waker = state.waker.take();
-        drop(state);
-        if let Some(waker) = waker {
+/// A request that an open connection carries out.
+pub(super) enum Operation {
+    SetOption(SocketOption, u32),
+    GetOption(SocketOption),
+    LocalAddr,
+    PeerAddr,
+    Shutdown(Shutdown),
+    Resize(RingGrants),
+}
+
+/// A RELEASE.
+pub(super) struct Release {
+    pub(super) header: Header,
+    /// Whether the guest will offer the same ring again.
+    pub(super) reuse: bool,
+}
+
+/// Passes the requests about a connection to its task.
+#[derive(Default)]
+pub(super) struct Mailbox {
+    /// Whether the connection is open: before that, the task takes only a RELEASE.
+    open: Cell<bool>,
+    /// Each request has a slot of the command ring, so there are few.
+    operations: RefCell<VecDeque<(Header, Operation)>>,
+    release: Cell<Option<Release>>,
+    waker: Cell<Option<Waker>>,
+}
+
+impl Mailbox {
+    /// Hands over a request, which the task will answer. [`Errno::ENOTCONN`] before the connection is
+    /// open.
+    pub(super) fn hand_over(&self, header: Header, operation: Operation) -> Result<(), Errno> {
+        if !self.open.get() {
+            return Err(Errno::ENOTCONN);
+        }
+        self.operations.borrow_mut().push_back((header, operation));
+        self.wake();
+        Ok(())
+    }
+
+    /// Hands over the RELEASE, which is the last request.
+    pub(super) fn release(&self, release: Release) {
+        self.release.set(Some(release));
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.waker.take() {
             waker.wake();
         }
     }
 
-    /// From now on the task takes all requests.
+    /// The connection is open.
     pub(super) fn open(&self) {
-        self.0.borrow_mut().open = true;
+        self.open.set(true);
     }
 
-    /// Whether the task takes all requests.
-    pub(super) fn is_open(&self) -> bool {
-        self.0.borrow().open
+    /// Wakes the task at the next request.
+    pub(super) fn register(&self, cx: &Context<'_>) {
+        self.waker.set(Some(cx.waker().clone()));
     }
 
-    /// The RELEASE, if it has come.
-    pub(super) fn take_release(&self) -> Option<Request> {
-        let mut state = self.0.borrow_mut();
-        let at = state.requests.iter().position(|r| matches!(r.call, Call::Release { .. }))?;
-        state.requests.remove(at)
+    /// The next request to carry out.
+    pub(super) fn take_operation(&self) -> Option<(Header, Operation)> {
+        self.operations.borrow_mut().pop_front()
     }
 
-    /// Waits for the next request.
-    pub(super) fn poll(&self, cx: &mut Context<'_>) -> Poll<Request> {
-        let mut state = self.0.borrow_mut();
-        match state.requests.pop_front() {
-            Some(request) => Poll::Ready(request),
-            None => {
-                match &mut state.waker {
-                    Some(waker) => waker.clone_from(cx.waker()),
-                    none => *none = Some(cx.waker().clone()),
-                }
-                Poll::Pending
-            }
-        }
+    /// The RELEASE, if it was requested.
+    pub(super) fn take_release(&self) -> Option<Release> {
+        self.release.take()
     }
 }

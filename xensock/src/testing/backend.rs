@@ -1,6 +1,6 @@
 //! A backend's device: the handshake in xenstore, and the engine while it lasts.
 
-use super::Dom0;
+use super::FakeDom0;
 use crate::back::{CommandLink, Host, Limits, Violation, serve};
 use crate::wire::Protocol;
 use std::pin::pin;
@@ -15,7 +15,7 @@ use futures_util::future::{Either, select};
 /// Serves the device whose backend's folder is `path`, connection after connection, until xenstore
 /// fails.
 pub async fn backend(
-    host: &Dom0,
+    host: &FakeDom0,
     store: &Store,
     path: &str,
     protocol: Protocol,
@@ -29,7 +29,7 @@ pub async fn backend(
 }
 
 async fn serve_once(
-    host: &Dom0,
+    host: &FakeDom0,
     store: &Store,
     path: &str,
     protocol: Protocol,

@@ -1,7 +1,7 @@
-//! A fake of the backend's domain, over the fakes of Xen (`xen::testing`), and of its network.
+//! A fake backend: a domain with backends in a [`World`](xen::testing::World) of fakes.
 //!
-//! A [`Dom0`] is a backend's [`Host`](crate::back::Host) in a [`World`](xen::testing::World). [`Net`] is the
-//! network on which the backend opens its sockets, and the test its own.
+//! [`FakeDom0`] is its [`Host`](crate::back::Host). [`FakeNet`] is the network on which the backends open
+//! their sockets, and the test its own.
 
 mod backend;
 mod dom0;
@@ -9,5 +9,5 @@ mod net;
 mod pipe;
 
 pub use backend::backend;
-pub use dom0::Dom0;
-pub use net::{Acceptor, Net, Socket};
+pub use dom0::FakeDom0;
+pub use net::{FakeListener, FakeNet, FakeStream};

@@ -1,15 +1,16 @@
 //! A network in memory: listening sockets by address, and connections.
 
 use super::pipe::Pipe;
-use crate::wire::{Options, SocketOption};
+use crate::back::{Listener, Network, Socket, Stream};
+use crate::ring::{copy_in, copy_out};
+use crate::wire::{Options, Shutdown, SocketOption};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::poll_fn;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::{Rc, Weak};
-use std::task::{Context, Poll, Waker};
-use xen::Errno;
-use xen::WaitList;
+use std::task::{Context, Poll, Waker, ready};
+use xen::{DomId, Errno, Shared, WaitList};
 
 /// What each direction of a connection buffers.
 const CAPACITY: usize = 64 * 1024;
@@ -17,35 +18,35 @@ const CAPACITY: usize = 64 * 1024;
 /// The first port that is given to a socket that is bound to port 0.
 const EPHEMERAL: u16 = 49152;
 
-/// A network. Clones are the same network.
+/// A network in memory. Clones are the same network.
 #[derive(Clone, Default)]
-pub struct Net(Rc<State>);
+pub struct FakeNet(Rc<State>);
 
 #[derive(Default)]
 struct State {
     bound: RefCell<BTreeMap<u16, Weak<Bound>>>,
     silent: RefCell<BTreeSet<SocketAddr>>,
-    /// Told when an address is silent no more.
+    /// Woken when an address answers again.
     spoke: WaitList,
     open: Cell<usize>,
     last_port: Cell<u16>,
 }
 
 struct Bound {
-    net: Net,
+    net: FakeNet,
     at: SocketAddr,
     options: Cell<Options>,
     backlog: Cell<Option<usize>>,
-    waiting: RefCell<VecDeque<Socket>>,
-    waker: RefCell<Option<Waker>>,
+    waiting: RefCell<VecDeque<FakeStream>>,
+    waker: Cell<Option<Waker>>,
 }
 
-/// A socket that was bound, and perhaps listens. Dropping it closes it.
-pub struct Acceptor(Rc<Bound>);
+/// A bound socket, which may listen. Dropping it closes it.
+pub struct FakeListener(Rc<Bound>);
 
 /// One end of a connection. Dropping it closes it: what was sent still arrives.
-pub struct Socket {
-    net: Net,
+pub struct FakeStream {
+    net: FakeNet,
     input: Rc<Pipe>,
     output: Rc<Pipe>,
     local: SocketAddr,
@@ -53,22 +54,22 @@ pub struct Socket {
     options: Cell<Options>,
 }
 
-impl Net {
+impl FakeNet {
     /// A network without any socket.
-    pub fn new() -> Net {
-        Net::default()
+    pub fn new() -> FakeNet {
+        FakeNet::default()
     }
 
-    /// Connects two ends of a connection, whose addresses nobody listens at.
-    pub fn pair(&self) -> (Socket, Socket) {
+    /// Both ends of a connection, at addresses where no socket listens.
+    pub fn pair(&self) -> (FakeStream, FakeStream) {
         let any = |port| (Ipv4Addr::LOCALHOST, port).into();
         self.pair_of(any(1), any(2))
     }
 
-    fn pair_of(&self, near: SocketAddr, far: SocketAddr) -> (Socket, Socket) {
+    fn pair_of(&self, near: SocketAddr, far: SocketAddr) -> (FakeStream, FakeStream) {
         self.0.open.set(self.0.open.get() + 2);
         let (there, back) = (Rc::new(Pipe::new(CAPACITY)), Rc::new(Pipe::new(CAPACITY)));
-        let socket = |input: &Rc<Pipe>, output: &Rc<Pipe>, local, peer| Socket {
+        let socket = |input: &Rc<Pipe>, output: &Rc<Pipe>, local, peer| FakeStream {
             net: self.clone(),
             input: input.clone(),
             output: output.clone(),
@@ -80,13 +81,13 @@ impl Net {
     }
 
     /// Connects to an address; addresses differ by their ports alone.
-    pub async fn connect(&self, to: SocketAddr) -> Result<Socket, Errno> {
-        let heard = || (!self.0.silent.borrow().contains(&to)).then_some(());
-        self.0.spoke.until(heard).await;
+    pub async fn connect(&self, to: SocketAddr) -> Result<FakeStream, Errno> {
+        let answers = || (!self.0.silent.borrow().contains(&to)).then_some(());
+        self.0.spoke.until(answers).await;
         let bound = self.0.bound.borrow().get(&to.port()).and_then(Weak::upgrade);
         let bound = bound.ok_or(Errno::ECONNREFUSED)?;
         let mut waiting = bound.waiting.borrow_mut();
-        // A full backlog refuses: nobody sends again here.
+        // A full backlog refuses, as nothing is sent again here.
         if bound.backlog.get().is_none_or(|backlog| waiting.len() >= backlog.max(1)) {
             return Err(Errno::ECONNREFUSED);
         }
@@ -95,14 +96,14 @@ impl Net {
         far.options.set(bound.options.get());
         waiting.push_back(far);
         drop(waiting);
-        if let Some(waker) = bound.waker.borrow_mut().take() {
+        if let Some(waker) = bound.waker.take() {
             waker.wake();
         }
         Ok(near)
     }
 
     /// Binds a socket. It does not listen yet.
-    pub fn bind(&self, at: SocketAddr) -> Result<Acceptor, Errno> {
+    pub fn bind(&self, at: SocketAddr) -> Result<FakeListener, Errno> {
         let mut bound = self.0.bound.borrow_mut();
         let port = match at.port() {
             0 => (EPHEMERAL..).find(|port| !bound.contains_key(port)).ok_or(Errno::EADDRINUSE)?,
@@ -115,10 +116,10 @@ impl Net {
             options: Cell::default(),
             backlog: Cell::new(None),
             waiting: RefCell::default(),
-            waker: RefCell::default(),
+            waker: Cell::default(),
         });
         bound.insert(port, Rc::downgrade(&socket));
-        Ok(Acceptor(socket))
+        Ok(FakeListener(socket))
     }
 
     /// A port for the near end of a connection.
@@ -129,72 +130,115 @@ impl Net {
     }
 
     /// Binds a socket and listens.
-    pub fn listen(&self, at: SocketAddr) -> Result<Acceptor, Errno> {
-        let acceptor = self.bind(at)?;
-        acceptor.listen(128);
-        Ok(acceptor)
+    pub fn listen(&self, at: SocketAddr) -> Result<FakeListener, Errno> {
+        let listener = self.bind(at)?;
+        listener.listen(128)?;
+        Ok(listener)
     }
 
-    /// Whoever connects to this address waits, until [`speak`](Net::speak).
+    /// Lets connections to this address wait until [`speak`](FakeNet::speak).
     pub fn silence(&self, address: SocketAddr) {
         self.0.silent.borrow_mut().insert(address);
     }
 
-    /// Ends the silence of an address.
+    /// Lets an address answer again after [`silence`](FakeNet::silence).
     pub fn speak(&self, address: SocketAddr) {
         self.0.silent.borrow_mut().remove(&address);
         self.0.spoke.wake_all();
     }
 
-    /// How many sockets are open, listening ones left out.
+    /// The number of open sockets, without bound ones.
     pub fn open_sockets(&self) -> usize {
         self.0.open.get()
     }
 
-    /// How many sockets are bound.
+    /// The number of bound sockets.
     pub fn bound_sockets(&self) -> usize {
         self.0.bound.borrow().len()
     }
 }
 
-impl Acceptor {
+impl FakeListener {
     /// The address it is bound to.
     pub fn address(&self) -> SocketAddr {
         self.0.at
     }
 
-    /// Its options.
-    pub(super) fn options(&self) -> &Cell<Options> {
-        &self.0.options
+    /// Waits for a connection and accepts it.
+    pub async fn accept(&self) -> FakeStream {
+        poll_fn(|cx| self.poll_accept(cx)).await.expect("this never fails")
+    }
+}
+
+impl Listener for FakeListener {
+    type Stream = FakeStream;
+
+    fn listen(&self, backlog: u32) -> Result<(), Errno> {
+        self.0.backlog.set(Some(backlog as usize));
+        Ok(())
     }
 
-    /// Starts to listen.
-    pub fn listen(&self, backlog: usize) {
-        self.0.backlog.set(Some(backlog));
-    }
-
-    /// Waits for a connection and takes it.
-    pub async fn accept(&self) -> Socket {
-        poll_fn(|cx| self.poll_accept(cx)).await
-    }
-
-    pub(super) fn poll_acceptable(&self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_acceptable(&self, cx: &mut Context<'_>) -> Poll<Result<(), Errno>> {
         if !self.0.waiting.borrow().is_empty() {
-            return Poll::Ready(());
+            return Poll::Ready(Ok(()));
         }
-        *self.0.waker.borrow_mut() = Some(cx.waker().clone());
+        self.0.waker.set(Some(cx.waker().clone()));
         Poll::Pending
     }
 
-    pub(super) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<Socket> {
-        let first = self.0.waiting.borrow_mut().pop_front();
-        match first {
-            Some(socket) => Poll::Ready(socket),
-            None => {
-                *self.0.waker.borrow_mut() = Some(cx.waker().clone());
-                Poll::Pending
-            }
-        }
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<Result<FakeStream, Errno>> {
+        ready!(self.poll_acceptable(cx))?;
+        Poll::Ready(self.0.waiting.borrow_mut().pop_front().ok_or(Errno::EIO))
+    }
+}
+
+impl Socket for FakeListener {
+    fn set_option(&self, option: SocketOption, value: u32) -> Result<(), Errno> {
+        set_option(&self.0.options, option, value)
+    }
+
+    fn option(&self, option: SocketOption) -> Result<u32, Errno> {
+        get_option(&self.0.options, option)
+    }
+
+    fn local_addr(&self) -> Result<SocketAddr, Errno> {
+        Ok(self.address())
+    }
+}
+
+/// An option that was never set is 0.
+fn get_option(options: &Cell<Options>, option: SocketOption) -> Result<u32, Errno> {
+    Ok(options.get().get(option).unwrap_or(0))
+}
+
+/// The network refuses one option, so that tests meet a refusal.
+fn set_option(options: &Cell<Options>, option: SocketOption, value: u32) -> Result<(), Errno> {
+    if option == SocketOption::BusyPoll {
+        return Err(Errno::EPERM);
+    }
+    options.set(options.get().with(option, value));
+    Ok(())
+}
+
+impl Network for FakeNet {
+    type Stream = FakeStream;
+    type Listener = FakeListener;
+
+    async fn connect(
+        &self,
+        _: DomId,
+        to: SocketAddr,
+        options: &Options,
+    ) -> Result<FakeStream, Errno> {
+        let socket = FakeNet::connect(self, to).await?;
+        options.iter().try_for_each(|(option, value)| socket.set_option(option, value))?;
+        Ok(socket)
+    }
+
+    fn bind(&self, _: DomId, to: SocketAddr, options: &Options) -> Result<FakeListener, Errno> {
+        let socket = FakeNet::bind(self, to)?;
+        options.iter().try_for_each(|(option, value)| socket.set_option(option, value))?;
+        Ok(socket)
     }
 }
 
@@ -207,11 +251,11 @@ impl Drop for Bound {
     }
 }
 
-impl Socket {
+impl FakeStream {
     /// Receives some bytes; 0 at the end of the stream.
     pub async fn read(&self, to: &mut [u8]) -> Result<usize, Errno> {
         poll_fn(|cx| {
-            self.poll_take(cx, |bytes| {
+            self.input.poll_take(cx, |bytes| {
                 let count = bytes.len().min(to.len());
                 to[..count].copy_from_slice(&bytes[..count]);
                 count
@@ -220,20 +264,20 @@ impl Socket {
         .await
     }
 
-    /// Receives without copying: `take` sees some bytes and says how many it is done with.
+    /// Receives without copying: `take` sees some bytes and returns how many of them it took.
     pub async fn read_in_place(
         &self,
         mut take: impl FnMut(&[u8]) -> usize,
     ) -> Result<usize, Errno> {
-        poll_fn(|cx| self.poll_take(cx, &mut take)).await
+        poll_fn(|cx| self.input.poll_take(cx, &mut take)).await
     }
 
-    /// Sends without copying: `put` fills some room and says how much of it.
+    /// Sends without copying: `put` fills some room and returns how much of it.
     pub async fn write_in_place(
         &self,
         mut put: impl FnMut(&mut [u8]) -> usize,
     ) -> Result<usize, Errno> {
-        poll_fn(|cx| self.poll_put(cx, &mut put)).await
+        poll_fn(|cx| self.output.poll_put(cx, &mut put)).await
     }
 
     /// Receives all bytes up to the end of the stream.
@@ -250,7 +294,7 @@ impl Socket {
     /// Sends some bytes.
     pub async fn write(&self, from: &[u8]) -> Result<usize, Errno> {
         poll_fn(|cx| {
-            self.poll_put(cx, |room| {
+            self.output.poll_put(cx, |room| {
                 let count = room.len().min(from.len());
                 room[..count].copy_from_slice(&from[..count]);
                 count
@@ -277,17 +321,7 @@ impl Socket {
         self.peer
     }
 
-    /// Its options.
-    pub(super) fn options(&self) -> &Cell<Options> {
-        &self.options
-    }
-
-    /// Receives no more, and goes on sending.
-    pub(super) fn abandon(&self) {
-        self.input.abandon();
-    }
-
-    /// Sends no more, and goes on receiving.
+    /// Closes the sending direction.
     pub fn finish(&self) {
         self.output.finish();
     }
@@ -297,25 +331,47 @@ impl Socket {
         self.input.reset();
         self.output.reset();
     }
+}
 
-    pub(super) fn poll_take(
-        &self,
-        cx: &mut Context<'_>,
-        take: impl FnOnce(&[u8]) -> usize,
-    ) -> Poll<Result<usize, Errno>> {
-        self.input.poll_take(cx, take)
+impl Stream for FakeStream {
+    fn poll_recv(&self, cx: &mut Context<'_>, room: [Shared<'_>; 2]) -> Poll<Result<usize, Errno>> {
+        self.input.poll_take(cx, |bytes| copy_in(&room, bytes))
     }
 
-    pub(super) fn poll_put(
-        &self,
-        cx: &mut Context<'_>,
-        put: impl FnOnce(&mut [u8]) -> usize,
-    ) -> Poll<Result<usize, Errno>> {
-        self.output.poll_put(cx, put)
+    fn poll_send(&self, cx: &mut Context<'_>, data: [Shared<'_>; 2]) -> Poll<Result<usize, Errno>> {
+        self.output.poll_put(cx, |bytes| copy_out(&data, bytes))
+    }
+
+    fn shutdown(&self, how: Shutdown) -> Result<(), Errno> {
+        if how.reads() {
+            self.input.abandon();
+        }
+        if how.writes() {
+            self.output.finish();
+        }
+        Ok(())
+    }
+
+    fn peer_addr(&self) -> Result<SocketAddr, Errno> {
+        Ok(self.peer)
     }
 }
 
-impl Drop for Socket {
+impl Socket for FakeStream {
+    fn set_option(&self, option: SocketOption, value: u32) -> Result<(), Errno> {
+        set_option(&self.options, option, value)
+    }
+
+    fn option(&self, option: SocketOption) -> Result<u32, Errno> {
+        get_option(&self.options, option)
+    }
+
+    fn local_addr(&self) -> Result<SocketAddr, Errno> {
+        Ok(self.local)
+    }
+}
+
+impl Drop for FakeStream {
     fn drop(&mut self) {
         self.net.0.open.set(self.net.0.open.get() - 1);
         if self.options.get().get(SocketOption::Linger) == Some(0) {

@@ -17,7 +17,7 @@ use xen::{DomId, Errno, GrantRef, Port, Shared};
 use xen::{Machine, Pages, Side, Signal};
 use xensock::back::{CommandLink, Host, Limits, Violation, serve};
 use xensock::ring::{CommandFront, Consumer, Guess, Producer, copy_in, copy_out, len};
-use xensock::testing::{Dom0, Net};
+use xensock::testing::{FakeDom0, FakeNet};
 use xensock::wire::{
     Call, Dialect, Family, Layout, Protocol, Region, Request, RingGrants, RingOffer,
 };
@@ -43,7 +43,7 @@ pub fn address(port: u16) -> SocketAddr {
 /// A guest with its command ring.
 pub struct Raw {
     pub world: World,
-    pub net: Net,
+    pub net: FakeNet,
     pub machine: FakeMachine,
     page: Pages,
     pub port: Port,
@@ -64,14 +64,14 @@ pub fn run<F: Future>(test: impl FnOnce(Rc<Raw>) -> F) {
 }
 
 pub fn run_with<F: Future>(limits: Limits, test: impl FnOnce(Rc<Raw>) -> F) {
-    let (world, net) = (World::new(), Net::new());
+    let (world, net) = (World::new(), FakeNet::new());
     let machine = world.machine(GUEST);
     let page = machine.alloc(1).unwrap();
     let commands = RefCell::new(CommandFront::new(Dialect::PvCalls, page.shared()));
     let grant = machine.grant(DOM0, &page, 0).unwrap();
     let signal = Arc::new(Signal::new());
     let port = machine.open_port(DOM0, signal.clone()).unwrap();
-    let dom0 = Dom0::new(&world, DOM0, &net);
+    let dom0 = FakeDom0::new(&world, DOM0, net.clone());
     let events = Arc::new(Signal::new());
     let link = CommandLink {
         ring: dom0.map(GUEST, &[grant]).unwrap(),
@@ -218,7 +218,7 @@ impl Raw {
     }
 
     /// A socket that is connected to a socket of the test.
-    pub async fn connect(&self, socket: u64, order: u32) -> (Ring, xensock::testing::Socket) {
+    pub async fn connect(&self, socket: u64, order: u32) -> (Ring, xensock::testing::FakeStream) {
         let server = self.net.listen(address(0)).unwrap();
         let ring = self.ring(order);
         assert_eq!(self.call(socket, Call::Socket { family: Family::V4 }).await, Ok(0));

@@ -18,7 +18,7 @@ use xen::xenstore::{self, Store};
 use xensock::Errno;
 use xensock::back::Limits;
 use xensock::front::{Config, Frontend};
-use xensock::testing::{Dom0, Net, backend};
+use xensock::testing::{FakeDom0, FakeNet, backend};
 use xensock::wire::{Dialect, Extensions, Protocol};
 
 pub const DOM0: DomId = DomId(0);
@@ -45,12 +45,12 @@ pub struct Rig {
     pub world: World,
     /// The frontend's machine.
     pub guest: FakeMachine,
-    pub net: Net,
+    pub net: FakeNet,
     pub store: FakeStore,
     pub frontend: Frontend<FakeMachine>,
     /// The guest's connection to xenstore, which the frontend uses.
     pub guest_store: Store,
-    pub dom0: Dom0,
+    pub dom0: FakeDom0,
     pub spawner: LocalSpawner,
     driver_ended: Rc<RefCell<Option<Errno>>>,
 }
@@ -118,7 +118,7 @@ pub fn with_backend_of<F: Future<Output = ()>>(
 pub fn with_frontend<F: Future<Output = ()>>(config: Config, test: impl FnOnce(Rc<Rig>) -> F) {
     let mut pool = LocalPool::new();
     let spawner = pool.spawner();
-    let (world, net, store) = (World::new(), Net::new(), FakeStore::new());
+    let (world, net, store) = (World::new(), FakeNet::new(), FakeStore::new());
     store.add_domain(DOM0);
     store.add_domain(GUEST);
     let (front, back) = (of(config.dialect, FRONT), of(config.dialect, BACK));
@@ -134,7 +134,7 @@ pub fn with_frontend<F: Future<Output = ()>>(config: Config, test: impl FnOnce(R
             *ended.borrow_mut() = Some(error);
         })
         .unwrap();
-    let dom0 = Dom0::new(&world, DOM0, &net);
+    let dom0 = FakeDom0::new(&world, DOM0, net.clone());
     let guest_store = client;
     let rig = Rc::new(Rig {
         world,

@@ -11,7 +11,7 @@ use xen::{Errno, Side, Signal};
 use xen::{GrantRef, Port, Shared};
 use xensock::back::Host;
 use xensock::ring::CommandBack;
-use xensock::testing::Dom0;
+use xensock::testing::FakeDom0;
 use xensock::wire::{
     Call, Dialect, Family, Layout, Protocol, Region, Request, Response, RingGrants, RingOffer,
 };
@@ -19,7 +19,7 @@ use xensock::wire::{
 pub struct Script {
     pub store: Store,
     pub watch: StateWatch,
-    dom0: Dom0,
+    dom0: FakeDom0,
     page: MappedPages,
     channel: BoundPort,
     signal: Arc<Signal>,

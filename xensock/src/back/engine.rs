@@ -1,10 +1,10 @@
-//! A guest's device: the loop over its command ring, and what its tasks share.
+//! The engine of one device: the loop over its command ring, and the state that its tasks share.
 
 use super::data_ring::DataRing;
+use super::host::{Channel, Host, Limits, Mapping};
 use super::socket::Socket;
-use super::{Channel, Host, Limits, Mapping};
 use crate::ring::CommandBack;
-use crate::wire::{Protocol, Response, RingOffer};
+use crate::wire::{Header, Protocol, Response, RingOffer};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::collections::VecDeque;
@@ -20,26 +20,26 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use xen::{DomId, Errno};
 use xen::{Side, Signal};
 
-/// How many rounds over commands and tasks are made before others get their turn.
+/// The most rounds over requests and tasks in one poll.
 const ROUNDS: usize = 4;
 
-/// How many socket operations are made before others get their turn.
+/// The most socket operations in one poll.
 const OPERATIONS: u32 = 128;
 
-/// The command ring of a device, mapped, and its channel, bound.
+/// The most rings that stay mapped for the guest to use again.
+const PARKED: usize = 16;
+
+/// The command ring of a device, mapped, and its event channel, bound.
 pub struct CommandLink<H: Host> {
     /// The ring's page.
     pub ring: H::Mapping,
-    /// The channel by which the two ends wake each other.
+    /// The event channel by which the two ends wake each other.
     pub channel: H::Channel,
-    /// What the channel's events raise.
+    /// The signal that the channel's events raise.
     pub signal: Arc<Signal>,
 }
 
-/// How many rings stay mapped for the guest to use again.
-const PARKED: usize = 16;
-
-/// What a guest did to its command ring that cannot be repaired.
+/// A breach of the protocol on the command ring, which ends the device's service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Violation;
 
@@ -51,25 +51,32 @@ impl fmt::Display for Violation {
 
 impl core::error::Error for Violation {}
 
-/// What a command leaves to be done later.
-pub(super) type Task<'g> = Pin<Box<dyn Future<Output = ()> + 'g>>;
+/// The rest of a request that cannot be carried out at once.
+pub(super) type Task<'e> = Pin<Box<dyn Future<Output = ()> + 'e>>;
+
+/// What a successful request returns. Most return neither.
+#[derive(Default)]
+pub(super) struct Reply {
+    pub(super) value: u32,
+    pub(super) addr: Option<SocketAddr>,
+}
 
 /// One device's state, shared by its tasks.
-pub(super) struct Guest<'h, H: Host> {
+pub(super) struct Engine<'h, H: Host> {
     pub(super) host: &'h H,
-    pub(super) id: DomId,
+    pub(super) guest: DomId,
     pub(super) protocol: Protocol,
     pub(super) limits: Limits,
     pub(super) sockets: RefCell<BTreeMap<u64, Socket<H>>>,
-    answers: RefCell<VecDeque<Response>>,
+    responses: RefCell<VecDeque<Response>>,
     operations: Cell<u32>,
     /// Pages of data rings that are mapped.
     pages: Rc<Cell<usize>>,
-    /// Rings that the guest said it would use again, the latest one last.
+    /// Rings that the guest will use again, the latest one last.
     parked: RefCell<VecDeque<(RingOffer, DataRing<H>)>>,
 }
 
-/// A part of the pages that a guest may have mapped, given back when dropped.
+/// A share of the pages that a guest may have mapped, given back when dropped.
 pub(super) struct PageShare {
     all: Rc<Cell<usize>>,
     count: usize,
@@ -81,25 +88,25 @@ impl Drop for PageShare {
     }
 }
 
-/// Serves a guest's device by the protocol that the two have agreed on, until the guest breaks it, which
-/// is the only end this comes to by itself.
+/// Serves a guest's device with the protocol that both ends agreed on. Returns only if the guest
+/// breaks it on the command ring.
 pub async fn serve<H: Host>(
     host: &H,
-    id: DomId,
+    guest: DomId,
     link: CommandLink<H>,
     protocol: impl Into<Protocol>,
     limits: Limits,
 ) -> Violation {
     let protocol = protocol.into();
     let slots = protocol.slots().count as usize;
-    let guest = Guest {
+    let engine = Engine {
         host,
-        id,
+        guest,
         protocol,
         limits,
         sockets: RefCell::default(),
-        // Each answer has a slot of its own, so this never grows.
-        answers: RefCell::new(VecDeque::with_capacity(slots)),
+        // Each response has a slot of its own, so this never grows.
+        responses: RefCell::new(VecDeque::with_capacity(slots)),
         operations: Cell::new(0),
         pages: Rc::default(),
         parked: RefCell::default(),
@@ -108,9 +115,9 @@ pub async fn serve<H: Host>(
     let mut tasks = FuturesUnordered::new();
     poll_fn(|cx| {
         link.signal.register(Side::Rx, cx.waker());
-        guest.operations.set(OPERATIONS);
+        engine.operations.set(OPERATIONS);
         for _ in 0..ROUNDS {
-            let sleep = guest.turn(cx, &link, &mut commands, &mut tasks);
+            let sleep = engine.turn(cx, &link, &mut commands, &mut tasks);
             match sleep {
                 Ok(true) => return Poll::Pending,
                 Ok(false) => {}
@@ -123,28 +130,28 @@ pub async fn serve<H: Host>(
     .await
 }
 
-impl<H: Host> Guest<'_, H> {
-    /// Does what there is to do, once. `true` when nothing more is to be done before the next event.
-    fn turn<'g>(
-        &'g self,
+impl<H: Host> Engine<'_, H> {
+    /// Runs all tasks and requests once. Returns whether to sleep until the next event.
+    fn turn<'e>(
+        &'e self,
         cx: &mut Context<'_>,
         link: &CommandLink<H>,
         commands: &mut CommandBack,
-        tasks: &mut FuturesUnordered<Task<'g>>,
+        tasks: &mut FuturesUnordered<Task<'e>>,
     ) -> Result<bool, Errno> {
         while let Poll::Ready(Some(())) = tasks.poll_next_unpin(cx) {}
         let page = link.ring.shared();
         let mut idle = true;
-        // At most one ring full of them: answered slots are given back only below.
+        // At most one ring full: slots become free only when responses are pushed, below.
         while let Some(request) = commands.pop(page)? {
             idle = false;
             match request {
                 Ok(request) => tasks.extend(self.begin(request)),
-                Err(malformed) => self.answer(malformed.answer()),
+                Err(malformed) => self.answer(malformed.header, Err(malformed.error)),
             }
         }
-        for answer in self.answers.borrow_mut().drain(..) {
-            commands.push(page, &answer);
+        for response in self.responses.borrow_mut().drain(..) {
+            commands.push(page, &response);
         }
         if commands.publish(page).is_due() {
             link.channel.notify();
@@ -152,11 +159,11 @@ impl<H: Host> Guest<'_, H> {
         Ok(idle && !commands.final_check(page))
     }
 
-    /// Takes room for pages that are about to be mapped.
+    /// Reserves pages that are about to be mapped. [`Errno::ENOMEM`] beyond the guest's limit.
     pub(super) fn take_pages(&self, count: usize) -> Result<PageShare, Errno> {
         let mut all = self.pages.get().saturating_add(count);
         while all > self.limits.pages {
-            // What the guest only may use again gives way to what it uses now.
+            // Parked rings give way to rings in use.
             let parked = self.parked.borrow_mut().pop_front();
             drop(parked.ok_or(Errno::ENOMEM)?);
             all = self.pages.get().saturating_add(count);
@@ -165,7 +172,7 @@ impl<H: Host> Guest<'_, H> {
         Ok(PageShare { all: self.pages.clone(), count })
     }
 
-    /// Keeps a ring whose connection is released mapped, as the guest will use it again.
+    /// Keeps a ring mapped whose connection is released, as the guest will use it again.
     pub(super) fn park(&self, offer: RingOffer, ring: DataRing<H>) {
         let mut parked = self.parked.borrow_mut();
         parked.push_back((offer, ring));
@@ -174,8 +181,8 @@ impl<H: Host> Guest<'_, H> {
         }
     }
 
-    /// The parked ring of this offer. One that has only its pages or only its channel is dropped: the
-    /// guest uses them otherwise now.
+    /// Takes the parked ring of this offer. A parked ring that shares only the pages or only the event
+    /// channel is dropped: the guest uses them otherwise now.
     pub(super) fn parked(&self, offer: &RingOffer) -> Option<DataRing<H>> {
         let mut parked = self.parked.borrow_mut();
         let mut found = None;
@@ -191,22 +198,21 @@ impl<H: Host> Guest<'_, H> {
         found
     }
 
-    /// Answers a request whose answer may have a name.
-    pub(super) fn answer_with(&self, response: Response, addr: Option<SocketAddr>) {
-        self.answer(Response { addr, ..response });
+    /// Answers a request. Each request must be answered exactly once.
+    pub(super) fn answer(&self, header: Header, result: Result<Reply, Errno>) {
+        let response = match result {
+            Ok(Reply { value, addr }) => Response { addr, ..header.answer(Ok(value)) },
+            Err(error) => {
+                let (guest, Header { command, socket, .. }) = (self.guest, header);
+                log::debug!("domain {guest}: {command:?} of socket {socket:#x}: {error}");
+                header.answer(Err(error))
+            }
+        };
+        self.responses.borrow_mut().push_back(response);
     }
 
-    /// Answers a request, of which each must be answered exactly once.
-    pub(super) fn answer(&self, response: Response) {
-        if let Err(error) = response.result {
-            let Response { command, socket, .. } = response;
-            log::debug!("domain {}: {command:?} of socket {socket:#x}: {error}", self.id);
-        }
-        self.answers.borrow_mut().push_back(response);
-    }
-
-    /// Takes one of the socket operations that are left in this turn. When none is, the task is woken in
-    /// the next turn.
+    /// Takes one of the socket operations that are left in this poll. If none is left, the task is
+    /// woken in the next poll.
     pub(super) fn poll_operation(&self, cx: &mut Context<'_>) -> Poll<()> {
         match self.operations.get().checked_sub(1) {
             Some(left) => {

@@ -1,11 +1,11 @@
-//! A socket that was bound, and the queue of those who wait for its connections.
+//! A bound socket, and the queue of ACCEPTs and POLLs that wait for its connections.
 //!
-//! ACCEPTs and POLLs are served in the order in which they came: only the first of the queue looks at the
-//! socket, so the host has to remember only one waker.
+//! They are served in order: only the first of the queue polls the host's socket, so that needs to
+//! remember only one waker.
 
-use super::guest::Guest;
-use super::{Host, Socket};
-use crate::wire::{Options, Request, SocketOption};
+use super::engine::{Engine, Reply};
+use super::host::{Host, Listener, ListenerOf, Socket, StreamOf};
+use crate::wire::{Header, Options, SocketOption};
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use core::cell::{Cell, RefCell};
@@ -15,15 +15,17 @@ use core::task::{Context, Poll, Waker, ready};
 use xen::Errno;
 
 /// A bound socket.
-pub(super) struct Passive<H: Host> {
-    socket: H::Listener,
-    /// In seconds, for its connections: the engine's own affair.
+pub(super) struct BoundSocket<H: Host> {
+    socket: ListenerOf<H>,
+    /// SO_LINGER of its connections, in seconds: the engine implements it.
     linger: Cell<Option<u32>>,
     listening: Cell<bool>,
     closing: Cell<bool>,
+    /// The number of the latest turn.
     last: Cell<u64>,
     queue: RefCell<VecDeque<Place>>,
-    closer: RefCell<Option<Waker>>,
+    /// The task of the RELEASE, which waits for the queue to become empty.
+    closer: Cell<Option<Waker>>,
 }
 
 struct Place {
@@ -31,28 +33,28 @@ struct Place {
     waker: Option<Waker>,
 }
 
-impl<H: Host> Passive<H> {
-    /// A socket that does not listen yet.
-    pub(super) fn new(socket: H::Listener, options: Options) -> Self {
-        Passive {
+impl<H: Host> BoundSocket<H> {
+    /// A socket that does not listen yet, with the options that it was bound with.
+    pub(super) fn new(socket: ListenerOf<H>, options: Options) -> Self {
+        BoundSocket {
             socket,
             linger: Cell::new(options.get(SocketOption::Linger)),
             listening: Cell::new(false),
             closing: Cell::new(false),
             last: Cell::new(0),
             queue: RefCell::default(),
-            closer: RefCell::default(),
+            closer: Cell::default(),
         }
     }
 
     /// Makes the socket listen, or changes its backlog.
-    pub(super) fn listen(&self, host: &H, backlog: u32) -> Result<(), Errno> {
-        host.listen(&self.socket, backlog)?;
+    pub(super) fn listen(&self, backlog: u32) -> Result<(), Errno> {
+        self.socket.listen(backlog)?;
         self.listening.set(true);
         Ok(())
     }
 
-    /// Changes an option, which the connections that come from now on have, too.
+    /// Sets an option; later connections inherit it.
     pub(super) fn set_option(&self, option: SocketOption, value: u32) -> Result<(), Errno> {
         self.socket.set_option(option, value)?;
         if option == SocketOption::Linger {
@@ -61,7 +63,7 @@ impl<H: Host> Passive<H> {
         Ok(())
     }
 
-    /// An option's value.
+    /// Returns an option's value.
     pub(super) fn option(&self, option: SocketOption) -> Result<u32, Errno> {
         match (option, self.linger.get()) {
             (SocketOption::Linger, Some(seconds)) => Ok(seconds),
@@ -69,12 +71,12 @@ impl<H: Host> Passive<H> {
         }
     }
 
-    /// The address that it is bound to.
+    /// Returns the address that it is bound to.
     pub(super) fn local_addr(&self) -> Result<SocketAddr, Errno> {
         self.socket.local_addr()
     }
 
-    /// Takes the last place in the queue. [`Errno::EINVAL`] when the socket does not listen.
+    /// Takes the last place in the queue. [`Errno::EINVAL`] if the socket does not listen.
     pub(super) fn queue(self: &Rc<Self>) -> Result<Turn<H>, Errno> {
         if !self.listening.get() {
             return Err(Errno::EINVAL);
@@ -82,15 +84,15 @@ impl<H: Host> Passive<H> {
         let number = self.last.get() + 1;
         self.last.set(number);
         self.queue.borrow_mut().push_back(Place { number, waker: None });
-        Ok(Turn { passive: self.clone(), number })
+        Ok(Turn { socket: self.clone(), number })
     }
 
-    /// Waits until nobody is in the queue.
+    /// Waits until the queue is empty.
     fn poll_deserted(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.queue.borrow().is_empty() {
             return Poll::Ready(());
         }
-        *self.closer.borrow_mut() = Some(cx.waker().clone());
+        self.closer.set(Some(cx.waker().clone()));
         Poll::Pending
     }
 
@@ -105,24 +107,24 @@ impl<H: Host> Passive<H> {
 
 /// A place in a socket's queue, until it is dropped.
 pub(super) struct Turn<H: Host> {
-    passive: Rc<Passive<H>>,
+    socket: Rc<BoundSocket<H>>,
     number: u64,
 }
 
 impl<H: Host> Turn<H> {
-    /// How long the connection that comes may linger, in seconds.
+    /// SO_LINGER of the connection, in seconds.
     pub(super) fn linger(&self) -> Option<u32> {
-        self.passive.linger.get()
+        self.socket.linger.get()
     }
 
-    /// Waits for this place to be the first. [`Errno::ECONNABORTED`] when the socket is released.
+    /// Waits for this place to be the first. [`Errno::ECONNABORTED`] if the socket is released.
     fn poll_first(&self, cx: &mut Context<'_>) -> Poll<Result<(), Errno>> {
-        if self.passive.closing.get() {
+        if self.socket.closing.get() {
             return Poll::Ready(Err(Errno::ECONNABORTED));
         }
-        let mut queue = self.passive.queue.borrow_mut();
+        let mut queue = self.socket.queue.borrow_mut();
         let first = queue.front().is_some_and(|place| place.number == self.number);
-        // The first one too: that is how it hears of the socket's release.
+        // The first one registers too: a RELEASE of the socket wakes it.
         if let Some(place) = queue.iter_mut().find(|place| place.number == self.number) {
             place.waker = Some(cx.waker().clone());
         }
@@ -130,23 +132,19 @@ impl<H: Host> Turn<H> {
     }
 
     /// Waits for this place to be the first, and then for a connection.
-    pub(super) fn poll_accept(
-        &self,
-        host: &H,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<H::Stream, Errno>> {
+    pub(super) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<Result<StreamOf<H>, Errno>> {
         ready!(self.poll_first(cx))?;
-        host.poll_accept(cx, &self.passive.socket)
+        self.socket.socket.poll_accept(cx)
     }
 }
 
 impl<H: Host> Drop for Turn<H> {
     fn drop(&mut self) {
-        let mut queue = self.passive.queue.borrow_mut();
+        let mut queue = self.socket.queue.borrow_mut();
         queue.retain(|place| place.number != self.number);
         let next = match queue.front_mut() {
             Some(place) => place.waker.take(),
-            None => self.passive.closer.borrow_mut().take(),
+            None => self.socket.closer.take(),
         };
         drop(queue);
         if let Some(waker) = next {
@@ -156,27 +154,28 @@ impl<H: Host> Drop for Turn<H> {
 }
 
 /// Carries out a POLL.
-pub(super) async fn poll<H: Host>(guest: &Guest<'_, H>, turn: Turn<H>, request: Request) {
+pub(super) async fn poll<H: Host>(engine: &Engine<'_, H>, turn: Turn<H>, header: Header) {
     let result = poll_fn(|cx| {
         ready!(turn.poll_first(cx))?;
-        guest.host.poll_acceptable(cx, &turn.passive.socket)
+        turn.socket.socket.poll_acceptable(cx)
     })
     .await;
     drop(turn);
-    guest.answer(request.answer(result.map(|()| 0)));
+    engine.answer(header, result.map(|()| Reply::default()));
 }
 
-/// Carries out the RELEASE of a bound socket: those in its queue are turned away first.
+/// Carries out the RELEASE of a bound socket, after the queue is answered with
+/// [`Errno::ECONNABORTED`].
 pub(super) async fn release<H: Host>(
-    guest: &Guest<'_, H>,
-    passive: Rc<Passive<H>>,
-    request: Request,
+    engine: &Engine<'_, H>,
+    socket: Rc<BoundSocket<H>>,
+    header: Header,
 ) {
-    passive.closing.set(true);
-    passive.wake_all();
-    poll_fn(|cx| passive.poll_deserted(cx)).await;
-    // Nobody else holds it now, so this closes the socket.
-    drop(passive);
-    guest.sockets.borrow_mut().remove(&request.socket);
-    guest.answer(request.answer(Ok(0)));
+    socket.closing.set(true);
+    socket.wake_all();
+    poll_fn(|cx| socket.poll_deserted(cx)).await;
+    // This is the last reference, so it closes the host's socket.
+    drop(socket);
+    engine.sockets.borrow_mut().remove(&header.socket);
+    engine.answer(header, Ok(Reply::default()));
 }
