@@ -2,8 +2,8 @@
 //! maps, any event, at any time. Afterwards the frontend closes, all its users hear of that, and all memory is
 //! back at the machine.
 
-use crate::input::Input;
-use crate::tasks::{Spawner, Tasks};
+use crate::environment::{Environment, GUEST};
+use crate::input::{Input, Player, play_steps};
 use edge_nal::{Close, Readable, TcpShutdown, TcpSplit};
 use embassy_time::Duration;
 use embedded_io_async::{BufRead, Read, Write};
@@ -14,21 +14,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use xen::Signal;
-use xen::testing::FakeStore;
-use xen::testing::{BoundPort, FakeMachine, MappedPages, World};
-use xen::xenstore;
-use xen::{DomId, Errno, GrantRef, Port};
-use xensock::back::Host;
+use xen::testing::{BoundPort, FakeMachine, MappedPages};
+use xen::{Errno, Port};
 use xensock::front::{Config, Frontend, Listener, Statistics, Stream};
 use xensock::ring::CommandBack;
-use xensock::testing::{FakeDom0, FakeNet};
 use xensock::wire::{
     Call, Command, Extensions, Layout, Protocol, Region, Response, RingGrants, RingOffer,
     SocketOption,
 };
 
-const DOM0: DomId = DomId(0);
-const GUEST: DomId = DomId(7);
 const FRONT: &str = "/local/domain/7/device/pvcalls/0";
 const BACK: &str = "/local/domain/0/backend/pvcalls/7/0";
 
@@ -42,23 +36,12 @@ pub fn play(bytes: &[u8]) -> Statistics {
     let mut input = Input::new(bytes);
     let protocol = input.protocol();
     let mut backend = Backend::new(protocol);
-    while !input.is_empty() {
-        let step = input.byte();
-        backend.step(step & 0x7f, &mut input);
-        // Often more than one thing happens before the frontend gets to look.
-        if step & 0x80 == 0 {
-            backend.tasks.run();
-        }
-    }
+    play_steps(&mut backend, &mut input);
     backend.end()
 }
 
 struct Backend {
-    tasks: Tasks,
-    spawner: Spawner,
-    world: World,
-    store: FakeStore,
-    dom0: FakeDom0,
+    around: Environment,
     frontend: Frontend<FakeMachine>,
     protocol: Protocol,
     commands: Option<Commands>,
@@ -108,55 +91,12 @@ fn address(port: u8) -> SocketAddr {
     ([127, 0, 0, 1], 80 + u16::from(port)).into()
 }
 
-impl Backend {
-    fn new(protocol: Protocol) -> Backend {
-        let (world, net, store) = (World::new(), FakeNet::new(), FakeStore::new());
-        store.add_domain(DOM0);
-        store.add_domain(GUEST);
-        store.add_device((FRONT, GUEST), (BACK, DOM0));
-        let tasks = Tasks::new();
-        let spawner = tasks.spawner();
-        let (reader, writer) = store.connect(GUEST);
-        let (client, connection) = xenstore::connect(reader, writer);
-        spawner.spawn_endless(async move {
-            connection.run().await;
-        });
-        let config = Config {
-            dialect: protocol.dialect,
-            extensions: protocol.extensions,
-            ring_order: Some(1),
-            answer_within: Duration::from_secs(20),
-            linger: Duration::from_millis(200),
-            ..Config::default()
-        };
-        let (frontend, driver) = Frontend::new(world.machine(GUEST), client, FRONT, config);
-        let ended = Rc::new(Cell::new(false));
-        let has_ended = ended.clone();
-        spawner.spawn(async move {
-            driver.run().await;
-            has_ended.set(true);
-        });
-        let dom0 = FakeDom0::new(&world, DOM0, net.clone());
-        Backend {
-            tasks,
-            spawner,
-            world,
-            store,
-            dom0,
-            frontend,
-            protocol,
-            commands: None,
-            rings: Vec::new(),
-            users: 0,
-            ended,
-        }
-    }
-
+impl Player for Backend {
     fn step(&mut self, step: u8, input: &mut Input<'_>) {
         match step % 18 {
             0 => self.shake_hands(),
             1..=3 => self.answer(input),
-            4 => self.state(input.byte() % 10),
+            4 => self.around.set_state(input.byte() % 10),
             5 => {
                 let own = ["state", "port", "ring-ref", "frontend", "frontend-id"];
                 let name = match input.below(3) {
@@ -167,7 +107,7 @@ impl Backend {
                         nodes[input.below(nodes.len())].0
                     }
                 };
-                self.store.write(&format!("{BACK}/{name}"), input.bytes());
+                self.around.write(name, input.bytes());
             }
             6 => self.attach(),
             7 => match input.below(3) {
@@ -206,56 +146,64 @@ impl Backend {
                 }
                 self.rings.iter().for_each(Ring::notify);
             }
-            13 => self.tasks.pass(Duration::from_millis(1 << input.below(16))),
-            14 => match input.below(8) {
-                0 => self.store.rm(BACK),
-                1 => self.store.rm(FRONT),
-                2 => self.store.pause(),
-                3 => self.store.resume(),
-                4 => self.world.limit_pages(input.below(64)),
-                5 => self.world.limit_grants(input.below(64)),
-                6 => self.world.limit_ports(input.below(8)),
-                _ => self.store.write(&format!("{FRONT}/state"), input.bytes()),
-            },
+            13 => self.around.tasks.pass(Duration::from_millis(1 << input.below(16))),
+            14 => self.around.disturb(input),
             15 | 16 => self.user(input),
             _ => {
                 if self.users < 8 {
                     self.users += 1;
                     let frontend = self.frontend.clone();
-                    self.spawner.spawn(async move { frontend.shutdown().await });
+                    self.around.spawner.spawn(async move { frontend.shutdown().await });
                 }
             }
         }
     }
 
-    fn state(&self, state: u8) {
-        self.store.write(&format!("{BACK}/state"), state.to_string());
+    fn settle(&mut self) {
+        self.around.tasks.run();
+    }
+}
+
+impl Backend {
+    fn new(protocol: Protocol) -> Backend {
+        let (around, client) = Environment::new(FRONT, BACK);
+        let config = Config {
+            dialect: protocol.dialect,
+            extensions: protocol.extensions,
+            ring_order: Some(1),
+            answer_within: Duration::from_secs(20),
+            linger: Duration::from_millis(200),
+            ..Config::default()
+        };
+        let (frontend, driver) = Frontend::new(around.world.machine(GUEST), client, FRONT, config);
+        let ended = Rc::new(Cell::new(false));
+        let has_ended = ended.clone();
+        around.spawner.spawn(async move {
+            driver.run().await;
+            has_ended.set(true);
+        });
+        Backend { around, frontend, protocol, commands: None, rings: Vec::new(), users: 0, ended }
     }
 
     /// What a good backend does.
     fn shake_hands(&mut self) {
         for (name, value) in self.protocol.backend_nodes(2) {
-            self.store.write(&format!("{BACK}/{name}"), value);
+            self.around.write(name, value);
         }
-        self.state(1);
-        self.tasks.run();
-        self.state(2);
-        self.tasks.run();
+        for state in [1, 2] {
+            self.around.set_state(state);
+            self.around.tasks.run();
+        }
         self.attach();
-        self.state(4);
-    }
-
-    fn number(&self, name: &str) -> Option<u32> {
-        self.store.read(&format!("{FRONT}/{name}"))?.parse().ok()
+        self.around.set_state(4);
     }
 
     fn attach(&mut self) {
-        let (Some(grant), Some(port)) = (self.number("ring-ref"), self.number("port")) else {
-            return;
-        };
-        let Ok(page) = self.dom0.map(GUEST, &[GrantRef(grant)]) else { return };
+        let (grant, port) = (self.around.grant("ring-ref"), self.around.number("port"));
+        let (Some(grant), Some(port)) = (grant, port) else { return };
+        let Ok(page) = self.around.peer.map(GUEST, &[grant]) else { return };
         let signal = Arc::new(Signal::new());
-        let Ok(channel) = self.dom0.bind_port(GUEST, Port(port), signal) else { return };
+        let Ok(channel) = self.around.peer.bind_port(GUEST, Port(port), signal) else { return };
         let ring = CommandBack::new(self.protocol);
         self.commands = Some(Commands { page, channel, ring });
     }
@@ -297,21 +245,21 @@ impl Backend {
 
     fn map(&mut self, offer: &RingOffer) {
         let Some((layout, pages)) = self.map_pages(&offer.grants) else { return };
-        let channel = self.dom0.bind_port(GUEST, offer.port, Arc::new(Signal::new())).ok();
+        let channel = self.around.peer.bind_port(GUEST, offer.port, Arc::new(Signal::new())).ok();
         self.rings.push(Ring { layout, pages, channel });
     }
 
     fn map_pages(&self, grants: &RingGrants) -> Option<(Layout, Pages)> {
         match grants {
             RingGrants::Indexes(page) => {
-                let indexes = self.dom0.map(GUEST, &[*page]).ok()?;
+                let indexes = self.around.peer.map(GUEST, &[*page]).ok()?;
                 let (order, grants) = self.protocol.dialect.read_ring(indexes.shared(), 4).ok()?;
-                let data = self.dom0.map(GUEST, &grants).ok()?;
+                let data = self.around.peer.map(GUEST, &grants).ok()?;
                 Some((self.protocol.layout(order).ok()?, Pages::Apart(indexes, data)))
             }
             RingGrants::Region(grants) => {
                 let layout = self.protocol.layout(grants.len().checked_ilog2()?).ok()?;
-                let pages = self.dom0.map(GUEST, grants).ok()?;
+                let pages = self.around.peer.map(GUEST, grants).ok()?;
                 (layout.pages == grants.len()).then_some((layout, Pages::Together(pages)))
             }
         }
@@ -365,7 +313,7 @@ impl Backend {
         }
         self.users += 1;
         let (frontend, what) = (self.frontend.clone(), input.byte());
-        self.spawner.spawn(async move {
+        self.around.spawner.spawn(async move {
             if what & 1 == 0 {
                 if let Ok(stream) = frontend.connect(address(what)).await {
                     use_stream(stream, what >> 1).await;
@@ -376,29 +324,22 @@ impl Backend {
         });
     }
 
-    /// The backend goes away, and then the frontend closes.
+    /// The backend disappears, then the frontend closes.
     fn end(mut self) -> Statistics {
-        self.tasks.run();
-        self.store.resume();
+        self.around.tasks.run();
+        self.around.store.resume();
         self.commands = None;
         self.rings.clear();
         let frontend = self.frontend.clone();
-        self.spawner.spawn(async move { frontend.shutdown().await });
-        self.tasks.run();
-        // Requests time out, a backend that does not close is given up, pages come out of quarantine.
-        for _ in 0..200 {
-            if self.tasks.unfinished() == 0 {
-                break;
-            }
-            self.tasks.pass(Duration::from_secs(1));
-        }
+        self.around.spawner.spawn(async move { frontend.shutdown().await });
+        self.around.finish();
         assert!(self.ended.get(), "the driver does not end");
-        assert_eq!(self.tasks.unfinished(), 0, "somebody still waits for a frontend that is gone");
         let statistics = self.frontend.statistics();
         assert_eq!((statistics.streams_open, statistics.grants, statistics.pages), (0, 0, 0));
         assert_eq!(statistics.quarantined_pages, 0);
-        drop((self.tasks, self.spawner, self.frontend));
-        self.world.assert_clean();
+        let world = self.around.world.clone();
+        drop((self.around, self.frontend));
+        world.assert_clean();
         statistics
     }
 }

@@ -1,7 +1,8 @@
 //! What a guest may do to the backend's engine: any request, any bytes in the pages that it shares, any
 //! event, at any time. Afterwards the engine is gone, and nothing of the guest's is mapped or bound.
 
-use crate::input::Input;
+use crate::environment::{DOM0, GUEST};
+use crate::input::{Input, Player, play_steps};
 use crate::tasks::{Spawner, Tasks};
 use embassy_time::Duration;
 use futures_util::FutureExt;
@@ -11,7 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use xen::testing::{FakeMachine, World};
-use xen::{DomId, Errno, GrantRef, Port, Shared};
+use xen::{Errno, GrantRef, Port, Shared};
 use xen::{Machine, Pages, Signal};
 use xensock::back::{CommandLink, Host, Limits, serve};
 use xensock::testing::{FakeDom0, FakeListener, FakeNet, FakeStream};
@@ -20,8 +21,6 @@ use xensock::wire::{
     SocketOption,
 };
 
-const DOM0: DomId = DomId(0);
-const GUEST: DomId = DomId(7);
 const LIMITS: Limits = Limits {
     sockets: 8,
     pages: 160,
@@ -55,15 +54,7 @@ pub fn play(bytes: &[u8]) -> Reached {
     let mut input = Input::new(bytes);
     let protocol = input.protocol();
     let mut frontend = Frontend::new(protocol);
-    while !input.is_empty() {
-        let step = input.byte();
-        frontend.step(step & 0x7f, &mut input);
-        // Often more than one thing happens before the backend gets to look.
-        if step & 0x80 == 0 {
-            frontend.tasks.run();
-            frontend.responses();
-        }
-    }
+    play_steps(&mut frontend, &mut input);
     frontend.end()
 }
 
@@ -118,52 +109,7 @@ fn address(port: usize) -> SocketAddr {
     ([127, 0, 0, 1], 80 + port as u16).into()
 }
 
-impl Frontend {
-    fn new(protocol: Protocol) -> Frontend {
-        let (world, net) = (World::new(), FakeNet::new());
-        let tasks = Tasks::new();
-        let spawner = tasks.spawner();
-        let machine = world.machine(GUEST);
-        let page = machine.alloc(1).expect("enough memory");
-        // As `ring.h` initialises it.
-        page.shared().store_u32(4, 1, Relaxed);
-        page.shared().store_u32(12, 1, Relaxed);
-        let grant = machine.grant(DOM0, &page, 0).expect("enough grants");
-        let port = machine.open_port(DOM0, Arc::new(Signal::new())).expect("enough ports");
-        let order = *protocol.orders().start();
-        let rings = (0..2).map(|_| Ring::new(&machine, protocol, order)).collect();
-        let dom0 = FakeDom0::new(&world, DOM0, net.clone());
-        let events = Arc::new(Signal::new());
-        let link = CommandLink {
-            ring: dom0.map(GUEST, &[grant]).expect("it is granted"),
-            channel: dom0.bind_port(GUEST, port, events.clone()).expect("it is open"),
-            signal: events,
-        };
-        spawner.spawn_endless(async move {
-            serve(&dom0, GUEST, link, protocol, LIMITS).await;
-        });
-        let server = net.listen(address(0)).ok();
-        Frontend {
-            tasks,
-            spawner,
-            world,
-            net,
-            machine,
-            protocol,
-            page,
-            grant,
-            port,
-            req_prod: 0,
-            next_id: 0,
-            rsp_cons: 0,
-            reached: Reached::default(),
-            rings,
-            server,
-            peers: Vec::new(),
-            connected: Rc::default(),
-        }
-    }
-
+impl Player for Frontend {
     fn step(&mut self, step: u8, input: &mut Input<'_>) {
         let which = input.below(self.rings.len());
         match step % 18 {
@@ -246,6 +192,58 @@ impl Frontend {
                 let port = self.machine.open_port(DOM0, signal).expect("enough ports");
                 self.rings[which].port = port;
             }
+        }
+    }
+
+    fn settle(&mut self) {
+        self.tasks.run();
+        self.responses();
+    }
+}
+
+impl Frontend {
+    fn new(protocol: Protocol) -> Frontend {
+        let (world, net) = (World::new(), FakeNet::new());
+        let tasks = Tasks::new();
+        let spawner = tasks.spawner();
+        let machine = world.machine(GUEST);
+        let page = machine.alloc(1).expect("enough memory");
+        // As `ring.h` initialises it.
+        page.shared().store_u32(4, 1, Relaxed);
+        page.shared().store_u32(12, 1, Relaxed);
+        let grant = machine.grant(DOM0, &page, 0).expect("enough grants");
+        let port = machine.open_port(DOM0, Arc::new(Signal::new())).expect("enough ports");
+        let order = *protocol.orders().start();
+        let rings = (0..2).map(|_| Ring::new(&machine, protocol, order)).collect();
+        let dom0 = FakeDom0::new(&world, DOM0, net.clone());
+        let events = Arc::new(Signal::new());
+        let link = CommandLink {
+            ring: dom0.map(GUEST, &[grant]).expect("it is granted"),
+            channel: dom0.bind_port(GUEST, port, events.clone()).expect("it is open"),
+            signal: events,
+        };
+        spawner.spawn_endless(async move {
+            serve(&dom0, GUEST, link, protocol, LIMITS).await;
+        });
+        let server = net.listen(address(0)).ok();
+        Frontend {
+            tasks,
+            spawner,
+            world,
+            net,
+            machine,
+            protocol,
+            page,
+            grant,
+            port,
+            req_prod: 0,
+            next_id: 0,
+            rsp_cons: 0,
+            reached: Reached::default(),
+            rings,
+            server,
+            peers: Vec::new(),
+            connected: Rc::default(),
         }
     }
 

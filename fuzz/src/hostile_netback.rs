@@ -2,8 +2,9 @@
 //! it maps, any frame, any event, at any time. Afterwards the interface closes, and all memory is back at the
 //! machine.
 
-use crate::input::Input;
-use crate::tasks::{Spawner, Tasks};
+use crate::environment::{Environment, GUEST};
+use crate::input::{Input, Player, play_steps};
+use crate::tasks::Spawner;
 use embassy_time::Duration;
 use embedded_io_async::{Read, Write};
 use netfront::Nic;
@@ -20,13 +21,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::task::Poll;
 use xen::abi::netif::*;
-use xen::testing::FakeStore;
-use xen::testing::{BoundPort, FakeMachine, MappedPages, Peer, World};
-use xen::xenstore;
-use xen::{DomId, GrantRef, PAGE_SIZE, Port, Signal};
+use xen::testing::{BoundPort, FakeMachine, MappedPages};
+use xen::{GrantRef, PAGE_SIZE, Port, Signal};
 
-const DOM0: DomId = DomId(0);
-const GUEST: DomId = DomId(7);
 const FRONT: &str = "/local/domain/7/device/vif/0";
 const BACK: &str = "/local/domain/0/backend/vif/7/0";
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 7);
@@ -51,23 +48,12 @@ pub fn run(bytes: &[u8]) {
 pub fn play(bytes: &[u8]) -> Statistics {
     let mut input = Input::new(bytes);
     let mut backend = Backend::new(input.byte());
-    while !input.is_empty() {
-        let step = input.byte();
-        backend.step(step & 0x7f, &mut input);
-        // Often more than one thing happens before the frontend gets to look.
-        if step & 0x80 == 0 {
-            backend.tasks.run();
-        }
-    }
+    play_steps(&mut backend, &mut input);
     backend.end()
 }
 
 struct Backend {
-    tasks: Tasks,
-    spawner: Spawner,
-    world: World,
-    store: FakeStore,
-    peer: Peer,
+    around: Environment,
     handle: Handle<FakeMachine>,
     rings: Option<Rings>,
     /// Whether the interface's driver has ended.
@@ -84,9 +70,8 @@ struct Rings {
     rx_done: u32,
 }
 
-fn make_device(store: &FakeStore) {
-    store.add_device((FRONT, GUEST), (BACK, DOM0));
-    store.write(&format!("{FRONT}/mac"), "00:16:3e:00:00:07");
+fn set_address(around: &Environment) {
+    around.write_front("mac", b"00:16:3e:00:00:07");
 }
 
 /// Sends back whatever comes, and asks for it to be cut when it is long.
@@ -142,47 +127,7 @@ fn start_stack(device: NetFront<FakeMachine>, spawner: &Spawner) {
     });
 }
 
-impl Backend {
-    fn new(how: u8) -> Backend {
-        let (world, store) = (World::new(), FakeStore::new());
-        store.add_domain(DOM0);
-        store.add_domain(GUEST);
-        make_device(&store);
-        let mut tasks = Tasks::new();
-        let spawner = tasks.spawner();
-        let (reader, writer) = store.connect(GUEST);
-        let (client, connection) = xenstore::connect(reader, writer);
-        spawner.spawn_endless(async move {
-            connection.run().await;
-        });
-        let config = Config {
-            transmit_pages: 20,
-            receive_pages: 24,
-            segmentation: how & 1 == 0,
-            checksums: how & 2 == 0,
-            linger: Duration::from_millis(200),
-        };
-        let (ended, made) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(None)));
-        let (has_ended, making) = (ended.clone(), made.clone());
-        let (guest, starting) = (world.machine(GUEST), spawner.clone());
-        spawner.spawn(async move {
-            let (nic, driver) =
-                NetFront::new(guest, client, FRONT, config).await.expect("there is an address");
-            making.set(Some(nic.handle()));
-            if how & 4 == 0 {
-                starting.spawn_endless(send_back(nic));
-            } else {
-                start_stack(nic, &starting);
-            }
-            driver.run().await;
-            has_ended.set(true);
-        });
-        tasks.run();
-        let handle = made.take().expect("xenstore answers at once");
-        let peer = world.peer(DOM0);
-        Backend { tasks, spawner, world, store, peer, handle, rings: None, ended, enders: 0 }
-    }
-
+impl Player for Backend {
     fn step(&mut self, step: u8, input: &mut Input<'_>) {
         match step % 18 {
             0 => self.shake_hands(input.byte()),
@@ -191,14 +136,14 @@ impl Backend {
                 self.deliver(input.bytes(), flags, part);
             }
             3 | 4 => self.answer(input),
-            5 => self.store.write(&format!("{BACK}/state"), (input.byte() % 10).to_string()),
+            5 => self.around.set_state(input.byte() % 10),
             6 => {
                 let own = ["state", "mtu", "carrier", "frontend", "frontend-id", "feature-rx-copy"];
                 let name = match input.below(3) {
                     0 => own[input.below(own.len())],
                     _ => FEATURES[input.below(FEATURES.len())],
                 };
-                self.store.write(&format!("{BACK}/{name}"), input.bytes());
+                self.around.write(name, input.bytes());
             }
             7 => self.attach(),
             8 => self.rings = None,
@@ -213,33 +158,25 @@ impl Backend {
                 ring.store_u32(RSP_PROD, produced.wrapping_add(input.below(4) as u32), Release);
             }),
             11 => self.notify(),
-            12 => self.tasks.pass(Duration::from_millis(1 << input.below(16))),
-            13 => match input.below(8) {
-                0 => self.store.rm(BACK),
-                1 => self.store.rm(FRONT),
-                2 => self.store.pause(),
-                3 => self.store.resume(),
-                4 => self.world.limit_pages(input.below(64)),
-                5 => self.world.limit_grants(input.below(64)),
-                6 => self.world.limit_ports(input.below(8)),
-                _ => self.store.write(&format!("{FRONT}/state"), input.bytes()),
-            },
+            12 => self.around.tasks.pass(Duration::from_millis(1 << input.below(16))),
+            13 => self.around.disturb(input),
             14 => {
                 let names = ["mac", "mtu", "backend", "backend-id"];
                 let name = names[input.below(names.len())];
-                self.store.write(&format!("{FRONT}/{name}"), input.bytes());
+                self.around.write_front(name, input.bytes());
             }
             15 => self.put_rx(input),
             16 => {
-                // The toolstack makes the device anew.
-                self.store.rm(FRONT);
-                self.store.rm(BACK);
-                make_device(&self.store);
+                // The toolstack makes the device again.
+                self.around.store.rm(FRONT);
+                self.around.store.rm(BACK);
+                self.around.make_device();
+                set_address(&self.around);
             }
             _ if self.enders < 3 => {
                 self.enders += 1;
                 let (handle, anew) = (self.handle.clone(), input.byte() & 1 == 0);
-                self.spawner.spawn(async move {
+                self.around.spawner.spawn(async move {
                     if anew { handle.resume().await } else { handle.shutdown().await }
                 });
             }
@@ -247,33 +184,65 @@ impl Backend {
         }
     }
 
+    fn settle(&mut self) {
+        self.around.tasks.run();
+    }
+}
+
+impl Backend {
+    fn new(how: u8) -> Backend {
+        let (mut around, client) = Environment::new(FRONT, BACK);
+        set_address(&around);
+        let config = Config {
+            transmit_pages: 20,
+            receive_pages: 24,
+            segmentation: how & 1 == 0,
+            checksums: how & 2 == 0,
+            linger: Duration::from_millis(200),
+        };
+        let (ended, made) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(None)));
+        let (has_ended, making) = (ended.clone(), made.clone());
+        let (guest, starting) = (around.world.machine(GUEST), around.spawner.clone());
+        around.spawner.spawn(async move {
+            let (nic, driver) =
+                NetFront::new(guest, client, FRONT, config).await.expect("there is an address");
+            making.set(Some(nic.handle()));
+            if how & 4 == 0 {
+                starting.spawn_endless(send_back(nic));
+            } else {
+                start_stack(nic, &starting);
+            }
+            driver.run().await;
+            has_ended.set(true);
+        });
+        around.tasks.run();
+        let handle = made.take().expect("xenstore answers at once");
+        Backend { around, handle, rings: None, ended, enders: 0 }
+    }
+
     /// What a good backend does, with some of the features.
     fn shake_hands(&mut self, features: u8) {
         for (number, name) in FEATURES.iter().enumerate() {
             let value = if number == 0 || features >> number & 1 == 1 { "1" } else { "0" };
-            self.store.write(&format!("{BACK}/{name}"), value);
+            self.around.write(name, value);
         }
-        for state in ["1", "2"] {
-            self.store.write(&format!("{BACK}/state"), state);
-            self.tasks.run();
+        for state in [1, 2] {
+            self.around.set_state(state);
+            self.around.tasks.run();
         }
         self.attach();
-        self.store.write(&format!("{BACK}/state"), "4");
-        self.tasks.run();
-    }
-
-    fn number(&self, name: &str) -> Option<u32> {
-        self.store.read(&format!("{FRONT}/{name}"))?.parse().ok()
+        self.around.set_state(4);
+        self.around.tasks.run();
     }
 
     fn attach(&mut self) {
         self.rings = None;
-        let map = |name| self.peer.map(GUEST, &[GrantRef(self.number(name)?)]).ok();
+        let map = |name| self.around.peer.map(GUEST, &[self.around.grant(name)?]).ok();
         let (Some(tx), Some(rx)) = (map("tx-ring-ref"), map("rx-ring-ref")) else { return };
         let names = ["event-channel", "event-channel-tx", "event-channel-rx"];
         let bind = |name| {
-            let port = Port(self.number(name)?);
-            self.peer.bind_port(GUEST, port, Arc::new(Signal::new())).ok()
+            let port = Port(self.around.number(name)?);
+            self.around.peer.bind_port(GUEST, port, Arc::new(Signal::new())).ok()
         };
         let ports = names.into_iter().filter_map(bind).collect();
         self.rings = Some(Rings { tx, rx, ports, tx_done: 0, rx_done: 0 });
@@ -303,7 +272,7 @@ impl Backend {
             let at = RING_HEADER + rings.rx_done as usize % RING_SLOTS * RX_SLOT;
             rings.rx.shared().read(at, &mut slot);
             let RxRequest { id, gref } = RxRequest::decode(&slot);
-            if let Ok(page) = self.peer.map(GUEST, &[GrantRef(gref)]) {
+            if let Ok(page) = self.around.peer.map(GUEST, &[GrantRef(gref)]) {
                 page.shared().write(0, some);
             }
             let more = if number + 1 < parts.len() { NETRXF_MORE_DATA } else { 0 };
@@ -367,30 +336,20 @@ impl Backend {
         self.notify();
     }
 
-    /// The backend goes away, and then the interface closes.
+    /// The backend disappears, then the interface closes.
     fn end(mut self) -> Statistics {
-        self.tasks.run();
-        self.store.resume();
+        self.around.tasks.run();
+        self.around.store.resume();
         self.rings = None;
         let handle = self.handle.clone();
-        self.spawner.spawn(async move { handle.shutdown().await });
-        self.tasks.run();
-        for _ in 0..200 {
-            if self.tasks.unfinished() == 0 {
-                break;
-            }
-            self.tasks.pass(Duration::from_secs(1));
-        }
+        self.around.spawner.spawn(async move { handle.shutdown().await });
+        self.around.finish();
         assert!(self.ended.get(), "the driver does not end");
-        assert_eq!(
-            self.tasks.unfinished(),
-            0,
-            "somebody still waits for an interface that is gone"
-        );
         let statistics = self.handle.statistics();
         assert_eq!((statistics.pages, statistics.quarantined_pages), (0, 0));
-        drop((self.tasks, self.spawner, self.handle));
-        self.world.assert_clean();
+        let world = self.around.world.clone();
+        drop((self.around, self.handle));
+        world.assert_clean();
         statistics
     }
 }

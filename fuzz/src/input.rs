@@ -1,8 +1,29 @@
-//! An input, taken apart from its beginning. What is missing at its end is zero.
+//! An input, read from its beginning. Missing bytes at its end are zero.
 
 use xensock::wire::{Dialect, Extensions, Protocol};
 
-/// What is left of an input.
+/// A domain whose steps an input chooses.
+pub trait Player {
+    /// Takes the step with this number, below 128.
+    fn step(&mut self, step: u8, input: &mut Input<'_>);
+
+    /// Lets the other end react.
+    fn settle(&mut self);
+}
+
+/// Takes steps until the input ends.
+pub fn play_steps(player: &mut impl Player, input: &mut Input<'_>) {
+    while !input.is_empty() {
+        let step = input.byte();
+        player.step(step & 0x7f, input);
+        // Several steps may be taken before the other end reacts.
+        if step & 0x80 == 0 {
+            player.settle();
+        }
+    }
+}
+
+/// The rest of an input.
 pub struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {
@@ -21,7 +42,7 @@ impl<'a> Input<'a> {
         *first
     }
 
-    /// One of so many.
+    /// A number below `count`.
     pub fn below(&mut self, count: usize) -> usize {
         usize::from(self.byte()) % count.max(1)
     }
@@ -30,7 +51,7 @@ impl<'a> Input<'a> {
         u32::from_le_bytes([(); 4].map(|()| self.byte()))
     }
 
-    /// The next bytes, as many as their length byte says and as there are.
+    /// The next bytes: a length, then at most this many.
     pub fn bytes(&mut self) -> &'a [u8] {
         let len = usize::from(self.byte()).min(self.0.len());
         let (bytes, rest) = self.0.split_at(len);
@@ -38,12 +59,12 @@ impl<'a> Input<'a> {
         bytes
     }
 
-    /// All that is left.
+    /// All remaining bytes.
     pub fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.0)
     }
 
-    /// An index near another, or any.
+    /// An index, mostly near another one.
     pub fn index(&mut self, near: u32) -> u32 {
         match self.byte() {
             255 => self.u32(),
@@ -53,7 +74,7 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// A protocol: any dialect with any extensions.
+    /// Any dialect with any extensions.
     pub fn protocol(&mut self) -> Protocol {
         let byte = self.byte();
         let dialect = Dialect::ALL[usize::from(byte >> 7)];

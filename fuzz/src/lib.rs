@@ -5,6 +5,7 @@
 //! that once crashed something, and some that are made up but always the same ones.
 
 pub mod command_line;
+mod environment;
 pub mod hostile_backend;
 pub mod hostile_frontend;
 pub mod hostile_netback;

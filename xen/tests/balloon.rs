@@ -6,7 +6,7 @@ use futures_util::task::LocalSpawnExt;
 use std::pin::pin;
 use xen::DomId;
 use xen::balloon::{ERROR_NODE, Target, Wanted};
-use xen::{testing::FakeStore, xenstore};
+use xen::testing::FakeStore;
 
 const MEMORY: &str = "/local/domain/5/memory";
 
@@ -14,14 +14,9 @@ const MEMORY: &str = "/local/domain/5/memory";
 fn a_target_is_heard_read_and_complained_about() {
     let fake = FakeStore::new();
     fake.add_domain(DomId(5));
-    let (reader, writer) = fake.connect(DomId(5));
-    let (store, driver) = xenstore::connect(reader, writer);
+    let (store, connection) = fake.client(DomId(5));
     let mut pool = LocalPool::new();
-    pool.spawner()
-        .spawn_local(async move {
-            driver.run().await;
-        })
-        .unwrap();
+    pool.spawner().spawn_local(connection).unwrap();
     let mut target = pool.run_until(Target::watch(&store)).unwrap();
     pool.run_until(target.changed());
     assert_eq!(pool.run_until(target.read()), Ok(None), "nothing is said");

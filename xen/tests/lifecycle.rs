@@ -7,7 +7,7 @@ use futures_util::task::LocalSpawnExt;
 use std::pin::pin;
 use xen::DomId;
 use xen::lifecycle::{Request, Requests};
-use xen::{testing::FakeStore, xenstore};
+use xen::testing::FakeStore;
 
 const NODE: &str = "/local/domain/5/control/shutdown";
 
@@ -15,14 +15,9 @@ const NODE: &str = "/local/domain/5/control/shutdown";
 fn requests_are_announced_acknowledged_and_told() {
     let fake = FakeStore::new();
     fake.add_domain(DomId(5));
-    let (reader, writer) = fake.connect(DomId(5));
-    let (store, driver) = xenstore::connect(reader, writer);
+    let (store, connection) = fake.client(DomId(5));
     let mut pool = LocalPool::new();
-    pool.spawner()
-        .spawn_local(async move {
-            driver.run().await;
-        })
-        .unwrap();
+    pool.spawner().spawn_local(connection).unwrap();
     let supported = [Request::Poweroff, Request::Reboot];
     let mut requests = pool.run_until(Requests::watch(&store, &supported)).unwrap();
     assert_eq!(fake.read("/local/domain/5/control/feature-poweroff").as_deref(), Some("1"));
@@ -58,15 +53,14 @@ fn a_wait_that_is_given_up_loses_no_request() {
     for polls in 1..40 {
         let fake = FakeStore::new();
         fake.add_domain(DomId(5));
-        let (reader, writer) = fake.connect(DomId(5));
-        let (store, driver) = xenstore::connect(reader, writer);
-        let mut driver = pin!(driver.run());
+        let (store, connection) = fake.client(DomId(5));
+        let mut connection = pin!(connection);
         let mut finish = |task: &mut dyn FnMut() -> bool| {
             for _ in 0..1000 {
                 if task() {
                     return;
                 }
-                assert_eq!(driver.as_mut().now_or_never(), None);
+                assert_eq!(connection.as_mut().now_or_never(), None);
             }
             panic!("given up after {polls} polls, the request does not come");
         };

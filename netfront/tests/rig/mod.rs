@@ -18,7 +18,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use xen::testing::FakeStore;
 use xen::testing::{FakeMachine, World};
-use xen::xenstore::{self, Store};
+use xen::xenstore::Store;
 use xen::{DomId, Errno};
 
 pub const DOM0: DomId = DomId(0);
@@ -90,13 +90,8 @@ pub fn make_device(store: &FakeStore) {
 
 /// A client of the store, and the task that it needs.
 pub fn connect(store: &FakeStore, domain: DomId, spawner: &LocalSpawner) -> Store {
-    let (reader, writer) = store.connect(domain);
-    let (client, driver) = xenstore::connect(reader, writer);
-    spawner
-        .spawn_local(async move {
-            driver.run().await;
-        })
-        .unwrap();
+    let (client, connection) = store.client(domain);
+    spawner.spawn_local(connection).unwrap();
     client
 }
 

@@ -14,7 +14,7 @@ use std::rc::Rc;
 use xen::DomId;
 use xen::testing::FakeStore;
 use xen::testing::{FakeMachine, World};
-use xen::xenstore::{self, Store};
+use xen::xenstore::Store;
 use xensock::Errno;
 use xensock::back::Limits;
 use xensock::front::{Config, Frontend};
@@ -168,13 +168,8 @@ pub fn of(dialect: Dialect, path: &str) -> String {
 
 /// A connection to xenstore with its driver running.
 pub fn connect(store: &FakeStore, domain: DomId, spawner: &LocalSpawner) -> Store {
-    let (reader, writer) = store.connect(domain);
-    let (client, driver) = xenstore::connect(reader, writer);
-    spawner
-        .spawn_local(async move {
-            driver.run().await;
-        })
-        .unwrap();
+    let (client, connection) = store.client(domain);
+    spawner.spawn_local(connection).unwrap();
     client
 }
 

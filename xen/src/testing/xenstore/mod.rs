@@ -8,7 +8,7 @@
 mod server;
 mod tree;
 
-use crate::xenstore::{Access, Permission};
+use crate::xenstore::{self, Access, Permission, Store};
 use crate::{DomId, Errno};
 use alloc::format;
 use alloc::rc::Rc;
@@ -42,6 +42,15 @@ impl FakeStore {
     pub fn connect(&self, domain: DomId) -> (PipeReader, PipeWriter) {
         let client = self.0.borrow_mut().connect(domain);
         (PipeReader { store: self.clone(), client }, PipeWriter { store: self.clone(), client })
+    }
+
+    /// A client of a domain, and the future that runs its connection.
+    pub fn client(&self, domain: DomId) -> (Store, impl Future<Output = ()> + use<>) {
+        let (reader, writer) = self.connect(domain);
+        let (store, driver) = xenstore::connect(reader, writer);
+        (store, async move {
+            driver.run().await;
+        })
     }
 
     /// A node's value, as text.
