@@ -27,11 +27,12 @@ impl<H: Host> RingMemory<H> {
     /// Maps the pages of a ring. [`Errno::EINVAL`] for an order that the guest may not use.
     pub(super) fn map(engine: &Engine<'_, H>, grants: &RingGrants) -> Result<Self, Errno> {
         let Engine { host, guest, protocol, limits, .. } = engine;
+        let max_order = protocol.max_order(limits.max_ring_order);
         match grants {
             RingGrants::Indexes(page) => {
                 let one = engine.take_pages(1)?;
                 let indexes = host.map(*guest, &[*page])?;
-                let listed = protocol.dialect.read_ring(indexes.shared(), limits.max_ring_order)?;
+                let listed = protocol.dialect.read_ring(indexes.shared(), max_order)?;
                 let layout = protocol.layout(listed.0)?;
                 let rest = engine.take_pages(listed.1.len())?;
                 let data = host.map(*guest, &listed.1)?;
@@ -41,7 +42,7 @@ impl<H: Host> RingMemory<H> {
             RingGrants::Region(grants) => {
                 let order = grants.len().checked_ilog2().ok_or(Errno::EINVAL)?;
                 let layout = protocol.layout(order)?;
-                if layout.pages != grants.len() {
+                if layout.pages != grants.len() || order > max_order {
                     return Err(Errno::EINVAL);
                 }
                 let all = engine.take_pages(grants.len())?;
@@ -65,8 +66,7 @@ impl<H: Host> RingMemory<H> {
     fn is_current(&self, engine: &Engine<'_, H>) -> bool {
         match &self.pages {
             Pages::Apart { indexes, listed, .. } => {
-                let (protocol, limits) = (engine.protocol, engine.limits);
-                let now = protocol.dialect.read_ring(indexes.shared(), limits.max_ring_order);
+                let now = engine.protocol.dialect.read_ring(indexes.shared(), listed.0);
                 now.as_ref() == Ok(listed)
             }
             Pages::Together(_) => true,

@@ -52,6 +52,13 @@ impl Protocol {
         self.dialect.orders(self.has(Extensions::RESIZE))
     }
 
+    /// The largest order of a data ring that a backend with this limit maps. The smallest order that
+    /// the protocol has is always mapped, so plain draft 1 is exempt from the limit.
+    pub fn max_order(&self, limit: u32) -> u32 {
+        let (start, end) = self.orders().into_inner();
+        limit.clamp(start, end)
+    }
+
     /// The layout of a data ring of this order. [`Errno::EINVAL`] if there is no such order.
     pub fn layout(&self, order: u32) -> Result<Layout, Errno> {
         if !self.orders().contains(&order) {
@@ -65,10 +72,10 @@ impl Protocol {
         Ok(layout)
     }
 
-    /// The nodes that a backend publishes, and their values. It maps rings up to `max_order`.
-    pub fn backend_nodes(&self, max_order: u32) -> Vec<(&'static str, String)> {
-        let (start, end) = self.orders().into_inner();
-        let max = max_order.clamp(start, end);
+    /// The nodes that a backend publishes, and their values. `limit` is its own limit of the order
+    /// of a data ring, see [`max_order`](Protocol::max_order).
+    pub fn backend_nodes(&self, limit: u32) -> Vec<(&'static str, String)> {
+        let max = self.max_order(limit);
         let mut nodes = Vec::new();
         if self.dialect == Dialect::PvCalls {
             nodes.extend([("versions", "1".to_string()), ("function-calls", "1".to_string())]);
@@ -78,7 +85,8 @@ impl Protocol {
         }
         if self.has(Extensions::RESIZE) {
             let default = self.dialect.default_order().min(max);
-            nodes.extend([(MIN_ORDER, start.to_string()), (DEFAULT_ORDER, default.to_string())]);
+            let min = *self.orders().start();
+            nodes.extend([(MIN_ORDER, min.to_string()), (DEFAULT_ORDER, default.to_string())]);
         }
         nodes.extend(self.extensions.nodes());
         nodes

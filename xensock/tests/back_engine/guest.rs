@@ -42,6 +42,7 @@ pub fn address(port: u16) -> SocketAddr {
 
 /// A guest with its command ring.
 pub struct Raw {
+    protocol: Protocol,
     pub world: World,
     pub net: FakeNet,
     pub machine: FakeMachine,
@@ -64,10 +65,18 @@ pub fn run<F: Future>(test: impl FnOnce(Rc<Raw>) -> F) {
 }
 
 pub fn run_with<F: Future>(limits: Limits, test: impl FnOnce(Rc<Raw>) -> F) {
+    run_protocol(Dialect::PvCalls.into(), limits, test);
+}
+
+pub fn run_protocol<F: Future>(
+    protocol: Protocol,
+    limits: Limits,
+    test: impl FnOnce(Rc<Raw>) -> F,
+) {
     let (world, net) = (World::new(), FakeNet::new());
     let machine = world.machine(GUEST);
     let page = machine.alloc(1).unwrap();
-    let commands = RefCell::new(CommandFront::new(Dialect::PvCalls, page.shared()));
+    let commands = RefCell::new(CommandFront::new(protocol, page.shared()));
     let grant = machine.grant(DOM0, &page, 0).unwrap();
     let signal = Arc::new(Signal::new());
     let port = machine.open_port(DOM0, signal.clone()).unwrap();
@@ -79,6 +88,7 @@ pub fn run_with<F: Future>(limits: Limits, test: impl FnOnce(Rc<Raw>) -> F) {
         signal: events,
     };
     let raw = Rc::new(Raw {
+        protocol,
         world,
         net,
         machine,
@@ -94,7 +104,7 @@ pub fn run_with<F: Future>(limits: Limits, test: impl FnOnce(Rc<Raw>) -> F) {
     let kept = LocalPool::new().run_until(async {
         let engine = async {
             {
-                let mut engine = pin!(serve(&dom0, GUEST, link, Dialect::PvCalls, limits));
+                let mut engine = pin!(serve(&dom0, GUEST, link, protocol, limits));
                 let violation = poll_fn(|cx| {
                     raw.polls.set(raw.polls.get() + 1);
                     engine.as_mut().poll(cx)
@@ -196,13 +206,13 @@ impl Raw {
 
     /// Memory for a data ring, granted and described.
     pub fn ring(&self, order: u32) -> Ring {
-        let layout = Protocol::from(Dialect::PvCalls).layout(order).unwrap();
+        let layout = self.protocol.layout(order).unwrap();
         let pages = self.machine.alloc(layout.pages).unwrap();
         let grants: Vec<GrantRef> = (0..layout.pages)
             .map(|index| self.machine.grant(DOM0, &pages, index).unwrap())
             .collect();
         let described =
-            Dialect::PvCalls.offer_ring(layout.split(pages.shared()).indexes, order, &grants);
+            self.protocol.dialect.offer_ring(layout.split(pages.shared()).indexes, order, &grants);
         let signal = Arc::new(Signal::new());
         let port = self.machine.open_port(DOM0, signal.clone()).unwrap();
         Ring {

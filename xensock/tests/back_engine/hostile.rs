@@ -1,9 +1,10 @@
 //! A guest that breaks the rules hurts itself alone.
 
-use crate::guest::{address, offer, pattern, run, set_order, set_ref};
+use crate::guest::{address, limits, offer, pattern, run, run_protocol, set_order, set_ref};
 use std::sync::atomic::Ordering::Relaxed;
 use xen::Errno;
-use xensock::wire::{Call, Family};
+use xensock::back::Limits;
+use xensock::wire::{Call, Dialect, Extensions, Family, Protocol};
 
 /// A request's bytes, but for its number.
 fn bytes(command: u32, socket: u64) -> [u8; 64] {
@@ -95,6 +96,35 @@ fn rings_that_cannot_be_mapped_are_refused_and_the_socket_lives_on() {
         // The same ring and port for a second socket: the port is taken.
         guest.call(2, Call::Socket { family: Family::V4 }).await.unwrap();
         assert!(guest.call(2, connect(good.offer.clone())).await.is_err());
+        guest.release(1).await.unwrap();
+        drop(server);
+    });
+}
+
+#[test]
+fn a_ring_larger_than_the_limit_is_refused_in_both_dialects() {
+    let limits = Limits { max_ring_order: 3, ..limits() };
+    let resizable = |dialect| Protocol { dialect, extensions: Extensions::RESIZE };
+    for protocol in
+        [Dialect::PvCalls.into(), resizable(Dialect::PvCalls), resizable(Dialect::Draft1)]
+    {
+        run_protocol(protocol, limits, |guest| async move {
+            let server = guest.net.listen(address(80)).unwrap();
+            if protocol.dialect.has_socket_command() {
+                guest.call(1, Call::Socket { family: Family::V4 }).await.unwrap();
+            }
+            let (large, small) = (guest.ring(4), guest.ring(3));
+            assert_eq!(guest.call(1, large.connect(address(80))).await, Err(Errno::EINVAL));
+            assert_eq!(guest.call(1, small.connect(address(80))).await, Ok(0));
+            guest.release(1).await.unwrap();
+            drop(server);
+        });
+    }
+    // Plain draft 1 has rings of one order only, which no limit excludes.
+    run_protocol(Dialect::Draft1.into(), limits, |guest| async move {
+        let server = guest.net.listen(address(80)).unwrap();
+        let ring = guest.ring(6);
+        assert_eq!(guest.call(1, ring.connect(address(80))).await, Ok(0));
         guest.release(1).await.unwrap();
         drop(server);
     });
