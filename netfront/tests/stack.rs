@@ -1,8 +1,7 @@
 //! Two stacks with a cable between them.
 
-mod cable;
+mod testing;
 
-use cable::{Faults, with_stacks};
 use edge_nal::{AddrType, Close, Dns, TcpShutdown, TcpSplit};
 use embassy_time::{Duration, Timer, with_timeout};
 use embedded_io_async::{Read, Write};
@@ -11,6 +10,7 @@ use netfront::stack::{Listener, Stack, Stream};
 use netfront::{ResolveError, Resolver};
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
+use testing::cable::{self, Faults, with_stacks};
 use xen::Errno;
 
 fn server(port: u16) -> SocketAddr {

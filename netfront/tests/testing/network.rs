@@ -1,9 +1,10 @@
-//! What is behind a backend: a wire, with another stack at its end. It does what Linux does with frames that a
-//! guest has left to it: completes checksums, and cuts segments.
+//! The network behind a backend, with another stack at its end. It does what Linux does for a guest: completes
+//! checksums and cuts segments.
 
-use super::netback::{Features, Netback, Sent};
+use super::backend::{FakeBackend, Features, Sent};
+use super::{RxToken, TxToken};
 use netfront::{Link, Nic};
-use smoltcp::phy::{self, Checksum, Device, DeviceCapabilities, Medium};
+use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, Ipv4Packet, TcpPacket, TcpSeqNumber};
 use std::cell::{Cell, RefCell};
@@ -14,19 +15,19 @@ use std::task::Waker;
 use xen::Side;
 use xen::abi::netif::*;
 
-/// Bytes before TCP's, in frames of stacks that use no options of IP.
+/// The lengths of the headers before TCP's; the stacks use no IP options.
 const ETHERNET: usize = 14;
 const IP: usize = 20;
 
-/// The parts of a frame of 64 KiB and its extra info.
+/// The slots of a frame of 64 KiB, with its extra info.
 const PARTS: u32 = 17;
 
-/// The far end, as its stack sees it.
+/// The interface of the stack at the network's end.
 #[derive(Clone)]
-pub struct FarEnd(Rc<State>);
+pub struct FakeNetwork(Rc<State>);
 
 struct State {
-    backend: RefCell<Option<Netback>>,
+    backend: RefCell<Option<FakeBackend>>,
     features: Features,
     mtu: usize,
     /// Frames for the stack.
@@ -34,14 +35,14 @@ struct State {
     cut: Cell<usize>,
 }
 
-impl FarEnd {
-    pub fn new(backend: Netback, features: Features, mtu: usize) -> FarEnd {
+impl FakeNetwork {
+    pub fn new(backend: FakeBackend, features: Features, mtu: usize) -> FakeNetwork {
         let backend = RefCell::new(Some(backend));
         let came = RefCell::default();
-        FarEnd(Rc::new(State { backend, features, mtu, came, cut: Cell::new(0) }))
+        FakeNetwork(Rc::new(State { backend, features, mtu, came, cut: Cell::new(0) }))
     }
 
-    /// The backend goes away.
+    /// Drops the backend.
     pub fn hang_up(&self) {
         self.0.backend.take();
     }
@@ -49,6 +50,19 @@ impl FarEnd {
     /// How many frames were cut into segments.
     pub fn cut(&self) -> usize {
         self.0.cut.get()
+    }
+
+    fn has_room(&self) -> bool {
+        let offered = self.0.backend.borrow().as_ref().map(FakeBackend::offered);
+        offered > Some(PARTS)
+    }
+
+    fn deliver(&self, frame: &[u8]) {
+        let State { backend, features, mtu, .. } = &*self.0;
+        let flags = if features.segmentation { NETRXF_CSUM_BLANK } else { 0 };
+        if let Some(backend) = &mut *backend.borrow_mut() {
+            backend.deliver(frame, 4096, flags, frame.len() > mtu + ETHERNET);
+        }
     }
 
     fn fetch(&self) {
@@ -76,8 +90,8 @@ impl FarEnd {
     }
 }
 
-/// Puts the sum over what is there into the checksum's field, as a device does that knows no more than
-/// where to begin. What is there holds the pseudo header's sum.
+/// Completes the checksum as a device does: it sums up from TCP's header on. The checksum's field holds the
+/// pseudo header's sum.
 fn complete(frame: &mut [u8]) {
     let tcp = &mut frame[ETHERNET + IP..];
     let sum = smoltcp::wire::checksum::data(tcp);
@@ -110,43 +124,19 @@ fn cut(frame: &[u8], size: usize) -> Vec<Vec<u8>> {
     tcp.payload().chunks(size).enumerate().map(part).collect()
 }
 
-pub struct RxToken(Vec<u8>);
-
-impl phy::RxToken for RxToken {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        f(&self.0)
-    }
-}
-
-pub struct TxToken<'a>(&'a State);
-
-impl phy::TxToken for TxToken<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let mut frame = vec![0; len];
-        let result = f(&mut frame);
-        let State { backend, features, mtu, .. } = self.0;
-        let flags = if features.segmentation { NETRXF_CSUM_BLANK } else { 0 };
-        if let Some(backend) = &mut *backend.borrow_mut() {
-            backend.deliver(&frame, 4096, flags, len > mtu + ETHERNET);
-        }
-        result
-    }
-}
-
-impl Device for FarEnd {
+impl Device for FakeNetwork {
     type RxToken<'a> = RxToken;
     type TxToken<'a> = TxToken<'a>;
 
     fn receive(&mut self, now: Instant) -> Option<(RxToken, TxToken<'_>)> {
         self.fetch();
-        self.transmit(now)?;
+        self.has_room().then_some(())?;
         let frame = self.0.came.borrow_mut().pop_front()?;
-        Some((RxToken(frame), TxToken(&self.0)))
+        Some((RxToken(frame), self.transmit(now)?))
     }
 
     fn transmit(&mut self, _: Instant) -> Option<TxToken<'_>> {
-        let offered = self.0.backend.borrow().as_ref().map(Netback::offered);
-        (offered > Some(PARTS)).then_some(TxToken(&self.0))
+        self.has_room().then(|| TxToken(Box::new(|frame| self.deliver(&frame))))
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -154,7 +144,7 @@ impl Device for FarEnd {
         capabilities.medium = Medium::Ethernet;
         capabilities.max_transmission_unit = ETHERNET + self.0.mtu;
         if self.0.features.segmentation {
-            // What comes has a checksum all the same.
+            // Received frames have checksums all the same.
             capabilities.checksum.tcp = Checksum::Rx;
             capabilities.segmentation.tcpv4 = NonZeroUsize::new(60_000);
         }
@@ -162,7 +152,7 @@ impl Device for FarEnd {
     }
 }
 
-impl Nic for FarEnd {
+impl Nic for FakeNetwork {
     fn hardware_address(&self) -> EthernetAddress {
         EthernetAddress([2, 0, 0, 0, 0, 9])
     }

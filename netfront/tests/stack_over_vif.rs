@@ -1,6 +1,6 @@
 //! The stack over the interface, with a backend and another stack behind that.
 
-mod rig;
+mod testing;
 
 use edge_nal::Close;
 use edge_nal::TcpShutdown;
@@ -9,9 +9,6 @@ use futures_util::future::join;
 use futures_util::task::LocalSpawnExt;
 use netfront::stack::{self, Ipv4, Ipv4Cidr, Stack, Stream};
 use netfront::{Nic, vif};
-use rig::netback::{ALL, Features, NONE};
-use rig::wire::FarEnd;
-use rig::{FRONT, Rig, config, with_interface};
 use smoltcp::phy::{
     Device, FaultInjector, PcapMode, PcapSink, PcapWriter, Tracer, TracerDirection,
 };
@@ -19,13 +16,16 @@ use std::cell::RefCell;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use testing::backend::{ALL, Features, NONE};
+use testing::network::FakeNetwork;
+use testing::{FRONT, Fixture, config, with_interface};
 
 const NEAR: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 const FAR: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 
 /// Starts a stack.
 fn start(
-    rig: &Rig,
+    fixture: &Fixture,
     device: impl Device + 'static,
     nic: impl Nic + 'static,
     address: Ipv4Addr,
@@ -42,7 +42,7 @@ fn start(
     let running = async move {
         runner.run().await;
     };
-    rig.spawner.spawn_local(running).unwrap();
+    fixture.spawner.spawn_local(running).unwrap();
     stack
 }
 
@@ -97,14 +97,14 @@ fn streams_are_the_same_whatever_is_left_to_the_backend() {
         (NONE, 1500),
     ] {
         println!("{features:?}, MTU {mtu}");
-        with_interface(config(), |rig| async move {
-            rig.store.write(&format!("{FRONT}/mtu"), mtu.to_string());
-            let backend = rig.backend(features).await;
-            let wire = FarEnd::new(backend, features, mtu);
-            let near = start(&rig, rig.take_device(), rig.handle.clone(), NEAR);
-            let far = start(&rig, wire.clone(), wire.clone(), FAR);
+        with_interface(config(), |fixture| async move {
+            fixture.store.write(&format!("{FRONT}/mtu"), mtu.to_string());
+            let backend = fixture.backend(features).await;
+            let wire = FakeNetwork::new(backend, features, mtu);
+            let near = start(&fixture, fixture.take_device(), fixture.handle.clone(), NEAR);
+            let far = start(&fixture, wire.clone(), wire.clone(), FAR);
             exchange(&near, &far, LEN).await;
-            let counted = rig.handle.statistics();
+            let counted = fixture.handle.statistics();
             println!("{counted:?}, {} cut", wire.cut());
             assert_eq!((counted.receive_dropped, counted.transmit_dropped), (0, 0));
             let segments = (2 * LEN / (mtu - 40)) as u64;
@@ -135,10 +135,10 @@ impl PcapSink for Capture {
 #[test]
 fn a_tracer_a_capture_and_a_fault_injector_stand_between_stack_and_interface() {
     let config = vif::Config { segmentation: false, ..config() };
-    with_interface(config, |rig| async move {
+    with_interface(config, |fixture| async move {
         let features = Features { segmentation: false, ..ALL };
-        let wire = FarEnd::new(rig.backend(features).await, features, 1500);
-        let (capture, device) = (Capture::default(), rig.take_device());
+        let wire = FakeNetwork::new(fixture.backend(features).await, features, 1500);
+        let (capture, device) = (Capture::default(), fixture.take_device());
         let mut faulty = FaultInjector::new(device, 7);
         faulty.set_drop_chance(5);
         let traced = Tracer::new(faulty, |_, frame| {
@@ -146,10 +146,10 @@ fn a_tracer_a_capture_and_a_fault_injector_stand_between_stack_and_interface() {
             TRACED.fetch_add(usize::from(came), Relaxed);
         });
         let device = PcapWriter::new(traced, capture.clone(), PcapMode::Both);
-        let near = start(&rig, device, rig.handle.clone(), NEAR);
-        let far = start(&rig, wire.clone(), wire.clone(), FAR);
+        let near = start(&fixture, device, fixture.handle.clone(), NEAR);
+        let far = start(&fixture, wire.clone(), wire.clone(), FAR);
         exchange(&near, &far, 100_000).await;
-        let counted = rig.handle.statistics();
+        let counted = fixture.handle.statistics();
         let traced = TRACED.load(Relaxed) as u64;
         // What the fault injector has dropped came no further.
         assert!(traced > 100 && traced < counted.received, "{traced} of {}", counted.received);

@@ -1,27 +1,27 @@
 //! The interface against a backend of the same process.
 
-mod rig;
+mod testing;
 
 use embassy_time::Timer;
 use netfront::{Link, Nic};
-use rig::netback::{ALL, Features, NONE, Netback, Sent};
-use rig::{BACK, FRONT, Rig, config, frame, make_device, with_interface};
 use smoltcp::phy::Device;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Wake, Waker};
+use testing::backend::{ALL, FakeBackend, Features, NONE, Sent};
+use testing::{BACK, FRONT, Fixture, config, frame, make_device, with_interface};
 use xen::abi::netif::*;
 
 /// Runs a test with a connected backend of each kind.
-fn with_backends<F: Future<Output = ()>>(test: impl Fn(Rc<Rig>, Netback, Features) -> F) {
+fn with_backends<F: Future<Output = ()>>(test: impl Fn(Rc<Fixture>, FakeBackend, Features) -> F) {
     for features in [ALL, NONE, Features { segmentation: false, ..ALL }] {
         println!("with {features:?}");
-        with_interface(config(), |rig| {
+        with_interface(config(), |fixture| {
             let test = &test;
             async move {
-                let backend = rig.backend(features).await;
-                test(rig, backend, features).await;
+                let backend = fixture.backend(features).await;
+                test(fixture, backend, features).await;
             }
         });
     }
@@ -29,11 +29,11 @@ fn with_backends<F: Future<Output = ()>>(test: impl Fn(Rc<Rig>, Netback, Feature
 
 #[test]
 fn frames_go_both_ways_whole_and_in_order_round_and_round_the_rings() {
-    with_backends(|rig, mut backend, _| async move {
-        assert_eq!(rig.link(), Link::Up(1));
+    with_backends(|fixture, mut backend, _| async move {
+        assert_eq!(fixture.link(), Link::Up(1));
         for number in 0..600 {
             let sent = frame(14 + number * 37 % 1500, number);
-            rig.send(&sent, None).await;
+            fixture.send(&sent, None).await;
             // Some gather before they are taken.
             if number % 7 == 6 {
                 let taken = backend.take_sent();
@@ -42,9 +42,9 @@ fn frames_go_both_ways_whole_and_in_order_round_and_round_the_rings() {
             }
             let came = frame(60 + number * 53 % 1400, number + 1);
             backend.deliver(&came, 4096, 0, false);
-            assert_eq!(rig.receive().await, came, "frame {number}");
+            assert_eq!(fixture.receive().await, came, "frame {number}");
         }
-        let counted = rig.handle.statistics();
+        let counted = fixture.handle.statistics();
         assert_eq!((counted.received, counted.transmitted), (600, 600));
         assert_eq!((counted.receive_dropped, counted.transmit_dropped), (0, 0));
     });
@@ -52,32 +52,32 @@ fn frames_go_both_ways_whole_and_in_order_round_and_round_the_rings() {
 
 #[test]
 fn frames_of_several_parts_are_put_together() {
-    with_interface(config(), |rig| async move {
-        let mut backend = rig.backend(ALL).await;
+    with_interface(config(), |fixture| async move {
+        let mut backend = fixture.backend(ALL).await;
         for (len, part, gso) in [(9014, 4096, false), (65535, 4096, true), (3000, 100, false)] {
             let came = frame(len, part);
             backend.deliver(&came, part, NETRXF_DATA_VALIDATED, gso);
-            assert_eq!(rig.receive().await, came);
+            assert_eq!(fixture.receive().await, came);
         }
-        assert_eq!(rig.handle.statistics().receive_dropped, 0);
+        assert_eq!(fixture.handle.statistics().receive_dropped, 0);
     });
 }
 
 #[test]
 fn what_exceeds_the_mtu_leaves_only_to_be_segmented() {
-    with_interface(config(), |rig| async move {
-        let mut backend = rig.backend(ALL).await;
+    with_interface(config(), |fixture| async move {
+        let mut backend = fixture.backend(ALL).await;
         let large = frame(65535, 1);
-        rig.send(&large, None).await;
+        fixture.send(&large, None).await;
         assert_eq!(backend.take_sent(), []);
-        assert_eq!(rig.handle.statistics().transmit_dropped, 1);
-        rig.send(&large, Some(1460)).await;
+        assert_eq!(fixture.handle.statistics().transmit_dropped, 1);
+        fixture.send(&large, Some(1460)).await;
         let gso = Some(Gso { size: 1460, kind: XEN_NETIF_GSO_TYPE_TCPV4 });
         let taken = backend.take_sent();
         assert_eq!((taken.len(), taken[0].gso, taken[0].bytes == large), (1, gso, true));
         // The extra info's slot is free again as well.
         for _ in 0..100 {
-            rig.send(&large, Some(1460)).await;
+            fixture.send(&large, Some(1460)).await;
             assert_eq!(backend.take_sent().len(), 1);
         }
     });
@@ -85,10 +85,10 @@ fn what_exceeds_the_mtu_leaves_only_to_be_segmented() {
 
 #[test]
 fn a_sender_waits_for_room_and_hears_of_it() {
-    with_backends(|rig, mut backend, _| async move {
+    with_backends(|fixture, mut backend, _| async move {
         let sending = async {
             for number in 0..200 {
-                rig.send(&frame(1000, number), None).await;
+                fixture.send(&frame(1000, number), None).await;
             }
         };
         let taking = async {
@@ -100,25 +100,25 @@ fn a_sender_waits_for_room_and_hears_of_it() {
             }
         };
         futures_util::future::join(sending, taking).await;
-        assert_eq!(rig.handle.statistics().transmit_dropped, 0);
+        assert_eq!(fixture.handle.statistics().transmit_dropped, 0);
     });
 }
 
 #[test]
 fn an_event_that_was_asked_for_comes_once_there_is_room_and_no_sooner() {
-    with_interface(config(), |rig| async move {
-        let mut backend = rig.backend(ALL).await;
+    with_interface(config(), |fixture| async move {
+        let mut backend = fixture.backend(ALL).await;
         // Of 64 pages, the last 16 are a long frame's.
         for number in 0..48 {
-            rig.send(&frame(100, number), None).await;
+            fixture.send(&frame(100, number), None).await;
         }
-        rig.send(&frame(65535, 0), Some(1460)).await;
-        assert_eq!(fill(&rig), 0);
+        fixture.send(&frame(65535, 0), Some(1460)).await;
+        assert_eq!(fill(&fixture), 0);
         // What comes cannot be taken without room for a reply: nobody is kept busy by it.
         backend.deliver(&frame(80, 8), 4096, 0, false);
         let woken = Woken::default();
         let waker = woken.waker();
-        rig.handle.register(&waker);
+        fixture.handle.register(&waker);
         assert_eq!(woken.count(), 0, "there is nothing to do");
         let mut events = 0;
         for taken in 1..=48 {
@@ -127,13 +127,13 @@ fn an_event_that_was_asked_for_comes_once_there_is_room_and_no_sooner() {
             events += usize::from(backend.notify_of_answers(before));
             // The stack looks whenever it is woken, and only then.
             if woken.count() > 0 {
-                if rig.device().transmit(smoltcp::time::Instant::ZERO).is_some() {
+                if fixture.device().transmit(smoltcp::time::Instant::ZERO).is_some() {
                     assert_eq!(taken, 16, "a frame of 64 KiB needs so many pages");
-                    assert_eq!(rig.receive().await, frame(80, 8));
+                    assert_eq!(fixture.receive().await, frame(80, 8));
                     return;
                 }
                 woken.reset();
-                rig.handle.register(&waker);
+                fixture.handle.register(&waker);
             }
         }
         panic!("the stack was never woken, after {events} events");
@@ -142,26 +142,26 @@ fn an_event_that_was_asked_for_comes_once_there_is_room_and_no_sooner() {
 
 #[test]
 fn room_that_comes_before_a_stack_waits_for_it_is_found() {
-    with_interface(config(), |rig| async move {
-        let mut backend = rig.backend(ALL).await;
-        fill(&rig);
+    with_interface(config(), |fixture| async move {
+        let mut backend = fixture.backend(ALL).await;
+        fill(&fixture);
         backend.take_sent();
         let woken = Woken::default();
-        rig.handle.register(&woken.waker());
+        fixture.handle.register(&woken.waker());
         assert_eq!(woken.count(), 1);
         // Without having asked for room, nobody is told of it.
         woken.reset();
-        rig.handle.register(&woken.waker());
+        fixture.handle.register(&woken.waker());
         assert_eq!(woken.count(), 0);
     });
 }
 
 /// Sends frames until there is room for none.
-fn fill(rig: &Rig) -> usize {
-    let mut device = rig.device();
+fn fill(fixture: &Fixture) -> usize {
+    let mut device = fixture.device();
     for sent in 0.. {
         let Some(token) = device.transmit(smoltcp::time::Instant::ZERO) else {
-            rig.handle.flush();
+            fixture.handle.flush();
             return sent;
         };
         smoltcp::phy::TxToken::consume(token, 100, |to| to.copy_from_slice(&frame(100, sent)));
@@ -195,25 +195,25 @@ impl Woken {
 
 #[test]
 fn a_backend_that_does_not_sleep_is_not_woken() {
-    with_backends(|rig, mut backend, _| async move {
-        rig.send(&frame(100, 0), None).await;
+    with_backends(|fixture, mut backend, _| async move {
+        fixture.send(&frame(100, 0), None).await;
         backend.take_sent();
-        let before = rig.handle.statistics().notifications_sent;
+        let before = fixture.handle.statistics().notifications_sent;
         for number in 0..50 {
-            rig.send(&frame(100, number), None).await;
+            fixture.send(&frame(100, number), None).await;
             backend.take_sent();
         }
-        assert_eq!(rig.handle.statistics().notifications_sent, before);
+        assert_eq!(fixture.handle.statistics().notifications_sent, before);
         backend.arm();
-        rig.send(&frame(100, 0), None).await;
-        assert_eq!(rig.handle.statistics().notifications_sent, before + 1);
+        fixture.send(&frame(100, 0), None).await;
+        assert_eq!(fixture.handle.statistics().notifications_sent, before + 1);
     });
 }
 
 #[test]
 fn capabilities_are_what_was_agreed_on() {
-    with_backends(|rig, _backend, features| async move {
-        let capabilities = rig.device().capabilities();
+    with_backends(|fixture, _backend, features| async move {
+        let capabilities = fixture.device().capabilities();
         assert_eq!(capabilities.max_transmission_unit, 1514);
         assert_eq!(capabilities.segmentation.tcpv4.is_some(), features.segmentation);
         assert!(!capabilities.checksum.tcp.tx());
@@ -225,10 +225,10 @@ fn the_mtu_is_the_toolstacks() {
     for (mtu, features, wanted) in
         [("9000", ALL, 9014), ("9000", NONE, 4096), ("many", ALL, 1514), ("100000", ALL, 1514)]
     {
-        with_interface(config(), |rig| async move {
-            rig.store.write(&format!("{FRONT}/mtu"), mtu);
-            let _backend = rig.backend(features).await;
-            let capabilities = rig.device().capabilities();
+        with_interface(config(), |fixture| async move {
+            fixture.store.write(&format!("{FRONT}/mtu"), mtu);
+            let _backend = fixture.backend(features).await;
+            let capabilities = fixture.device().capabilities();
             assert_eq!(capabilities.max_transmission_unit, wanted, "mtu {mtu}");
         });
     }
@@ -236,47 +236,47 @@ fn the_mtu_is_the_toolstacks() {
 
 #[test]
 fn another_mtu_is_another_link() {
-    with_interface(config(), |rig| async move {
-        let mut backend = rig.backend(Features { segmentation: false, ..ALL }).await;
-        rig.store.write(&format!("{FRONT}/mtu"), "9000");
-        rig.until(|| rig.link() == Link::Up(2)).await;
-        assert_eq!(rig.device().capabilities().max_transmission_unit, 9014);
+    with_interface(config(), |fixture| async move {
+        let mut backend = fixture.backend(Features { segmentation: false, ..ALL }).await;
+        fixture.store.write(&format!("{FRONT}/mtu"), "9000");
+        fixture.until(|| fixture.link() == Link::Up(2)).await;
+        assert_eq!(fixture.device().capabilities().max_transmission_unit, 9014);
         for number in 0..100 {
             let large = frame(9014, number);
-            rig.send(&large, None).await;
+            fixture.send(&large, None).await;
             assert_eq!(backend.take_sent()[0].bytes, large);
         }
-        rig.store.write(&format!("{FRONT}/mtu"), "1400");
-        rig.until(|| rig.link() == Link::Up(3)).await;
-        rig.send(&frame(1415, 0), None).await;
-        rig.send(&frame(1414, 1), None).await;
+        fixture.store.write(&format!("{FRONT}/mtu"), "1400");
+        fixture.until(|| fixture.link() == Link::Up(3)).await;
+        fixture.send(&frame(1415, 0), None).await;
+        fixture.send(&frame(1414, 1), None).await;
         let taken = backend.take_sent();
         assert_eq!((taken.len(), taken[0].bytes.len()), (1, 1414));
-        assert_eq!(rig.handle.statistics().transmit_dropped, 1);
+        assert_eq!(fixture.handle.statistics().transmit_dropped, 1);
     });
 }
 
 #[test]
 fn a_stack_that_goes_by_a_former_backend_does_no_harm() {
-    with_interface(config(), |rig| async move {
-        let backend = rig.backend(ALL).await;
+    with_interface(config(), |fixture| async move {
+        let backend = fixture.backend(ALL).await;
         backend.close().await;
-        make_device_anew(&rig);
-        let mut backend = rig.backend(NONE).await;
-        rig.send(&frame(65535, 1), Some(1460)).await;
-        rig.send(&frame(1514, 2), Some(536)).await;
-        rig.send(&frame(70_000, 3), None).await;
-        assert_eq!(rig.handle.statistics().transmit_dropped, 3);
-        rig.send(&frame(1514, 4), None).await;
+        make_device_anew(&fixture);
+        let mut backend = fixture.backend(NONE).await;
+        fixture.send(&frame(65535, 1), Some(1460)).await;
+        fixture.send(&frame(1514, 2), Some(536)).await;
+        fixture.send(&frame(70_000, 3), None).await;
+        assert_eq!(fixture.handle.statistics().transmit_dropped, 3);
+        fixture.send(&frame(1514, 4), None).await;
         assert_eq!(backend.take_sent(), [Sent { bytes: frame(1514, 4), flags: 0, gso: None }]);
     });
 }
 
 /// Takes the device away, and gives it again.
-fn make_device_anew(rig: &Rig) {
-    rig.store.rm(FRONT);
-    rig.store.rm(BACK);
-    make_device(&rig.store);
+fn make_device_anew(fixture: &Fixture) {
+    fixture.store.rm(FRONT);
+    fixture.store.rm(BACK);
+    make_device(&fixture.store);
 }
 
 #[test]
@@ -292,78 +292,80 @@ fn rubbish_in_xenstore_is_refused_and_an_honest_backend_served() {
         ("mac", FRONT, "\u{fffd}"),
     ] {
         println!("{name} = {value}");
-        with_interface(config(), |rig| async move {
-            rig.store.write(&format!("{BACK}/feature-rx-copy"), "1");
-            rig.store.write(&format!("{BACK}/feature-sg"), "1");
-            rig.store.write(&format!("{folder}/{name}"), value);
-            rig.store.write(&format!("{BACK}/state"), "2");
-            rig.until(|| rig.store.read(&format!("{FRONT}/state")) == Some("6".into())).await;
-            assert!(rig.ended.borrow().is_none(), "the device ended");
-            assert_eq!((rig.link(), rig.handle.statistics().pages), (Link::Down, 0));
-            make_device_anew(&rig);
-            let mut backend = rig.backend(ALL).await;
+        with_interface(config(), |fixture| async move {
+            fixture.store.write(&format!("{BACK}/feature-rx-copy"), "1");
+            fixture.store.write(&format!("{BACK}/feature-sg"), "1");
+            fixture.store.write(&format!("{folder}/{name}"), value);
+            fixture.store.write(&format!("{BACK}/state"), "2");
+            fixture
+                .until(|| fixture.store.read(&format!("{FRONT}/state")) == Some("6".into()))
+                .await;
+            assert!(fixture.ended.borrow().is_none(), "the device ended");
+            assert_eq!((fixture.link(), fixture.handle.statistics().pages), (Link::Down, 0));
+            make_device_anew(&fixture);
+            let mut backend = fixture.backend(ALL).await;
             backend.deliver(&frame(300, 3), 4096, 0, false);
-            assert_eq!(rig.receive().await, frame(300, 3));
+            assert_eq!(fixture.receive().await, frame(300, 3));
         });
     }
 }
 
 #[test]
 fn a_lost_carrier_comes_back_as_another_link() {
-    with_interface(config(), |rig| async move {
-        let _backend = rig.backend(ALL).await;
-        rig.store.write(&format!("{BACK}/carrier"), "0");
-        rig.until(|| rig.link() == Link::Down).await;
-        rig.store.write(&format!("{BACK}/carrier"), "1");
-        rig.until(|| rig.link() == Link::Up(2)).await;
+    with_interface(config(), |fixture| async move {
+        let _backend = fixture.backend(ALL).await;
+        fixture.store.write(&format!("{BACK}/carrier"), "0");
+        fixture.until(|| fixture.link() == Link::Down).await;
+        fixture.store.write(&format!("{BACK}/carrier"), "1");
+        fixture.until(|| fixture.link() == Link::Up(2)).await;
     });
 }
 
 #[test]
 fn a_backend_that_leaves_is_found_again() {
-    with_interface(config(), |rig| async move {
-        let backend = rig.backend(ALL).await;
+    with_interface(config(), |fixture| async move {
+        let backend = fixture.backend(ALL).await;
         backend.close().await;
-        rig.until(|| rig.link() == Link::Down).await;
+        fixture.until(|| fixture.link() == Link::Down).await;
         // The toolstack makes it anew.
-        make_device_anew(&rig);
-        let mut backend = rig.backend(NONE).await;
+        make_device_anew(&fixture);
+        let mut backend = fixture.backend(NONE).await;
         backend.deliver(&frame(99, 9), 4096, 0, false);
-        assert_eq!(rig.receive().await, frame(99, 9));
+        assert_eq!(fixture.receive().await, frame(99, 9));
     });
 }
 
 #[test]
 fn a_device_that_is_taken_away_with_pages_mapped_is_given_back_once_they_are_not() {
-    with_interface(config(), |rig| async move {
-        let backend = rig.backend(ALL).await;
-        rig.store.rm(FRONT);
-        rig.store.rm(BACK);
-        rig.until(|| rig.handle.statistics().quarantined_pages > 0).await;
-        assert_eq!(rig.link(), Link::Down);
+    with_interface(config(), |fixture| async move {
+        let backend = fixture.backend(ALL).await;
+        fixture.store.rm(FRONT);
+        fixture.store.rm(BACK);
+        fixture.until(|| fixture.handle.statistics().quarantined_pages > 0).await;
+        assert_eq!(fixture.link(), Link::Down);
         drop(backend);
-        rig.until(|| rig.handle.statistics().pages == 0).await;
+        fixture.until(|| fixture.handle.statistics().pages == 0).await;
     });
 }
 
 #[test]
 fn a_restored_domain_connects_again() {
-    with_interface(config(), |rig| async move {
-        let backend = rig.backend(ALL).await;
-        rig.guest_store.hold().await;
+    with_interface(config(), |fixture| async move {
+        let backend = fixture.backend(ALL).await;
+        fixture.guest_store.hold().await;
         drop(backend);
-        make_device_anew(&rig);
-        rig.handle.resume().await;
-        assert_eq!(rig.link(), Link::Down);
-        rig.guest_store.release();
-        let mut backend = rig.backend(ALL).await;
+        make_device_anew(&fixture);
+        fixture.handle.resume().await;
+        assert_eq!(fixture.link(), Link::Down);
+        fixture.guest_store.release();
+        let mut backend = fixture.backend(ALL).await;
         backend.deliver(&frame(200, 1), 4096, 0, false);
-        assert_eq!(rig.receive().await, frame(200, 1));
+        assert_eq!(fixture.receive().await, frame(200, 1));
     });
 }
 
 /// What a hostile backend does, by its name.
-type Lie = fn(&mut Netback);
+type Lie = fn(&mut FakeBackend);
 
 const LIES: [(&str, Lie); 12] = [
     ("more answers than requests", |backend| {
@@ -434,33 +436,34 @@ const LIES: [(&str, Lie); 12] = [
 fn a_hostile_backend_loses_its_session_and_no_more() {
     for (name, lie) in LIES {
         println!("{name}");
-        with_interface(config(), |rig| async move {
-            let mut backend = rig.backend(ALL).await;
-            rig.send(&frame(500, 1), None).await;
+        with_interface(config(), |fixture| async move {
+            let mut backend = fixture.backend(ALL).await;
+            fixture.send(&frame(500, 1), None).await;
             lie(&mut backend);
             backend.notify();
             // A stack that goes on as if nothing had happened.
-            rig.until(|| {
-                let mut device = rig.device();
-                if let Some((token, _)) = device.receive(smoltcp::time::Instant::ZERO) {
-                    smoltcp::phy::RxToken::consume(token, |_| ());
-                }
-                if let Some(token) = device.transmit(smoltcp::time::Instant::ZERO) {
-                    smoltcp::phy::TxToken::consume(token, 60, |frame| frame.fill(1));
-                }
-                rig.handle.register(futures_util::task::noop_waker_ref());
-                rig.handle.flush();
-                rig.handle.link() == Link::Down
-            })
-            .await;
-            assert!(rig.ended.borrow().is_none(), "{name}: the device ended");
+            fixture
+                .until(|| {
+                    let mut device = fixture.device();
+                    if let Some((token, _)) = device.receive(smoltcp::time::Instant::ZERO) {
+                        smoltcp::phy::RxToken::consume(token, |_| ());
+                    }
+                    if let Some(token) = device.transmit(smoltcp::time::Instant::ZERO) {
+                        smoltcp::phy::TxToken::consume(token, 60, |frame| frame.fill(1));
+                    }
+                    fixture.handle.register(futures_util::task::noop_waker_ref());
+                    fixture.handle.flush();
+                    fixture.handle.link() == Link::Down
+                })
+                .await;
+            assert!(fixture.ended.borrow().is_none(), "{name}: the device ended");
             // The lie is over: an honest one is served.
             drop(backend);
-            make_device_anew(&rig);
-            let mut backend = rig.backend(ALL).await;
+            make_device_anew(&fixture);
+            let mut backend = fixture.backend(ALL).await;
             backend.deliver(&frame(300, 3), 4096, 0, false);
-            assert_eq!(rig.receive().await, frame(300, 3), "{name}");
-            rig.send(&frame(301, 4), None).await;
+            assert_eq!(fixture.receive().await, frame(300, 3), "{name}");
+            fixture.send(&frame(301, 4), None).await;
             assert_eq!(backend.take_sent().len(), 1, "{name}");
         });
     }
@@ -468,8 +471,8 @@ fn a_hostile_backend_loses_its_session_and_no_more() {
 
 #[test]
 fn errors_and_frames_that_are_no_frames_are_dropped_and_counted() {
-    with_interface(config(), |rig| async move {
-        let mut backend = rig.backend(ALL).await;
+    with_interface(config(), |fixture| async move {
+        let mut backend = fixture.backend(ALL).await;
         let id = backend.next_offer().id;
         backend.put_rx(RxResponse { id, offset: 0, flags: 0, status: NETIF_RSP_DROPPED }.encode());
         let id = backend.next_offer().id;
@@ -481,9 +484,9 @@ fn errors_and_frames_that_are_no_frames_are_dropped_and_counted() {
         wrong[46] = 0x50;
         backend.deliver(&wrong, 4096, 0, false);
         backend.deliver(&frame(70, 7), 4096, 0, false);
-        assert_eq!(rig.receive().await, frame(70, 7));
-        assert_eq!(rig.handle.statistics().receive_dropped, 3);
+        assert_eq!(fixture.receive().await, frame(70, 7));
+        assert_eq!(fixture.handle.statistics().receive_dropped, 3);
         backend.deliver(&wrong, 4096, NETRXF_CSUM_BLANK, false);
-        assert_eq!(rig.receive().await, wrong);
+        assert_eq!(fixture.receive().await, wrong);
     });
 }

@@ -1,4 +1,4 @@
-//! A backend, written from `io/netif.h` alone: honest, unless a test makes it lie.
+//! A network backend, written from `io/netif.h` alone. It keeps to the protocol unless a test breaks it.
 
 use super::{BACK, DOM0, FRONT, GUEST};
 use embassy_time::Timer;
@@ -10,7 +10,7 @@ use xen::xenbus::{self, State};
 use xen::xenstore::Store;
 use xen::{GrantRef, PAGE_SIZE, Port, Signal};
 
-/// What it says that it can do.
+/// The features that a backend announces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features {
     pub scatter: bool,
@@ -33,7 +33,7 @@ pub struct Sent {
 }
 
 /// The backend of one session.
-pub struct Netback {
+pub struct FakeBackend {
     pub store: Store,
     peer: Peer,
     pub tx: MappedPages,
@@ -45,9 +45,9 @@ pub struct Netback {
     pub rx_done: u32,
 }
 
-impl Netback {
-    /// Waits for the frontend's nodes, and connects.
-    pub async fn start(world: &World, store: Store, features: Features) -> Netback {
+impl FakeBackend {
+    /// Waits for the frontend's nodes and connects.
+    pub async fn start(world: &World, store: Store, features: Features) -> FakeBackend {
         let flag = |flag: bool| if flag { "1" } else { "0" };
         for (name, value) in [
             ("feature-rx-copy", "1"),
@@ -84,15 +84,15 @@ impl Netback {
             ports.push(peer.bind_port(GUEST, port, signal.clone()).unwrap());
         }
         xenbus::switch_state(&store, BACK, State::Connected).await.unwrap();
-        Netback { store, peer, tx, rx, ports, signal, tx_done: 0, rx_done: 0 }
+        FakeBackend { store, peer, tx, rx, ports, signal, tx_done: 0, rx_done: 0 }
     }
 
-    /// The requests on the transmit ring that were not answered yet.
+    /// The number of unanswered requests on the transmit ring.
     pub fn tx_waiting(&self) -> u32 {
         self.tx.shared().load_u32(REQ_PROD, Acquire).wrapping_sub(self.tx_done)
     }
 
-    /// Asks for an event with the next request of either ring.
+    /// Requests an event for the next request on either ring.
     pub fn arm(&self) {
         let after = |page: &MappedPages, done: u32| {
             page.shared().store_u32(REQ_EVENT, done.wrapping_add(1), Release);
@@ -119,7 +119,7 @@ impl Netback {
         self.ports.iter().for_each(BoundPort::notify);
     }
 
-    /// Sends an event if the guest has asked for one since so many answers.
+    /// Sends an event if the guest has requested one for a response after the first `before`.
     pub fn notify_of_answers(&self, before: u32) -> bool {
         let event = self.tx.shared().load_u32(RSP_EVENT, Acquire);
         let due = self.tx_done.wrapping_sub(event) < self.tx_done.wrapping_sub(before);
@@ -129,12 +129,12 @@ impl Netback {
         due
     }
 
-    /// Takes all frames that the guest has sent, and answers as a real backend does.
+    /// Takes all frames that the guest has sent, and answers them as a real backend does.
     pub fn take_sent(&mut self) -> Vec<Sent> {
         self.take_some(usize::MAX)
     }
 
-    /// Takes at most so many.
+    /// Takes at most `most` frames.
     pub fn take_some(&mut self, most: usize) -> Vec<Sent> {
         let mut frames = Vec::new();
         while self.tx_waiting() > 0 && frames.len() < most {
@@ -157,7 +157,8 @@ impl Netback {
             for (number, part) in requests.iter().enumerate() {
                 let size = usize::from(part.size) - if number == 0 { rest } else { 0 };
                 assert!(usize::from(part.offset) + size <= PAGE_SIZE, "{part:?} leaves its page");
-                let page = self.peer.map(GUEST, &[GrantRef(part.gref)]).expect("it is granted");
+                let page =
+                    self.peer.map(GUEST, &[GrantRef(part.gref)]).expect("the page is granted");
                 let mut to = vec![0; size];
                 page.shared().read(part.offset.into(), &mut to);
                 bytes.extend(to);
@@ -173,12 +174,12 @@ impl Netback {
         frames
     }
 
-    /// How many pages the guest offers to receive into.
+    /// The number of pages that the guest offers for receiving.
     pub fn offered(&self) -> u32 {
         self.rx.shared().load_u32(REQ_PROD, Acquire).wrapping_sub(self.rx_done)
     }
 
-    /// The next page that the guest offers.
+    /// The next offered page.
     pub fn next_offer(&self) -> RxRequest {
         let mut slot = [0; RX_SLOT];
         let at = RING_HEADER + self.rx_done as usize % RING_SLOTS * RX_SLOT;
@@ -186,14 +187,14 @@ impl Netback {
         RxRequest::decode(&slot)
     }
 
-    /// Puts anything into the next slot of the receive ring.
+    /// Writes the next slot of the receive ring.
     pub fn put_rx(&mut self, slot: [u8; RX_SLOT]) {
         let at = RING_HEADER + self.rx_done as usize % RING_SLOTS * RX_SLOT;
         self.rx.shared().write(at, &slot);
         self.rx_done = self.rx_done.wrapping_add(1);
     }
 
-    /// Shows the guest what was put.
+    /// Publishes the written slots.
     pub fn push_rx(&self) {
         self.rx.shared().store_u32(RSP_PROD, self.rx_done, Release);
     }
@@ -203,7 +204,7 @@ impl Netback {
         let parts: Vec<&[u8]> = frame.chunks(part).collect();
         for (number, bytes) in parts.iter().enumerate() {
             let RxRequest { id, gref } = self.next_offer();
-            let page = self.peer.map(GUEST, &[GrantRef(gref)]).expect("it is granted");
+            let page = self.peer.map(GUEST, &[GrantRef(gref)]).expect("the page is granted");
             let offset = (number * 64 % (PAGE_SIZE - bytes.len() + 1)) as u16;
             page.shared().write(offset.into(), bytes);
             let more = if number + 1 < parts.len() { NETRXF_MORE_DATA } else { 0 };
@@ -228,10 +229,10 @@ impl Netback {
         self.notify();
     }
 
-    /// Leaves in an orderly way.
+    /// Closes the session as the protocol demands.
     pub async fn close(self) {
         xenbus::switch_state(&self.store, BACK, State::Closing).await.unwrap();
-        let Netback { store, tx, rx, ports, .. } = self;
+        let FakeBackend { store, tx, rx, ports, .. } = self;
         while xenbus::read_state(&store, FRONT).await.unwrap() != State::Closed {
             Timer::after_millis(1).await;
         }

@@ -1,11 +1,12 @@
-//! A cable between two interfaces, with the faults that networks have.
+//! A cable between two interfaces, with the faults of networks.
 
+use super::{LIMIT, RxToken, TxToken};
 use embassy_time::{Duration, with_timeout};
 use futures_executor::LocalPool;
 use futures_util::task::LocalSpawnExt;
 use netfront::stack::{Config, Ipv4, Ipv4Cidr, Ipv6Cidr, Stack};
 use netfront::{Link, Nic};
-use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
+use smoltcp::phy::{Device, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
 use smoltcp::wire::EthernetAddress;
 use std::cell::{Cell, RefCell};
@@ -20,11 +21,8 @@ pub const RIGHT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 pub const LEFT_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
 pub const RIGHT_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
 
-/// No test takes longer, even on a slow and busy machine.
-const LIMIT: Duration = Duration::from_secs(60);
-
-/// Each of so many frames, or none: lost, sent twice, sent once more after the next one, sent only after the
-/// next one, or with another byte.
+/// Every how many frames one suffers a fault; 0 for never. It is lost, sent twice, sent once more after the
+/// next frame, sent only after the next frame, or changed in a byte.
 #[derive(Clone, Copy, Default)]
 pub struct Faults {
     pub lose: usize,
@@ -36,10 +34,10 @@ pub struct Faults {
 
 #[derive(Default)]
 struct State {
-    /// Frames on their way to either end.
-    ways: [RefCell<VecDeque<Vec<u8>>>; 2],
+    /// Frames on their way to each end.
+    queues: [RefCell<VecDeque<Vec<u8>>>; 2],
     wakers: [RefCell<Option<Waker>>; 2],
-    /// A frame that the next one overtakes.
+    /// A frame to be sent after the next one.
     held: [RefCell<Option<Vec<u8>>>; 2],
     frames: Cell<usize>,
     faults: Cell<usize>,
@@ -48,11 +46,11 @@ struct State {
     generation: Cell<u32>,
 }
 
-/// What a test does to the cable.
+/// A cable with an interface at each end.
 #[derive(Clone, Default)]
-pub struct Cable(Rc<State>);
+pub struct FakeCable(Rc<State>);
 
-impl Cable {
+impl FakeCable {
     pub fn unplug(&self) {
         self.0.unplugged.set(true);
         self.wake();
@@ -64,12 +62,12 @@ impl Cable {
         self.wake();
     }
 
-    /// How many frames came to harm.
+    /// How many faults there were.
     pub fn faults(&self) -> usize {
         self.0.faults.get()
     }
 
-    /// How often a stack has looked for frames.
+    /// How often a stack has registered for frames.
     pub fn looks(&self) -> usize {
         self.0.looks.get()
     }
@@ -83,15 +81,19 @@ impl Cable {
     }
 }
 
-/// One end of the cable.
+/// The interface at one end of a cable.
 #[derive(Clone)]
-pub struct End {
-    cable: Cable,
+pub struct FakeNic {
+    cable: FakeCable,
     side: usize,
     faults: Faults,
 }
 
-impl End {
+impl FakeNic {
+    fn token(&self) -> TxToken<'_> {
+        TxToken(Box::new(|frame| self.put(frame)))
+    }
+
     fn put(&self, mut frame: Vec<u8>) {
         let state = &self.cable.0;
         let number = state.frames.get() + 1;
@@ -102,7 +104,7 @@ impl End {
             hit
         };
         let other = 1 - self.side;
-        let mut way = state.ways[other].borrow_mut();
+        let mut way = state.queues[other].borrow_mut();
         if state.unplugged.get() || hit(self.faults.lose) {
             return;
         }
@@ -127,36 +129,17 @@ impl End {
     }
 }
 
-pub struct RxToken(Vec<u8>);
-
-impl phy::RxToken for RxToken {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        f(&self.0)
-    }
-}
-
-pub struct TxToken<'a>(&'a End);
-
-impl phy::TxToken for TxToken<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let mut frame = vec![0; len];
-        let result = f(&mut frame);
-        self.0.put(frame);
-        result
-    }
-}
-
-impl Device for End {
+impl Device for FakeNic {
     type RxToken<'a> = RxToken;
     type TxToken<'a> = TxToken<'a>;
 
     fn receive(&mut self, _: Instant) -> Option<(RxToken, TxToken<'_>)> {
-        let frame = self.cable.0.ways[self.side].borrow_mut().pop_front()?;
-        Some((RxToken(frame), TxToken(self)))
+        let frame = self.cable.0.queues[self.side].borrow_mut().pop_front()?;
+        Some((RxToken(frame), self.token()))
     }
 
     fn transmit(&mut self, _: Instant) -> Option<TxToken<'_>> {
-        (!self.cable.0.unplugged.get()).then_some(TxToken(self))
+        (!self.cable.0.unplugged.get()).then(|| self.token())
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -167,7 +150,7 @@ impl Device for End {
     }
 }
 
-impl Nic for End {
+impl Nic for FakeNic {
     fn hardware_address(&self) -> EthernetAddress {
         EthernetAddress([2, 0, 0, 0, 0, self.side as u8 + 1])
     }
@@ -181,7 +164,7 @@ impl Nic for End {
         let state = &self.cable.0;
         state.looks.set(state.looks.get() + 1);
         *state.wakers[self.side].borrow_mut() = Some(waker.clone());
-        if !state.ways[self.side].borrow().is_empty() {
+        if !state.queues[self.side].borrow().is_empty() {
             waker.wake_by_ref();
         }
     }
@@ -192,10 +175,10 @@ impl Nic for End {
 /// Runs a test with a stack at either end of a cable.
 pub fn with_stacks<F: Future<Output = ()>>(
     faults: Faults,
-    test: impl FnOnce(Stack, Stack, Cable) -> F,
+    test: impl FnOnce(Stack, Stack, FakeCable) -> F,
 ) {
     let mut pool = LocalPool::new();
-    let cable = Cable::default();
+    let cable = FakeCable::default();
     let [left, right] = [(0, LEFT, LEFT_V6), (1, RIGHT, RIGHT_V6)].map(|(side, v4, v6)| {
         let config = Config {
             ipv4: Ipv4::Static { address: Ipv4Cidr::new(v4, 24), gateway: None },
@@ -204,7 +187,7 @@ pub fn with_stacks<F: Future<Output = ()>>(
             seed: side as u64 + 1,
             ..Config::default()
         };
-        let end = End { cable: cable.clone(), side, faults };
+        let end = FakeNic { cable: cable.clone(), side, faults };
         let (stack, runner) = Stack::new(end.clone(), end, config);
         pool.spawner()
             .spawn_local(async move {
