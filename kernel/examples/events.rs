@@ -19,12 +19,13 @@ use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use core::task::Poll;
 use embassy_time::{Duration, Timer, with_timeout};
 use kernel::System;
+use kernel::hypercall::Xen;
 use kernel::machine::{Domain, Guest, guest};
 use xen::Machine;
 use xen::abi::xen::DOMID_SELF;
 use xen::event::{EventHandler, Priority};
 use xen::grant::Usage;
-use xen::hypercall::{Operations, Xen};
+use xen::hypercall::Operations;
 use xen::{DomId, Errno, PAGE_SIZE, Port};
 
 kernel::entry!(main);

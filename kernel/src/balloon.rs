@@ -4,6 +4,7 @@
 //! All memory stays mapped. Nobody has the address of pages that were given back: they came from the
 //! [free pages](crate::memory::pages), or were cut off before there were any.
 
+use crate::hypercall::Xen;
 use crate::memory::pages as free_pages;
 use crate::memory::ram::{self, Free, Kind, Region};
 use alloc::format;
@@ -14,7 +15,7 @@ use core::task::Poll;
 use embassy_time::{Duration, Timer, with_timeout};
 use spin::Mutex;
 use xen::balloon::{Balloon, Run, Target};
-use xen::hypercall::{Operations, Xen};
+use xen::hypercall::Operations;
 use xen::xenstore::Store;
 use xen::{Errno, Gfn, PAGE_SIZE};
 

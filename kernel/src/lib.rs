@@ -26,6 +26,8 @@ extern crate alloc;
 pub mod balloon;
 pub mod crash;
 pub mod executor;
+#[allow(unsafe_code, reason = "the call instruction, and the MSR through which Xen fills the page")]
+pub mod hypercall;
 #[allow(unsafe_code, reason = "maps Xen's pages, and promises who uses them")]
 pub mod machine;
 pub mod memory;

@@ -9,7 +9,7 @@
 
 use crate::abi::grant_table::*;
 use crate::abi::xen::DOMID_INVALID;
-use crate::hypercall::{Hypervisor, Operations};
+use crate::hypercall::{FrameSource, Hypervisor, Operations};
 use crate::{DomId, Errno, Gfn, GrantRef, PAGE_SIZE, Shared};
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
@@ -44,17 +44,6 @@ pub struct Usage {
     pub free: u32,
     /// The most grants that there can be.
     pub capacity: u32,
-}
-
-/// Gives the guest frames at which the table's frames appear, each with its virtual address: a page of
-/// memory that nothing uses, or will use.
-///
-/// # Safety
-/// An implementer promises that the page is the frame, is mapped for ever, and is used by nothing
-/// else.
-pub unsafe trait FrameSource {
-    /// Gives a page away for good. [`Errno::ENOMEM`] when there is none.
-    fn take(&self) -> Result<(Gfn, Shared<'static>), Errno>;
 }
 
 /// The domain's grant table.

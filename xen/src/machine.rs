@@ -45,18 +45,18 @@ impl Pages {
 
 /// A frontend's machine: memory, grants and event channels.
 ///
-/// Implemented by a kernel with hypercalls, and for tests by [`FakeMachine`](crate::testing::FakeMachine).
+/// Implemented by a kernel with hypercalls, and for tests by `xen::testing::FakeMachine`.
 ///
 /// # Safety
-/// An implementer promises that pages from [`alloc`](Machine::alloc) are zeroed and shared with
-/// nothing else, that [`revoke`](Machine::revoke) succeeds only once no other domain can reach the page,
-/// and that a signal is raised after every event on its port until the port is closed. A caller
-/// promises to give back each page once, and only after every grant of it was revoked.
+/// Each method states what its implementer promises.
 pub unsafe trait Machine {
-    /// Allocates zeroed pages. [`Errno::ENOMEM`] when there are none.
+    /// Allocates pages. [`Errno::ENOMEM`] when there are none.
+    ///
+    /// The implementer promises that the pages are zeroed, and that nothing else refers to them until
+    /// they are [freed](Machine::free).
     fn alloc(&self, pages: usize) -> Result<Pages, Errno>;
 
-    /// Whether memory is short: pages that nobody uses are given back then, rather than kept for later.
+    /// Whether memory is short: then unused pages are freed rather than kept for later.
     fn is_short(&self) -> bool {
         false
     }
@@ -64,20 +64,28 @@ pub unsafe trait Machine {
     /// Takes pages back.
     ///
     /// # Safety
-    /// No grant of any of them may be live, and they came from this machine's `alloc`.
+    /// The caller promises that the pages came from this machine's [`alloc`](Machine::alloc), and that
+    /// every grant of them was [revoked](Machine::revoke).
     unsafe fn free(&self, pages: Pages);
 
-    /// Lets `peer` map one page, for reading and writing. [`Errno::ENOSPC`] when the table is full.
+    /// Lets `peer` map page `index` of `pages`, for reading and writing. [`Errno::ENOSPC`] when the
+    /// grant table is full.
+    ///
+    /// The implementer promises that `peer` can reach that page and nothing else through the grant.
     fn grant(&self, peer: DomId, pages: &Pages, index: usize) -> Result<GrantRef, Errno>;
 
-    /// Ends a grant. [`Errno::EBUSY`] while the peer still has the page mapped: then the grant is still
-    /// live, and page and reference must be kept and the call repeated later.
+    /// Ends a grant. [`Errno::EBUSY`] while the peer has the page mapped: then the grant is still live,
+    /// and the caller keeps page and reference, and tries again later.
+    ///
+    /// The implementer promises that after `Ok` no other domain can reach the page through this grant.
     fn revoke(&self, grant: GrantRef) -> Result<(), Errno>;
 
-    /// Allocates an event channel that `peer` may bind. Events raise `signal`.
+    /// Allocates an event channel that `peer` may bind.
+    ///
+    /// The implementer promises to raise `signal` after every event, until the port is closed.
     fn open_port(&self, peer: DomId, signal: Arc<Signal>) -> Result<Port, Errno>;
 
-    /// Closes an event channel; its signal is raised no more.
+    /// Closes an event channel. Its signal is not raised any more.
     fn close_port(&self, port: Port);
 
     /// Sends an event to the peer.

@@ -5,6 +5,7 @@ mod memory_map;
 
 pub use loader::COMMAND_LINE_SIZE;
 
+use crate::hypercall::{self, NoXen};
 use crate::memory::ram::{self, Kind, MAX_MODULES, Region};
 use crate::memory::{image, modules, pages, paging};
 use crate::stages::{self, Stage};
@@ -17,7 +18,6 @@ use loader::{CommandLine, Loaded};
 use pvh::start_info::reader::StartInfoReader;
 use spin::Once;
 use uart_16550::{Config, Uart16550Tty};
-use xen::hypercall::NoXen;
 
 global_asm!(include_str!("pvh.S"));
 
@@ -36,7 +36,7 @@ extern "C" fn start(start_info: u32) -> ! {
     crash::init_exceptions();
     logger::init();
     // SAFETY: the image lies where it was linked, below 4 GiB, mapped to itself and executable.
-    let xen = unsafe { xen::hypercall::install() };
+    let xen = unsafe { hypercall::install() };
     if let Ok(xen) = xen {
         crash::set_xen(xen);
     }

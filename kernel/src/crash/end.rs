@@ -5,6 +5,7 @@ use super::build_id::BuildId;
 use super::output;
 use super::registers::Registers;
 use super::symbols::Symbols;
+use crate::hypercall::Xen;
 use crate::logger::DebugPort;
 use crate::memory::image;
 use core::fmt::{self, Display, Write};
@@ -14,7 +15,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use log::LevelFilter;
 use spin::Once;
 use x86_64::instructions::{hlt, interrupts};
-use xen::hypercall::{Operations, ShutdownReason, Xen};
+use xen::hypercall::{Operations, ShutdownReason};
 
 /// The hypervisor, to end the domain with.
 static XEN: Once<Xen> = Once::new();

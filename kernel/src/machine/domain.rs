@@ -5,8 +5,8 @@ use super::ring::notify;
 use crate::memory::pages;
 use alloc::sync::Arc;
 use core::ptr::{NonNull, with_exposed_provenance_mut};
-use xen::event::PageSource;
 use xen::grant::Access;
+use xen::hypercall::FrameSource;
 use xen::{DomId, Errno, Gfn, GrantRef, Machine, PAGE_SIZE, Pages, Port, Shared, Signal};
 
 /// The kernel's [`Machine`].
@@ -79,7 +79,7 @@ unsafe impl Machine for Domain {
 pub struct EventPages;
 
 // SAFETY: `pages` hands out each page once, and this one is never given back; memory is mapped to itself.
-unsafe impl PageSource for EventPages {
+unsafe impl FrameSource for EventPages {
     fn take(&self) -> Result<(Gfn, Shared<'static>), Errno> {
         let start = pages::alloc(1).ok_or(Errno::ENOMEM)?.expose_provenance().get();
         // SAFETY: as above, and nobody makes references to it.

@@ -11,6 +11,7 @@ pub use suspend::Resumed;
 
 use crate::cpu::{self, OneCpu};
 use crate::executor::Platform;
+use crate::hypercall::Xen;
 use crate::memory::ram::Region;
 use crate::memory::window::Window;
 use crate::{command_line, time};
@@ -24,8 +25,8 @@ use xen::abi::hvm_params::*;
 use xen::abi::xen::{VIRQ_TIMER, VcpuInfo};
 use xen::clock::{Clock, Timer};
 use xen::event::{EventChannels, Priority};
-use xen::grant::{FrameSource, GrantTable};
-use xen::hypercall::{Operations, Xen};
+use xen::grant::GrantTable;
+use xen::hypercall::{FrameSource, Operations};
 use xen::xenstore::ring::{RingReader, RingWriter};
 use xen::{Errno, Gfn, Port};
 

@@ -1,14 +1,15 @@
 //! The rings that the toolstack sets up: the console's and xenstore's.
 
 use super::domain::EventPages;
+use crate::hypercall::Xen;
 use crate::memory::paging;
 use crate::memory::ram::{Kind, Region};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use xen::event::{EventChannels, PairWaker, Priority};
-use xen::hypercall::{Operations, Xen};
-use xen::{Errno, Gfn, PAGE_SIZE, Port, Shared};
+use xen::event::{EventChannels, Priority};
+use xen::hypercall::Operations;
+use xen::{Errno, Gfn, PAGE_SIZE, Port, Shared, Signal};
 
 /// Sends an event to whoever serves a ring.
 pub type Notify = &'static (dyn Fn() + Send + Sync);
@@ -22,7 +23,7 @@ pub struct ToolstackRing {
     port_parameter: u32,
     port: &'static AtomicU32,
     notify: Notify,
-    heard: Arc<PairWaker>,
+    heard: Arc<Signal>,
 }
 
 impl ToolstackRing {
@@ -41,7 +42,7 @@ impl ToolstackRing {
         let start = core::ptr::with_exposed_provenance_mut(page.start as usize);
         // SAFETY: mapped just now and for ever, and no reference into it exists.
         let page = unsafe { Shared::new(start, PAGE_SIZE) };
-        let heard = Arc::new(PairWaker::default());
+        let heard = Arc::new(Signal::default());
         // There are two such rings, and both live as long as the kernel.
         let port: &AtomicU32 = Box::leak(Box::new(AtomicU32::new(port.0)));
         let notify = Box::leak(Box::new(move || notify(xen, Port(port.load(Ordering::Relaxed)))));
@@ -73,7 +74,7 @@ impl ToolstackRing {
     }
 
     /// Who hears of the ring's events.
-    pub fn heard(&self) -> Arc<PairWaker> {
+    pub fn heard(&self) -> Arc<Signal> {
         self.heard.clone()
     }
 

@@ -7,6 +7,7 @@
 
 use super::Guest;
 use crate::cpu;
+use crate::hypercall;
 use crate::time::TimerEvents;
 use xen::Errno;
 use xen::event::EventHandler;
@@ -40,7 +41,7 @@ impl Guest {
 
     fn restore(&self) -> Result<(), Errno> {
         // SAFETY: the image lies where it lay. The host may be another one, which is called otherwise.
-        unsafe { xen::hypercall::install() }.map_err(|_| Errno::ENODEV)?;
+        unsafe { hypercall::install() }.map_err(|_| Errno::ENODEV)?;
         // SAFETY: the frame is the page's own, as before, and empty.
         unsafe { self.xen.map_shared_info(self.shared_info) }?;
         self.events.resume()?;

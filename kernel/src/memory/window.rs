@@ -5,7 +5,7 @@
 use super::paging;
 use super::ram::{Kind, Region, end_of_everything};
 use core::cell::Cell;
-use xen::grant::FrameSource;
+use xen::hypercall::FrameSource;
 use xen::{Errno, Gfn, PAGE_SIZE, Shared};
 
 /// What one page table maps: the window begins at a multiple of it.

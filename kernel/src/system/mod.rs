@@ -243,7 +243,7 @@ impl System {
             ports_open: guest.ports_open(),
             timers: time::waiting() as u64,
             unix_time_seconds: self.wall_clock().unwrap_or_default().as_secs(),
-            hypercalls_total: xen::hypercall::calls(),
+            hypercalls_total: crate::hypercall::calls(),
             wakeups_total: guest.wakeups(),
             console_dropped_bytes_total: guest.console.as_ref().map_or(0, |c| c.dropped()),
             ..Snapshot::default()

@@ -8,7 +8,6 @@ pub mod console;
 pub mod cpuid;
 pub mod elfnote;
 pub mod event_channel;
-pub mod features;
 pub mod grant_table;
 pub mod hvm_op;
 pub mod hvm_params;

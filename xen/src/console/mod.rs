@@ -6,8 +6,7 @@
 
 use crate::abi::console::{XENCONS_IN_SIZE, XENCONS_OUT_SIZE, XenconsInterface};
 use crate::byte_ring::{Consumer, Layout, Producer};
-use crate::event::{EventHandler, PairWaker};
-use crate::{Errno, Shared};
+use crate::{Errno, Shared, Side, Signal};
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -45,7 +44,7 @@ pub struct Console<N> {
     output: Producer,
     input: Consumer,
     notify: N,
-    events: Arc<PairWaker>,
+    events: Arc<Signal>,
     backlog: RefCell<VecDeque<u8>>,
     /// Whoever waits for room.
     writers: RefCell<Vec<Waker>>,
@@ -59,7 +58,7 @@ impl<N: Fn()> Console<N> {
     ///
     /// `page` is the one that `HVM_PARAM_CONSOLE_PFN` names; `notify` sends an event over the port
     /// of `HVM_PARAM_CONSOLE_EVTCHN`, and `events` hears of those that come back.
-    pub fn new(page: Shared<'static>, notify: N, events: Arc<PairWaker>) -> Self {
+    pub fn new(page: Shared<'static>, notify: N, events: Arc<Signal>) -> Self {
         Console {
             output: Producer::new(page, OUTPUT),
             input: Consumer::new(page, INPUT),
@@ -117,7 +116,7 @@ impl<N: Fn()> Console<N> {
     /// move on by itself.
     pub async fn run(&self) -> Infallible {
         poll_fn(|cx| {
-            self.events.tx.register(cx.waker());
+            self.events.register(Side::Tx, cx.waker());
             self.send();
             self.note_loss();
             take(&mut *self.writers.borrow_mut()).into_iter().for_each(Waker::wake);
@@ -153,7 +152,7 @@ impl<N: Fn()> Console<N> {
             return Ok(0);
         }
         let count = poll_fn(|cx| {
-            self.events.rx.register(cx.waker());
+            self.events.register(Side::Rx, cx.waker());
             match self.input.read(to) {
                 Ok(0) => Poll::Pending,
                 result => Poll::Ready(result),

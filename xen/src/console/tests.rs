@@ -14,7 +14,7 @@ fn pair() -> (Console<impl Fn()>, Daemon, std::rc::Rc<Cell<u32>>, Shared<'static
     let events = std::rc::Rc::new(Cell::new(0));
     let count = events.clone();
     let console =
-        Console::new(page, move || count.set(count.get() + 1), Arc::new(PairWaker::default()));
+        Console::new(page, move || count.set(count.get() + 1), Arc::new(Signal::default()));
     let daemon = Daemon { output: Consumer::new(page, OUTPUT), input: Producer::new(page, INPUT) };
     (console, daemon, events, page)
 }

@@ -8,9 +8,8 @@
 //! Of a word that is linked, this side changes nothing but: it clears `LINKED` with the link, clears
 //! `PENDING`, sets and clears `MASKED`.
 
-use super::PageSource;
 use crate::abi::event_channel::*;
-use crate::hypercall::{Hypervisor, Operations};
+use crate::hypercall::{FrameSource, Hypervisor, Operations};
 use crate::{Errno, Gfn, PAGE_SIZE, Port, Shared};
 use alloc::vec::Vec;
 use core::cell::{Cell, OnceCell, RefCell};
@@ -108,7 +107,7 @@ impl Fifo {
     pub(super) fn switch(
         &self,
         hypervisor: &impl Hypervisor,
-        pages: &impl PageSource,
+        pages: &impl FrameSource,
     ) -> Result<(), Errno> {
         let (gfn, control) = match self.control.get() {
             Some(page) => *page,
@@ -131,7 +130,7 @@ impl Fifo {
     pub(super) fn give_array(
         &self,
         hypervisor: &impl Hypervisor,
-        pages: &impl PageSource,
+        pages: &impl FrameSource,
     ) -> Result<(), Errno> {
         self.array.borrow().iter().try_for_each(|page| Self::add(*page, hypervisor))?;
         // The first one has the toolstack's ports.
@@ -153,7 +152,7 @@ impl Fifo {
         &self,
         port: Port,
         hypervisor: &impl Hypervisor,
-        pages: &impl PageSource,
+        pages: &impl FrameSource,
     ) -> Result<(), Errno> {
         while self.array.borrow().len() <= port.0 as usize / PER_PAGE {
             let page = self.spare.take().map_or_else(|| pages.take(), Ok)?;

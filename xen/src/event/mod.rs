@@ -15,8 +15,8 @@
 
 use crate::abi::event_channel::*;
 use crate::abi::xen::{DOMID_SELF, VcpuInfo};
-use crate::hypercall::{Hypervisor, Operations};
-use crate::{Counter, DomId, Errno, Gfn, Port, Shared};
+use crate::hypercall::{FrameSource, Hypervisor, Operations};
+use crate::{Counter, DomId, Errno, Port, Shared};
 use alloc::sync::Arc;
 use atomic_waker::AtomicWaker;
 use core::cell::{Cell, RefCell};
@@ -49,22 +49,6 @@ pub trait EventHandler: Send + Sync {
 impl EventHandler for AtomicWaker {
     fn raise(&self) {
         self.wake();
-    }
-}
-
-/// The wakers of a port with two waiters, one for each direction.
-#[derive(Debug, Default)]
-pub struct PairWaker {
-    /// Whoever waits for something to read.
-    pub rx: AtomicWaker,
-    /// Whoever waits for room to write.
-    pub tx: AtomicWaker,
-}
-
-impl EventHandler for PairWaker {
-    fn raise(&self) {
-        self.rx.wake();
-        self.tx.wake();
     }
 }
 
@@ -114,17 +98,6 @@ impl Priority {
     pub const LOWEST: Priority = Priority(EVTCHN_FIFO_PRIORITY_MIN as u8);
 }
 
-/// Gives pages of the domain's own memory, in which the FIFO ABI keeps its queues.
-///
-/// # Safety
-/// An implementer promises that the page is the frame, is ordinary memory, is mapped for ever, and is
-/// used by nothing else.
-#[allow(unsafe_code, reason = "an implementer promises pages that nothing else uses")]
-pub unsafe trait PageSource {
-    /// Gives a page away for good, whatever is in it. [`Errno::ENOMEM`] when there is none.
-    fn take(&self) -> Result<(Gfn, Shared<'static>), Errno>;
-}
-
 /// The event channels of a domain with one virtual CPU.
 pub struct EventChannels<H, P> {
     hypervisor: H,
@@ -138,7 +111,7 @@ pub struct EventChannels<H, P> {
     received: Counter,
 }
 
-impl<H: Hypervisor, P: PageSource> EventChannels<H, P> {
+impl<H: Hypervisor, P: FrameSource> EventChannels<H, P> {
     /// Takes over the event channels of a domain that uses the 2-level ABI so far. All ports are masked
     /// at first. If the ABI is not chosen, it is FIFO where Xen offers that; if FIFO is chosen and Xen
     /// does not offer it, this fails with Xen's error.

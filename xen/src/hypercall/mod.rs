@@ -1,16 +1,13 @@
 //! Calls into the hypervisor.
 //!
-//! [`Hypervisor`] is the one raw entry; the operations that a guest needs are methods upon it with
-//! plain arguments and results, so that the rest of the crate needs no `unsafe` and runs in tests
-//! over a fake. `install` finds Xen and gives the real one.
+//! [`Hypervisor`] is the raw entry, which a kernel implements with its hypercall page.
+//! [`Operations`] are the hypercalls that a guest needs, with plain arguments and results.
 
 mod operations;
-#[cfg(target_arch = "x86_64")]
-mod page;
+
+use crate::{Errno, Gfn, Shared};
 
 pub use operations::{Operations, ShutdownReason, Version};
-#[cfg(target_arch = "x86_64")]
-pub use page::{NoXen, Xen, calls, install};
 
 /// Something that takes hypercalls.
 ///
@@ -25,6 +22,16 @@ pub unsafe trait Hypervisor {
     /// the right type that lives and is not otherwise borrowed during the call, and what the call
     /// does to the domain's memory must be something that its owner allows.
     unsafe fn call(&self, number: u32, arguments: [u64; 4]) -> i64;
+}
+
+/// Gives guest frames to Xen's own structures: the grant table, the event queues.
+///
+/// # Safety
+/// An implementer promises that the page is the frame, that it stays mapped for ever, and that nothing
+/// else uses it. There may be no memory behind it yet, if Xen puts a page there.
+pub unsafe trait FrameSource {
+    /// Gives a page away for good, whatever is in it. [`Errno::ENOMEM`] when there is none.
+    fn take(&self) -> Result<(Gfn, Shared<'static>), Errno>;
 }
 
 // SAFETY: it only passes calls on.

@@ -286,14 +286,6 @@ pub trait Operations: Hypervisor {
         let version = Errno::check(result)?;
         Ok(Version { major: (version >> 16) as u16, minor: version as u16 })
     }
-
-    /// Whether the hypervisor has a feature (`XENFEAT_*`).
-    fn has_feature(&self, feature: u32) -> Result<bool, Errno> {
-        let mut op = FeatureInfo { submap_idx: feature / 32, submap: 0 };
-        // SAFETY: the structure is this operation's.
-        unsafe { operate(self, __HYPERVISOR_XEN_VERSION, XENVER_GET_FEATURES, &mut op) }?;
-        Ok(op.submap & (1 << (feature % 32)) != 0)
-    }
 }
 
 impl<H: Hypervisor + ?Sized> Operations for H {}

@@ -2,8 +2,7 @@
 
 use super::FakeEvents;
 use crate::abi::{event_channel::*, grant_table::*, memory::*, sched::*, vcpu::*, xen::*};
-use crate::event::PageSource;
-use crate::hypercall::Hypervisor;
+use crate::hypercall::{FrameSource, Hypervisor};
 use crate::{Errno, Gfn, PAGE_SIZE, Port, Shared};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -198,7 +197,7 @@ impl FakeXen {
 }
 
 // SAFETY: the pages are leaked, and used by nothing else.
-unsafe impl PageSource for &FakeXen {
+unsafe impl FrameSource for &FakeXen {
     fn take(&self) -> Result<(Gfn, Shared<'static>), Errno> {
         let next = self.next_pages.borrow_mut().pop();
         let page = next.unwrap_or_else(page);

@@ -1,6 +1,6 @@
 //! Shared memory as the model checker [loom] sees it.
 //!
-//! With the feature `loom`, [`Shared`] and [`fence`](crate::shared::fence) are loom's: a test makes a [`ModelMemory`]
+//! With the feature `loom`, [`Shared`] and [`fence`] are loom's: a test makes a [`ModelMemory`]
 //! and takes the code through every order in which the two ends' accesses can happen, and every value that
 //! each end can see. Outside of a model the fence panics.
 //!

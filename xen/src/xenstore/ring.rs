@@ -2,8 +2,7 @@
 
 use crate::abi::xs_wire::{XENSTORE_RING_SIZE, XenstoreDomainInterface};
 use crate::byte_ring::{Consumer, Layout, Producer};
-use crate::event::PairWaker;
-use crate::{Errno, Shared};
+use crate::{Errno, Shared, Side, Signal};
 use alloc::sync::Arc;
 use core::future::poll_fn;
 use core::mem::offset_of;
@@ -31,7 +30,7 @@ const ANSWERS: Layout = Layout {
 pub fn open<N: Fn() + Clone>(
     page: Shared<'static>,
     notify: N,
-    events: Arc<PairWaker>,
+    events: Arc<Signal>,
 ) -> (RingReader<N>, RingWriter<N>) {
     let ring = Consumer::new(page, ANSWERS);
     let reader = RingReader { ring, notify: notify.clone(), events: events.clone() };
@@ -42,7 +41,7 @@ pub fn open<N: Fn() + Clone>(
 pub struct RingReader<N> {
     ring: Consumer,
     notify: N,
-    events: Arc<PairWaker>,
+    events: Arc<Signal>,
 }
 
 impl<N> ErrorType for RingReader<N> {
@@ -55,7 +54,7 @@ impl<N: Fn()> Read for RingReader<N> {
             return Ok(0);
         }
         poll_fn(|cx| {
-            self.events.rx.register(cx.waker());
+            self.events.register(Side::Rx, cx.waker());
             match self.ring.read(to) {
                 Ok(0) => Poll::Pending,
                 result => Poll::Ready(result),
@@ -71,7 +70,7 @@ impl<N: Fn()> Read for RingReader<N> {
 pub struct RingWriter<N> {
     ring: Producer,
     notify: N,
-    events: Arc<PairWaker>,
+    events: Arc<Signal>,
 }
 
 impl<N> ErrorType for RingWriter<N> {
@@ -84,7 +83,7 @@ impl<N: Fn()> Write for RingWriter<N> {
             return Ok(0);
         }
         poll_fn(|cx| {
-            self.events.tx.register(cx.waker());
+            self.events.register(Side::Tx, cx.waker());
             match self.ring.write(from) {
                 Ok(0) => Poll::Pending,
                 result => Poll::Ready(result),

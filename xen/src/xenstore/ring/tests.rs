@@ -1,6 +1,5 @@
 use super::*;
 use crate::DomId;
-use crate::event::EventHandler;
 use crate::testing::FakeStore;
 use crate::testing::page;
 use crate::xenstore::{self, Store};
@@ -18,7 +17,7 @@ fn world() -> (LocalPool, Store, Shared<'static>) {
         page.store_u32(layout.cons, u32::MAX - 5, Relaxed);
         page.store_u32(layout.prod, u32::MAX - 5, Relaxed);
     }
-    let (ours, theirs) = (Arc::new(PairWaker::default()), Arc::new(PairWaker::default()));
+    let (ours, theirs) = (Arc::new(Signal::default()), Arc::new(Signal::default()));
     let told = theirs.clone();
     let (reader, writer) = open(page, move || told.raise(), ours.clone());
     let (store, driver) = xenstore::connect(reader, writer);
@@ -31,7 +30,7 @@ fn world() -> (LocalPool, Store, Shared<'static>) {
         let mut bytes = [0; 100];
         loop {
             let count = poll_fn(|cx| {
-                events.rx.register(cx.waker());
+                events.register(Side::Rx, cx.waker());
                 match ring.read(&mut bytes).unwrap() {
                     0 => Poll::Pending,
                     count => Poll::Ready(count),
@@ -55,7 +54,7 @@ fn world() -> (LocalPool, Store, Shared<'static>) {
             let mut rest = &bytes[..count];
             while !rest.is_empty() {
                 let written = poll_fn(|cx| {
-                    events.tx.register(cx.waker());
+                    events.register(Side::Tx, cx.waker());
                     match ring.write(rest).unwrap() {
                         0 => Poll::Pending,
                         written => Poll::Ready(written),
@@ -87,7 +86,7 @@ fn messages_larger_than_the_ring_pass_both_ways_at_once() {
 #[test]
 fn an_index_out_of_range_ends_the_connection_and_not_the_guest() {
     for index in [REQUESTS.cons, ANSWERS.prod] {
-        let (page, wakers) = (page(), Arc::new(PairWaker::default()));
+        let (page, wakers) = (page(), Arc::new(Signal::default()));
         let (reader, writer) = open(page, || (), wakers.clone());
         let (store, driver) = xenstore::connect(reader, writer);
         let mut both = Box::pin(join(driver.run(), store.read("/a")));

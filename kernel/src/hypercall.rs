@@ -1,11 +1,11 @@
-//! Finding Xen, and the page through which it is called.
+//! Finds Xen, and the page through which it is called.
 
-use super::Hypervisor;
-use crate::abi::cpuid::*;
 use core::arch::x86_64::__cpuid;
 use core::arch::{asm, global_asm};
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
+use xen::abi::cpuid::*;
+use xen::hypercall::Hypervisor;
 
 /// Bytes of each entry in the hypercall page.
 const ENTRY_SIZE: usize = 32;
