@@ -352,7 +352,7 @@ fn a_device_that_is_taken_away_with_pages_mapped_is_given_back_once_they_are_not
 fn a_restored_domain_connects_again() {
     with_interface(config(), |fixture| async move {
         let backend = fixture.backend(ALL).await;
-        fixture.guest_store.hold().await;
+        fixture.guest_store.quiesce().await;
         drop(backend);
         make_device_anew(&fixture);
         fixture.handle.resume().await;

@@ -1,7 +1,8 @@
 //! How an event on a channel reaches the tasks that wait for it.
 
 use atomic_waker::AtomicWaker;
-use core::task::Waker;
+use core::future::poll_fn;
+use core::task::{Poll, Waker};
 
 /// Which of a channel's two waiters: a data ring has one task that reads and one that writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +39,15 @@ impl Signal {
     pub fn raise(&self) {
         self.rx.wake();
         self.tx.wake();
+    }
+
+    /// Waits until `attempt` gives a value. It is called at once, and after each event.
+    pub async fn until<T>(&self, side: Side, mut attempt: impl FnMut() -> Option<T>) -> T {
+        poll_fn(|cx| {
+            self.register(side, cx.waker());
+            attempt().map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
     }
 
     fn side(&self, side: Side) -> &AtomicWaker {

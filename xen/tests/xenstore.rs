@@ -283,7 +283,7 @@ fn a_held_connection_finishes_what_is_under_way_and_sends_nothing_new() {
     let store = &world.store;
     world.run(async {
         let transaction = store.transaction().await.unwrap();
-        let mut held = pin!(store.hold());
+        let mut held = pin!(store.quiesce());
         assert_eq!(poll_immediate(&mut held).await, None, "a transaction is open");
         let mut write = pin!(store.write("new", "1"));
         assert_eq!(poll_immediate(&mut write).await, None);
@@ -312,7 +312,7 @@ fn in_a_restored_domain_watches_fire_again_and_requests_go_to_the_new_xenstored(
         let mut watch = store.watch("control").await.unwrap();
         watch.next().await;
         drop(store.watch("ended").await.unwrap());
-        store.hold().await;
+        store.quiesce().await;
         let mut late = pin!(store.watch("late"));
         let mut write = pin!(store.write("a", "1"));
         assert!(poll_immediate(&mut late).await.is_none());

@@ -109,7 +109,7 @@ fn streams_end_with_a_named_error_and_connections_wait_for_the_link() {
 /// The domain is saved and restored: xenstore owes it nothing, then there are other nodes, and no backend
 /// yet.
 async fn restore(rig: &Rig, protocol: Protocol) {
-    rig.guest_store.hold().await;
+    rig.guest_store.quiesce().await;
     let (front, back) = (of(protocol.dialect, FRONT), of(protocol.dialect, BACK));
     rig.store.rm(&front);
     rig.store.rm(&back);

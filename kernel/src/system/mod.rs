@@ -293,7 +293,7 @@ impl System {
     async fn suspend(&self) {
         let Inner { guest, store, .. } = &*self.0;
         log::info!("suspending");
-        if with_timeout(QUIET, store.hold()).await.is_err() {
+        if with_timeout(QUIET, store.quiesce()).await.is_err() {
             log::warn!("timed out waiting for xenstore; pending replies are lost");
         }
         if let Some(console) = &guest.console {

@@ -117,7 +117,7 @@ impl<M: Machine> Handle<M> {
 
     /// To be called in a domain that was restored from a save, where all grants and event channels of
     /// before are lost: the driver connects to the domain's new backend. Xenstore must be
-    /// [held](Store::hold) from before the save until this returns.
+    /// [quiesced](Store::quiesce) from before the save until this returns.
     pub async fn resume(&self) {
         frontend::resume(&*self.0).await;
     }

@@ -2,10 +2,6 @@
 
 /// The first entries belong to the toolstack.
 pub const GNTTAB_NR_RESERVED_ENTRIES: u32 = 8;
-/// The console's entry.
-pub const GNTTAB_RESERVED_CONSOLE: u32 = 0;
-/// Xenstore's entry.
-pub const GNTTAB_RESERVED_XENSTORE: u32 = 1;
 
 /// The entry grants nothing.
 pub const GTF_INVALID: u16 = 0;

@@ -10,8 +10,6 @@ pub const XENMEM_POPULATE_PHYSMAP: u32 = 6;
 pub const XENMEM_MEMORY_MAP: u32 = 9;
 /// Puts a page of Xen's at a guest frame.
 pub const XENMEM_ADD_TO_PHYSMAP: u32 = 7;
-/// Takes a page out of the guest's physical address space.
-pub const XENMEM_REMOVE_FROM_PHYSMAP: u32 = 15;
 
 /// The shared info page.
 pub const XENMAPSPACE_SHARED_INFO: u32 = 0;
@@ -31,16 +29,6 @@ pub struct AddToPhysmap {
     /// Which page of the space.
     pub idx: u64,
     /// The guest frame that it shall have.
-    pub gpfn: u64,
-}
-
-/// Argument of [`XENMEM_REMOVE_FROM_PHYSMAP`] (`struct xen_remove_from_physmap`).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct RemoveFromPhysmap {
-    /// Whose address space.
-    pub domid: u16,
-    /// The guest frame.
     pub gpfn: u64,
 }
 
@@ -109,5 +97,4 @@ const _: () = {
     assert!(size_of::<E820Entry>() == 20);
     assert!(size_of::<AddToPhysmap>() == 24);
     assert!(offset_of!(AddToPhysmap, idx) == 8);
-    assert!(size_of::<RemoveFromPhysmap>() == 16);
 };

@@ -1,9 +1,5 @@
 //! `sched.h`: giving up the CPU, and ending the domain.
 
-/// Lets another virtual CPU run.
-pub const SCHEDOP_YIELD: u32 = 0;
-/// Sleeps until an event comes; enables events.
-pub const SCHEDOP_BLOCK: u32 = 1;
 /// Ends or suspends the domain.
 pub const SCHEDOP_SHUTDOWN: u32 = 2;
 /// Sleeps until an event comes or a time; needs no interrupt.

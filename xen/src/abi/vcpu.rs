@@ -7,16 +7,13 @@ pub const VCPUOP_SET_SINGLESHOT_TIMER: u32 = 8;
 /// Stops it.
 pub const VCPUOP_STOP_SINGLESHOT_TIMER: u32 = 9;
 
-/// Answer `-ETIME` for a moment that is past, in place of firing at once.
-pub const VCPU_SSHOTTMR_FUTURE: u32 = 1;
-
 /// Argument of [`VCPUOP_SET_SINGLESHOT_TIMER`] (`struct vcpu_set_singleshot_timer`).
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct SetSingleshotTimer {
     /// The system time, in nanoseconds, at which to fire.
     pub timeout_abs_ns: u64,
-    /// `VCPU_SSHOTTMR_*`.
+    /// None is used here.
     pub flags: u32,
 }
 

@@ -19,23 +19,14 @@ pub const __HYPERVISOR_HVM_OP: u32 = 34;
 
 /// The timer set by [`vcpu::VCPUOP_SET_SINGLESHOT_TIMER`](super::vcpu::VCPUOP_SET_SINGLESHOT_TIMER).
 pub const VIRQ_TIMER: u32 = 0;
-/// A request to dump debugging information.
-pub const VIRQ_DEBUG: u32 = 1;
 
 /// The calling domain, whatever its number.
 pub const DOMID_SELF: u16 = 0x7ff0;
-/// The first of the numbers that are no domain's.
-pub const DOMID_FIRST_RESERVED: u16 = 0x7ff0;
 /// No domain at all.
 pub const DOMID_INVALID: u16 = 0x7ff4;
 
 /// The virtual CPUs whose information lies in the shared info page.
 pub const XEN_LEGACY_MAX_VCPUS: usize = 32;
-
-/// The TSC ticks evenly across all CPUs.
-pub const XEN_PVCLOCK_TSC_STABLE_BIT: u8 = 1 << 0;
-/// The host stopped the guest for a while.
-pub const XEN_PVCLOCK_GUEST_STOPPED: u8 = 1 << 1;
 
 /// How to compute the system time from the TSC (`struct vcpu_time_info`).
 #[derive(
@@ -55,7 +46,7 @@ pub struct VcpuTimeInfo {
     pub tsc_to_system_mul: u32,
     /// By how many bits to shift ticks to the left, or if negative to the right, before.
     pub tsc_shift: i8,
-    /// `XEN_PVCLOCK_*`.
+    /// Not used here.
     pub flags: u8,
     /// Unused.
     pub pad1: [u8; 2],

@@ -3,8 +3,8 @@
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// Message types (`enum xsd_sockmsg_type`).
-pub const XS_CONTROL: u32 = 0;
+// Message types (`enum xsd_sockmsg_type`).
+
 /// Lists a node's children.
 pub const XS_DIRECTORY: u32 = 1;
 /// Reads a node's value.
@@ -19,10 +19,6 @@ pub const XS_UNWATCH: u32 = 5;
 pub const XS_TRANSACTION_START: u32 = 6;
 /// Ends a transaction.
 pub const XS_TRANSACTION_END: u32 = 7;
-/// Introduces a domain to xenstored (toolstack only).
-pub const XS_INTRODUCE: u32 = 8;
-/// Ends xenstored's relation with a domain (toolstack only).
-pub const XS_RELEASE: u32 = 9;
 /// Asks for a domain's home path.
 pub const XS_GET_DOMAIN_PATH: u32 = 10;
 /// Writes a node's value, creating the node and its parents where needed.
@@ -37,10 +33,6 @@ pub const XS_SET_PERMS: u32 = 14;
 pub const XS_WATCH_EVENT: u32 = 15;
 /// An answer that carries the name of an error.
 pub const XS_ERROR: u32 = 16;
-/// Asks whether a domain was introduced.
-pub const XS_IS_DOMAIN_INTRODUCED: u32 = 17;
-/// Ends all watches and transactions of the connection.
-pub const XS_RESET_WATCHES: u32 = 21;
 /// Lists a part of a node's children, for a list that does not fit into one message.
 pub const XS_DIRECTORY_PART: u32 = 22;
 

@@ -151,14 +151,8 @@ impl<N: Fn()> Console<N> {
         if to.is_empty() {
             return Ok(0);
         }
-        let count = poll_fn(|cx| {
-            self.events.register(Side::Rx, cx.waker());
-            match self.input.read(to) {
-                Ok(0) => Poll::Pending,
-                result => Poll::Ready(result),
-            }
-        })
-        .await?;
+        let read = || Some(self.input.read(to)).filter(|read| *read != Ok(0));
+        let count = self.events.until(Side::Rx, read).await?;
         (self.notify)();
         Ok(count)
     }

@@ -14,43 +14,28 @@
 //! see [`EventChannels::resume`].
 
 use crate::abi::event_channel::*;
-use crate::abi::xen::{DOMID_SELF, VcpuInfo};
+use crate::abi::xen::DOMID_SELF;
 use crate::hypercall::{FrameSource, Hypervisor, Operations};
 use crate::{Counter, DomId, Errno, Port, Shared};
 use alloc::sync::Arc;
-use atomic_waker::AtomicWaker;
 use core::cell::{Cell, RefCell};
 use core::fmt;
-use core::mem::offset_of;
 use core::str::FromStr;
 use core::sync::atomic::Ordering::SeqCst;
 use fifo::Fifo;
 use ports::{Origin, Ports};
-use two_level::TwoLevel;
+use two_level::{TwoLevel, UPCALL_PENDING};
+
+pub use ports::EventHandler;
 
 #[allow(unsafe_code, reason = "gives pages to Xen")]
 pub(crate) mod fifo;
 mod ports;
 pub(crate) mod two_level;
 
-pub(crate) const UPCALL_PENDING: usize = offset_of!(VcpuInfo, evtchn_upcall_pending);
-
 /// The most events that one call of [`EventChannels::dispatch`] handles: a peer that sends without
 /// pause cannot keep the guest from its own work.
 pub const BUDGET: usize = 256;
-
-/// What happens upon an event.
-pub trait EventHandler: Send + Sync {
-    /// Called after one or more events, from [`EventChannels::dispatch`]. It should wake a task and do
-    /// nothing else; it must not allocate.
-    fn raise(&self);
-}
-
-impl EventHandler for AtomicWaker {
-    fn raise(&self) {
-        self.wake();
-    }
-}
 
 /// How Xen tells a domain of its events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

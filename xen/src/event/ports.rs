@@ -1,10 +1,23 @@
 //! Who hears of which port, and which numbers still belong to owners from before a resume.
 
-use super::EventHandler;
 use crate::Port;
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use atomic_waker::AtomicWaker;
+
+/// What happens upon an event.
+pub trait EventHandler: Send + Sync {
+    /// Called after one or more events, from [`EventChannels::dispatch`]. It should wake a task and do
+    /// nothing else; it must not allocate.
+    fn raise(&self);
+}
+
+impl EventHandler for AtomicWaker {
+    fn raise(&self) {
+        self.wake();
+    }
+}
 
 /// Who opened a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,5 @@
 //! The 2-level ABI: a bit for each port, set by Xen, cleared here, and a bit for each word of them.
 
-use super::UPCALL_PENDING;
 use crate::abi::event_channel::EVTCHN_2L_NR_CHANNELS;
 use crate::abi::xen::{SharedInfo, VcpuInfo};
 use crate::shared::fence;
@@ -9,6 +8,7 @@ use core::cell::Cell;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 
+pub(crate) const UPCALL_PENDING: usize = offset_of!(VcpuInfo, evtchn_upcall_pending);
 pub(crate) const SELECTOR: usize = offset_of!(VcpuInfo, evtchn_pending_sel);
 pub(crate) const PENDING: usize = offset_of!(SharedInfo, evtchn_pending);
 pub(crate) const MASK: usize = offset_of!(SharedInfo, evtchn_mask);

@@ -3,7 +3,7 @@
 
 use crate::abi::event_channel::*;
 use crate::event::fifo::{BUSY, HEAD, LINKED, MASKED, PENDING, PER_PAGE, READY};
-use crate::event::{UPCALL_PENDING, two_level};
+use crate::event::two_level::{self, UPCALL_PENDING};
 use crate::shared::fence;
 use crate::{Port, Shared};
 use core::fmt;

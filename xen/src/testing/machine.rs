@@ -13,11 +13,14 @@ pub struct FakeMachine {
     short: Arc<AtomicBool>,
 }
 
-impl FakeMachine {
-    pub(super) fn new(world: World, id: DomId) -> FakeMachine {
-        FakeMachine { world, id, short: Arc::default() }
+impl World {
+    /// The machine of a domain with frontends.
+    pub fn machine(&self, id: DomId) -> FakeMachine {
+        FakeMachine { world: self.clone(), id, short: Arc::default() }
     }
+}
 
+impl FakeMachine {
     /// Sets what [`Machine::is_short`] returns.
     pub fn set_short(&self, short: bool) {
         self.short.store(short, Ordering::Relaxed);

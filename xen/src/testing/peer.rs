@@ -26,11 +26,14 @@ pub struct BoundPort {
     port: Port,
 }
 
-impl Peer {
-    pub(super) fn new(world: World, id: DomId) -> Peer {
-        Peer { world, id }
+impl World {
+    /// The domain of a backend.
+    pub fn peer(&self, id: DomId) -> Peer {
+        Peer { world: self.clone(), id }
     }
+}
 
+impl Peer {
     /// Maps a guest's grants, which must be of pages that lie one after the other. [`Errno::EINVAL`] when there
     /// is no such grant, [`Errno::EPERM`] when it is another domain's.
     pub fn map(&self, guest: DomId, refs: &[GrantRef]) -> Result<MappedPages, Errno> {

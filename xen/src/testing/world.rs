@@ -1,6 +1,5 @@
 //! What Xen knows: pages, grants and event channels of all domains.
 
-use super::{FakeMachine, Peer};
 use crate::{DomId, Errno, GrantRef, PAGE_SIZE, Port, Signal};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::{Cell, RefCell};
@@ -56,16 +55,6 @@ impl World {
     /// A machine with enough of everything.
     pub fn new() -> World {
         World::default()
-    }
-
-    /// The machine of a domain with frontends.
-    pub fn machine(&self, id: DomId) -> FakeMachine {
-        FakeMachine::new(self.clone(), id)
-    }
-
-    /// The view of a domain with backends.
-    pub fn peer(&self, id: DomId) -> Peer {
-        Peer::new(self.clone(), id)
     }
 
     /// From now on guests can allocate so many pages, and no more.

@@ -1,11 +1,9 @@
 //! What the handles and the driver of one connection share: requests, answers, watches.
 
-use super::request::Request;
 use super::wire;
 use crate::Errno;
 use crate::abi::xs_wire::*;
 use alloc::collections::{BTreeMap, VecDeque};
-use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::cell::RefCell;
@@ -33,7 +31,7 @@ pub(super) struct State {
     /// The transactions that are open.
     pub(super) transactions: u32,
     /// Whether only what ends transactions is sent.
-    pub(super) held: bool,
+    pub(super) quiesced: bool,
     /// Whoever waits for quiet.
     pub(super) quiet: Option<Waker>,
     /// The driver of this generation, which ends with it.
@@ -79,19 +77,20 @@ pub(super) struct WatchQueue {
     waker: Option<Waker>,
 }
 
-impl Connection {
-    /// Queues a request and returns the future of its answer's payload.
-    pub(super) fn request(
-        self: &Rc<Self>,
-        kind: u32,
-        transaction: u32,
-        undo: Undo,
-        parts: &[&[u8]],
-    ) -> Result<Request, Errno> {
-        let id = self.queue(kind, transaction, undo, Slot::Waiting(None), parts)?;
-        Ok(Request::new(self.clone(), id))
+impl State {
+    /// Whether nothing is under way: every request that was sent has its answer.
+    pub(super) fn is_quiet(&self) -> bool {
+        let is_unsent = |id: &u32| self.unsent.iter().any(|unsent| unsent.id == *id);
+        let under_way = self.pending.iter().any(|(id, pending)| match pending.slot {
+            // Whoever asked is about to go on with it.
+            Slot::Answered(_) => pending.kind == XS_TRANSACTION_START,
+            _ => !is_unsent(id),
+        });
+        self.transactions == 0 && !under_way
     }
+}
 
+impl Connection {
     /// Queues a request whose answer nobody needs.
     pub(super) fn send_and_forget(&self, kind: u32, transaction: u32, parts: &[&[u8]]) {
         // It fails only when the connection did, and then xenstored has forgotten everything.
@@ -132,8 +131,8 @@ impl Connection {
     /// The next message to write, once there is one.
     pub(super) fn poll_unsent(&self, cx: &mut Context<'_>) -> Poll<Vec<u8>> {
         let mut state = self.0.borrow_mut();
-        let held = state.held;
-        let next = state.unsent.iter().position(|unsent| !held || unsent.transaction != 0);
+        let quiesced = state.quiesced;
+        let next = state.unsent.iter().position(|unsent| !quiesced || unsent.transaction != 0);
         match next.and_then(|next| state.unsent.remove(next)) {
             Some(unsent) => Poll::Ready(unsent.message),
             None => {
@@ -208,6 +207,16 @@ impl Connection {
             return;
         }
         self.look_for_quiet();
+    }
+
+    /// Tells whoever waits for quiet, if it is there.
+    pub(super) fn look_for_quiet(&self) {
+        let mut state = self.0.borrow_mut();
+        if state.quiet.is_some() && state.is_quiet() {
+            let waker = state.quiet.take();
+            drop(state);
+            wake(waker);
+        }
     }
 
     /// Gives back what an answer brought that nobody waits for.

@@ -23,19 +23,6 @@ pub fn connect<R: Read, W: Write>(reader: R, writer: W) -> (Store, Driver<R, W>)
 }
 
 impl Store {
-    /// Sends nothing more, but for what ends open transactions, and waits until all that was sent has its
-    /// answer: the domain can be saved then. Requests wait until [`release`](Store::release), also if the
-    /// future is dropped.
-    pub async fn hold(&self) {
-        self.connection().hold();
-        poll_fn(|cx| self.connection().poll_quiet(cx)).await;
-    }
-
-    /// Sends again.
-    pub fn release(&self) {
-        self.connection().release();
-    }
-
     /// Goes on with another xenstored, which knows nothing of this connection, as in a restored domain.
     ///
     /// All handles stay good. Watches are registered again, and so fire. Transactions that were open fail
@@ -44,7 +31,7 @@ impl Store {
     /// ends, and touches its stream no more.
     pub fn reconnect<R: Read, W: Write>(&self, reader: R, writer: W) -> Driver<R, W> {
         let connection = self.connection().clone();
-        let generation = connection.begin_anew();
+        let generation = connection.reset();
         Driver { connection, generation, reader, writer }
     }
 }

@@ -27,13 +27,15 @@ mod driver;
 mod nodes;
 mod request;
 pub mod ring;
+mod store;
 mod suspension;
 mod transaction;
 mod watch;
 pub mod wire;
 
 pub use driver::{Driver, connect};
-pub use nodes::{Nodes, Store};
+pub use nodes::Nodes;
+pub use store::Store;
 pub use transaction::Transaction;
 pub use watch::Watch;
 pub use wire::{Access, Permission};

@@ -1,18 +1,16 @@
 //! Reading and writing nodes, inside a transaction or outside any.
 
-use super::connection::{Connection, Undo, transaction_id};
+use super::connection::{Connection, Undo};
 use super::wire::{self, Permission, check_path};
-use super::{Transaction, Watch};
 use crate::abi::xs_wire::*;
 use crate::{DomId, Errno};
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use core::ops::Deref;
 
 /// Reads and writes the tree's nodes.
 ///
-/// [`Store`] and [`Transaction`] both lend one, so that what is written over `&Nodes` works in a
+/// [`Store`](super::Store) and [`Transaction`](super::Transaction) both lend one, so that what is written over `&Nodes` works in a
 /// transaction and outside. A path that does not begin with a slash is below the domain's home,
 /// `/local/domain/N`. All methods fail with [`Errno::EINVAL`] for a malformed path, with
 /// [`Errno::E2BIG`] for one that is too long, with what xenstored answered, or with what ended the
@@ -131,71 +129,5 @@ impl Nodes {
         let mut parts: [&[u8]; 4] = [path.as_bytes(), &[], &[], &[]];
         parts[1..=rest.len()].copy_from_slice(rest);
         self.connection.request(kind, self.transaction, Undo::Nothing, &parts)?.await
-    }
-}
-
-/// A handle on a connection to xenstored; clones are handles on the same one.
-///
-/// Reads and writes are those of [`Nodes`].
-#[derive(Debug)]
-pub struct Store(Nodes);
-
-impl Store {
-    pub(super) fn new(connection: Rc<Connection>) -> Self {
-        Store(Nodes { connection, transaction: 0, generation: 0 })
-    }
-
-    pub(super) fn connection(&self) -> &Rc<Connection> {
-        &self.0.connection
-    }
-
-    /// Watches a node and all below it, or one of the special paths such as `@releaseDomain`. A
-    /// watch fires once as soon as it is registered.
-    pub async fn watch(&self, path: &str) -> Result<Watch, Errno> {
-        Watch::register(self.0.connection.clone(), path).await
-    }
-
-    /// Starts a transaction.
-    pub async fn transaction(&self) -> Result<Transaction, Errno> {
-        let connection = self.0.connection.clone();
-        let start = connection.request(XS_TRANSACTION_START, 0, Undo::EndTransaction, &[&[0]])?;
-        Ok(Transaction::new(connection, transaction_id(&start.await?)?))
-    }
-
-    /// Does several things at once or not at all: does `work` in a transaction and commits it, again from
-    /// the start whenever somebody else changed what it touched. [`Errno::EAGAIN`] when that happens
-    /// many times in a row.
-    pub async fn transact<T>(
-        &self,
-        work: impl AsyncFn(&Transaction) -> Result<T, Errno>,
-    ) -> Result<T, Errno> {
-        /// Who is disturbed so often has a rival that never rests.
-        const TRIES: usize = 16;
-        for _ in 0..TRIES {
-            let once = async {
-                let transaction = self.transaction().await?;
-                let value = work(&transaction).await?;
-                transaction.commit().await.map(|()| value)
-            };
-            match once.await {
-                Err(Errno::EAGAIN) => {}
-                result => return result,
-            }
-        }
-        Err(Errno::EAGAIN)
-    }
-}
-
-impl Clone for Store {
-    fn clone(&self) -> Self {
-        Store::new(self.0.connection.clone())
-    }
-}
-
-impl Deref for Store {
-    type Target = Nodes;
-
-    fn deref(&self) -> &Nodes {
-        &self.0
     }
 }

@@ -1,6 +1,6 @@
 //! Waiting for the answer to one request.
 
-use super::connection::{Connection, Slot};
+use super::connection::{Connection, Slot, Undo};
 use crate::Errno;
 use crate::abi::xs_wire::XS_TRANSACTION_END;
 use alloc::rc::Rc;
@@ -15,9 +15,17 @@ pub(super) struct Request {
     id: u32,
 }
 
-impl Request {
-    pub(super) fn new(connection: Rc<Connection>, id: u32) -> Self {
-        Request { connection, id }
+impl Connection {
+    /// Queues a request and returns the future of its answer's payload.
+    pub(super) fn request(
+        self: &Rc<Self>,
+        kind: u32,
+        transaction: u32,
+        undo: Undo,
+        parts: &[&[u8]],
+    ) -> Result<Request, Errno> {
+        let id = self.queue(kind, transaction, undo, Slot::Waiting(None), parts)?;
+        Ok(Request { connection: self.clone(), id })
     }
 }
 

@@ -4,9 +4,7 @@ use crate::abi::xs_wire::{XENSTORE_RING_SIZE, XenstoreDomainInterface};
 use crate::byte_ring::{Consumer, Layout, Producer};
 use crate::{Errno, Shared, Side, Signal};
 use alloc::sync::Arc;
-use core::future::poll_fn;
 use core::mem::offset_of;
-use core::task::Poll;
 use embedded_io_async::{ErrorType, Read, Write};
 
 const REQUESTS: Layout = Layout {
@@ -53,16 +51,11 @@ impl<N: Fn()> Read for RingReader<N> {
         if to.is_empty() {
             return Ok(0);
         }
-        poll_fn(|cx| {
-            self.events.register(Side::Rx, cx.waker());
-            match self.ring.read(to) {
-                Ok(0) => Poll::Pending,
-                result => Poll::Ready(result),
-            }
-        })
-        .await
-        .inspect(|_| (self.notify)())
-        .inspect_err(|_| log::error!("xenstored's index of its answers is out of range"))
+        let moved = || Some(self.ring.read(to)).filter(|moved| *moved != Ok(0));
+        let result = self.events.until(Side::Rx, moved).await;
+        result
+            .inspect(|_| (self.notify)())
+            .inspect_err(|_| log::error!("xenstored's index of its answers is out of range"))
     }
 }
 
@@ -82,16 +75,11 @@ impl<N: Fn()> Write for RingWriter<N> {
         if from.is_empty() {
             return Ok(0);
         }
-        poll_fn(|cx| {
-            self.events.register(Side::Tx, cx.waker());
-            match self.ring.write(from) {
-                Ok(0) => Poll::Pending,
-                result => Poll::Ready(result),
-            }
-        })
-        .await
-        .inspect(|_| (self.notify)())
-        .inspect_err(|_| log::error!("xenstored's index of the requests is out of range"))
+        let moved = || Some(self.ring.write(from)).filter(|moved| *moved != Ok(0));
+        let result = self.events.until(Side::Tx, moved).await;
+        result
+            .inspect(|_| (self.notify)())
+            .inspect_err(|_| log::error!("xenstored's index of the requests is out of range"))
     }
 
     async fn flush(&mut self) -> Result<(), Errno> {

@@ -10,23 +10,10 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::task::{Context, Poll};
 
-impl State {
-    /// Whether nothing is under way: every request that was sent has its answer.
-    fn is_quiet(&self) -> bool {
-        let is_unsent = |id: &u32| self.unsent.iter().any(|unsent| unsent.id == *id);
-        let under_way = self.pending.iter().any(|(id, pending)| match pending.slot {
-            // Whoever asked is about to go on with it.
-            Slot::Answered(_) => pending.kind == XS_TRANSACTION_START,
-            _ => !is_unsent(id),
-        });
-        self.transactions == 0 && !under_way
-    }
-}
-
 impl Connection {
     /// Sends only what belongs to open transactions from now on.
-    pub(super) fn hold(&self) {
-        self.0.borrow_mut().held = true;
+    pub(super) fn quiesce(&self) {
+        self.0.borrow_mut().quiesced = true;
     }
 
     /// Ready when nothing is under way.
@@ -39,20 +26,10 @@ impl Connection {
         Poll::Pending
     }
 
-    /// Tells whoever waits for quiet, if it is there.
-    pub(super) fn look_for_quiet(&self) {
-        let mut state = self.0.borrow_mut();
-        if state.quiet.is_some() && state.is_quiet() {
-            let waker = state.quiet.take();
-            drop(state);
-            wake(waker);
-        }
-    }
-
     /// Sends again.
     pub(super) fn release(&self) {
         let mut state = self.0.borrow_mut();
-        state.held = false;
+        state.quiesced = false;
         let driver = state.driver.take();
         drop(state);
         wake(driver);
@@ -60,7 +37,7 @@ impl Connection {
 
     /// Begins anew with a xenstored that knows nothing; the number of the new connection. What was under
     /// way fails, what was not sent yet is kept, watches are registered again.
-    pub(super) fn begin_anew(&self) -> u32 {
+    pub(super) fn reset(&self) -> u32 {
         let mut state = self.0.borrow_mut();
         let State { unsent, pending, .. } = &mut *state;
         let mut wakers = Vec::new();

@@ -144,7 +144,7 @@ impl<M: Machine + 'static> Frontend<M> {
     /// Must be called in a domain that was restored from a save, which has lost its grants and event
     /// channels. All streams end with [`Errno::ENETDOWN`], the driver connects to the domain's new
     /// backend, and listeners are bound again. Returns when the old session's xenstore requests are
-    /// dropped. Xenstore must be [held](Store::hold) from before the save until then: the old requests are
+    /// dropped. Xenstore must be [quiesced](Store::quiesce) from before the save until then: the old requests are
     /// not meant for the new device.
     pub async fn resume(&self) {
         frontend::resume(&*self.0).await;
