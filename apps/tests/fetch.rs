@@ -82,11 +82,11 @@ fn a_name_that_leads_nowhere_is_reported() {
     for (command_line, expected) in [
         (
             "app=fetch url=http://there.example/x",
-            "cannot resolve there.example: there is no address of that name",
+            "cannot resolve there.example: the name has no address",
         ),
         (
             "app=fetch url=http://nobody.knows:81/",
-            "cannot resolve nobody.knows: no DNS server is known; say dns=ADDRESS",
+            "cannot resolve nobody.knows: no DNS server is known; set dns=ADDRESS",
         ),
     ] {
         let config = Config::parse(command_line.as_bytes()).unwrap();

@@ -1,4 +1,4 @@
-//! The frames of an interface in libpcap's format, for whoever reads them while they pass.
+//! The frames of an interface in libpcap's format.
 
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
@@ -9,13 +9,28 @@ use smoltcp::phy::{Device, PcapLinkType, PcapMode, PcapSink, PcapWriter};
 use smoltcp::time::Instant;
 use xen::WaitList;
 
-/// What precedes each frame: the time in seconds and microseconds, the bytes that follow, the frame's bytes.
+/// The length of a record's header: the time in seconds and microseconds, the record's and the frame's length.
 const RECORD_HEADER: usize = 16;
 
-/// A sink of smoltcp's `PcapWriter` that keeps records until they are fetched. When `limit` bytes wait, further frames
-/// are lost and counted, not those that wait. Clones are the same capture.
+/// A sink of smoltcp's `PcapWriter` that keeps records until they are fetched. While it is full, further frames
+/// are lost and counted. Clones are handles to the same capture.
 ///
-/// The format is libpcap's, of 1998: draft-gharris-opsawg-pcap-02, sections 4 and 5.
+/// The format is libpcap's of 1998: draft-gharris-opsawg-pcap-02, sections 4 and 5.
+///
+/// ```
+/// use core::time::Duration;
+/// use netfront::Capture;
+/// use netfront::smoltcp::phy::{Device, Loopback, Medium, TxToken};
+/// use netfront::smoltcp::time::Instant;
+///
+/// let capture = Capture::new(1 << 20, Duration::ZERO);
+/// let mut device = capture.wrap(Loopback::new(Medium::Ethernet));
+/// device.transmit(Instant::ZERO).unwrap().consume(60, |frame| frame.fill(7));
+///
+/// let mut file = Capture::header();
+/// file.extend(futures_executor::block_on(capture.next()));
+/// assert_eq!(file.len(), 24 + 16 + 60);
+/// ```
 #[derive(Clone)]
 pub struct Capture(Rc<Inner>);
 
@@ -29,7 +44,7 @@ struct Inner {
 }
 
 impl Capture {
-    /// A capture that keeps up to `limit` bytes. `epoch` is the wall clock's time when the stack's clock began.
+    /// A capture that keeps up to `limit` bytes. `epoch` is the wall-clock time at the stack's time 0.
     pub fn new(limit: usize, epoch: Duration) -> Self {
         Capture(Rc::new(Inner {
             records: RefCell::default(),
@@ -49,7 +64,7 @@ impl Capture {
         PcapWriter::new(device, self.clone(), PcapMode::Both)
     }
 
-    /// What a file begins with.
+    /// The global header of a capture file.
     pub fn header() -> Vec<u8> {
         struct Plain(Vec<u8>);
         impl PcapSink for Plain {
@@ -62,14 +77,14 @@ impl Capture {
         header.0
     }
 
-    /// The next record, whole. Waits for one.
+    /// Waits for the next record and removes it.
     pub async fn next(&self) -> Vec<u8> {
         let record = self.0.changed.until(|| self.0.records.borrow_mut().pop_front()).await;
         self.0.bytes.set(self.0.bytes.get() - record.len());
         record
     }
 
-    /// How many frames were lost because nobody fetched those before.
+    /// The number of frames lost because the capture was full.
     pub fn lost(&self) -> u64 {
         self.0.lost.get()
     }
@@ -77,7 +92,7 @@ impl Capture {
 
 impl PcapSink for Capture {
     fn write(&mut self, _: &[u8]) {
-        unreachable!("frames come whole, and each reader is given a header of its own")
+        unreachable!("`packet` and `global_header` are overridden")
     }
 
     fn global_header(&mut self, _: PcapLinkType) {}
@@ -120,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_that_nobody_fetches_are_lost_and_counted_and_there_is_room_again_later() {
+    fn a_full_capture_loses_and_counts_frames_until_records_are_fetched() {
         let mut capture = Capture::new(100, Duration::ZERO);
         for number in 0..10 {
             capture.packet(Instant::ZERO, &[number; 34]);

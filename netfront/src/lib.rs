@@ -1,10 +1,12 @@
-//! A network interface of the guest's own, for guests that need an address, raw control, or a host without
-//! xensockd.
+//! A Xen guest's own network interface, and TCP over it.
 //!
-//! - [`vif`]: the frontend of a virtual interface
-//! - [`stack`]: TCP over an interface, behind the socket API's traits
-//! - [`Resolver`]: names to addresses over any stack's TCP
-//! - [`Nic`]: what the stack needs of an interface, beside smoltcp's [`Device`](smoltcp::phy::Device)
+//! XenSock's sockets need neither. This crate is for guests that need an address of their own, other protocols
+//! or direct control, and for hosts without xensockd.
+//!
+//! - [`vif`]: the frontend of a virtual interface (netfront)
+//! - [`stack`]: TCP over an interface, with the traits of `edge-nal` and `embedded-io-async`
+//! - [`Resolver`]: DNS over any stack's TCP
+//! - [`Nic`]: what a stack needs of an interface, beside smoltcp's [`Device`](smoltcp::phy::Device)
 //! - [`Capture`]: the frames of an interface, in libpcap's format
 #![no_std]
 

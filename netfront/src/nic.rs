@@ -18,7 +18,7 @@ pub enum Link {
 ///
 /// The two are apart because wrappers of a device, such as smoltcp's `Tracer`, `PcapWriter` and
 /// `FaultInjector`, pass on nothing else. The device's capabilities (MTU, checksums) may change when the link
-/// comes up again.
+/// comes up again. [`stack`](crate::stack) has an example.
 pub trait Nic {
     /// The interface's own address. It may change when the link comes up again.
     fn hardware_address(&self) -> EthernetAddress;

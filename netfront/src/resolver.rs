@@ -1,7 +1,7 @@
-//! Names to addresses over TCP (RFC 1035, section 4.2.2), for stacks that have nothing but streams.
+//! DNS over TCP (RFC 1035, section 4.2.2), for stacks that have streams only.
 //!
-//! [`Resolver`] uses the socket API alone, so it runs over any stack that has it. The in-guest stack has a
-//! resolver of its own, over UDP; both fail with a [`ResolveError`].
+//! [`Resolver`] uses the socket traits alone, so it runs over any stack. [`Stack`](crate::stack::Stack) has a
+//! resolver of its own, over UDP. Both fail with a [`ResolveError`].
 
 use alloc::string::{String, ToString};
 use alloc::vec;
@@ -16,48 +16,48 @@ use smoltcp::wire::{
 };
 use thiserror::Error;
 
-/// Where DNS servers listen.
+/// The port of DNS servers.
 const PORT: u16 = 53;
 
-/// How long a server may take for an answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a server may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The longest answer that is read. Those about addresses are much shorter.
+/// The longest accepted answer. Answers with addresses are much shorter.
 const MAX_ANSWER: usize = 4096;
 
-/// The longest name in a message, and the longest part between its dots (RFC 1035, section 2.3.4).
+/// The longest name in a message, and the longest of its labels (RFC 1035, section 2.3.4).
 const MAX_NAME: usize = 255;
 const MAX_LABEL: usize = 63;
 
-/// Why a name leads nowhere.
+/// Why a name has no address.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ResolveError {
-    /// It cannot be one.
-    #[error("this is not a name")]
+    /// The text is not a valid host name.
+    #[error("not a valid host name")]
     NotAName,
-    /// There is nobody to ask.
-    #[error("no DNS server is known; say dns=ADDRESS")]
+    /// No DNS server is known.
+    #[error("no DNS server is known; set dns=ADDRESS")]
     NoServer,
-    /// No such name, or none with an address of the kind that was asked for.
-    #[error("there is no address of that name")]
+    /// The name does not exist, or has no address of the requested kind.
+    #[error("the name has no address")]
     NotFound,
-    /// The servers know no such name, or none of them answers.
-    #[error("the DNS servers know no address of that name, or do not answer")]
+    /// No server answers, or the name does not exist: smoltcp's client does not tell these apart.
+    #[error("the DNS servers do not answer, or the name has no address")]
     NoAnswer,
-    /// A server refuses, or has failed.
-    #[error("DNS server {0} fails with code {1}")]
+    /// A server returns an error: its address and the response code.
+    #[error("DNS server {0} returns error code {1}")]
     Refused(IpAddr, u8),
-    /// A server cannot be reached, or does not answer.
+    /// A server cannot be reached or does not answer.
     #[error("DNS server {0}: {1}")]
     Server(IpAddr, String),
-    /// A server's answer makes no sense.
-    #[error("DNS server {0} answers nonsense")]
-    Nonsense(IpAddr),
-    /// Too many names at once.
-    #[error("too many names are looked up at once")]
+    /// A server's answer is malformed or does not match the query.
+    #[error("DNS server {0} sends an invalid answer")]
+    InvalidAnswer(IpAddr),
+    /// Too many queries at once.
+    #[error("too many DNS queries at once")]
     Busy,
-    /// Names of addresses are not looked up.
-    #[error("names of addresses are not looked up")]
+    /// Reverse lookups are not supported.
+    #[error("reverse DNS lookups are not supported")]
     Unsupported,
 }
 
@@ -67,25 +67,36 @@ impl Error for ResolveError {
             ResolveError::NotAName => ErrorKind::InvalidInput,
             ResolveError::NotFound | ResolveError::NoAnswer => ErrorKind::NotFound,
             ResolveError::Unsupported => ErrorKind::Unsupported,
-            ResolveError::Nonsense(_) => ErrorKind::InvalidData,
+            ResolveError::InvalidAnswer(_) => ErrorKind::InvalidData,
             _ => ErrorKind::Other,
         }
     }
 }
 
-/// Asks DNS servers over a stack's TCP, one after the other until one answers.
+/// A DNS client over a stack's TCP. It queries the servers in order until one answers.
+///
+/// ```
+/// use edge_nal::{AddrType, Dns, TcpConnect};
+/// use netfront::{ResolveError, Resolver};
+/// use std::net::{IpAddr, Ipv4Addr};
+///
+/// async fn look_up<S: TcpConnect>(stack: &S) -> Result<IpAddr, ResolveError> {
+///     let servers = [IpAddr::from(Ipv4Addr::new(10, 0, 2, 3))];
+///     Resolver::new(stack, &servers).get_host_by_name("www.example.org", AddrType::IPv4).await
+/// }
+/// ```
 pub struct Resolver<'a, S> {
     stack: &'a S,
     servers: &'a [IpAddr],
 }
 
 impl<'a, S: TcpConnect> Resolver<'a, S> {
-    /// A resolver that asks these servers.
+    /// A resolver that queries these servers.
     pub fn new(stack: &'a S, servers: &'a [IpAddr]) -> Self {
         Resolver { stack, servers }
     }
 
-    async fn ask(
+    async fn query(
         &self,
         server: IpAddr,
         name: &[u8],
@@ -95,7 +106,7 @@ impl<'a, S: TcpConnect> Resolver<'a, S> {
         let exchange = async {
             let connecting = self.stack.connect(SocketAddr::new(server, PORT));
             let mut stream = connecting.await.map_err(|error| failed(&error))?;
-            // Nobody else answers on this connection: the number only tells answers apart.
+            // The connection serves one query, so the id need not be hard to guess.
             let id = Instant::now().as_ticks() as u16;
             let question = question(id, name, kind);
             stream.write_all(&question).await.map_err(|error| failed(&error))?;
@@ -104,15 +115,15 @@ impl<'a, S: TcpConnect> Resolver<'a, S> {
             stream
                 .read_exact(&mut length)
                 .await
-                .map_err(|_| failed(&"it closes the connection"))?;
+                .map_err(|_| failed(&"the connection was closed"))?;
             let mut answer = vec![0; MAX_ANSWER];
             let answer = answer
                 .get_mut(..usize::from(u16::from_be_bytes(length)))
-                .ok_or(ResolveError::Nonsense(server))?;
-            stream.read_exact(answer).await.map_err(|_| failed(&"it closes the connection"))?;
+                .ok_or(ResolveError::InvalidAnswer(server))?;
+            stream.read_exact(answer).await.map_err(|_| failed(&"the connection was closed"))?;
             address(answer, id, kind, server)
         };
-        with_timeout(PATIENCE, exchange).await.map_err(|_| failed(&"it does not answer"))?
+        with_timeout(ANSWER_TIMEOUT, exchange).await.map_err(|_| failed(&"no answer"))?
     }
 }
 
@@ -132,7 +143,7 @@ impl<S: TcpConnect> Dns for Resolver<'_, S> {
         let mut error = ResolveError::NoServer;
         for &server in self.servers {
             for &kind in kinds {
-                match self.ask(server, &name, kind).await {
+                match self.query(server, &name, kind).await {
                     Ok(address) => return Ok(address),
                     Err(other) => error = other,
                 }
@@ -140,7 +151,7 @@ impl<S: TcpConnect> Dns for Resolver<'_, S> {
                     break;
                 }
             }
-            // Another server would say the same.
+            // Other servers would answer the same.
             if error == ResolveError::NotFound {
                 break;
             }
@@ -154,7 +165,7 @@ impl<S: TcpConnect> Dns for Resolver<'_, S> {
     }
 }
 
-/// A name as messages have it: each part after its length, and the root's, which is empty.
+/// A name in a message's format: each label after its length, and an empty one for the root.
 fn encode(host: &str) -> Option<Vec<u8>> {
     let host = host.strip_suffix('.').unwrap_or(host);
     let mut name = Vec::with_capacity(host.len() + 2);
@@ -169,7 +180,7 @@ fn encode(host: &str) -> Option<Vec<u8>> {
     (name.len() <= MAX_NAME).then_some(name)
 }
 
-/// A question, after its length.
+/// A query, preceded by its length.
 fn question(id: u16, name: &[u8], kind: DnsQueryType) -> Vec<u8> {
     let question = DnsRepr {
         transaction_id: id,
@@ -179,23 +190,23 @@ fn question(id: u16, name: &[u8], kind: DnsQueryType) -> Vec<u8> {
     };
     let length = question.buffer_len();
     let mut bytes = vec![0; 2 + length];
-    // A name is short, and all else has fixed sizes.
+    // The length fits: a name is short, and all other parts have fixed sizes.
     bytes[..2].copy_from_slice(&(length as u16).to_be_bytes());
     question.emit(&mut DnsPacket::new_unchecked(&mut bytes[2..]));
     bytes
 }
 
-/// The first address in an answer: the server has followed the aliases to it.
+/// The first address in an answer. The server has resolved the aliases.
 fn address(
     answer: &[u8],
     id: u16,
     kind: DnsQueryType,
     server: IpAddr,
 ) -> Result<IpAddr, ResolveError> {
-    let nonsense = |_| ResolveError::Nonsense(server);
-    let packet = DnsPacket::new_checked(answer).map_err(nonsense)?;
+    let invalid = |_| ResolveError::InvalidAnswer(server);
+    let packet = DnsPacket::new_checked(answer).map_err(invalid)?;
     if packet.transaction_id() != id || !packet.flags().contains(DnsFlags::RESPONSE) {
-        return Err(ResolveError::Nonsense(server));
+        return Err(ResolveError::InvalidAnswer(server));
     }
     match packet.rcode() {
         DnsRcode::NoError => {}
@@ -204,10 +215,10 @@ fn address(
     }
     let mut rest = packet.payload();
     for _ in 0..packet.question_count() {
-        rest = DnsQuestion::parse(rest).map_err(nonsense)?.0;
+        rest = DnsQuestion::parse(rest).map_err(invalid)?.0;
     }
     for _ in 0..packet.answer_record_count() {
-        let (after, record) = DnsRecord::parse(rest).map_err(nonsense)?;
+        let (after, record) = DnsRecord::parse(rest).map_err(invalid)?;
         match (kind, record.data) {
             (DnsQueryType::A, DnsRecordData::A(address)) => return Ok(address.into()),
             (DnsQueryType::Aaaa, DnsRecordData::Aaaa(address)) => return Ok(address.into()),
@@ -227,7 +238,7 @@ mod tests {
         address(answer, 7, DnsQueryType::A, SERVER)
     }
 
-    /// An alias, then the address 192.0.2.1 of what it stands for.
+    /// An alias, then the address 192.0.2.1 of its target.
     fn answer() -> Vec<u8> {
         let mut bytes = vec![0, 7, 0x81, 0x80, 0, 1, 0, 2, 0, 0, 0, 0];
         bytes.extend(encode("www.example.org").unwrap());
@@ -238,39 +249,43 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_has_the_address_behind_the_alias() {
+    fn an_answer_yields_the_address_behind_an_alias() {
         assert_eq!(read(&answer()), Ok([192, 0, 2, 1].into()));
         assert_eq!(address(&answer(), 7, DnsQueryType::Aaaa, SERVER), Err(ResolveError::NotFound));
     }
 
     #[test]
-    fn no_answer_that_is_spoilt_or_cut_short_does_harm() {
+    fn malformed_and_truncated_answers_are_harmless() {
         let whole = answer();
         for length in 0..whole.len() {
-            assert_eq!(read(&whole[..length]), Err(ResolveError::Nonsense(SERVER)), "{length}");
+            assert_eq!(
+                read(&whole[..length]),
+                Err(ResolveError::InvalidAnswer(SERVER)),
+                "{length}"
+            );
         }
         for at in 0..whole.len() {
             for byte in [0, 0x3f, 0x40, 0xc0, 0xff] {
-                let mut spoilt = whole.clone();
-                spoilt[at] = byte;
-                let _ = read(&spoilt);
+                let mut malformed = whole.clone();
+                malformed[at] = byte;
+                let _ = read(&malformed);
             }
         }
     }
 
     #[test]
-    fn a_server_says_that_there_is_no_such_name_or_that_it_will_not_tell() {
+    fn a_server_may_know_no_such_name_or_refuse() {
         let mut bytes = answer();
         bytes[3] = 0x83;
         assert_eq!(read(&bytes), Err(ResolveError::NotFound));
         bytes[3] = 0x85;
         assert_eq!(read(&bytes), Err(ResolveError::Refused(SERVER, 5)));
         bytes[1] = 8;
-        assert_eq!(read(&bytes), Err(ResolveError::Nonsense(SERVER)));
+        assert_eq!(read(&bytes), Err(ResolveError::InvalidAnswer(SERVER)));
     }
 
     #[test]
-    fn a_name_has_parts_of_one_to_sixty_three_letters() {
+    fn a_label_has_one_to_sixty_three_characters() {
         assert_eq!(encode("a.bc.").unwrap(), b"\x01a\x02bc\0");
         let (long, many) = ("a".repeat(64), "abc.".repeat(64));
         for wrong in ["", ".", "a..b", ".a", "\u{e9}", &long, &many] {

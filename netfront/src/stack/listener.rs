@@ -12,6 +12,23 @@ use smoltcp::wire::IpListenEndpoint;
 use xen::Errno;
 
 /// A listening socket. Connections wait in its backlog; dropping the listener resets them.
+///
+/// ```
+/// use embedded_io_async::{BufRead, Write};
+/// use netfront::stack::Listener;
+///
+/// /// Sends everything back, to one client after the other.
+/// async fn echo(listener: Listener) -> Result<(), xen::Errno> {
+///     loop {
+///         let mut stream = listener.accept().await?;
+///         let (mut reader, mut writer) = edge_nal::TcpSplit::split(&mut stream);
+///         while let bytes @ [_, ..] = reader.fill_buf().await? {
+///             let count = writer.write(bytes).await?;
+///             reader.consume(count);
+///         }
+///     }
+/// }
+/// ```
 pub struct Listener {
     inner: Rc<Inner>,
     backlog: Rc<Backlog>,

@@ -7,6 +7,57 @@
 //! It uses smoltcp itself. The async crates on top of smoltcp have a pool of sockets of a fixed size, no
 //! backlog, and a device trait of their own, which smoltcp's tracers do not implement.
 //!
+//! # Example
+//!
+//! Two ends of a connection in one stack, over smoltcp's loopback device:
+//!
+//! ```
+//! use core::task::Waker;
+//! use embedded_io_async::{Read, Write};
+//! use futures_util::future::{join, select};
+//! use netfront::smoltcp::phy::{Loopback, Medium};
+//! use netfront::smoltcp::wire::EthernetAddress;
+//! use netfront::stack::{Config, Ipv4, Ipv4Cidr, Stack};
+//! use netfront::{Link, Nic};
+//! use std::net::{Ipv4Addr, SocketAddr};
+//! use std::pin::pin;
+//!
+//! /// A handle to the loopback device, which is always ready.
+//! struct Always;
+//!
+//! impl Nic for Always {
+//!     fn hardware_address(&self) -> EthernetAddress {
+//!         EthernetAddress([2, 0, 0, 0, 0, 1])
+//!     }
+//!
+//!     fn link(&self) -> Link {
+//!         Link::Up(1)
+//!     }
+//!
+//!     fn register(&self, waker: &Waker) {
+//!         waker.wake_by_ref();
+//!     }
+//!
+//!     fn flush(&self) {}
+//! }
+//!
+//! let address = Ipv4Cidr::new(Ipv4Addr::LOCALHOST, 8);
+//! let config = Config { ipv4: Ipv4::Static { address, gateway: None }, ..Config::default() };
+//! let (stack, runner) = Stack::new(Loopback::new(Medium::Ethernet), Always, config);
+//! let work = async {
+//!     let server = SocketAddr::from((Ipv4Addr::LOCALHOST, 7));
+//!     let listener = stack.bind(server).await?;
+//!     let (client, accepted) = join(stack.connect(server), listener.accept()).await;
+//!     let (mut client, mut accepted) = (client?, accepted?);
+//!     client.write_all(b"hello").await?;
+//!     let mut bytes = [0; 16];
+//!     let count = accepted.read(&mut bytes).await?;
+//!     assert_eq!(&bytes[..count], b"hello");
+//!     Ok::<(), xen::Errno>(())
+//! };
+//! futures_executor::block_on(select(pin!(work), pin!(runner.run())));
+//! ```
+//!
 //! # Compared with XenSock
 //!
 //! Reads, writes, end of stream, half-close, cancellation and dropping are the same. Differences:

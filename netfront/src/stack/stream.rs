@@ -14,6 +14,25 @@ use xen::Errno;
 use xensock_stream::PollSocket;
 
 /// A connected stream; its own operations are those of [`Connection`].
+///
+/// ```
+/// use edge_nal::{Close, TcpShutdown};
+/// use embedded_io_async::{Read, Write};
+/// use netfront::stack::Stream;
+///
+/// /// Sends a request, then reads the answer up to the end of the stream.
+/// async fn ask(stream: &mut Stream, request: &[u8]) -> Result<Vec<u8>, xen::Errno> {
+///     stream.write_all(request).await?;
+///     stream.close(Close::Write).await?;
+///     let (mut answer, mut some) = (Vec::new(), [0; 512]);
+///     loop {
+///         match stream.read(&mut some).await? {
+///             0 => return Ok(answer),
+///             count => answer.extend(&some[..count]),
+///         }
+///     }
+/// }
+/// ```
 pub type Stream = xensock_stream::Stream<Connection>;
 
 /// The socket of a [`Stream`].
