@@ -1,6 +1,7 @@
 //! Which stack the sockets are of, and the network interface's addresses.
 
-use super::{App, ConfigError, Problem, Word, Words};
+use super::App;
+use super::words::{ConfigError, Problem, Words, number, number_in};
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::str::FromStr;
@@ -9,16 +10,31 @@ use netfront::stack::{self, Ipv4, Ipv4Cidr, Ipv6Cidr};
 /// As many DNS servers as a stack asks.
 const MAX_SERVERS: usize = 3;
 
-/// Whose sockets the app gets.
+/// The stack of the app's sockets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StackChoice {
-    /// Those in dom0.
+    /// Sockets in dom0.
     #[default]
     XenSock,
-    /// The guest's own, over its network interface.
+    /// The guest's own stack, over its network interface.
     NetFront,
     /// Both: a server listens on both.
     Both,
+}
+
+/// The stacks that an image has; by default all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stacks {
+    /// Sockets in dom0.
+    pub xensock: bool,
+    /// The guest's own stack.
+    pub netfront: bool,
+}
+
+impl Default for Stacks {
+    fn default() -> Stacks {
+        Stacks { xensock: true, netfront: true }
+    }
 }
 
 /// The addresses of the network interface.
@@ -56,98 +72,101 @@ impl Network {
     }
 }
 
-/// Where a trace is had, unless the command line says so: the port of rpcap.
+/// The port for a trace if the command line names none: that of rpcap.
 const TRACE_PORT: u16 = 2002;
 
 /// Splits `ADDRESS/BITS`.
 fn cidr<A: FromStr>(text: &str, most: u8) -> Option<(A, u8)> {
     let (address, bits) = text.split_once('/')?;
-    let digits = bits.bytes().all(|byte| byte.is_ascii_digit());
-    let bits = bits.parse().ok().filter(|bits| digits && *bits <= most)?;
-    Some((address.parse().ok()?, bits))
+    Some((address.parse().ok()?, number(bits).filter(|bits| *bits <= most)?))
 }
 
-impl Words<'_> {
-    pub(super) fn stack(&self, app: &App) -> Result<StackChoice, ConfigError> {
-        match self.stack {
-            None => Ok(StackChoice::XenSock),
-            Some(word) => match word.value {
-                "xensock" => Ok(StackChoice::XenSock),
-                "netfront" => Ok(StackChoice::NetFront),
-                "both" if matches!(app, App::Fetch { .. }) => Err(word.error(Problem::OneStack)),
-                "both" => Ok(StackChoice::Both),
-                _ => Err(word.error(Problem::Stack)),
-            },
+pub(super) fn stack(
+    words: &Words<'_>,
+    app: &App,
+    stacks: Stacks,
+) -> Result<StackChoice, ConfigError> {
+    let choice = words.read("stack", |stack| match stack {
+        "xensock" => Some(StackChoice::XenSock),
+        "netfront" => Some(StackChoice::NetFront),
+        "both" => Some(StackChoice::Both),
+        _ => None,
+    })?;
+    let Some(word) = words.get("stack") else {
+        return Ok(if stacks.xensock { StackChoice::XenSock } else { StackChoice::NetFront });
+    };
+    match choice.unwrap_or_default() {
+        StackChoice::Both if matches!(app, App::Fetch { .. }) => Err(word.error(Problem::OneStack)),
+        StackChoice::XenSock | StackChoice::Both if !stacks.xensock => {
+            Err(word.error(Problem::NoXensock))
         }
+        StackChoice::NetFront | StackChoice::Both if !stacks.netfront => {
+            Err(word.error(Problem::NoNetfront))
+        }
+        choice => Ok(choice),
     }
+}
 
-    pub(super) fn trace(&self, choice: StackChoice) -> Result<Option<u16>, ConfigError> {
-        let Some(word) = self.trace else { return Ok(None) };
-        if choice != StackChoice::NetFront {
-            return Err(word.error(Problem::NoTrace));
-        }
-        let port = match word.value.split_once(':') {
-            None if word.value == "pcap" => Some(TRACE_PORT),
-            Some(("pcap", port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => {
-                port.parse().ok().filter(|port| *port != 0)
-            }
-            _ => None,
-        };
-        port.map(Some).ok_or(word.error(Problem::Trace))
+pub(super) fn trace(
+    words: &Words<'_>,
+    choice: StackChoice,
+    stacks: Stacks,
+) -> Result<Option<u16>, ConfigError> {
+    let Some(word) = words.get("trace") else { return Ok(None) };
+    if choice != StackChoice::NetFront {
+        return Err(word.error(Problem::NoTrace));
     }
+    if !stacks.xensock {
+        return Err(word.error(Problem::NoXensock));
+    }
+    words.read("trace", |trace| match trace.split_once(':') {
+        None if trace == "pcap" => Some(TRACE_PORT),
+        Some(("pcap", port)) => number(port).filter(|port| *port != 0),
+        _ => None,
+    })
+}
 
-    pub(super) fn network(&self, choice: StackChoice) -> Result<Network, ConfigError> {
-        let all = [self.net, self.ip, self.gw, self.ip6, self.gw6, self.tcp_buffer];
-        if let (StackChoice::XenSock, Some(word)) = (choice, all.into_iter().flatten().next()) {
-            return Err(word.error(Problem::NoInterface));
-        }
-        fn parsed<A: FromStr>(
-            word: Option<Word<'_>>,
-            p: Problem,
-        ) -> Result<Option<A>, ConfigError> {
-            word.map(|word| word.value.parse().map_err(|_| word.error(p))).transpose()
-        }
-        let gateway: Option<Ipv4Addr> = parsed(self.gw, Problem::Gateway)?;
-        let ipv4 = match (self.net, self.ip) {
-            (None, None) => Ipv4::Dhcp,
-            (Some(word), None) if word.value == "dhcp" => Ipv4::Dhcp,
-            (Some(word), _) => return Err(word.error(Problem::Net)),
-            (None, Some(word)) => {
-                let unicast = |(address, _): &(Ipv4Addr, u8)| {
-                    !address.is_unspecified() && !address.is_multicast() && !address.is_broadcast()
-                };
-                let address = cidr(word.value, 32).filter(unicast);
-                let (address, bits) = address.ok_or(word.error(Problem::Address))?;
-                Ipv4::Static { address: Ipv4Cidr::new(address, bits), gateway }
-            }
-        };
-        if let (Ipv4::Dhcp, Some(word)) = (ipv4, self.gw) {
-            return Err(word.error(Problem::StrayGateway));
-        }
-        let gateway: Option<Ipv6Addr> = parsed(self.gw6, Problem::Gateway)?;
-        let ipv6 = match (self.ip6, self.gw6) {
-            (None, None) => None,
-            (None, Some(word)) => return Err(word.error(Problem::StrayGateway)),
-            (Some(word), _) => {
-                let unicast = |(address, _): &(Ipv6Addr, u8)| {
-                    !address.is_unspecified() && !address.is_multicast()
-                };
-                let address = cidr(word.value, 128).filter(unicast);
-                let (address, bits) = address.ok_or(word.error(Problem::Address6))?;
-                Some((Ipv6Cidr::new(address, bits), gateway))
-            }
-        };
-        let mut network = Network { ipv4, ipv6, ..Network::default() };
-        if let Some(word) = self.dns {
-            let servers = word.value.split(',').map(str::parse).collect::<Result<Vec<_>, _>>();
-            let servers = servers.ok().filter(|servers| servers.len() <= MAX_SERVERS);
-            network.dns = servers.ok_or(word.error(Problem::Dns))?;
-        }
-        if let Some(word) = self.tcp_buffer {
-            network.tcp_buffer = (word.number(4, 1024, Problem::TcpBuffer)? as usize) << 10;
-        }
-        Ok(network)
+pub(super) fn network(words: &Words<'_>, choice: StackChoice) -> Result<Network, ConfigError> {
+    let of_interface = ["net", "ip", "gw", "ip6", "gw6", "tcp-buffer"];
+    if choice == StackChoice::XenSock
+        && let Some(word) = of_interface.into_iter().find_map(|key| words.get(key))
+    {
+        return Err(word.error(Problem::NoInterface));
     }
+    if let (Some(word), true) = (words.get("net"), words.get("ip").is_some()) {
+        return Err(word.error(Problem::Net));
+    }
+    words.read("net", |net| (net == "dhcp").then_some(()))?;
+    let gateway = words.read("gw", |gateway| gateway.parse().ok())?;
+    let address = words.read("ip", |ip| {
+        cidr(ip, 32).filter(|(ip, _): &(Ipv4Addr, _)| {
+            !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast()
+        })
+    })?;
+    let gateway6 = words.read("gw6", |gateway| gateway.parse().ok())?;
+    let address6 = words.read("ip6", |ip| {
+        cidr(ip, 128).filter(|(ip, _): &(Ipv6Addr, _)| !ip.is_unspecified() && !ip.is_multicast())
+    })?;
+    let stray = [("gw", address.is_none()), ("gw6", address6.is_none())];
+    let stray = stray.iter().find_map(|(key, is_stray)| words.get(key).filter(|_| *is_stray));
+    if let Some(word) = stray {
+        return Err(word.error(Problem::StrayGateway));
+    }
+    let servers = words.read("dns", |dns| {
+        let servers = dns.split(',').map(|server| server.parse().ok()).collect::<Option<Vec<_>>>();
+        servers.filter(|servers| servers.len() <= MAX_SERVERS)
+    })?;
+    let tcp_buffer = words.read("tcp-buffer", number_in(4, 1024))?;
+    let default = Network::default();
+    Ok(Network {
+        ipv4: address.map_or(default.ipv4, |(ip, bits)| Ipv4::Static {
+            address: Ipv4Cidr::new(ip, bits),
+            gateway,
+        }),
+        ipv6: address6.map(|(ip, bits)| (Ipv6Cidr::new(ip, bits), gateway6)),
+        dns: servers.unwrap_or_default(),
+        tcp_buffer: tcp_buffer.map_or(default.tcp_buffer, |kib| (kib as usize) << 10),
+    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! URLs as the command line has them.
 
-use super::Problem;
+use super::words::{Problem, number};
 use alloc::string::String;
 use core::fmt;
 use core::net::{IpAddr, SocketAddr};
@@ -76,8 +76,7 @@ impl FromStr for Url {
 fn authority(text: &str) -> Option<(Host, u16)> {
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => {
-            let digits = port.bytes().all(|byte| byte.is_ascii_digit());
-            (host, port.parse().ok().filter(|port| digits && *port != 0)?)
+            (host, number(port).filter(|port| *port != 0)?)
         }
         _ => (text, PORT),
     };

@@ -1,0 +1,245 @@
+//! The words of the command line: the table of keys, and what is wrong with a word.
+
+use alloc::string::{String, ToString};
+use core::fmt;
+use core::str::FromStr;
+use thiserror::Error;
+
+/// The longest command line that is read, in bytes.
+pub const MAX_LENGTH: usize = 4096;
+
+/// Each key, and the error that explains which values it permits.
+pub const KEYS: [(&str, Problem); 17] = [
+    ("app", Problem::UnknownApp),
+    ("port", Problem::Port),
+    ("url", Problem::Scheme),
+    ("log", Problem::Level),
+    ("ring-order", Problem::RingOrder),
+    ("idle-timeout", Problem::Timeout),
+    ("max-connections", Problem::Connections),
+    ("evtchn", Problem::Evtchn),
+    ("stack", Problem::Stack),
+    ("net", Problem::Net),
+    ("ip", Problem::Address),
+    ("gw", Problem::Gateway),
+    ("ip6", Problem::Address6),
+    ("gw6", Problem::Gateway),
+    ("dns", Problem::Dns),
+    ("tcp-buffer", Problem::TcpBuffer),
+    ("trace", Problem::Trace),
+];
+
+/// What is wrong with the command line, and where.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("command line, column {column}: `{word}`: {problem}")]
+pub struct ConfigError {
+    /// The byte that the word begins at, counted from 1.
+    pub column: usize,
+    /// The word, or its beginning.
+    pub word: String,
+    /// What is wrong with it.
+    pub problem: Problem,
+}
+
+/// What can be wrong with a word of the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Problem {
+    /// The text exceeds [`MAX_LENGTH`].
+    #[error("the command line ends at {MAX_LENGTH} bytes: shorten it")]
+    TooLong,
+    /// Bytes outside ASCII's printable ones.
+    #[error("only printable ASCII is allowed here")]
+    NotText,
+    /// No `=`, or nothing behind it.
+    #[error("a value is missing: write key=value")]
+    NoValue,
+    /// A key that nobody knows.
+    #[error("no such key: there are {}", Keys)]
+    UnknownKey,
+    /// A key for the second time.
+    #[error("this key was given before: give each at most once")]
+    Duplicate,
+    /// An app that nobody knows.
+    #[error("no such app: there are http, echo, fetch")]
+    UnknownApp,
+    /// Not a port.
+    #[error("a port is a whole number from 1 to 65535")]
+    Port,
+    /// Not a log level.
+    #[error("a log level is off, error, warn, info, debug or trace")]
+    Level,
+    /// Not a ring order.
+    #[error("a ring's order is a whole number from 1 to 9 (2^order pages)")]
+    RingOrder,
+    /// Not a number of seconds.
+    #[error("a time-out is a whole number of seconds from 0 (never) to 86400")]
+    Timeout,
+    /// Not a number of connections.
+    #[error("a number of connections is a whole number from 1 to 65536")]
+    Connections,
+    /// Not an ABI of event channels.
+    #[error("event channels are of the ABI fifo or 2l")]
+    Evtchn,
+    /// Not a stack.
+    #[error("the stack is xensock, netfront or both")]
+    Stack,
+    /// The image has no sockets in dom0.
+    #[error("this image has no sockets in dom0: it was built without the feature `xensock`")]
+    NoXensock,
+    /// The image has no stack for a network interface.
+    #[error("this image has no network stack: it was built without the feature `netfront`")]
+    NoNetfront,
+    /// An address, and no interface to have it.
+    #[error("only a network interface has addresses: say stack=netfront or stack=both, too")]
+    NoInterface,
+    /// Not a source of addresses.
+    #[error(
+        "net is dhcp; for an address of your own say ip=ADDRESS/BITS alone, as in ip=10.0.0.2/24"
+    )]
+    Net,
+    /// Not an IPv4 address with its network's length.
+    #[error("an address is written with its network's length, as in 10.0.0.2/24")]
+    Address,
+    /// Not an IPv6 address with its network's length.
+    #[error("an IPv6 address is written with its network's length, as in fd00::2/64")]
+    Address6,
+    /// Not a gateway.
+    #[error("a gateway is an address, as in gw=10.0.0.1 or gw6=fd00::1")]
+    Gateway,
+    /// A gateway, and no address.
+    #[error("a gateway goes with an address: ip= for gw=, ip6= for gw6=; DHCP brings its own")]
+    StrayGateway,
+    /// Not DNS servers.
+    #[error("DNS servers are up to three addresses, as in dns=10.0.0.1,10.0.0.2")]
+    Dns,
+    /// Not a size for buffers.
+    #[error("a TCP buffer's size is a whole number of KiB from 4 to 1024")]
+    TcpBuffer,
+    /// Not a trace.
+    #[error("a trace is pcap, or pcap:PORT of dom0, as in trace=pcap:2002")]
+    Trace,
+    /// A trace of what has no frames, or that cannot leave.
+    #[error("a trace is of stack=netfront alone, and leaves by dom0's sockets")]
+    NoTrace,
+    /// Two stacks for an app that needs one.
+    #[error("fetch takes one stack: xensock or netfront")]
+    OneStack,
+    /// The app has no use for the key.
+    #[error("this app has no such setting: port is for http and echo, url is for fetch")]
+    WrongApp,
+    /// `app=fetch` alone.
+    #[error("fetch needs url=http://ADDRESS:PORT/PATH")]
+    NoUrl,
+    /// Not `http://`.
+    #[error("a URL begins with http://")]
+    Scheme,
+    /// The host is neither an address nor a name.
+    #[error(
+        "the URL's host is an address or a name, as in http://192.0.2.1/ or http://example.org/"
+    )]
+    Host,
+    /// The path has bytes that cannot stand in a request.
+    #[error("the URL's path must be printable ASCII")]
+    Target,
+}
+
+/// Shows the keys' names.
+struct Keys;
+
+impl fmt::Display for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        for (name, _) in KEYS {
+            write!(f, "{separator}{name}")?;
+            separator = ", ";
+        }
+        Ok(())
+    }
+}
+
+/// A word of the command line, split and located.
+#[derive(Clone, Copy, Default)]
+pub struct Word<'t> {
+    column: usize,
+    text: &'t [u8],
+    /// What follows `=`.
+    pub value: &'t str,
+}
+
+impl Word<'_> {
+    /// An error about this word.
+    pub fn error(&self, problem: Problem) -> ConfigError {
+        let shown = &self.text[..self.text.len().min(60)];
+        ConfigError { column: self.column, word: shown.escape_ascii().to_string(), problem }
+    }
+}
+
+/// The words of a command line, in the order of [`KEYS`].
+pub struct Words<'t>([Option<Word<'t>>; KEYS.len()]);
+
+impl<'t> Words<'t> {
+    /// Splits a command line; its first NUL byte, if any, ends it.
+    pub fn split(text: &'t [u8]) -> Result<Words<'t>, ConfigError> {
+        let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
+        if text.len() > MAX_LENGTH {
+            let tail = Word { column: MAX_LENGTH + 1, text: &text[MAX_LENGTH..], value: "" };
+            return Err(tail.error(Problem::TooLong));
+        }
+        let mut words = Words([None; KEYS.len()]);
+        let mut at = 0;
+        for part in text.split(u8::is_ascii_whitespace) {
+            let mut word = Word { column: at + 1, text: part, value: "" };
+            at += part.len() + 1;
+            if part.is_empty() {
+                continue;
+            }
+            if !part.iter().all(u8::is_ascii_graphic) {
+                return Err(word.error(Problem::NotText));
+            }
+            let part = core::str::from_utf8(part).map_err(|_| word.error(Problem::NotText))?;
+            let (key, value) = part.split_once('=').unwrap_or((part, ""));
+            let index = KEYS.iter().position(|(name, _)| *name == key);
+            let slot = &mut words.0[index.ok_or(word.error(Problem::UnknownKey))?];
+            if value.is_empty() {
+                return Err(word.error(Problem::NoValue));
+            }
+            if slot.is_some() {
+                return Err(word.error(Problem::Duplicate));
+            }
+            word.value = value;
+            *slot = Some(word);
+        }
+        Ok(words)
+    }
+
+    /// The word of a key.
+    pub fn get(&self, key: &str) -> Option<Word<'t>> {
+        self.entry(key).0
+    }
+
+    /// The value of a key. If `read` refuses it, the error is that of the table.
+    pub fn read<T>(
+        &self,
+        key: &str,
+        read: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<Option<T>, ConfigError> {
+        let (word, problem) = self.entry(key);
+        word.map(|word| read(word.value).ok_or_else(|| word.error(problem))).transpose()
+    }
+
+    fn entry(&self, key: &str) -> (Option<Word<'t>>, Problem) {
+        let index = KEYS.iter().position(|(name, _)| *name == key);
+        let index = index.expect("the key is in the table");
+        (self.0[index], KEYS[index].1)
+    }
+}
+
+/// A whole number of digits alone; `parse` would accept a sign.
+pub fn number<T: FromStr>(text: &str) -> Option<T> {
+    text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// A whole number within limits.
+pub fn number_in(low: u32, high: u32) -> impl FnOnce(&str) -> Option<u32> {
+    move |text| number(text).filter(|number| (low..=high).contains(number))
+}
