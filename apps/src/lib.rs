@@ -20,6 +20,7 @@ pub mod trace;
 mod wire;
 
 pub use context::{Context, Environment, Metric, OpenConnection};
+pub use netfront::Resolver;
 
 use alloc::string::{String, ToString};
 use config::{App, Config};

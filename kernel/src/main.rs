@@ -6,62 +6,85 @@ extern crate alloc;
 
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use apps::config::{Config, MAX_LENGTH, StackChoice};
+use apps::config::{Config, MAX_LENGTH, StackChoice, Stacks};
 use apps::{Context, Environment, Metric};
-use core::future::pending;
-use core::pin::pin;
-use embassy_time::Instant;
-use futures_util::future::{select, try_join};
 use kernel::System;
-use netfront::{Capture, Resolver};
-use xensock::front;
 
 kernel::entry!(main);
 
-/// Bytes of frames that are kept until somebody fetches them.
-const TRACED: usize = 1 << 20;
+/// The stacks of this image.
+const STACKS: Stacks =
+    Stacks { xensock: cfg!(feature = "xensock"), netfront: cfg!(feature = "netfront") };
 
-// The kernel must keep one byte more than is allowed, so that a line that is too long is reported.
+// The kernel keeps at least one byte more than is allowed, so that a longer line is reported.
 const _: () = assert!(MAX_LENGTH < kernel::COMMAND_LINE_SIZE);
 
 async fn main(system: System) -> Result<(), String> {
-    let config = Config::parse(system.command_line()).map_err(|error| error.to_string())?;
-    let ring_order = config.ring_order.map(u32::from);
-    let sockets = front::Config { ring_order, ..front::Config::default() };
+    let config = Config::parse_for(STACKS, system.command_line()).map_err(text)?;
     let context = Context::new(Guest(system.clone()));
-    let over_xensock = async {
-        let stack = system.sockets(sockets).await.map_err(|error| error.to_string())?;
-        let names = Resolver::new(&stack, &config.network.dns);
-        apps::run(&config, &stack, &names, &context).await.map_err(|error| error.to_string())
-    };
-    let over_netfront = async {
-        let stack = config.network.stack(0);
-        let since_boot = core::time::Duration::from_micros(Instant::now().as_micros());
-        let boot = system.wall_clock().unwrap_or_default().saturating_sub(since_boot);
-        let capture = config.trace.map(|port| (port, Capture::new(TRACED, boot)));
-        let kept = capture.as_ref().map(|(_, capture)| capture.clone());
-        let stack = system.network(Default::default(), stack, kept).await;
-        let stack = stack.map_err(|error| error.to_string())?;
-        let app = pin!(apps::run(&config, &stack, &stack, &context));
-        let traced = pin!(async {
-            if let Some((port, capture)) = capture {
-                trace(&system, sockets, port, &capture).await;
-            }
-            pending().await
-        });
-        select(app, traced).await.factor_first().0.map_err(|error| error.to_string())
-    };
     match config.stack {
-        StackChoice::XenSock => over_xensock.await,
-        StackChoice::NetFront => over_netfront.await,
-        // The first error ends both.
-        StackChoice::Both => try_join(over_xensock, over_netfront).await.map(drop),
+        #[cfg(feature = "xensock")]
+        StackChoice::XenSock => over_xensock(&system, &config, &context).await,
+        #[cfg(feature = "netfront")]
+        StackChoice::NetFront => over_netfront(&system, &config, &context).await,
+        #[cfg(all(feature = "xensock", feature = "netfront"))]
+        StackChoice::Both => {
+            let xensock = over_xensock(&system, &config, &context);
+            let netfront = over_netfront(&system, &config, &context);
+            // The first error ends both.
+            futures_util::future::try_join(xensock, netfront).await.map(drop)
+        }
+        #[cfg(not(all(feature = "xensock", feature = "netfront")))]
+        _ => Err("this image has no stack".into()),
     }
 }
 
-/// Serves an interface's frames over dom0's sockets. The app runs on if that fails.
-async fn trace(system: &System, sockets: front::Config, port: u16, capture: &Capture) {
-    let ended = match system.sockets(sockets).await {
+fn text(error: impl ToString) -> String {
+    error.to_string()
+}
+
+/// The configuration of the sockets in dom0.
+#[cfg(feature = "xensock")]
+fn sockets(config: &Config) -> xensock::front::Config {
+    let ring_order = config.ring_order.map(u32::from);
+    xensock::front::Config { ring_order, ..xensock::front::Config::default() }
+}
+
+/// Runs the app over sockets in dom0.
+#[cfg(feature = "xensock")]
+async fn over_xensock(system: &System, config: &Config, context: &Context) -> Result<(), String> {
+    let stack = system.sockets(sockets(config)).await.map_err(text)?;
+    let names = apps::Resolver::new(&stack, &config.network.dns);
+    apps::run(config, &stack, &names, context).await.map_err(text)
+}
+
+/// Runs the app over the guest's own stack, and the trace beside it.
+#[cfg(feature = "netfront")]
+async fn over_netfront(system: &System, config: &Config, context: &Context) -> Result<(), String> {
+    /// Bytes of frames that are kept until a reader fetches them.
+    const TRACED: usize = 1 << 20;
+
+    let uptime = embassy_time::Instant::now().as_micros();
+    let uptime = core::time::Duration::from_micros(uptime);
+    let boot = system.wall_clock().unwrap_or_default().saturating_sub(uptime);
+    let capture = config.trace.map(|_| netfront::Capture::new(TRACED, boot));
+    let stack = config.network.stack(0);
+    let stack = system.network(Default::default(), stack, capture.clone()).await.map_err(text)?;
+    let app = core::pin::pin!(apps::run(config, &stack, &stack, context));
+    let traced = core::pin::pin!(async {
+        #[cfg(feature = "xensock")]
+        if let (Some(port), Some(capture)) = (config.trace, &capture) {
+            trace(system, config, port, capture).await;
+        }
+        core::future::pending().await
+    });
+    futures_util::future::select(app, traced).await.factor_first().0.map_err(text)
+}
+
+/// Serves an interface's frames over dom0's sockets. The app goes on if that fails.
+#[cfg(all(feature = "xensock", feature = "netfront"))]
+async fn trace(system: &System, config: &Config, port: u16, capture: &netfront::Capture) {
+    let ended = match system.sockets(sockets(config)).await {
         Ok(sockets) => apps::trace::serve(&sockets, port, capture).await,
         Err(error) => return log::error!("trace: cannot use dom0's sockets: {error}"),
     };

@@ -1,6 +1,9 @@
 //! The guest as its main function sees it, and the life around that function: start, requests of the
 //! toolstack, an orderly end.
 
+#[cfg(not(any(feature = "netfront", feature = "xensock")))]
+compile_error!("the kernel needs a stack: the feature `xensock`, `netfront` or both");
+
 #[cfg(feature = "netfront")]
 mod network;
 #[cfg(feature = "xensock")]
@@ -152,7 +155,6 @@ macro_rules! entry {
 impl System {
     /// Waits for a device: calls `find` at first and after each change of the devices' nodes, until it
     /// returns one. `hint` is logged once if there is none at first.
-    #[cfg(any(feature = "xensock", feature = "netfront"))]
     async fn wait_for<T>(
         &self,
         hint: &str,
@@ -173,7 +175,6 @@ impl System {
     }
 
     /// The first folder in `device/KIND`.
-    #[cfg(any(feature = "xensock", feature = "netfront"))]
     async fn first_device(store: &Store, kind: &str) -> Result<Option<String>, Errno> {
         let devices = match store.directory(&format!("device/{kind}")).await {
             // The toolstack may have created it without giving the guest access yet.
