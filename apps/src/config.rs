@@ -88,7 +88,12 @@ impl Config {
     pub fn parse_for(stacks: Stacks, text: &[u8]) -> Result<Config, ConfigError> {
         let words = Words::split(text)?;
         let app = app(&words)?;
-        let stack = network::stack(&words, &app, stacks)?;
+        let stack = network::stack(&words, stacks)?;
+        if let (App::Fetch { .. }, StackChoice::Both, Some(word)) =
+            (&app, stack, words.get("stack"))
+        {
+            return Err(word.error(Problem::OneStack));
+        }
         let default = Config::default();
         let idle = words.read("idle-timeout", number_in(0, 86400))?;
         let idle = idle.map(|seconds| (seconds > 0).then(|| Duration::from_secs(seconds.into())));

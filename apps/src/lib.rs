@@ -21,34 +21,23 @@ mod wire;
 
 pub use context::{Context, Environment, Metric, OpenConnection};
 pub use netfront::Resolver;
+pub use serve::ServeError;
 
 use alloc::string::{String, ToString};
 use config::{App, Config};
-use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use edge_nal::{Dns, TcpBind, TcpConnect};
 use thiserror::Error;
 
 /// Why an app ended without having done its work.
 #[derive(Debug, Error)]
 pub enum AppError {
-    /// The port could not be listened on.
-    #[error("cannot listen on port {port}: {reason}; is another server there?")]
-    Bind {
-        /// The port.
-        port: u16,
-        /// What the stack said.
-        reason: String,
-    },
-    /// The listener fails again and again.
-    #[error("cannot accept connections any more: {reason}")]
-    Accept {
-        /// What the stack said last.
-        reason: String,
-    },
-    /// The URL could not be got.
+    /// The server ended.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// The URL could not be fetched.
     #[error("fetch {url}: {error}")]
     Fetch {
-        /// What was to be got.
+        /// The URL.
         url: String,
         /// What went wrong.
         error: fetch::FetchError,
@@ -69,7 +58,7 @@ where
     let idle = config.idle_timeout;
     match &config.app {
         App::Http { port } => {
-            let acceptor = bind(stack, *port).await?;
+            let acceptor = serve::bind(stack, *port).await?;
             log::info!("http: serving on port {port}");
             context.listening();
             let limit = limit(config, context, http::CONNECTION_MEMORY);
@@ -77,7 +66,7 @@ where
             match serve::serve(&acceptor, limit, serve_one, context).await? {}
         }
         App::Echo { port } => {
-            let acceptor = bind(stack, *port).await?;
+            let acceptor = serve::bind(stack, *port).await?;
             log::info!("echo: serving on port {port}");
             context.listening();
             let limit = limit(config, context, echo::CONNECTION_MEMORY);
@@ -91,12 +80,6 @@ where
             Ok(())
         }
     }
-}
-
-async fn bind<S: TcpBind>(stack: &S, port: u16) -> Result<S::Accept<'_>, AppError> {
-    let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
-    let bound = stack.bind(any).await;
-    bound.map_err(|error| AppError::Bind { port, reason: error.to_string() })
 }
 
 fn limit(config: &Config, context: &Context, app_bytes: usize) -> usize {

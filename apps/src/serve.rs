@@ -1,15 +1,15 @@
 //! The accept loop that servers share.
 
-use super::AppError;
 use crate::Context;
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
 use core::convert::Infallible;
-use core::net::SocketAddr;
-use edge_nal::TcpAccept;
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+use edge_nal::{TcpAccept, TcpBind};
 use embassy_time::{Duration, Timer};
 use futures_util::StreamExt;
 use futures_util::future::Either;
 use futures_util::stream::FuturesUnordered;
+use thiserror::Error;
 
 /// How often `accept` may fail in a row while no connection is open. With the pauses, that is half a minute.
 const MAX_FAILURES: u32 = 8;
@@ -19,6 +19,32 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 /// The longest pause while connections are open: each that ends gives back what may be lacking.
 const BUSY_PAUSE: Duration = Duration::from_millis(800);
+
+/// Why a server ended.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// The port could not be listened on.
+    #[error("cannot listen on port {port}: {reason}; is another server there?")]
+    Bind {
+        /// The port.
+        port: u16,
+        /// The stack's error.
+        reason: String,
+    },
+    /// The listener failed again and again.
+    #[error("cannot accept connections any more: {reason}")]
+    Accept {
+        /// The stack's last error.
+        reason: String,
+    },
+}
+
+/// Listens on `port` of all addresses.
+pub async fn bind<S: TcpBind>(stack: &S, port: u16) -> Result<S::Accept<'_>, ServeError> {
+    let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
+    let bound = stack.bind(any).await;
+    bound.map_err(|error| ServeError::Bind { port, reason: error.to_string() })
+}
 
 /// What woke the loop.
 enum Event<S, E> {
@@ -36,7 +62,7 @@ pub async fn serve<'a, A, H>(
     limit: usize,
     handler: H,
     context: &Context,
-) -> Result<Infallible, AppError>
+) -> Result<Infallible, ServeError>
 where
     A: TcpAccept,
     H: AsyncFn(A::Socket<'a>),
@@ -77,7 +103,7 @@ where
                     log::warn!("accept failed, {failures} times in a row: {error}");
                 }
                 if alone > MAX_FAILURES {
-                    return Err(AppError::Accept { reason: error.to_string() });
+                    return Err(ServeError::Accept { reason: error.to_string() });
                 }
                 accepting = false;
             }

@@ -1,6 +1,6 @@
 //! A network interface's frames, streamed to whoever connects.
 
-use super::{AppError, bind};
+use crate::serve::{ServeError, bind};
 use core::convert::Infallible;
 use core::pin::pin;
 use edge_nal::{TcpAccept, TcpBind};
@@ -18,7 +18,7 @@ pub async fn serve<S: TcpBind>(
     stack: &S,
     port: u16,
     capture: &Capture,
-) -> Result<Infallible, AppError> {
+) -> Result<Infallible, ServeError> {
     let acceptor = bind(stack, port).await?;
     log::info!("trace: frames can be had at port {port} of dom0");
     let mut accepted = acceptor.accept().await;

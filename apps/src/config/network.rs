@@ -1,6 +1,5 @@
 //! Which stack the sockets are of, and the network interface's addresses.
 
-use super::App;
 use super::words::{ConfigError, Problem, Words, number, number_in};
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -81,11 +80,7 @@ fn cidr<A: FromStr>(text: &str, most: u8) -> Option<(A, u8)> {
     Some((address.parse().ok()?, number(bits).filter(|bits| *bits <= most)?))
 }
 
-pub(super) fn stack(
-    words: &Words<'_>,
-    app: &App,
-    stacks: Stacks,
-) -> Result<StackChoice, ConfigError> {
+pub(super) fn stack(words: &Words<'_>, stacks: Stacks) -> Result<StackChoice, ConfigError> {
     let choice = words.read("stack", |stack| match stack {
         "xensock" => Some(StackChoice::XenSock),
         "netfront" => Some(StackChoice::NetFront),
@@ -96,7 +91,6 @@ pub(super) fn stack(
         return Ok(if stacks.xensock { StackChoice::XenSock } else { StackChoice::NetFront });
     };
     match choice.unwrap_or_default() {
-        StackChoice::Both if matches!(app, App::Fetch { .. }) => Err(word.error(Problem::OneStack)),
         StackChoice::XenSock | StackChoice::Both if !stacks.xensock => {
             Err(word.error(Problem::NoXensock))
         }

@@ -3,7 +3,7 @@
 use super::super::wire::{Wire, WireError};
 use super::body::{Body, BodyError, Framing};
 use super::request::{self, Method, Refusal, Request};
-use super::response::{Head, Status, short};
+use super::response::{Head, Status};
 use super::route::Route;
 use super::{page, pattern, prometheus};
 use crate::Context;
@@ -178,18 +178,18 @@ where
         match route {
             Route::Unknown => {
                 let head = Head { status: Status::NOT_FOUND, ..head };
-                short(&mut self.out, head, method, "There is nothing here; / says what is.\n");
+                self.short(head, method, "There is nothing here; / says what is.\n");
             }
             _ if !takes => {
                 let allow = route.allow();
                 let head = Head { status: Status::METHOD_NOT_ALLOWED, allow, ..head };
                 let text = "This path does not take this method.\n";
-                short(&mut self.out, head, method, text);
+                self.short(head, method, text);
             }
             Route::BadBytes => {
                 let head = Head { status: Status::BAD_REQUEST, ..head };
                 let text = "Write /bytes/N with a whole number N from 0 to 1099511627776.\n";
-                short(&mut self.out, head, method, text);
+                self.short(head, method, text);
             }
             Route::Bytes(count) => {
                 let content_type = "application/octet-stream";
@@ -200,18 +200,18 @@ where
                 }
                 return Ok(keep_alive);
             }
-            Route::Health => short(&mut self.out, head, method, "ok\n"),
+            Route::Health => self.short(head, method, "ok\n"),
             Route::Metrics => {
                 let mut text = page_text(self.context)?;
                 prometheus::write(&mut text, self.context);
                 let head = Head { content_type: prometheus::CONTENT_TYPE, ..head };
-                short(&mut self.out, head, method, &text);
+                self.short(head, method, &text);
             }
             Route::Index | Route::Sum => {
                 let mut text = page_text(self.context)?;
                 page::write(&mut text, self.context);
                 let head = Head { content_type: page::CONTENT_TYPE, ..head };
-                short(&mut self.out, head, method, &text);
+                self.short(head, method, &text);
             }
         }
         self.send().await?;
@@ -277,9 +277,17 @@ where
             allow: None,
             keep_alive: asked.keep_alive,
         };
-        short(&mut self.out, head, asked.method, &text);
+        self.short(head, asked.method, &text);
         self.send().await?;
         Ok(asked.keep_alive)
+    }
+
+    /// Appends a short response to `out`; a `HEAD` request gets no body.
+    fn short(&mut self, head: Head, method: Method, body: &str) {
+        Head { length: body.len() as u64, ..head }.write(&mut self.out);
+        if method != Method::Head {
+            self.out.push_str(body);
+        }
     }
 
     /// Writes what is in `out`.

@@ -1,6 +1,5 @@
 //! A response's head.
 
-use super::request::Method;
 use alloc::string::String;
 use core::fmt::Write;
 
@@ -62,13 +61,5 @@ impl Head {
              Connection: {connection}\r\n\r\n",
             self.content_type, self.length, allow.0, allow.1, allow.2
         );
-    }
-}
-
-/// Puts head and body of a short response into `out`; a `HEAD` request gets no body.
-pub fn short(out: &mut String, head: Head, method: Method, body: &str) {
-    Head { length: body.len() as u64, ..head }.write(out);
-    if method != Method::Head {
-        out.push_str(body);
     }
 }

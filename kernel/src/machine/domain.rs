@@ -1,13 +1,12 @@
 //! What a frontend needs of the machine: pages, grants and ports.
 
-use super::Guest;
+use super::guest::Guest;
 use super::ring::notify;
 use crate::memory::pages;
 use alloc::sync::Arc;
-use core::ptr::{NonNull, with_exposed_provenance_mut};
+use core::ptr::NonNull;
 use xen::grant::Access;
-use xen::hypercall::FrameSource;
-use xen::{DomId, Errno, Gfn, GrantRef, Machine, PAGE_SIZE, Pages, Port, Shared, Signal};
+use xen::{DomId, Errno, Gfn, GrantRef, Machine, PAGE_SIZE, Pages, Port, Signal};
 
 /// The kernel's [`Machine`].
 #[derive(Clone, Copy)]
@@ -58,32 +57,18 @@ unsafe impl Machine for Domain {
 
     fn open_port(&self, peer: DomId, signal: Arc<Signal>) -> Result<Port, Errno> {
         let port = self.0.events.alloc_unbound(peer, signal)?;
-        self.0.ports_open.set(self.0.ports_open.get() + 1);
+        self.0.ports_open.add(1);
         Ok(port)
     }
 
     fn close_port(&self, port: Port) {
         match self.0.events.close(port) {
-            Ok(()) => self.0.ports_open.set(self.0.ports_open.get().saturating_sub(1)),
+            Ok(()) => self.0.ports_open.sub(1),
             Err(error) => log::warn!("cannot close port {}: {error}", port.0),
         }
     }
 
     fn notify(&self, port: Port) {
         notify(self.0.xen, port);
-    }
-}
-
-/// Gives free pages to the event channels, whose queues Xen keeps there.
-#[derive(Clone, Copy, Debug)]
-pub struct EventPages;
-
-// SAFETY: `pages` hands out each page once, and this one is never given back; memory is mapped to itself.
-unsafe impl FrameSource for EventPages {
-    fn take(&self) -> Result<(Gfn, Shared<'static>), Errno> {
-        let start = pages::alloc(1).ok_or(Errno::ENOMEM)?.expose_provenance().get();
-        // SAFETY: as above, and nobody makes references to it.
-        let page = unsafe { Shared::new(with_exposed_provenance_mut(start), PAGE_SIZE) };
-        Ok((Gfn((start / PAGE_SIZE) as u64), page))
     }
 }

@@ -1,7 +1,7 @@
 //! The rings that the toolstack sets up: the console's and xenstore's.
 
-use super::domain::EventPages;
 use crate::hypercall::Xen;
+use crate::memory::pages::EventPages;
 use crate::memory::paging;
 use crate::memory::ram::{Kind, Region};
 use alloc::boxed::Box;

@@ -5,7 +5,7 @@
 //! belongs to them is set up again here; what stands upon it (the xenstore client, the frontends) is
 //! for [`System`](crate::System) to bring back.
 
-use super::Guest;
+use super::guest::{Guest, bind_timer};
 use crate::cpu;
 use crate::hypercall;
 use crate::time::TimerEvents;
@@ -51,7 +51,7 @@ impl Guest {
         self.armed.set(None);
         // The former one's number is free then: each port from before is to be closed by its owner.
         self.events.close(self.timer_port.get())?;
-        self.timer_port.set(super::bind_timer(&self.events)?);
+        self.timer_port.set(bind_timer(&self.events)?);
         // Those that were due meanwhile.
         TimerEvents.raise();
         self.grants.resume()?;

@@ -9,10 +9,11 @@
 use super::ram::{MAX_FREE, Region};
 use arrayvec::ArrayVec;
 use core::alloc::Layout;
-use core::ptr::NonNull;
+use core::ptr::{NonNull, with_exposed_provenance_mut};
 use linked_list_allocator::Heap;
 use spin::Mutex;
-use xen::PAGE_SIZE;
+use xen::hypercall::FrameSource;
+use xen::{Errno, Gfn, PAGE_SIZE, Shared};
 
 /// Pages that only the heap may take: 512 KiB. Beside a few hundred connections the kernel's own objects
 /// (requests to xenstore, messages, wakers, timers) are far from that.
@@ -125,4 +126,18 @@ pub fn figures() -> PageFigures {
     let pages = PAGES.lock();
     let all = pages.pieces.iter().map(|heap| heap.size() / PAGE_SIZE).sum();
     PageFigures { free: pages.free, all, least_free: pages.least_free.min(pages.free) }
+}
+
+/// Gives free pages to the event channels, whose queues Xen keeps there.
+#[derive(Clone, Copy, Debug)]
+pub struct EventPages;
+
+// SAFETY: `alloc` hands out each page once, and this one is never given back; memory is mapped to itself.
+unsafe impl FrameSource for EventPages {
+    fn take(&self) -> Result<(Gfn, Shared<'static>), Errno> {
+        let start = alloc(1).ok_or(Errno::ENOMEM)?.expose_provenance().get();
+        // SAFETY: as above, and nobody makes references to it.
+        let page = unsafe { Shared::new(with_exposed_provenance_mut(start), PAGE_SIZE) };
+        Ok((Gfn((start / PAGE_SIZE) as u64), page))
+    }
 }

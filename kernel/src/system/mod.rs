@@ -14,7 +14,7 @@ use crate::machine::{self, Console, Guest, Resumed};
 use crate::memory::{heap_figures, image, modules, pages};
 use crate::metrics::Snapshot;
 use crate::stages::{self, Stage, Times};
-use crate::{balloon, crash, logger, time};
+use crate::{balloon, crash, hypercall, logger, time};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
@@ -241,11 +241,11 @@ impl System {
             notifications_total: machine::notifications_sent(),
             grants_in_use: grants.in_use.into(),
             grants_capacity: grants.capacity.into(),
-            ports_open: guest.ports_open(),
+            ports_open: guest.ports_open.get(),
             timers: time::waiting() as u64,
             unix_time_seconds: self.wall_clock().unwrap_or_default().as_secs(),
-            hypercalls_total: crate::hypercall::calls(),
-            wakeups_total: guest.wakeups(),
+            hypercalls_total: hypercall::calls(),
+            wakeups_total: guest.wakeups.get(),
             console_dropped_bytes_total: guest.console.as_ref().map_or(0, |c| c.dropped()),
             ..Snapshot::default()
         };
