@@ -93,7 +93,7 @@ soak: setup
 	SOAK_ROUNDS='$(SOAK_ROUNDS)' .ci/check under_load
 
 loom: setup
-	LOOM_MAX_PREEMPTIONS=$(LOOM_MAX_PREEMPTIONS) $(CARGO) test --profile host -p xen-guest -p xensock --features loom --test loom
+	LOOM_MAX_PREEMPTIONS=$(LOOM_MAX_PREEMPTIONS) $(CARGO) test --profile host -p xen-guest --features loom --test loom
 
 # dom0's packages stay: they are the only part that needs the network.
 clean:

@@ -24,7 +24,7 @@ use xen::xenbus::{self, OtherEnd, State, StateWatch};
 use xen::{DomId, Errno, Port};
 use xen::{Machine, Pages, Side, Signal};
 use xensock::front::{self, Stream};
-use xensock::ring::{CommandFront, Consumer, Guess, Producer, copy_in, len};
+use xensock::ring::{CommandFront, Consumer, NotifyPolicy, Producer, copy_in, len};
 use xensock::wire::{Call, Dialect, Family, Layout, Protocol, Request, Response, RingOffer};
 
 kernel::entry!(main);
@@ -168,7 +168,7 @@ impl Data {
     /// Reads until nothing more comes, and returns how many bytes that was.
     async fn drain(&self) -> Result<usize, Errno> {
         let region = self.layout.split(self.pages.shared());
-        let mut consumer = Consumer::new(self.layout.input, Guess::FullOrEmpty);
+        let mut consumer = Consumer::new(self.layout.input, NotifyPolicy::FullOrEmpty);
         let mut read = 0;
         loop {
             let look =

@@ -1,120 +1,94 @@
-//! The rings of bytes in xenstore's and the console's pages: power-of-two sizes, free-running
-//! indexes.
+//! The byte rings in xenstore's and the console's pages.
 //!
-//! This side's own index is kept here and only shown to the peer; the peer's is read once for each
-//! operation and checked.
+//! They are [`frontend`](crate::frontend)'s byte rings, without event indexes and without an error word. Their
+//! users send an event for each advance. Only one index is kept in private memory, in a `Cell`: the console
+//! writes also while a crash interrupts another write.
 
+use crate::frontend::{self, Direction, NotifyPolicy, Region, copy_in, copy_out};
 use crate::{Errno, Shared};
 use core::cell::Cell;
-use core::sync::atomic::Ordering::{Acquire, Release, SeqCst};
-use core::sync::atomic::fence;
+use core::sync::atomic::Ordering::Acquire;
 
-/// Where a ring lies in its page, in bytes.
-#[derive(Clone, Copy)]
-pub(crate) struct Layout {
-    pub(crate) data: usize,
-    pub(crate) size: u32,
-    pub(crate) cons: usize,
-    pub(crate) prod: usize,
-}
-
-impl Layout {
-    /// Copies between a private slice and the ring, from index `from` on, in one piece or two.
-    fn pieces(&self, from: u32, count: usize, mut copy: impl FnMut(usize, usize, usize)) {
-        let start = (from & (self.size - 1)) as usize;
-        let first = count.min(self.size as usize - start);
-        copy(self.data + start, 0, first);
-        if first < count {
-            copy(self.data, first, count);
-        }
-    }
-
-    /// How many bytes lie in the ring. [`Errno::EPROTO`] when the indexes cannot be.
-    fn used(&self, prod: u32, cons: u32) -> Result<u32, Errno> {
-        let used = prod.wrapping_sub(cons);
-        if used > self.size { Err(Errno::EPROTO) } else { Ok(used) }
-    }
+/// A ring of `size` bytes at `start`, with its indexes at `cons` and `prod`, all in one page.
+pub(crate) const fn layout(start: usize, size: usize, cons: usize, prod: usize) -> Direction {
+    // The error word is never accessed.
+    Direction { cons, prod, error: 0, events: None, start, size: size as u32 }
 }
 
 /// The end that writes.
 pub(crate) struct Producer {
-    page: Shared<'static>,
-    layout: Layout,
+    region: Region<'static>,
+    direction: Direction,
     prod: Cell<u32>,
 }
 
 impl Producer {
-    /// Goes on where the ring is.
-    pub(crate) fn new(page: Shared<'static>, layout: Layout) -> Self {
-        Producer { page, layout, prod: Cell::new(page.load_u32(layout.prod, Acquire)) }
+    /// Continues at the ring's present index.
+    pub(crate) fn new(page: Shared<'static>, direction: Direction) -> Self {
+        let region = Region { indexes: page, data: page };
+        let producer = Producer { region, direction, prod: Cell::new(0) };
+        producer.reopen();
+        producer
     }
 
-    /// Goes on where the ring is now: it is another one.
+    /// Reloads the index after a restore.
     pub(crate) fn reopen(&self) {
-        self.prod.set(self.page.load_u32(self.layout.prod, Acquire));
+        self.prod.set(self.region.indexes.load_u32(self.direction.prod, Acquire));
     }
 
-    /// Bytes for which there is room.
+    fn ring(&self) -> frontend::Producer {
+        frontend::Producer::at(self.direction, self.prod.get())
+    }
+
+    /// The free bytes.
     pub(crate) fn room(&self) -> Result<usize, Errno> {
-        let cons = self.page.load_u32(self.layout.cons, Acquire);
-        Ok((self.layout.size - self.layout.used(self.prod.get(), cons)?) as usize)
+        Ok((self.direction.size - self.ring().unread(self.region)?) as usize)
     }
 
     /// Whether the peer has taken everything.
     pub(crate) fn is_drained(&self) -> Result<bool, Errno> {
-        Ok(self.room()? == self.layout.size as usize)
+        Ok(self.ring().unread(self.region)? == 0)
     }
 
-    /// Writes what fits, and returns how much that was.
+    /// Writes as much as fits, and returns how much.
     pub(crate) fn write(&self, from: &[u8]) -> Result<usize, Errno> {
-        let count = from.len().min(self.room()?);
-        if count > 0 {
-            // The room was read before it is written to.
-            fence(SeqCst);
-            let prod = self.prod.get();
-            self.layout
-                .pieces(prod, count, |at, start, end| self.page.write(at, &from[start..end]));
-            let prod = prod.wrapping_add(count as u32);
-            self.prod.set(prod);
-            self.page.store_u32(self.layout.prod, prod, Release);
-            fence(SeqCst);
-        }
+        let mut ring = self.ring();
+        let count = copy_in(&ring.room(self.region)?, from);
+        self.prod.set(self.prod.get().wrapping_add(count as u32));
+        let _ = ring.advance(self.region, count);
+        ring.arm(self.region, 0);
         Ok(count)
     }
 }
 
 /// The end that reads.
 pub(crate) struct Consumer {
-    page: Shared<'static>,
-    layout: Layout,
+    region: Region<'static>,
+    direction: Direction,
     cons: Cell<u32>,
 }
 
 impl Consumer {
-    /// Goes on where the ring is.
-    pub(crate) fn new(page: Shared<'static>, layout: Layout) -> Self {
-        Consumer { page, layout, cons: Cell::new(page.load_u32(layout.cons, Acquire)) }
+    /// Continues at the ring's present index.
+    pub(crate) fn new(page: Shared<'static>, direction: Direction) -> Self {
+        let region = Region { indexes: page, data: page };
+        let consumer = Consumer { region, direction, cons: Cell::new(0) };
+        consumer.reopen();
+        consumer
     }
 
-    /// Goes on where the ring is now: it is another one.
+    /// Reloads the index after a restore.
     pub(crate) fn reopen(&self) {
-        self.cons.set(self.page.load_u32(self.layout.cons, Acquire));
+        self.cons.set(self.region.indexes.load_u32(self.direction.cons, Acquire));
     }
 
-    /// Reads what is there and fits, and returns how much that was.
+    /// Reads as much as there is and fits, and returns how much.
     pub(crate) fn read(&self, to: &mut [u8]) -> Result<usize, Errno> {
-        let cons = self.cons.get();
-        let prod = self.page.load_u32(self.layout.prod, Acquire);
-        let count = to.len().min(self.layout.used(prod, cons)? as usize);
-        if count > 0 {
-            self.layout
-                .pieces(cons, count, |at, start, end| self.page.read(at, &mut to[start..end]));
-            // The bytes were read before their room is given away.
-            fence(SeqCst);
-            let cons = cons.wrapping_add(count as u32);
-            self.cons.set(cons);
-            self.page.store_u32(self.layout.cons, cons, Release);
-        }
+        let policy = NotifyPolicy::HalfFull;
+        let mut ring = frontend::Consumer::at(self.direction, policy, self.cons.get());
+        let count = copy_out(&ring.data(self.region)?, to);
+        self.cons.set(self.cons.get().wrapping_add(count as u32));
+        let _ = ring.advance(self.region, count);
         Ok(count)
     }
 }
@@ -126,7 +100,7 @@ mod tests {
     use core::sync::atomic::Ordering::Relaxed;
     use proptest::prelude::*;
 
-    const RING: Layout = Layout { data: 0, size: 16, cons: 16, prod: 20 };
+    const RING: Direction = layout(0, 16, 16, 20);
 
     #[test]
     fn bytes_pass_over_the_rings_end_and_the_indexes_wrap() {

@@ -5,7 +5,8 @@
 //! loss is noted in the output where it happened.
 
 use crate::abi::console::{XENCONS_IN_SIZE, XENCONS_OUT_SIZE, XenconsInterface};
-use crate::byte_ring::{Consumer, Layout, Producer};
+use crate::byte_ring::{Consumer, Producer, layout};
+use crate::frontend::Direction;
 use crate::{Errno, Shared, Side, Signal};
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
@@ -17,19 +18,19 @@ use core::future::poll_fn;
 use core::mem::{offset_of, take};
 use core::task::{Poll, Waker};
 
-const OUTPUT: Layout = Layout {
-    data: offset_of!(XenconsInterface, output),
-    size: XENCONS_OUT_SIZE as u32,
-    cons: offset_of!(XenconsInterface, out_cons),
-    prod: offset_of!(XenconsInterface, out_prod),
-};
+const OUTPUT: Direction = layout(
+    offset_of!(XenconsInterface, output),
+    XENCONS_OUT_SIZE,
+    offset_of!(XenconsInterface, out_cons),
+    offset_of!(XenconsInterface, out_prod),
+);
 
-const INPUT: Layout = Layout {
-    data: offset_of!(XenconsInterface, input),
-    size: XENCONS_IN_SIZE as u32,
-    cons: offset_of!(XenconsInterface, in_cons),
-    prod: offset_of!(XenconsInterface, in_prod),
-};
+const INPUT: Direction = layout(
+    offset_of!(XenconsInterface, input),
+    XENCONS_IN_SIZE,
+    offset_of!(XenconsInterface, in_cons),
+    offset_of!(XenconsInterface, in_prod),
+);
 
 /// Bytes that wait for room in the ring, at most.
 pub const BACKLOG: usize = 64 * 1024;

@@ -9,6 +9,7 @@
 //! | [`Driver`], [`SessionHandler`], [`Handshake`], [`Lifecycle`] | sessions: states, retries, shutdown, resume |
 //! | [`PagePool`], [`GrantedPages`] | pages and their grants, with reuse and quarantine |
 //! | [`Ring`] | requests and responses in the slots of one page, at both ends |
+//! | [`Producer`], [`Consumer`] | bytes in a ring, at both ends |
 //!
 //! The kit relies on a [`Machine`](crate::Machine), on [`Store`](crate::xenstore::Store), and on a time
 //! driver of `embassy-time`. It guarantees that a backend can leave, return, be replaced or break the
@@ -91,12 +92,16 @@
 //! world.assert_clean();
 //! ```
 
+mod bytes;
 mod notify;
 #[allow(unsafe_code, reason = "gives pages back to the machine")]
 mod pages;
 mod ring;
 mod session;
 
+pub use bytes::{
+    Consumer, Direction, EventIndexes, NotifyPolicy, Producer, Region, copy_in, copy_out, len,
+};
 pub use notify::Notify;
 pub use pages::{GrantedPages, PagePool, PageUsage};
 pub use ring::Ring;

@@ -1,25 +1,26 @@
 //! A domain's own way to xenstored: two rings of bytes in a page that both share.
 
 use crate::abi::xs_wire::{XENSTORE_RING_SIZE, XenstoreDomainInterface};
-use crate::byte_ring::{Consumer, Layout, Producer};
+use crate::byte_ring::{Consumer, Producer, layout};
+use crate::frontend::Direction;
 use crate::{Errno, Shared, Side, Signal};
 use alloc::sync::Arc;
 use core::mem::offset_of;
 use embedded_io_async::{ErrorType, Read, Write};
 
-const REQUESTS: Layout = Layout {
-    data: offset_of!(XenstoreDomainInterface, req),
-    size: XENSTORE_RING_SIZE as u32,
-    cons: offset_of!(XenstoreDomainInterface, req_cons),
-    prod: offset_of!(XenstoreDomainInterface, req_prod),
-};
+const REQUESTS: Direction = layout(
+    offset_of!(XenstoreDomainInterface, req),
+    XENSTORE_RING_SIZE,
+    offset_of!(XenstoreDomainInterface, req_cons),
+    offset_of!(XenstoreDomainInterface, req_prod),
+);
 
-const ANSWERS: Layout = Layout {
-    data: offset_of!(XenstoreDomainInterface, rsp),
-    size: XENSTORE_RING_SIZE as u32,
-    cons: offset_of!(XenstoreDomainInterface, rsp_cons),
-    prod: offset_of!(XenstoreDomainInterface, rsp_prod),
-};
+const ANSWERS: Direction = layout(
+    offset_of!(XenstoreDomainInterface, rsp),
+    XENSTORE_RING_SIZE,
+    offset_of!(XenstoreDomainInterface, rsp_cons),
+    offset_of!(XenstoreDomainInterface, rsp_prod),
+);
 
 /// Opens the ring for [`connect`](super::connect).
 ///

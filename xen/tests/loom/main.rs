@@ -1,18 +1,20 @@
-//! Event channels and grants as they are, against Xen and a peer that act at the same time, in every order
-//! in which their accesses to the shared words can happen.
+//! Rings, event channels and grants as they are, in every order of the accesses of both ends.
 //!
-//! Loom runs each model again and again. It fails when an event is lost (the virtual CPU then halts for
-//! ever), when a port is handled that is masked, and when a page is reached through a grant that was ended.
-//! [`weakened`] shows that these models notice each place that orders memory.
+//! A model has one thread for each end; the other end of event channels and grants is Xen or a peer. Loom runs a
+//! model again and again. It fails if an end reads what another writes at the same time, if an assertion does
+//! not hold, or if both ends sleep: an event was lost. [`weakened`] shows that the models notice a missing order.
 //!
-//! `LOOM_MAX_PREEMPTIONS` bounds how often a thread is interrupted where it need not wait; without it
-//! everything is tried.
+//! `LOOM_MAX_PREEMPTIONS` limits how often a thread is interrupted where it need not wait. Without it, loom tries
+//! everything.
 
+mod bytes;
 mod events;
 #[allow(unsafe_code, reason = "grants a page of a model")]
 mod grant;
 #[allow(unsafe_code, reason = "makes pages that live as long as a model")]
 mod memory;
+mod ring;
+mod sleeper;
 mod weakened;
 
 use xen::testing::model::loom::model::Builder;

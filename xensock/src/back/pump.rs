@@ -7,7 +7,7 @@ use super::data_ring::{DataRing, EventChannel, RingMemory};
 use super::engine::{Engine, Reply};
 use super::host::{Host, Socket, Stream, StreamOf};
 use super::socket::Operation;
-use crate::ring::{Consumer, Guess, Notify, Producer, len};
+use crate::ring::{Consumer, Notify, NotifyPolicy, Producer, len};
 use crate::wire::{RingGrants, Shutdown, SocketOption};
 use core::task::{Context, Poll, ready};
 use xen::Errno;
@@ -41,7 +41,7 @@ pub(super) struct Pumps<H: Host> {
 }
 
 fn output<H: Host>(memory: &RingMemory<H>) -> Consumer {
-    Consumer::new(memory.layout.output, Guess::FullOrEmpty)
+    Consumer::new(memory.layout.output, NotifyPolicy::FullOrEmpty)
 }
 
 impl<H: Host> Pumps<H> {

@@ -3,11 +3,10 @@
 use super::message::Command;
 use xen::{PAGE_SIZE, Shared};
 
+pub use xen::frontend::{Direction, EventIndexes, Region};
+
 /// The largest slot of any dialect, in bytes: enough room for a private copy.
 pub const MAX_SLOT: usize = 512;
-
-/// Bytes before the first slot of a command ring (`ring.h`).
-pub(crate) const RING_HEADER: usize = 64;
 
 /// The slots of a command ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +24,7 @@ impl Slots {
     pub const fn in_a_page(request: usize, response: usize) -> Slots {
         let stride = if request > response { request } else { response };
         assert!(stride <= MAX_SLOT);
-        let fit = (PAGE_SIZE - RING_HEADER) / stride;
+        let fit = (PAGE_SIZE - xen::abi::ring::RING_HEADER) / stride;
         Slots { request, response, count: 1 << fit.ilog2() }
     }
 
@@ -49,33 +48,6 @@ pub(super) struct Format {
     pub(super) socket: usize,
 }
 
-/// One direction of a data ring: its buffer, its two indexes and its error word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Direction {
-    /// Offset of the consumer's index (`u32`) in the indexes page.
-    pub cons: usize,
-    /// Offset of the producer's index (`u32`) in the indexes page.
-    pub prod: usize,
-    /// Offset of the error word (`i32`) in the indexes page.
-    pub error: usize,
-    /// The event indexes, if the ends agreed on them.
-    pub events: Option<EventIndexes>,
-    /// Offset of the first byte in the data pages.
-    pub start: usize,
-    /// The number of bytes, a power of two.
-    pub size: u32,
-}
-
-/// Offsets of one direction's event indexes (`u32`) in the indexes page
-/// ([`Extensions::EVENT_INDEX`](super::Extensions::EVENT_INDEX)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EventIndexes {
-    /// Written by the consumer: it requests an event when the producer's index reaches this value.
-    pub prod: usize,
-    /// Written by the producer: it requests an event when the consumer's index reaches this value.
-    pub cons: usize,
-}
-
 /// A data ring's pages, in the order in which a frontend allocates and grants them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -91,15 +63,6 @@ pub struct Layout {
     pub input: Direction,
     /// From the frontend to the backend: `out`.
     pub output: Direction,
-}
-
-/// The two parts of a data ring in memory, wherever an end has mapped them.
-#[derive(Clone, Copy)]
-pub struct Region<'a> {
-    /// The indexes page.
-    pub indexes: Shared<'a>,
-    /// The data pages, one after the other.
-    pub data: Shared<'a>,
 }
 
 impl Layout {

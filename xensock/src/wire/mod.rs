@@ -20,7 +20,6 @@ mod pvcalls;
 pub use dialect::Dialect;
 pub use extensions::Extensions;
 pub use field::Family;
-pub(crate) use layout::RING_HEADER;
 pub use layout::{Direction, EventIndexes, Layout, MAX_SLOT, Region, Slots};
 pub use message::{
     Call, Command, Header, Malformed, Request, Response, RingGrants, RingOffer, Shutdown,

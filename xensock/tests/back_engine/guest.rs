@@ -16,7 +16,7 @@ use xen::testing::{FakeMachine, World};
 use xen::{DomId, Errno, GrantRef, Port, Shared};
 use xen::{Machine, Pages, Side, Signal};
 use xensock::back::{CommandLink, Host, Limits, Violation, serve};
-use xensock::ring::{CommandFront, Consumer, Guess, Producer, copy_in, copy_out, len};
+use xensock::ring::{CommandFront, Consumer, NotifyPolicy, Producer, copy_in, copy_out, len};
 use xensock::testing::{FakeDom0, FakeNet};
 use xensock::wire::{
     Call, Dialect, Family, Layout, Protocol, Region, Request, RingGrants, RingOffer,
@@ -219,7 +219,7 @@ impl Raw {
             machine: self.machine.clone(),
             offer: RingOffer { grants: described, port },
             producer: RefCell::new(Producer::new(layout.output)),
-            consumer: RefCell::new(Consumer::new(layout.input, Guess::HalfFull)),
+            consumer: RefCell::new(Consumer::new(layout.input, NotifyPolicy::HalfFull)),
             pages: Some(pages),
             grants,
             layout,

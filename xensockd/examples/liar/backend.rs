@@ -9,7 +9,7 @@ use xen::xenstore::Store;
 use xen::{DomId, Errno, GrantRef, Port, Shared};
 use xen::{Side, Signal};
 use xensock::back::{Channel, Host, Mapping};
-use xensock::ring::{CommandBack, Consumer, Guess, Producer, copy_in, copy_out, len};
+use xensock::ring::{CommandBack, Consumer, NotifyPolicy, Producer, copy_in, copy_out, len};
 use xensock::wire::{Call, Dialect, Layout, Protocol, Region, Request, Response, RingGrants};
 use xensockd::dom0::Dom0;
 
@@ -178,7 +178,7 @@ impl<'h> Met<'h> {
             name: *new,
             pages: grants.len() + 1,
             input: Producer::new(layout.input),
-            output: Consumer::new(layout.output, Guess::FullOrEmpty),
+            output: Consumer::new(layout.output, NotifyPolicy::FullOrEmpty),
             layout,
             indexes,
             data,

@@ -2,7 +2,7 @@
 
 use super::super::rings::RingPages;
 use super::Socket;
-use crate::ring::{Consumer, Guess, Producer, len};
+use crate::ring::{Consumer, NotifyPolicy, Producer, len};
 use crate::wire::Region;
 use core::task::{Context, Poll};
 use xen::{Errno, Machine, Shared, Side};
@@ -21,7 +21,7 @@ impl Ends {
     /// The ends of a ring that nobody has used yet.
     pub(super) fn new(pages: RingPages) -> Self {
         let layout = pages.layout();
-        let consumer = Consumer::new(layout.input, Guess::HalfFull);
+        let consumer = Consumer::new(layout.input, NotifyPolicy::HalfFull);
         Ends { consumer, producer: Producer::new(layout.output), pages }
     }
 

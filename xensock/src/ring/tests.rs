@@ -1,120 +1,119 @@
-//! What holds of the rings whatever happens on them.
+//! Tests of both ends on plain memory.
 
-use super::command::{REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD};
-use super::{CommandBack, CommandFront, Consumer, Guess, Producer, copy_in, copy_out, len};
-use crate::wire::{Call, Dialect, Extensions, Layout, Protocol, Region, Request};
+use super::*;
+use crate::wire::{Call, Dialect, Extensions};
 use core::sync::atomic::Ordering;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use std::collections::VecDeque;
-use xen::{Errno, PAGE_SIZE, Shared};
+use xen::PAGE_SIZE;
+use xen::abi::ring::{REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD};
+use xen::testing::page;
 
 const PLAIN: Protocol = Protocol { dialect: Dialect::PvCalls, extensions: Extensions::empty() };
 
-/// Memory that lives as long as it is used.
-struct Memory(Vec<u64>);
+fn request(id: u32) -> Request {
+    Request { id, socket: u64::from(id), call: Call::Poll }
+}
 
-impl Memory {
-    fn pages(count: usize) -> Memory {
-        Memory(vec![0; count * PAGE_SIZE / 8])
-    }
-
-    fn shared(&mut self) -> Shared<'_> {
-        // SAFETY: the vector is borrowed for as long as the result lives.
-        unsafe { Shared::new(self.0.as_mut_ptr().cast(), self.0.len() * 8) }
+#[test]
+fn requests_and_their_answers_cross_the_ring_many_times_round() {
+    let page = page();
+    let mut front = CommandFront::new(Dialect::PvCalls, page);
+    let mut back = CommandBack::new(Dialect::PvCalls);
+    for id in 0..100 {
+        front.push(page, &request(id)).unwrap();
+        let _ = front.publish(page);
+        let got = back.pop(page).unwrap().unwrap().unwrap();
+        assert_eq!(got, request(id));
+        assert_eq!(back.pop(page), Ok(None));
+        back.push(page, &got.answer(Err(Errno(1))));
+        let _ = back.publish(page);
+        assert_eq!(front.pop(page), Ok(Some(got.answer(Err(Errno(1))))));
+        assert_eq!(front.pop(page), Ok(None));
     }
 }
 
-fn data_ring() -> (Memory, Layout) {
-    let layout = PLAIN.layout(1).unwrap();
-    (Memory::pages(layout.pages), layout)
+#[test]
+fn a_full_ring_takes_no_more_until_an_answer_was_read() {
+    let page = page();
+    let mut front = CommandFront::new(Dialect::PvCalls, page);
+    let mut back = CommandBack::new(Dialect::PvCalls);
+    for id in 0..32 {
+        front.push(page, &request(id)).unwrap();
+    }
+    assert_eq!(front.push(page, &request(32)), Err(Errno::EAGAIN));
+    let _ = front.publish(page);
+    let first = back.pop(page).unwrap().unwrap().unwrap();
+    back.push(page, &first.answer(Ok(0)));
+    let _ = back.publish(page);
+    assert_eq!(front.free(), 0);
+    front.pop(page).unwrap().unwrap();
+    assert_eq!(front.free(), 1);
 }
 
-/// Both ends of `out`, as if `index` bytes had gone through already.
-fn ends_at(index: u32, layout: &Layout, region: Region<'_>) -> (Producer, Consumer) {
-    region.indexes.store_u32(layout.output.prod, index, Ordering::Relaxed);
-    region.indexes.store_u32(layout.output.cons, index, Ordering::Relaxed);
-    (Producer::at(layout.output, index), Consumer::at(layout.output, Guess::HalfFull, index))
+#[test]
+fn an_event_is_due_only_when_the_peer_sleeps() {
+    let page = page();
+    let mut front = CommandFront::new(Dialect::PvCalls, page);
+    let mut back = CommandBack::new(Dialect::PvCalls);
+    front.push(page, &request(0)).unwrap();
+    assert!(front.publish(page).is_due());
+    assert!(!front.publish(page).is_due(), "nothing new");
+    front.push(page, &request(1)).unwrap();
+    assert!(!front.publish(page).is_due(), "the backend is still awake");
+    back.pop(page).unwrap().unwrap().unwrap();
+    assert!(back.final_check(page), "a request is waiting");
+    back.pop(page).unwrap().unwrap().unwrap();
+    assert!(!back.final_check(page));
+    front.push(page, &request(2)).unwrap();
+    assert!(front.publish(page).is_due());
+    assert!(!front.final_check(page));
+}
+
+#[test]
+fn a_frontend_with_impossible_indexes_is_found_out() {
+    let page = page();
+    let _front = CommandFront::new(Dialect::PvCalls, page);
+    for claim in [33, 1 << 31, u32::MAX] {
+        page.store_u32(REQ_PROD, claim, Ordering::Relaxed);
+        assert_eq!(CommandBack::new(Dialect::PvCalls).pop(page), Err(Errno::EPROTO));
+    }
+    // Taking a request back after it was read is no better.
+    let mut back = CommandBack::new(Dialect::PvCalls);
+    page.store_u32(REQ_PROD, 2, Ordering::Relaxed);
+    back.pop(page).unwrap();
+    back.pop(page).unwrap();
+    page.store_u32(REQ_PROD, 1, Ordering::Relaxed);
+    assert_eq!(back.pop(page), Err(Errno::EPROTO));
+}
+
+#[test]
+fn a_backend_that_answers_what_was_not_asked_is_found_out() {
+    let page = page();
+    let mut front = CommandFront::new(Dialect::PvCalls, page);
+    front.push(page, &request(0)).unwrap();
+    let _ = front.publish(page);
+    for claim in [2, 1 << 31, u32::MAX] {
+        page.store_u32(RSP_PROD, claim, Ordering::Relaxed);
+        assert_eq!(front.pop(page), Err(Errno::EPROTO));
+    }
 }
 
 proptest! {
-    #[test]
-    fn whatever_goes_in_comes_out_in_order(
-        start in prop_oneof![any::<u32>(), (u32::MAX - 10_000)..],
-        steps in vec((any::<bool>(), 0usize..6000), 1..200),
-    ) {
-        let (mut memory, layout) = data_ring();
-        let region = layout.split(memory.shared());
-        let (mut producer, mut consumer) = ends_at(start, &layout, region);
-        let (mut expected, mut next) = (VecDeque::<u8>::new(), 0u8);
-        for (puts, count) in steps {
-            if puts {
-                let bytes: Vec<u8> = (0..count).map(|at| next.wrapping_add(at as u8)).collect();
-                let room = producer.room(region).unwrap();
-                prop_assert_eq!(len(&room), layout.output.size as usize - expected.len());
-                let put = copy_in(&room, &bytes);
-                prop_assert_eq!(producer.advance(region, put).is_due(), put > 0);
-                expected.extend(&bytes[..put]);
-                next = next.wrapping_add(put as u8);
-            } else {
-                let data = consumer.data(region).unwrap();
-                prop_assert_eq!(len(&data), expected.len());
-                let mut bytes = vec![0; count];
-                let taken = copy_out(&data, &mut bytes);
-                let may_wait = taken > 0 && expected.len() >= layout.output.size as usize / 2;
-                prop_assert_eq!(consumer.advance(region, taken).is_due(), may_wait);
-                prop_assert!(expected.drain(..taken).eq(bytes[..taken].iter().copied()));
-            }
-        }
-    }
-
-    #[test]
-    fn no_index_of_a_peer_leads_out_of_the_ring(
-        own in any::<u32>(),
-        claims in vec(prop_oneof![any::<u32>(), 0u32..10_000], 1..50),
-        count in 0usize..10_000,
-    ) {
-        let (mut memory, layout) = data_ring();
-        let region = layout.split(memory.shared());
-        let (mut producer, mut consumer) = ends_at(own, &layout, region);
-        let mut bytes = vec![0; count];
-        for claim in claims {
-            // Half of the claims are near what is possible.
-            let claim = if claim < 10_000 { own.wrapping_add(claim) } else { claim };
-            region.indexes.store_u32(layout.output.prod, claim, Ordering::Relaxed);
-            match consumer.data(region) {
-                Ok(data) => {
-                    prop_assert!(len(&data) <= layout.output.size as usize);
-                    let taken = copy_out(&data, &mut bytes);
-                    let _ = consumer.advance(region, taken);
-                }
-                Err(error) => prop_assert_eq!(error, Errno::EPROTO),
-            }
-            region.indexes.store_u32(layout.output.cons, claim, Ordering::Relaxed);
-            match producer.room(region) {
-                Ok(room) => {
-                    prop_assert!(len(&room) <= layout.output.size as usize);
-                    let put = copy_in(&room, &bytes);
-                    let _ = producer.advance(region, put);
-                }
-                Err(error) => prop_assert_eq!(error, Errno::EPROTO),
-            }
-        }
-    }
-
     #[test]
     fn every_request_is_answered_once_and_in_its_place(
         start in prop_oneof![any::<u32>(), (u32::MAX - 100)..],
         steps in vec(0u8..4, 1..400),
     ) {
-        let mut memory = Memory::pages(1);
-        let page = memory.shared();
+        let page = page();
+        let (mut front, mut back) =
+            (CommandFront::new(Dialect::PvCalls, page), CommandBack::new(Dialect::PvCalls));
+        (front.ring, back.ring) = (front.ring.at(start), back.ring.at(start));
         for (prod, event) in [(REQ_PROD, REQ_EVENT), (RSP_PROD, RSP_EVENT)] {
             page.store_u32(prod, start, Ordering::Relaxed);
             page.store_u32(event, start.wrapping_add(1), Ordering::Relaxed);
         }
-        let mut front = CommandFront::at(Dialect::PvCalls, start);
-        let mut back = CommandBack::at(Dialect::PvCalls, start);
         let (mut sent, mut taken, mut answered) = (0, 0, 0);
         let (mut to_do, mut got) = (VecDeque::new(), 0);
         for step in steps {
@@ -165,8 +164,7 @@ proptest! {
     fn no_event_is_missed(steps in vec((any::<bool>(), 1u32..5), 1..100)) {
         // A backend that sleeps after each final check, and is woken by due events alone, is never
         // left asleep with a request unseen.
-        let mut memory = Memory::pages(1);
-        let page = memory.shared();
+        let page = page();
         let (mut front, mut back) = (CommandFront::new(Dialect::PvCalls, page), CommandBack::new(Dialect::PvCalls));
         let mut awake = false;
         let mut seen = 0;
@@ -197,8 +195,10 @@ proptest! {
         words in vec(any::<u64>(), PAGE_SIZE / 8),
         claims in vec(prop_oneof![any::<u32>(), 0u32..40], 1..20),
     ) {
-        let mut memory = Memory(words);
-        let page = memory.shared();
+        let page = page();
+        for (index, word) in words.into_iter().enumerate() {
+            page.write(8 * index, &word.to_ne_bytes());
+        }
         let mut back = CommandBack::new(Dialect::PvCalls);
         let mut front = CommandFront::new(Dialect::PvCalls, page);
         for id in 0..20 {

@@ -1,24 +1,25 @@
-//! A data ring: bytes one way, room the other, and who must be told of which.
+//! A ring of bytes: its bytes, its room, and the events about both.
 
 use crate::check;
-use crate::event::Event;
+use crate::sleeper::Sleeper;
 use std::rc::Rc;
+use xen::frontend::{
+    Consumer, Direction, EventIndexes, NotifyPolicy, Producer, Region, copy_in, copy_out, len,
+};
 use xen::testing::model::ModelMemory;
 use xen::testing::model::loom::thread;
 use xen::{Errno, PAGE_SIZE};
-use xensock::ring::{Consumer, Guess, Producer, copy_in, copy_out, len};
-use xensock::wire::{Direction, EventIndexes, Region};
 
 const CONS: usize = 0;
 const PROD: usize = 4;
 const ERROR: usize = 8;
 const EVENTS: EventIndexes = EventIndexes { prod: 12, cons: 16 };
 
-/// What both ends have. Loom's threads take turns on one of the system's, so an `Rc` will do.
+/// What both ends have. Loom's threads take turns on one thread of the system, so an `Rc` is enough.
 struct Ends {
     memory: ModelMemory,
-    producer: Event,
-    consumer: Event,
+    producer: Sleeper,
+    consumer: Sleeper,
 }
 
 impl Ends {
@@ -28,8 +29,8 @@ impl Ends {
         let bytes = (PAGE_SIZE..PAGE_SIZE + size as usize).map(|byte| byte..byte + 1);
         Rc::new(Ends {
             memory: ModelMemory::new(2 * PAGE_SIZE, &words, bytes),
-            producer: Event::new(),
-            consumer: Event::new(),
+            producer: Sleeper::new(),
+            consumer: Sleeper::new(),
         })
     }
 
@@ -39,24 +40,24 @@ impl Ends {
     }
 }
 
-/// What goes through a ring.
+/// What passes through a ring.
 #[derive(Clone, Copy)]
 struct Model {
     size: u32,
     bytes: u32,
-    guess: Guess,
+    policy: NotifyPolicy,
     events: Option<EventIndexes>,
-    /// Whether the producer waits in the end until everything is taken, as `front::release` does.
+    /// Whether the producer waits at the end until everything is taken, as `xensock` does at a release.
     drains: bool,
 }
 
 impl Model {
-    fn way(&self) -> Direction {
+    fn direction(&self) -> Direction {
         let Model { size, events, .. } = *self;
         Direction { cons: CONS, prod: PROD, error: ERROR, events, start: 0, size }
     }
 
-    /// Takes the bytes through the ring.
+    /// Passes the bytes through the ring.
     fn run(self) {
         let ends = Ends::new(self.size);
         let theirs = ends.clone();
@@ -65,11 +66,11 @@ impl Model {
         consumer.join().unwrap();
     }
 
-    /// Fills the ring as `front::socket` and `back::pump` do: sleeps when there is no room, and wants to
-    /// be told when half of the ring is free.
+    /// Fills the ring as `xensock` does: sleeps when there is no room, and asks for an event when half of
+    /// the ring is free.
     fn produce(self, ends: &Ends) {
         let region = ends.region();
-        let mut producer = Producer::new(self.way());
+        let mut producer = Producer::new(self.direction());
         let mut put = 0;
         while put < self.bytes {
             let look = |producer: &mut Producer| {
@@ -93,10 +94,10 @@ impl Model {
         }
     }
 
-    /// Empties the ring, likewise.
+    /// Empties the ring in the same way.
     fn consume(self, ends: &Ends) {
         let region = ends.region();
-        let mut consumer = Consumer::new(self.way(), self.guess);
+        let mut consumer = Consumer::new(self.direction(), self.policy);
         let mut taken = 0;
         while taken < self.bytes {
             let look = |consumer: &mut Consumer| {
@@ -116,36 +117,38 @@ impl Model {
 
 /// From the backend to the frontend, in the plain protocol.
 pub fn plain_input() {
-    let model = Model { size: 2, bytes: 3, guess: Guess::HalfFull, events: None, drains: false };
+    let model =
+        Model { size: 2, bytes: 3, policy: NotifyPolicy::HalfFull, events: None, drains: false };
     model.run();
 }
 
 /// From the frontend to the backend, in the plain protocol.
 pub fn plain_output() {
-    let guess = Guess::FullOrEmpty;
-    Model { size: 2, bytes: 3, guess, events: None, drains: true }.run();
+    let policy = NotifyPolicy::FullOrEmpty;
+    Model { size: 2, bytes: 3, policy, events: None, drains: true }.run();
 }
 
 /// With event indexes.
 pub fn suppressed() {
-    let (guess, events) = (Guess::HalfFull, Some(EVENTS));
-    Model { size: 2, bytes: 3, guess, events, drains: true }.run();
+    let (policy, events) = (NotifyPolicy::HalfFull, Some(EVENTS));
+    Model { size: 2, bytes: 3, policy, events, drains: true }.run();
 }
 
 /// With event indexes, in a ring whose half is not one byte.
 pub fn suppressed_by_halves() {
-    let (guess, events) = (Guess::HalfFull, Some(EVENTS));
-    Model { size: 4, bytes: 6, guess, events, drains: false }.run();
+    let (policy, events) = (NotifyPolicy::HalfFull, Some(EVENTS));
+    Model { size: 4, bytes: 6, policy, events, drains: false }.run();
 }
 
 /// The end of a stream: the backend leaves an error behind the last byte, and the frontend looks at the
 /// error first.
 pub fn last_byte() {
-    let model = Model { size: 2, bytes: 1, guess: Guess::HalfFull, events: None, drains: false };
+    let model =
+        Model { size: 2, bytes: 1, policy: NotifyPolicy::HalfFull, events: None, drains: false };
     let ends = Ends::new(model.size);
     let theirs = ends.clone();
     let backend = thread::spawn(move || {
-        let (region, mut producer) = (theirs.region(), Producer::new(model.way()));
+        let (region, mut producer) = (theirs.region(), Producer::new(model.direction()));
         let count = copy_in(&producer.room(region).unwrap(), &[1]);
         // One event is enough for both.
         let due = producer.advance(region, count);
@@ -153,7 +156,7 @@ pub fn last_byte() {
         theirs.consumer.notify(due);
     });
     let region = ends.region();
-    let mut consumer = Consumer::new(model.way(), model.guess);
+    let mut consumer = Consumer::new(model.direction(), model.policy);
     let seen = |consumer: &mut Consumer| {
         let error = consumer.error(region)?;
         Some((error, len(&consumer.data(region).unwrap())))
@@ -164,22 +167,22 @@ pub fn last_byte() {
 }
 
 #[test]
-fn what_a_backend_sends_arrives_and_room_is_never_missed() {
+fn bytes_of_a_backend_arrive_and_room_is_never_missed() {
     check(plain_input);
 }
 
 #[test]
-fn what_a_frontend_sends_arrives_and_so_does_the_news_that_it_did() {
+fn bytes_of_a_frontend_arrive_and_it_learns_when_all_are_taken() {
     check(plain_output);
 }
 
 #[test]
-fn with_event_indexes_no_event_that_is_needed_is_left_out() {
+fn with_event_indexes_no_needed_event_is_left_out() {
     check(suppressed);
 }
 
 #[test]
-fn who_waits_for_half_of_the_ring_is_told_of_it() {
+fn a_producer_that_waits_for_half_of_the_ring_gets_an_event() {
     check(suppressed_by_halves);
 }
 

@@ -1,24 +1,23 @@
-//! An end that sleeps, and the events that wake it.
+//! A ring's end that sleeps, and the events that wake it.
 
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use xen::frontend::Notify;
 use xen::testing::model::loom::sync::atomic::{AtomicBool, fence};
 use xen::testing::model::loom::sync::{Condvar, Mutex};
-use xensock::ring::Notify;
 
-/// One end's way of hearing from the other: a waker that an event takes, and the sleep that it ends.
+/// A waker that an event takes, and the sleep that it ends.
 ///
-/// As in [`Signal`](xen::Signal), an event that finds no waker is lost. Sending one is a hypercall, so
-/// what its sender wrote before is seen by then. The waker itself orders nothing here, which is less than
-/// in truth.
-pub struct Event {
+/// As in [`Signal`](xen::Signal), an event without a waker is lost. Sending an event is a hypercall, which
+/// orders the sender's earlier writes. The waker itself orders nothing here, which is less than in reality.
+pub struct Sleeper {
     registered: AtomicBool,
     woken: Mutex<bool>,
     changed: Condvar,
 }
 
-impl Event {
-    pub fn new() -> Event {
-        Event {
+impl Sleeper {
+    pub fn new() -> Sleeper {
+        Sleeper {
             registered: AtomicBool::new(false),
             woken: Mutex::new(false),
             changed: Condvar::new(),
@@ -52,7 +51,7 @@ impl Event {
         *woken = false;
     }
 
-    /// Looks, and sleeps when there is nothing to see: as `front::socket` and `back::pump` do.
+    /// Looks, and sleeps when there is nothing to see: as `xensock` does.
     pub fn until<E, T>(
         &self,
         end: &mut E,
