@@ -1,14 +1,11 @@
 //! What a backend offers in xenstore, and which of it is used.
 
-use super::Config;
+use super::config::{Config, LONGEST};
 use alloc::format;
 use smoltcp::wire::EthernetAddress;
 use xen::xenbus::read_number;
 use xen::xenstore::Store;
 use xen::{Errno, PAGE_SIZE};
-
-/// The largest frame in either direction, in bytes.
-pub(super) const LONGEST: usize = 0xffff;
 
 /// The bytes of a frame before its packet: addresses and type.
 pub(super) const ETHERNET_HEADER: usize = 14;

@@ -1,8 +1,8 @@
 //! What the interface and its driver share.
 
-use super::features::{Features, LONGEST};
+use super::config::{Config, LONGEST, Statistics};
+use super::features::Features;
 use super::queue::{Queue, Violation};
-use super::{Config, Statistics};
 use crate::Link;
 use alloc::string::String;
 use alloc::sync::Arc;

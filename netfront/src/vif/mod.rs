@@ -14,17 +14,19 @@
 //! it; what is not allowed ends the session, with a message, and nothing else.
 
 mod checksum;
+mod config;
 mod features;
 mod interface;
 mod queue;
 mod session;
 
+pub use config::{Config, Statistics};
+
 use crate::{Link, Nic};
 use alloc::rc::Rc;
+use config::LONGEST;
 use core::num::NonZeroUsize;
 use core::task::Waker;
-use embassy_time::Duration;
-use features::LONGEST;
 use interface::{Interface, State};
 use smoltcp::phy::{self, Checksum, ChecksumCapabilities, DeviceCapabilities, Medium, PacketMeta};
 use smoltcp::time::Instant;
@@ -33,50 +35,36 @@ use xen::frontend;
 use xen::xenstore::Store;
 use xen::{Errno, Machine, Side};
 
-/// How an interface behaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// Pages for frames that leave, from 17 on: the longest one takes 16.
-    pub transmit_pages: usize,
-    /// Pages for frames that come, from 18 on and up to 256.
-    pub receive_pages: usize,
-    /// Whether TCP segments may be cut by the backend, if it can.
-    pub segmentation: bool,
-    /// Whether checksums may be completed by the backend, if it can.
-    pub checksums: bool,
-    /// How long a backend that is to leave may take to let go of what it has mapped, before the interface goes
-    /// on without it. What it keeps is kept out of use.
-    pub linger: Duration,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Config {
-            transmit_pages: 64,
-            receive_pages: 64,
-            segmentation: true,
-            checksums: true,
-            linger: Duration::from_secs(5),
-        }
-    }
-}
-
-impl Config {
-    /// The bytes that an interface takes while it is connected.
-    pub fn memory(&self) -> usize {
-        (2 + self.transmit_pages + self.receive_pages) * xen::PAGE_SIZE + 2 * LONGEST
-    }
-
-    fn clamped(self) -> Config {
-        Config {
-            transmit_pages: self.transmit_pages.clamp(17, 256),
-            receive_pages: self.receive_pages.clamp(18, 256),
-            ..self
-        }
-    }
-}
-
-/// A network interface.
+/// A network interface: smoltcp's device.
+///
+/// # Example
+/// ```
+/// # use futures_executor::LocalPool;
+/// # use futures_util::task::LocalSpawnExt;
+/// use netfront::vif::{Config, NetFront};
+/// use netfront::{Link, Nic};
+/// use xen::testing::{FakeStore, World};
+/// # use xen::{DomId, xenstore};
+///
+/// let (front, back) = ("/local/domain/7/device/vif/0", "/local/domain/0/backend/vif/7/0");
+/// let (world, fake, mut pool) = (World::new(), FakeStore::new(), LocalPool::new());
+/// # fake.add_domain(DomId(0));
+/// # fake.add_domain(DomId(7));
+/// # let (reader, writer) = fake.connect(DomId(7));
+/// # let (store, driver) = xenstore::connect(reader, writer);
+/// # pool.spawner().spawn_local(async move { drop(driver.run().await) }).unwrap();
+/// fake.add_device((front, DomId(7)), (back, DomId(0)));
+/// fake.write(&format!("{front}/mac"), "00:16:3e:00:00:07");
+/// let machine = world.machine(DomId(7));
+/// let made = pool.run_until(NetFront::new(machine, store, front, Config::default()));
+/// let (interface, driver) = made?;
+/// let handle = interface.handle();
+/// assert_eq!(handle.hardware_address().to_string(), "00-16-3e-00-00-07");
+/// assert_eq!(handle.link(), Link::Down, "no backend yet");
+/// # pool.run_until(futures_util::future::join(driver.run(), handle.shutdown()));
+/// # world.assert_clean();
+/// # Ok::<(), xen::Errno>(())
+/// ```
 pub struct NetFront<M: Machine + 'static>(Rc<Interface<M>>);
 
 /// A handle to an interface: the stack's [`Nic`], and the life cycle. Clones are handles to the same interface.
@@ -291,29 +279,4 @@ impl<M: Machine> Driver<M> {
     pub async fn run(self) -> Errno {
         self.0.run().await
     }
-}
-
-/// What an interface has counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Statistics {
-    /// Frames received.
-    pub received: u64,
-    /// Their bytes.
-    pub received_bytes: u64,
-    /// Frames that came and were not delivered: too long, too short, or with a wrong checksum.
-    pub receive_dropped: u64,
-    /// Frames transmitted; one that is to be cut into segments counts once.
-    pub transmitted: u64,
-    /// Their bytes.
-    pub transmitted_bytes: u64,
-    /// Frames that went nowhere: there was no backend, or it dropped them.
-    pub transmit_dropped: u64,
-    /// Events sent to the backend.
-    pub notifications_sent: u64,
-    /// How often the link has come up.
-    pub sessions: u64,
-    /// Pages that are granted.
-    pub pages: u64,
-    /// Pages that a backend has mapped although their session is over.
-    pub quarantined_pages: u64,
 }

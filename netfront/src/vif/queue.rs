@@ -5,8 +5,8 @@
 //! at nobody else can change. The price is a copy more than if each frame's pages were granted anew.
 
 use super::checksum::{self, Filled};
+use super::config::{Config, Statistics};
 use super::features::{ETHERNET_HEADER, Features, is_ipv6};
-use super::{Config, Statistics};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use xen::abi::netif::*;

@@ -1,6 +1,6 @@
 //! The interface's sessions: negotiation in xenstore, then the rings.
 
-use super::Config;
+use super::config::Config;
 use super::features::{Features, negotiate, read_address, read_mtu};
 use super::interface::Interface;
 use super::queue::Queue;

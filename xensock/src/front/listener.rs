@@ -34,7 +34,19 @@ const BIND_RETRY_MAX: Duration = Duration::from_secs(5);
 /// A socket that accepts connections. Dropping it closes it.
 ///
 /// # Example
-/// See [`Frontend`](super::Frontend).
+/// ```
+/// use embedded_io_async::Write;
+/// use xen::{Errno, Machine};
+/// use xensock::front::Frontend;
+///
+/// async fn greet<M: Machine>(frontend: &Frontend<M>) -> Result<(), Errno> {
+///     let listener = frontend.bind(([0, 0, 0, 0], 7777).into()).await?;
+///     loop {
+///         let mut stream = listener.accept().await?;
+///         stream.write_all(b"hello\n").await?;
+///     }
+/// }
+/// ```
 pub struct Listener<M: Machine + 'static>(Rc<Inner<M>>);
 
 /// What a listener shares with the driver's jobs.

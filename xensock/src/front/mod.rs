@@ -16,6 +16,7 @@
 //! The data path does not involve the driver: a read or a write copies from or to the ring, advances an index
 //! and, if the backend may sleep, sends an event.
 
+mod config;
 mod link;
 mod listener;
 mod progress;
@@ -25,66 +26,73 @@ mod socket;
 mod state;
 mod stream;
 
+pub use config::{Config, Statistics};
 pub use listener::Listener;
 pub use stream::{Connection, Stream};
 pub use xensock_stream::{ReadHalf, WriteHalf};
 
-use crate::wire::{Dialect, Extensions, Options};
+use crate::wire::Options;
 use alloc::rc::Rc;
 use core::net::{Ipv4Addr, SocketAddr};
 use edge_nal::{Readable, TcpAccept, TcpBind, TcpConnect};
-use embassy_time::Duration;
 use embedded_io_async::ErrorType;
 use state::Core;
 use xen::frontend;
 use xen::xenstore::Store;
 use xen::{Errno, Machine};
 
-/// How a frontend behaves.
-#[derive(Clone, Copy, Debug)]
-pub struct Config {
-    /// The protocol, as the device's folder in xenstore says.
-    pub dialect: Dialect,
-    /// What goes beyond the plain protocol, where the backend has it, too.
-    pub extensions: Extensions,
-    /// The size of data rings: 2 to this power pages, shared by both directions. A backend that
-    /// maps less gets less; without a wish it is the backend's default. A socket's own
-    /// [`SocketOption::ReceiveBuffer`](crate::wire::SocketOption) and `SendBuffer` come first.
-    pub ring_order: Option<u32>,
-    /// How many connections may wait for a listener's `accept`.
-    pub backlog: u32,
-    /// How long a request may go unanswered, ACCEPT left out. A lost answer must not be waited for
-    /// for ever, and a CONNECT may well take two minutes.
-    pub answer_within: Duration,
-    /// How long a stream that was dropped is kept although the backend takes nothing of what was
-    /// written to it.
-    pub linger: Duration,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Config {
-            dialect: Dialect::PvCalls,
-            extensions: Extensions::all(),
-            ring_order: None,
-            backlog: 128,
-            answer_within: Duration::from_secs(180),
-            linger: Duration::from_secs(30),
-        }
-    }
-}
-
-impl Config {
-    /// How many pages a connection's data ring has, unless the backend or the socket has another wish.
-    pub fn ring_pages(&self) -> usize {
-        let orders = self.dialect.orders(self.extensions.contains(Extensions::RESIZE));
-        let order = self.ring_order.unwrap_or(self.dialect.default_order());
-        let layout = self.dialect.layout(order.clamp(*orders.start(), *orders.end()));
-        layout.map_or(0, |layout| layout.pages)
-    }
-}
-
 /// A handle to a frontend. Clones are handles to the same frontend.
+///
+/// # Example
+/// A guest, its backend and a server in one process:
+/// ```
+/// use edge_nal::{Close, TcpShutdown};
+/// use embedded_io_async::Write;
+/// # use futures_executor::{LocalPool, LocalSpawner};
+/// use futures_util::{future::join, task::LocalSpawnExt};
+/// use xen::testing::{FakeStore, World};
+/// use xensock::front::{Config, Frontend};
+/// use xensock::testing::{Dom0, Net, backend};
+/// use xensock::wire::Dialect;
+/// # use xen::{DomId, Errno, xenstore};
+///
+/// let (front, back) = ("/local/domain/7/device/pvcalls/0", "/local/domain/0/backend/pvcalls/7/0");
+/// let (world, fake, net, mut pool) = (World::new(), FakeStore::new(), Net::new(), LocalPool::new());
+/// # for domain in [DomId(0), DomId(7)] {
+/// #     fake.add_domain(domain);
+/// # }
+/// # let connect = |domain, spawner: &LocalSpawner| {
+/// #     let (reader, writer) = fake.connect(domain);
+/// #     let (store, driver) = xenstore::connect(reader, writer);
+/// #     spawner.spawn_local(async move { drop(driver.run().await) }).unwrap();
+/// #     store
+/// # };
+/// # let spawner = pool.spawner();
+/// fake.add_device((front, DomId(7)), (back, DomId(0)));
+/// let (guest_store, dom0_store) = (connect(DomId(7), &spawner), connect(DomId(0), &spawner));
+/// let dom0 = Dom0::new(&world, DomId(0), &net);
+/// spawner.spawn_local(async move {
+///     let protocol = Dialect::PvCalls.into();
+///     backend(&dom0, &dom0_store, back, protocol, Default::default()).await;
+/// }).unwrap();
+///
+/// let machine = world.machine(DomId(7));
+/// let (frontend, driver) = Frontend::new(machine, guest_store, front, Config::default());
+/// let addr = ([127, 0, 0, 1], 80).into();
+/// let server = net.listen(addr)?;
+/// let exchange = async {
+///     let mut stream = frontend.connect(addr).await?;
+///     stream.write_all(b"hello").await?;
+///     stream.close(Close::Both).await?;
+///     let received = server.accept().await.read_to_end().await?;
+///     frontend.shutdown().await;
+///     Ok::<_, Errno>(received)
+/// };
+/// let (ended, received) = pool.run_until(join(driver.run(), exchange));
+/// assert_eq!((ended, received), (Errno::ENODEV, Ok(b"hello".to_vec())));
+/// world.assert_clean();
+/// # Ok::<(), Errno>(())
+/// ```
 pub struct Frontend<M: Machine + 'static>(Rc<Core<M>>);
 
 impl<M: Machine + 'static> Clone for Frontend<M> {
@@ -238,29 +246,4 @@ impl<M: Machine> Drop for Driver<M> {
     fn drop(&mut self) {
         self.core.link.drop_jobs();
     }
-}
-
-/// What a frontend has counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Statistics {
-    /// Streams that were ever connected or accepted.
-    pub streams_opened: u64,
-    /// Streams that hold a ring now.
-    pub streams_open: u64,
-    /// Listeners that exist now.
-    pub listeners_open: u64,
-    /// Bytes taken out of rings.
-    pub bytes_in: u64,
-    /// Bytes put into rings.
-    pub bytes_out: u64,
-    /// Events sent to the backend.
-    pub notifications_sent: u64,
-    /// Live grants.
-    pub grants: u64,
-    /// Pages taken from the machine and not given back: in use, parked, pooled or in quarantine.
-    pub pages: u64,
-    /// Pages that the backend still maps although their ring is closed.
-    pub quarantined_pages: u64,
-    /// Rings that are kept, with their grants and ports, for the next connections.
-    pub parked_rings: u64,
 }

@@ -1,6 +1,6 @@
 //! The frontend's sessions: negotiation with the backend in xenstore, then the command ring.
 
-use super::Config;
+use super::config::Config;
 use super::link::{Link, Session};
 use super::state::Core;
 use crate::wire::Protocol;

@@ -1,9 +1,9 @@
 //! What a frontend's handles, sockets and driver share.
 
+use super::config::{Config, Statistics};
 use super::link::Link;
 use super::progress::Operations;
 use super::rings::Rings;
-use super::{Config, Statistics};
 use alloc::collections::BTreeMap;
 use alloc::rc::{Rc, Weak};
 use alloc::vec::Vec;
