@@ -2,16 +2,16 @@
 
 use apps::config::Config;
 
-/// Parses it.
+/// Parses a command line.
 pub fn run(bytes: &[u8]) {
     if let Err(error) = Config::parse(bytes) {
         assert!(error.column > 0 && error.column <= bytes.len() + 1, "{error}");
-        // The console shows it.
+        // The error is printed on the console.
         assert!(error.to_string().len() < 1000, "{error}");
     }
 }
 
-/// Good ones.
+/// Valid command lines.
 pub fn seeds() -> Vec<Vec<u8>> {
     [
         "",

@@ -81,8 +81,8 @@ impl Environment {
         }
     }
 
-    /// Waits until all tasks have ended: requests time out, a backend that does not close is given up,
-    /// pages leave quarantine.
+    /// Waits until all tasks have ended: requests time out, a backend that does not close is given
+    /// up, pages leave quarantine.
     pub fn finish(&mut self) {
         self.tasks.run();
         for _ in 0..200 {

@@ -1,6 +1,6 @@
-//! What a backend may do to a frontend: any state and any node in xenstore, any bytes in the pages that it
-//! maps, any event, at any time. Afterwards the frontend closes, all its users hear of that, and all memory is
-//! back at the machine.
+//! A hostile backend of sockets: it writes any state and any node in xenstore and any bytes in the
+//! pages that it maps, and sends events at any time. At the end, the frontend must close, end all
+//! operations of its users and give all memory back.
 
 use crate::environment::{Environment, GUEST};
 use crate::input::{Input, Player, play_steps};
@@ -26,12 +26,12 @@ use xensock::wire::{
 const FRONT: &str = "/local/domain/7/device/pvcalls/0";
 const BACK: &str = "/local/domain/0/backend/pvcalls/7/0";
 
-/// Does what the bytes say.
+/// Runs an input.
 pub fn run(bytes: &[u8]) {
     let _ = play(bytes);
 }
 
-/// Does what the bytes say, and tells how far the guest got.
+/// Runs an input and returns how far the guest got.
 pub fn play(bytes: &[u8]) -> Statistics {
     let mut input = Input::new(bytes);
     let protocol = input.protocol();
@@ -51,14 +51,14 @@ struct Backend {
     ended: Rc<Cell<bool>>,
 }
 
-/// The command ring, mapped.
+/// The mapped command ring.
 struct Commands {
     page: MappedPages,
     channel: BoundPort,
     ring: CommandBack,
 }
 
-/// A data ring, mapped.
+/// A mapped data ring.
 struct Ring {
     layout: Layout,
     pages: Pages,
@@ -185,7 +185,7 @@ impl Backend {
         Backend { around, frontend, protocol, commands: None, rings: Vec::new(), users: 0, ended }
     }
 
-    /// What a good backend does.
+    /// Connects as a correct backend does.
     fn shake_hands(&mut self) {
         for (name, value) in self.protocol.backend_nodes(2) {
             self.around.write(name, value);
@@ -208,11 +208,11 @@ impl Backend {
         self.commands = Some(Commands { page, channel, ring });
     }
 
-    /// Takes a request, if there is one, and answers it somehow.
+    /// Takes a request, if there is one, and answers it rightly or wrongly.
     fn answer(&mut self, input: &mut Input<'_>) {
         let Some(commands) = &mut self.commands else { return };
         let page = commands.page.shared();
-        // A ring that was broken gives what it gives.
+        // The ring may be corrupt.
         let Ok(Some(Ok(request))) = commands.ring.pop(page) else { return };
         let how = input.byte();
         let right = request.answer(Ok(0));
@@ -265,7 +265,7 @@ impl Backend {
         }
     }
 
-    /// A word of an indexes page becomes something.
+    /// Changes a word of an indexes page.
     fn index(&mut self, input: &mut Input<'_>) {
         if self.rings.is_empty() {
             return;
@@ -284,7 +284,7 @@ impl Backend {
         ring.notify();
     }
 
-    /// Data comes, or is taken.
+    /// Puts data into a ring or takes data out.
     fn data(&mut self, input: &mut Input<'_>) {
         if self.rings.is_empty() {
             return;
@@ -306,7 +306,7 @@ impl Backend {
         ring.notify();
     }
 
-    /// Somebody in the guest wants a socket.
+    /// Starts a task in the guest that uses sockets.
     fn user(&mut self, input: &mut Input<'_>) {
         if self.users == 8 {
             return;
@@ -344,7 +344,7 @@ impl Backend {
     }
 }
 
-/// Reads and writes for a while, then closes the stream in one way or another.
+/// Reads and writes, then closes the stream; `how` selects the operations.
 async fn use_stream(mut stream: Stream<FakeMachine>, how: u8) {
     let mut bytes = [0; 700];
     if how & 1 == 1 {
@@ -394,7 +394,7 @@ async fn use_listener(listener: Listener<FakeMachine>, how: u8) {
     }
 }
 
-/// Sessions of a backend that does as it should, in each protocol.
+/// Sessions of a correct backend, for each protocol.
 pub fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     for protocol in [0x00, 0x3f, 0xbf] {
@@ -403,7 +403,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         let data = vec![11, 0, 0, 20, 11, 0, 150, 11, 0, 150, 11, 0, 0, 9, 11, 0, 250];
         let later = vec![13, 8, 1, 1, 13, 9, 1, 1];
         for user in [0b0000_0000, 0b0000_0010, 0b0000_1110, 0b0001_0010, 0b0001_1000] {
-            // Somebody connects; somebody listens.
+            // A task that connects, and one that listens.
             for user in [user, user | 1] {
                 seeds.push(
                     [
@@ -420,7 +420,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
                 );
             }
         }
-        // A backend that starts again.
+        // A backend that restarts.
         seeds.push(
             [
                 &[protocol][..],

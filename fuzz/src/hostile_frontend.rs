@@ -1,5 +1,6 @@
-//! What a guest may do to the backend's engine: any request, any bytes in the pages that it shares, any
-//! event, at any time. Afterwards the engine is gone, and nothing of the guest's is mapped or bound.
+//! A hostile guest: it sends any request, writes any bytes in the pages that it shares, and sends
+//! events at any time. At the end, the backend's engine must leave nothing of the guest mapped or
+//! bound.
 
 use crate::environment::{DOM0, GUEST};
 use crate::input::{Input, Player, play_steps};
@@ -33,7 +34,7 @@ const REQ_PROD: usize = 0;
 const RSP_PROD: usize = 8;
 const SLOTS: usize = 64;
 
-/// Does what the bytes say.
+/// Runs an input.
 pub fn run(bytes: &[u8]) {
     let _ = play(bytes);
 }
@@ -41,15 +42,15 @@ pub fn run(bytes: &[u8]) {
 /// How far a guest got.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reached {
-    /// Requests that were answered.
+    /// Answered requests.
     pub answered: usize,
-    /// Of these, those that were carried out.
+    /// Answered requests that succeeded.
     pub done: usize,
-    /// Bytes that remote ends got.
+    /// Bytes received by remote ends.
     pub sent: usize,
 }
 
-/// Does what the bytes say, and tells how far the guest got.
+/// Runs an input and returns how far the guest got.
 pub fn play(bytes: &[u8]) -> Reached {
     let mut input = Input::new(bytes);
     let protocol = input.protocol();
@@ -89,7 +90,7 @@ struct Ring {
 
 impl Ring {
     fn new(machine: &FakeMachine, protocol: Protocol, order: u32) -> Ring {
-        let layout = protocol.layout(order).expect("an order that there is");
+        let layout = protocol.layout(order).expect("a valid order");
         let pages = machine.alloc(layout.pages).expect("enough memory");
         let grants: Vec<GrantRef> = (0..layout.pages)
             .map(|index| machine.grant(DOM0, &pages, index).expect("enough grants"))
@@ -126,7 +127,7 @@ impl Player for Frontend {
             }
             6 => self.machine.notify(self.port),
             7 => {
-                // A word of the indexes page, one of the first 48: those that mean something.
+                // A word of the indexes page: one of the first 48, which are in use.
                 let at = 4 * input.below(48);
                 let indexes = self.rings[which].region().indexes;
                 let near = indexes.load_u32(at, Relaxed);
@@ -178,7 +179,7 @@ impl Player for Frontend {
                 }
             },
             16 => {
-                // A ring of another size, or what was one.
+                // A new ring, perhaps of another size.
                 let orders = self.protocol.orders();
                 let order = (*orders.start() + input.below(3) as u32).min(*orders.end());
                 if self.rings.len() < 4 && order <= 4 {
@@ -186,7 +187,7 @@ impl Player for Frontend {
                 }
             }
             _ => {
-                // Another channel in place of a ring's.
+                // A new event channel for a ring.
                 self.machine.close_port(self.rings[which].port);
                 let signal = Arc::new(Signal::new());
                 let port = self.machine.open_port(DOM0, signal).expect("enough ports");
@@ -218,8 +219,8 @@ impl Frontend {
         let dom0 = FakeDom0::new(&world, DOM0, net.clone());
         let events = Arc::new(Signal::new());
         let link = CommandLink {
-            ring: dom0.map(GUEST, &[grant]).expect("it is granted"),
-            channel: dom0.bind_port(GUEST, port, events.clone()).expect("it is open"),
+            ring: dom0.map(GUEST, &[grant]).expect("the page is granted"),
+            channel: dom0.bind_port(GUEST, port, events.clone()).expect("the port is open"),
             signal: events,
         };
         spawner.spawn_endless(async move {
@@ -247,7 +248,7 @@ impl Frontend {
         }
     }
 
-    /// What a remote end does.
+    /// Takes a step of a remote end.
     fn peer(&mut self, input: &mut Input<'_>) {
         if self.peers.is_empty() {
             self.peers.append(&mut self.connected.borrow_mut());
@@ -272,7 +273,7 @@ impl Frontend {
         }
     }
 
-    /// A request that makes sense, more or less.
+    /// Sends a well-formed request.
     fn request(&mut self, input: &mut Input<'_>) {
         let socket = u64::from(input.byte() % 6);
         let ring = &self.rings[input.below(self.rings.len())];
@@ -312,7 +313,7 @@ impl Frontend {
         let slots = self.protocol.slots();
         let rsp_prod = self.page.shared().load_u32(RSP_PROD, Acquire);
         if rsp_prod.wrapping_sub(self.rsp_cons) > slots.count {
-            // The guest itself has written there.
+            // The guest has overwritten the index.
             self.rsp_cons = rsp_prod;
         }
         while self.rsp_cons != rsp_prod {
@@ -325,7 +326,7 @@ impl Frontend {
         }
     }
 
-    /// Puts bytes into the next slot, and shows it.
+    /// Writes and publishes the next slot.
     fn push(&mut self, bytes: &[u8]) {
         let slots = self.protocol.slots();
         let at = SLOTS + (self.req_prod & (slots.count - 1)) as usize * slots.stride();
@@ -336,7 +337,7 @@ impl Frontend {
         self.machine.notify(self.port);
     }
 
-    /// The guest is gone.
+    /// The guest disappears.
     fn end(mut self) -> Reached {
         self.tasks.run();
         drop((self.tasks, self.spawner, self.server));
@@ -364,7 +365,7 @@ fn give_back(machine: &FakeMachine, pages: Pages, grants: &[GrantRef]) {
     unsafe { machine.free(pages) };
 }
 
-/// Connections that are made, used and released, in each protocol.
+/// Connections that are opened, used and released, for each protocol.
 pub fn seeds() -> Vec<Vec<u8>> {
     let request = |socket, call: u8, more: &[u8]| [&[0, 0, socket, 0, 0, call], more].concat();
     let mut seeds = Vec::new();

@@ -1,6 +1,6 @@
-//! What a backend may do to a network interface: any state and any node in xenstore, any bytes in the pages that
-//! it maps, any frame, any event, at any time. Afterwards the interface closes, and all memory is back at the
-//! machine.
+//! A hostile network backend: it writes any state and any node in xenstore and any bytes in the
+//! pages that it maps, and sends frames and events at any time. At the end, the interface must close
+//! and give all memory back.
 
 use crate::environment::{Environment, GUEST};
 use crate::input::{Input, Player, play_steps};
@@ -28,7 +28,7 @@ const FRONT: &str = "/local/domain/7/device/vif/0";
 const BACK: &str = "/local/domain/0/backend/vif/7/0";
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 7);
 
-/// What a backend says that it can do.
+/// The features that a backend may announce.
 const FEATURES: [&str; 7] = [
     "feature-rx-copy",
     "feature-sg",
@@ -39,12 +39,12 @@ const FEATURES: [&str; 7] = [
     "feature-split-event-channels",
 ];
 
-/// Does what the bytes say.
+/// Runs an input.
 pub fn run(bytes: &[u8]) {
     let _ = play(bytes);
 }
 
-/// Does what the bytes say, and tells how far the guest got.
+/// Runs an input and returns how far the guest got.
 pub fn play(bytes: &[u8]) -> Statistics {
     let mut input = Input::new(bytes);
     let mut backend = Backend::new(input.byte());
@@ -74,7 +74,7 @@ fn set_address(around: &Environment) {
     around.write_front("mac", b"00:16:3e:00:00:07");
 }
 
-/// Sends back whatever comes, and asks for it to be cut when it is long.
+/// Sends every frame back; long ones are to be segmented.
 async fn send_back(mut device: NetFront<FakeMachine>) {
     let nic = device.handle();
     poll_fn(|cx| {
@@ -93,7 +93,7 @@ async fn send_back(mut device: NetFront<FakeMachine>) {
     .await
 }
 
-/// A stack with somebody who listens and somebody who connects.
+/// Starts a stack with a task that listens and a task that connects.
 fn start_stack(device: NetFront<FakeMachine>, spawner: &Spawner) {
     let ipv4 = Ipv4::Static { address: Ipv4Cidr::new(ADDRESS, 24), gateway: None };
     let config = stack::Config {
@@ -204,8 +204,9 @@ impl Backend {
         let (has_ended, making) = (ended.clone(), made.clone());
         let (guest, starting) = (around.world.machine(GUEST), around.spawner.clone());
         around.spawner.spawn(async move {
-            let (nic, driver) =
-                NetFront::new(guest, client, FRONT, config).await.expect("there is an address");
+            let (nic, driver) = NetFront::new(guest, client, FRONT, config)
+                .await
+                .expect("the device has an address");
             making.set(Some(nic.handle()));
             if how & 4 == 0 {
                 starting.spawn_endless(send_back(nic));
@@ -220,7 +221,7 @@ impl Backend {
         Backend { around, handle, rings: None, ended, enders: 0 }
     }
 
-    /// What a good backend does, with some of the features.
+    /// Connects as a correct backend does, with some of the features.
     fn shake_hands(&mut self, features: u8) {
         for (number, name) in FEATURES.iter().enumerate() {
             let value = if number == 0 || features >> number & 1 == 1 { "1" } else { "0" };
@@ -261,7 +262,7 @@ impl Backend {
         self.notify();
     }
 
-    /// Delivers a frame, repeated until it is long enough, in parts.
+    /// Delivers a frame in parts, perhaps many times repeated.
     fn deliver(&mut self, bytes: &[u8], flags: u16, part: u8) {
         let Some(rings) = &mut self.rings else { return };
         let part = 16 * (usize::from(part) + 1);
@@ -285,7 +286,7 @@ impl Backend {
         self.notify();
     }
 
-    /// A response for the next page, with anything in it.
+    /// Puts a response with arbitrary fields into the next slot.
     fn put_rx(&mut self, input: &mut Input<'_>) {
         let Some(rings) = &mut self.rings else { return };
         let mut slot = [0; RX_SLOT];
@@ -306,7 +307,7 @@ impl Backend {
         self.notify();
     }
 
-    /// Answers some of what was sent, in one way or another.
+    /// Answers some requests, rightly or wrongly.
     fn answer(&mut self, input: &mut Input<'_>) {
         let Some(rings) = &mut self.rings else { return };
         let how = input.byte();
@@ -354,12 +355,12 @@ impl Backend {
     }
 }
 
-/// Sessions of a backend that does as it should, with frames of all kinds.
+/// Sessions of a correct backend, with frames of all kinds.
 pub fn seeds() -> Vec<Vec<u8>> {
     let mut arp = vec![0xff; 6];
     arp.extend([2, 0, 0, 0, 0, 9, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 9, 10, 0, 0, 1]);
     arp.extend([0, 0, 0, 0, 0, 0, 10, 0, 0, 7]);
-    // A connection is asked for, and 20 bytes of options are with it.
+    // A SYN with an MSS option.
     let mut syn = vec![0, 0x16, 0x3e, 0, 0, 7, 2, 0, 0, 0, 0, 9, 8, 0];
     syn.extend([0x45, 0, 0, 44, 0, 0, 0x40, 0, 64, 6, 0x26, 0xc4, 10, 0, 0, 1, 10, 0, 0, 7]);
     syn.extend([0x30, 0x39, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x60, 2, 0x20, 0, 0, 0, 0, 0]);
@@ -374,10 +375,10 @@ pub fn seeds() -> Vec<Vec<u8>> {
             seed.extend([3, 31]);
             seed.extend(deliver(&syn, 2, 255));
             seed.extend([3, 31]);
-            // A long one, in many parts, and what it is answered with.
+            // A long frame in many parts, and its answers.
             seed.extend(deliver(&syn, 0x83, 255));
             seed.extend([3, 31, 12, 9, 3, 31, 6, 1, 3, 1, b'1', 11]);
-            // The backend starts again, and the device is made anew.
+            // The backend restarts, and the toolstack makes the device again.
             seed.extend([5, 5, 8, 5, 6, 12, 12, 0, features]);
             seed.extend(deliver(&syn, 3, 1));
             seed.extend([3, 31, 8, 16, 12, 12, 0, features]);

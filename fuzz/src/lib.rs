@@ -1,8 +1,8 @@
-//! What a hostile domain may send, to everything that reads it: each module is a target, and its `run` does
-//! with some bytes what that domain might do with them.
+//! Fuzz targets for everything that reads what a hostile domain writes. Each module is a target; its
+//! `run` plays the domain as an input says.
 //!
-//! `make fuzz` lets libFuzzer find the bytes; `tests/replay.rs` takes the [seeds](Target::seeds), the inputs
-//! that once crashed something, and some that are made up but always the same ones.
+//! `make fuzz` lets libFuzzer find inputs. `tests/replay.rs` runs the [seeds](Target::seeds), the
+//! inputs that once crashed a target, and a fixed set of generated ones.
 
 pub mod command_line;
 mod environment;
@@ -14,17 +14,17 @@ mod tasks;
 pub mod wire;
 pub mod xenstore;
 
-/// A target.
+/// A fuzz target.
 pub struct Target {
-    /// Its name, and its program's.
+    /// The name of the target and of its program.
     pub name: &'static str,
-    /// Takes an input. It panics when something is wrong.
+    /// Runs an input. Panics if the code under test misbehaves.
     pub run: fn(&[u8]),
-    /// Inputs that get far: what a domain does that keeps to the rules.
+    /// Inputs that reach far: the steps of a domain that keeps to the protocol.
     pub seeds: fn() -> Vec<Vec<u8>>,
 }
 
-/// All of them.
+/// All targets.
 pub const TARGETS: [Target; 6] = [
     Target { name: "hostile_backend", run: hostile_backend::run, seeds: hostile_backend::seeds },
     Target { name: "hostile_frontend", run: hostile_frontend::run, seeds: hostile_frontend::seeds },

@@ -1,4 +1,4 @@
-//! The tasks of an input's world: all of them run until they wait, and time passes when the input says so.
+//! An executor whose time the input controls. Tasks run until all of them wait.
 
 use embassy_time::{Duration, MockDriver};
 use futures_executor::{LocalPool, LocalSpawner};
@@ -8,8 +8,8 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
 
-/// How often tasks may be polled before all of them wait. Those that go on for longer keep each other
-/// busy for ever, or a peer keeps them busy for too long.
+/// How often tasks may be polled before all of them wait. More polls mean that tasks keep each other
+/// busy for ever, or that a peer keeps them busy for too long.
 const POLLS: usize = 50_000;
 
 pub struct Tasks {
@@ -23,7 +23,7 @@ struct State {
     unfinished: Cell<usize>,
 }
 
-/// For more tasks.
+/// Starts tasks.
 #[derive(Clone)]
 pub struct Spawner {
     spawner: LocalSpawner,
@@ -31,7 +31,7 @@ pub struct Spawner {
 }
 
 impl Tasks {
-    /// No tasks, and the beginning of time.
+    /// No tasks; resets the clock.
     pub fn new() -> Tasks {
         MockDriver::get().reset();
         Tasks { pool: LocalPool::new(), state: Rc::default() }
@@ -41,19 +41,19 @@ impl Tasks {
         Spawner { spawner: self.pool.spawner(), state: self.state.clone() }
     }
 
-    /// Runs them until all of them wait.
+    /// Runs the tasks until all of them wait.
     pub fn run(&mut self) {
         self.state.polls.set(0);
         self.pool.run_until_stalled();
     }
 
-    /// Lets some time pass, and runs what has waited for it.
+    /// Advances the clock and runs the tasks.
     pub fn pass(&mut self, time: Duration) {
         MockDriver::get().advance(time);
         self.run();
     }
 
-    /// How many tasks are not at their ends, those left out that never will be.
+    /// The number of tasks that have not ended, without the endless ones.
     pub fn unfinished(&self) -> usize {
         self.state.unfinished.get()
     }

@@ -1,11 +1,11 @@
-//! Slots of the command ring, and the nodes by which two ends agree on a protocol.
+//! Slots of the command ring, and the nodes by which the ends negotiate a protocol.
 
 use crate::input::Input;
 use futures_util::FutureExt;
 use std::collections::BTreeMap;
 use xensock::wire::{Extensions, MAX_SLOT, Protocol};
 
-/// Decodes a slot, or judges nodes.
+/// Decodes a slot or evaluates nodes.
 pub fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let protocol = input.protocol();
@@ -26,19 +26,21 @@ fn slot(bytes: &[u8], len: usize) -> Vec<u8> {
     slot
 }
 
-/// What was decoded is encoded to what decodes to the same.
+/// Checks that a decoded request survives encoding and decoding.
 fn request(protocol: Protocol, bytes: &[u8]) {
     let slot = slot(bytes, protocol.slots().request);
     match protocol.decode_request(&slot) {
         Ok(request) => {
             let mut again = slot.clone();
-            protocol.encode_request(&request, &mut again).expect("it was read");
+            protocol
+                .encode_request(&request, &mut again)
+                .expect("a decoded request can be encoded");
             assert_eq!(protocol.decode_request(&again), Ok(request));
         }
         Err(malformed) => {
             let mut answer = vec![0; protocol.slots().response];
             protocol.encode_response(&malformed.answer(), &mut answer);
-            assert_eq!(answer[..4], slot[..4], "a refusal says what it refuses");
+            assert_eq!(answer[..4], slot[..4], "a refusal has the id of its request");
         }
     }
 }
@@ -51,8 +53,8 @@ fn response(protocol: Protocol, bytes: &[u8]) {
     assert_eq!(protocol.decode_response(&again), response);
 }
 
-/// Nodes of these names, with the lines of the input as their values. A line that starts with `-`, or
-/// that is missing, is a node that does not exist.
+/// Nodes of these names, with the lines of the input as their values. A line that starts with `-`,
+/// or that is missing, is a node that does not exist.
 fn nodes(names: &[(&'static str, String)], bytes: &[u8]) -> BTreeMap<&'static str, String> {
     let text = String::from_utf8_lossy(bytes);
     let names = names.iter().map(|(name, _)| *name);
@@ -60,7 +62,7 @@ fn nodes(names: &[(&'static str, String)], bytes: &[u8]) -> BTreeMap<&'static st
     names.zip(lines).filter(|(_, line)| !line.starts_with('-')).collect()
 }
 
-/// What a frontend concludes is in the bounds of what it can do.
+/// Checks that a frontend agrees to nothing beyond its own capabilities.
 fn backend(supported: Protocol, bytes: &[u8]) {
     let all = Protocol { extensions: Extensions::all(), ..supported };
     let nodes = nodes(&all.backend_nodes(9), bytes);
@@ -69,7 +71,7 @@ fn backend(supported: Protocol, bytes: &[u8]) {
         assert!(supported.extensions.contains(agreed.extensions));
         assert!(orders.min <= orders.default && orders.default <= orders.max);
         for order in [orders.min, orders.default, orders.max] {
-            agreed.layout(order).expect("an order that the protocol has");
+            agreed.layout(order).expect("a valid order");
         }
     }
 }
@@ -82,7 +84,7 @@ fn frontend(supported: Protocol, bytes: &[u8]) {
     }
 }
 
-/// A slot of each command, and nodes as they should be.
+/// A slot of each command, and valid nodes.
 pub fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     for protocol in [0x00, 0x3f, 0x80, 0xbf] {
@@ -90,7 +92,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
             let mut slot = vec![protocol, 0, 1, 0, 0, 0];
             slot.extend(command.to_le_bytes());
             slot.extend(7u64.to_le_bytes());
-            // An address, its length, and whatever comes next.
+            // An address, its length, and further fields.
             slot.extend([2, 0, 0, 80, 127, 0, 0, 1]);
             slot.resize(6 + 4 + 8 + 28, 0);
             slot.extend([16, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 5, 0, 0, 0]);

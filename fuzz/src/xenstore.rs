@@ -1,4 +1,4 @@
-//! What xenstored, or who writes in its tree, may answer.
+//! A hostile xenstored, or hostile nodes in a correct one.
 
 use crate::input::Input;
 use crate::tasks::{Spawner, Tasks};
@@ -13,7 +13,7 @@ use xen::xenbus::{self, OtherEnd, State, StateWatch};
 use xen::xenstore::{self, Permission, Store, wire};
 use xen::{DomId, Errno};
 
-/// A client asks, and gets these bytes for answers.
+/// Runs a client that gets the input for answers.
 pub fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     match input.below(8) {
@@ -22,7 +22,7 @@ pub fn run(bytes: &[u8]) {
     }
 }
 
-/// The parts of answers by themselves.
+/// Decodes the parts of answers.
 fn texts(bytes: &[u8]) {
     if let Some(head) = bytes.first_chunk()
         && let Ok(header) = wire::Header::decode(head)
@@ -43,7 +43,7 @@ fn texts(bytes: &[u8]) {
     let _ = (State::decode(bytes), Errno::from_name(&String::from_utf8_lossy(bytes)));
 }
 
-/// The answers that come, and whoever waits for them.
+/// A pipe of answers.
 #[derive(Clone, Default)]
 struct Answers(Rc<RefCell<Pipe>>);
 
@@ -89,7 +89,7 @@ impl Read for Answers {
     }
 }
 
-/// Where requests go.
+/// A sink for requests.
 struct Nowhere;
 
 impl ErrorType for Nowhere {
@@ -119,7 +119,7 @@ fn answers(input: &mut Input<'_>) {
             0 => answers.push(input.bytes()),
             1 => ask(input.byte(), &store, &spawner),
             _ => {
-                // Most of the time what could be an answer.
+                // A plausible answer.
                 let kinds = [
                     XS_READ,
                     XS_WRITE,
@@ -135,21 +135,21 @@ fn answers(input: &mut Input<'_>) {
                 ];
                 let (kind, id) = (kinds[input.below(kinds.len())], u32::from(input.byte()));
                 let payload = input.bytes();
-                answers.push(&wire::encode(kind, id, 0, &[payload]).expect("it is short"));
+                answers.push(&wire::encode(kind, id, 0, &[payload]).expect("the payload is short"));
             }
         }
         tasks.run();
     }
     answers.end();
     tasks.run();
-    assert_eq!(tasks.unfinished(), 0, "a request waits for a connection that is gone");
+    assert_eq!(tasks.unfinished(), 0, "a request still waits after the connection ended");
 }
 
-/// Asks for something, and makes of the answer what there is to be made.
+/// Makes a request and uses its answer.
 fn ask(what: u8, store: &Store, spawner: &Spawner) {
     let store = store.clone();
     match what % 11 {
-        // Watches stay silent when the connection fails.
+        // Watches never end, even if the connection fails.
         9 => spawner.spawn_endless(async move {
             if let Ok(mut watch) = store.watch("a").await {
                 loop {
@@ -185,7 +185,7 @@ async fn request(what: u8, store: &Store) {
     }
 }
 
-/// Questions, and answers as a xenstored would give them. Requests are numbered from 1.
+/// Requests with the answers of a correct xenstored. Requests are numbered from 1.
 pub fn seeds() -> Vec<Vec<u8>> {
     let ask = |what| vec![1, what];
     let answer =

@@ -1,18 +1,18 @@
-//! Every target with its seeds, with what once crashed it, and with inputs made from those: always the
-//! same ones, so that a test that fails fails again.
+//! Runs every target with its seeds, the inputs that once crashed it, and a fixed set of inputs that
+//! are generated from the seeds.
 
 use std::fs;
 use std::path::Path;
 use std::sync::Mutex;
 use xensock_fuzz::{TARGETS, Target, hostile_backend, hostile_frontend, hostile_netback};
 
-/// All inputs' time is the same clock's.
+/// Serialises the tests: the clock is global.
 static CLOCK: Mutex<()> = Mutex::new(());
 
-/// How many inputs are made for each target: `FUZZ_INPUTS`, or so many.
+/// How many inputs are generated for each target, unless `FUZZ_INPUTS` is set.
 const INPUTS: usize = 1000;
 
-/// Xorshift: good enough to be made of, and the same everywhere.
+/// A xorshift generator: the same numbers everywhere.
 struct Random(u64);
 
 impl Random {
@@ -28,8 +28,8 @@ impl Random {
     }
 }
 
-/// An input like others: a part of one and a part of another, with some bytes changed.
-fn made_of(inputs: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
+/// Generates an input from parts of others, with some bytes changed.
+fn generate(inputs: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     let mut part = || {
         let one = &inputs[random.below(inputs.len())];
         let (from, to) = (random.below(one.len() + 1), random.below(one.len() + 1));
@@ -48,7 +48,7 @@ fn made_of(inputs: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     input
 }
 
-/// What once crashed a target: a file each.
+/// The inputs that once crashed a target, with their files' names.
 fn regressions(target: &Target) -> Vec<(String, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("regressions").join(target.name);
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
@@ -56,7 +56,7 @@ fn regressions(target: &Target) -> Vec<(String, Vec<u8>)> {
     paths.map(|path| (path.display().to_string(), fs::read(path).unwrap())).collect()
 }
 
-/// Names an input whose target has panicked.
+/// Prints the input if the target panics.
 struct Named<'a>(&'a str, &'a [u8]);
 
 impl Drop for Named<'_> {
@@ -82,7 +82,7 @@ fn replay(target: &Target) {
     let count = std::env::var("FUZZ_INPUTS").map_or(INPUTS, |count| count.parse().unwrap());
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     for number in 0..count {
-        let input = made_of(&seeds, &mut random);
+        let input = generate(&seeds, &mut random);
         let name = format!("{name}, input {number}");
         let _named = Named(&name, &input);
         (target.run)(&input);
@@ -90,7 +90,7 @@ fn replay(target: &Target) {
 }
 
 #[test]
-fn hostile_bytes_hurt_nobody() {
+fn no_target_panics() {
     let _clock = CLOCK.lock();
     for target in &TARGETS {
         replay(target);
@@ -98,7 +98,7 @@ fn hostile_bytes_hurt_nobody() {
 }
 
 #[test]
-fn the_seeds_get_far() {
+fn the_seeds_reach_far() {
     let _clock = CLOCK.lock();
     let mut moved = 0;
     for seed in hostile_backend::seeds() {
@@ -106,7 +106,7 @@ fn the_seeds_get_far() {
         assert!(reached.streams_opened > 0, "{seed:?}: {reached:?}");
         moved += usize::from(reached.bytes_in > 0 && reached.bytes_out > 0);
     }
-    assert!(moved > 20, "so many connections of frontends were used: {moved}");
+    assert!(moved > 20, "only {moved} seeds of hostile_backend moved bytes both ways");
     for seed in hostile_netback::seeds() {
         let reached = hostile_netback::play(&seed);
         let frames = (reached.received > 1, reached.transmitted > 1);

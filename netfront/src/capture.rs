@@ -9,11 +9,12 @@ use smoltcp::phy::{Device, PcapLinkType, PcapMode, PcapSink, PcapWriter};
 use smoltcp::time::Instant;
 use xen::WaitList;
 
-/// The length of a record's header: the time in seconds and microseconds, the record's and the frame's length.
+/// The length of a record's header: the time in seconds and microseconds, the record's and the
+/// frame's length.
 const RECORD_HEADER: usize = 16;
 
-/// A sink of smoltcp's `PcapWriter` that keeps records until they are fetched. While it is full, further frames
-/// are lost and counted. Clones are handles to the same capture.
+/// A sink of smoltcp's `PcapWriter` that keeps records until they are fetched. While it is full,
+/// further frames are lost and counted. Clones are handles to the same capture.
 ///
 /// The format is libpcap's of 1998: draft-gharris-opsawg-pcap-02, sections 4 and 5.
 ///
@@ -44,7 +45,8 @@ struct Inner {
 }
 
 impl Capture {
-    /// A capture that keeps up to `limit` bytes. `epoch` is the wall-clock time at the stack's time 0.
+    /// A capture that keeps up to `limit` bytes. `epoch` is the wall-clock time at the stack's time
+    /// 0.
     pub fn new(limit: usize, epoch: Duration) -> Self {
         Capture(Rc::new(Inner {
             records: RefCell::default(),
@@ -58,8 +60,8 @@ impl Capture {
 
     /// A device that records the frames of `device` here, in both directions.
     ///
-    /// An outgoing frame is recorded as the stack has made it: without the checksums that are offloaded, and
-    /// before it is segmented.
+    /// An outgoing frame is recorded as the stack has made it: without the checksums that are
+    /// offloaded, and before it is segmented.
     pub fn wrap<D: Device>(&self, device: D) -> PcapWriter<D, Capture> {
         PcapWriter::new(device, self.clone(), PcapMode::Both)
     }

@@ -1,7 +1,8 @@
 //! DNS over TCP (RFC 1035, section 4.2.2), for stacks that have streams only.
 //!
-//! [`Resolver`] uses the socket traits alone, so it runs over any stack. [`Stack`](crate::stack::Stack) has a
-//! resolver of its own, over UDP. Both fail with a [`ResolveError`].
+//! [`Resolver`] uses the socket traits alone, so it runs over any stack.
+//! [`Stack`](crate::stack::Stack) has a resolver of its own, over UDP. Both fail with a
+//! [`ResolveError`].
 
 use alloc::string::{String, ToString};
 use alloc::vec;

@@ -1,9 +1,10 @@
 //! The async socket traits of [`edge_nal`] and [`embedded_io_async`], over a socket that is polled.
 //!
-//! A socket implements [`PollSocket`]: five methods, of which two move bytes. [`Stream`] adds `Read`,
-//! `BufRead`, `Readable`, `Write`, `TcpSplit` and `TcpShutdown`. A read or a write copies once, between
-//! the socket's memory and the caller's, and allocates nothing. `fill_buf` copies once more, to a buffer
-//! of the stream: a socket whose memory another domain can write cannot lend a reference to it.
+//! A socket implements [`PollSocket`]: five methods, of which two move bytes. [`Stream`] adds
+//! `Read`, `BufRead`, `Readable`, `Write`, `TcpSplit` and `TcpShutdown`. A read or a write copies
+//! once, between the socket's memory and the caller's, and allocates nothing. `fill_buf` copies
+//! once more, to a buffer of the stream: a socket whose memory another domain can write cannot lend
+//! a reference to it.
 //!
 //! ```
 //! use core::task::{Context, Poll};
@@ -96,8 +97,9 @@ pub trait PollSocket {
 
 /// A socket with the traits of async I/O. The socket's own methods are reached through [`Deref`].
 ///
-/// Reading yields all data, then `Ok(0)` at the end of the stream or the error that ended it. Dropping a
-/// future of `read`, `write` or `fill_buf` before it completes has no effect on the stream.
+/// Reading yields all data, then `Ok(0)` at the end of the stream or the error that ended it.
+/// Dropping a future of `read`, `write` or `fill_buf` before it completes has no effect on the
+/// stream.
 #[derive(Debug)]
 pub struct Stream<S> {
     socket: S,
@@ -117,7 +119,8 @@ pub struct WriteHalf<'a, S> {
     socket: &'a S,
 }
 
-/// Bytes that `fill_buf` has fetched and `consume` has not used up. Allocated by the first `fill_buf`.
+/// Bytes that `fill_buf` has fetched and `consume` has not used up. Allocated by the first
+/// `fill_buf`.
 #[derive(Debug, Default)]
 struct Buffer {
     bytes: Box<[u8]>,

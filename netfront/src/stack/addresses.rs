@@ -8,7 +8,8 @@ use smoltcp::iface::{Interface, SocketHandle, SocketSet};
 use smoltcp::socket::{dhcpv4, dns};
 use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr, Ipv4Cidr, Ipv6Cidr};
 
-/// How long an address stays in use after the link came up again without the DHCP server confirming it.
+/// How long an address stays in use after the link came up again without the DHCP server confirming
+/// it.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The current addresses.
@@ -115,8 +116,8 @@ impl Addresses {
         true
     }
 
-    /// Starts over with DHCP: the link was down and may lead to another network. The address stays until a
-    /// server answers, for at most [`CONFIRM_TIMEOUT`].
+    /// Starts over with DHCP: the link was down and may lead to another network. The address stays
+    /// until a server answers, for at most [`CONFIRM_TIMEOUT`].
     pub(super) fn restart_dhcp(&mut self, sockets: &mut SocketSet<'static>) {
         let Some(handle) = self.dhcp else { return };
         let socket = sockets.get_mut::<dhcpv4::Socket<'_>>(handle);

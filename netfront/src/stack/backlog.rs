@@ -117,9 +117,10 @@ fn state(sockets: &SocketSet<'static>, handle: SocketHandle) -> tcp::State {
     sockets.get::<tcp::Socket<'_>>(handle).state()
 }
 
-/// Whether another socket has the same two endpoints. smoltcp gives a segment to the first socket that takes it:
-/// a SYN that is repeated (a copy, or the client's retransmission) may reach a listening socket before the
-/// socket of its connection, and two sockets that answer one client end in a reset.
+/// Whether another socket has the same two endpoints. smoltcp gives a segment to the first socket
+/// that takes it: a SYN that is repeated (a copy, or the client's retransmission) may reach a
+/// listening socket before the socket of its connection, and two sockets that answer one client end
+/// in a reset.
 fn has_twin(sockets: &SocketSet<'static>, of: SocketHandle) -> bool {
     let ends = |socket: &tcp::Socket<'_>| (socket.local_endpoint(), socket.remote_endpoint());
     let wanted = ends(sockets.get(of));

@@ -34,8 +34,8 @@ pub struct Config {
     pub receive_buffer: usize,
     /// Bytes that a connection buffers until they are acknowledged.
     pub transmit_buffer: usize,
-    /// How many connections may wait for a listener's `accept`; further ones are refused. Each has its
-    /// buffers from its first packet on.
+    /// How many connections may wait for a listener's `accept`; further ones are refused. Each has
+    /// its buffers from its first packet on.
     pub backlog: usize,
     /// The time limit of `connect`.
     pub connect_within: Duration,

@@ -1,11 +1,11 @@
 //! TCP over the guest's own network interface, with the same traits as XenSock's sockets.
 //!
-//! [`Stack`] is the socket API: [`edge_nal`]'s traits, and those of `embedded-io-async` for streams. Its
-//! [`Runner`] moves packets between the interface and [`smoltcp`]'s sockets. It never polls: it sleeps until
-//! the interface, an application or a timer of TCP wakes it.
+//! [`Stack`] is the socket API: [`edge_nal`]'s traits, and those of `embedded-io-async` for
+//! streams. Its [`Runner`] moves packets between the interface and [`smoltcp`]'s sockets. It never
+//! polls: it sleeps until the interface, an application or a timer of TCP wakes it.
 //!
-//! It uses smoltcp itself. The async crates on top of smoltcp have a pool of sockets of a fixed size, no
-//! backlog, and a device trait of their own, which smoltcp's tracers do not implement.
+//! It uses smoltcp itself. The async crates on top of smoltcp have a pool of sockets of a fixed
+//! size, no backlog, and a device trait of their own, which smoltcp's tracers do not implement.
 //!
 //! # Example
 //!
@@ -64,7 +64,8 @@
 //!
 //! - `abort` always resets the connection.
 //! - A broken connection's error is [`Errno::ECONNRESET`] where Linux may report others.
-//! - A guest that loses its address loses the connections from it ([`Errno::ENETDOWN`]); listeners stay.
+//! - A guest that loses its address loses the connections from it ([`Errno::ENETDOWN`]); listeners
+//!   stay.
 //! - The addresses of a stream's ends are known at once.
 //! - The only options are keep-alive and TCP_NODELAY; [`Config`] has the buffers' sizes.
 //! - Ports are not shared with dom0: a port is free unless this guest listens at it.
@@ -99,7 +100,8 @@ use xen::Errno;
 pub struct Stack(Rc<Inner>);
 
 impl Stack {
-    /// A stack over an interface, `device`, whose handle is `nic`. Does nothing until the runner runs.
+    /// A stack over an interface, `device`, whose handle is `nic`. Does nothing until the runner
+    /// runs.
     pub fn new<D: Device, N: Nic>(mut device: D, nic: N, config: Config) -> (Self, Runner<D, N>) {
         let inner = Rc::new(Inner::new(&mut device, nic.hardware_address(), config));
         (Stack(inner.clone()), Runner::new(inner, device, nic))
@@ -110,8 +112,8 @@ impl Stack {
     /// # Errors
     ///
     /// [`Errno::ECONNREFUSED`] if the peer refuses, [`Errno::ETIMEDOUT`] if nothing answers within
-    /// [`Config::connect_within`], [`Errno::ENETUNREACH`] without a route, [`Errno::ENOMEM`] without memory
-    /// for the buffers.
+    /// [`Config::connect_within`], [`Errno::ENETUNREACH`] without a route, [`Errno::ENOMEM`]
+    /// without memory for the buffers.
     pub async fn connect(&self, to: SocketAddr) -> Result<Stream, Errno> {
         stream::connect(&self.0, to).await
     }
@@ -120,8 +122,8 @@ impl Stack {
     ///
     /// # Errors
     ///
-    /// [`Errno::EADDRINUSE`] if a listener of this stack has the address, [`Errno::EADDRNOTAVAIL`] if it is
-    /// not the interface's, [`Errno::ENOMEM`] without memory for the buffers.
+    /// [`Errno::EADDRINUSE`] if a listener of this stack has the address, [`Errno::EADDRNOTAVAIL`]
+    /// if it is not the interface's, [`Errno::ENOMEM`] without memory for the buffers.
     pub async fn bind(&self, at: SocketAddr) -> Result<Listener, Errno> {
         listener::bind(&self.0, at)
     }

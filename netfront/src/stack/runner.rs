@@ -61,7 +61,8 @@ impl<D: Device, N: Nic> Runner<D, N> {
                     batch_is_full = false;
                     break;
                 }
-                // A listener whose socket got a connection needs another socket before the next frame.
+                // A listener whose socket got a connection needs another socket before the next
+                // frame.
                 state.update_listeners(&inner.config);
             }
             if state.addresses.follow_dhcp(&mut state.sockets) {
@@ -94,8 +95,8 @@ impl<D: Device, N: Nic> Runner<D, N> {
         next
     }
 
-    /// Reinitialises the interface when the link has come up: the device's capabilities and the network
-    /// may have changed.
+    /// Reinitialises the interface when the link has come up: the device's capabilities and the
+    /// network may have changed.
     fn follow_link(&mut self) {
         let link = self.nic.link();
         if link == self.link {

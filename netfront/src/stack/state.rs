@@ -206,8 +206,8 @@ impl State {
         self.closing.is_empty()
     }
 
-    /// Frees the dropped sockets that have ended, and resets those whose time has passed. Returns when the
-    /// next one's time passes.
+    /// Frees the dropped sockets that have ended, and resets those whose time has passed. Returns
+    /// when the next one's time passes.
     pub(super) fn reap(&mut self) -> Option<Instant> {
         let now = Instant::now();
         let State { closing, sockets, .. } = self;

@@ -97,8 +97,8 @@ impl Connection {
         self.with(|socket| socket.remote_endpoint()).map(SocketAddr::from)
     }
 
-    /// Enables TCP keep-alive with this interval, or disables it. The connection ends if the peer answers
-    /// nothing for five intervals.
+    /// Enables TCP keep-alive with this interval, or disables it. The connection ends if the peer
+    /// answers nothing for five intervals.
     pub fn set_keep_alive(&mut self, interval: Option<Duration>) {
         let interval = interval.map(|time| smoltcp::time::Duration::from_micros(time.as_micros()));
         self.with(|socket| {
@@ -108,7 +108,8 @@ impl Connection {
         self.inner.kick();
     }
 
-    /// Disables Nagle's algorithm, as it is at first, or enables it: small writes wait for each other then.
+    /// Disables Nagle's algorithm, as it is at first, or enables it: small writes wait for each
+    /// other then.
     pub fn set_nodelay(&mut self, nodelay: bool) {
         self.with(|socket| socket.set_nagle_enabled(!nodelay));
     }
@@ -207,9 +208,9 @@ impl PollSocket for Connection {
         self.with(|socket| if socket.may_send() { Ok(()) } else { Err(self.write_error(socket)) })
     }
 
-    /// Closes the socket and waits until the peer has acknowledged all that was written, for at most the
-    /// stack's `linger`. Closing one direction does not wait: the peer sees the end of the stream after all
-    /// that was written.
+    /// Closes the socket and waits until the peer has acknowledged all that was written, for at
+    /// most the stack's `linger`. Closing one direction does not wait: the peer sees the end of the
+    /// stream after all that was written.
     async fn close(&self, what: Close) -> Result<(), Errno> {
         if let Close::Read | Close::Both = what {
             self.read_shutdown.set(true);

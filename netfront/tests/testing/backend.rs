@@ -1,4 +1,5 @@
-//! A network backend, written from `io/netif.h` alone. It keeps to the protocol unless a test breaks it.
+//! A network backend, written from `io/netif.h` alone. It keeps to the protocol unless a test
+//! breaks it.
 
 use super::{BACK, DOM0, FRONT, GUEST};
 use embassy_time::Timer;

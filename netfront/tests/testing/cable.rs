@@ -21,8 +21,8 @@ pub const RIGHT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 pub const LEFT_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
 pub const RIGHT_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
 
-/// Every how many frames one suffers a fault; 0 for never. It is lost, sent twice, sent once more after the
-/// next frame, sent only after the next frame, or changed in a byte.
+/// Every how many frames one suffers a fault; 0 for never. It is lost, sent twice, sent once more
+/// after the next frame, sent only after the next frame, or changed in a byte.
 #[derive(Clone, Copy, Default)]
 pub struct Faults {
     pub lose: usize,

@@ -1,7 +1,8 @@
 //! An interface, and fakes of what surrounds it, in one process.
 //!
-//! [`FakeBackend`](backend::FakeBackend) is the interface's backend, [`FakeNetwork`](network::FakeNetwork)
-//! what is behind that; [`FakeCable`](cable::FakeCable) joins two stacks without a backend.
+//! [`FakeBackend`](backend::FakeBackend) is the interface's backend,
+//! [`FakeNetwork`](network::FakeNetwork) what is behind that; [`FakeCable`](cable::FakeCable) joins
+//! two stacks without a backend.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub mod backend;

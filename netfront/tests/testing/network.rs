@@ -1,5 +1,5 @@
-//! The network behind a backend, with another stack at its end. It does what Linux does for a guest: completes
-//! checksums and cuts segments.
+//! The network behind a backend, with another stack at its end. It does what Linux does for a
+//! guest: completes checksums and cuts segments.
 
 use super::backend::{FakeBackend, Features, Sent};
 use super::{RxToken, TxToken};
@@ -90,8 +90,8 @@ impl FakeNetwork {
     }
 }
 
-/// Completes the checksum as a device does: it sums up from TCP's header on. The checksum's field holds the
-/// pseudo header's sum.
+/// Completes the checksum as a device does: it sums up from TCP's header on. The checksum's field
+/// holds the pseudo header's sum.
 fn complete(frame: &mut [u8]) {
     let tcp = &mut frame[ETHERNET + IP..];
     let sum = smoltcp::wire::checksum::data(tcp);

@@ -19,10 +19,11 @@ pub type Stream<M> = xensock_stream::Stream<Connection<M>>;
 
 /// The socket of a [`Stream`].
 ///
-/// Dropping it closes the socket: the driver waits until the backend has taken all that was written, then
-/// releases the socket. `abort` does not wait for that, and resets the connection if the backend has options.
-/// Options, addresses and closing one direction (`close(Close::Write)`) are extensions of the protocol: they
-/// fail with [`Errno::EOPNOTSUPP`] if the backend has not announced them.
+/// Dropping it closes the socket: the driver waits until the backend has taken all that was
+/// written, then releases the socket. `abort` does not wait for that, and resets the connection if
+/// the backend has options. Options, addresses and closing one direction (`close(Close::Write)`)
+/// are extensions of the protocol: they fail with [`Errno::EOPNOTSUPP`] if the backend has not
+/// announced them.
 pub struct Connection<M: Machine + 'static> {
     socket: Rc<Socket<M>>,
     open: Cell<bool>,
@@ -33,8 +34,8 @@ impl<M: Machine> Connection<M> {
         Connection { socket, open: Cell::new(true) }
     }
 
-    /// Waits for data and reads it where it lies. `read` gets up to two pieces, empty ones at the end
-    /// of the stream, and returns how many bytes it is done with, and a value of its own.
+    /// Waits for data and reads it where it lies. `read` gets up to two pieces, empty ones at the
+    /// end of the stream, and returns how many bytes it is done with, and a value of its own.
     ///
     /// The pieces can change while they are read: copy what must not, then check the copy. What
     /// `fill_buf` has fetched already is not part of them.
@@ -54,9 +55,10 @@ impl<M: Machine> Connection<M> {
         poll_fn(|cx| self.socket.poll_put(cx, &mut write)).await
     }
 
-    /// Changes an option. [`SocketOption::ReceiveBuffer`] and `SendBuffer` choose another size for the
-    /// data ring, the least that holds both, and nothing that is in the ring is lost; while the former
-    /// ring still has something in it, they fail with [`Errno::EBUSY`]. Values: see [`SocketOption`].
+    /// Changes an option. [`SocketOption::ReceiveBuffer`] and `SendBuffer` choose another size for
+    /// the data ring, the least that holds both, and nothing that is in the ring is lost; while the
+    /// former ring still has something in it, they fail with [`Errno::EBUSY`]. Values: see
+    /// [`SocketOption`].
     pub async fn set_option(&mut self, option: SocketOption, value: u32) -> Result<(), Errno> {
         let socket = self.socket.clone();
         self.socket.core.link.run(async move { socket.set_option(option, value).await }).await
@@ -78,8 +80,8 @@ impl<M: Machine> Connection<M> {
         reply.addr.ok_or(Errno::EPROTO)
     }
 
-    /// The address of the other end: not known of a connection that was accepted from a backend without
-    /// names.
+    /// The address of the other end: not known of a connection that was accepted from a backend
+    /// without names.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
         self.socket.addrs.get().peer
     }
@@ -127,8 +129,8 @@ impl<M: Machine> PollSocket for Connection<M> {
         self.socket.check_writable()
     }
 
-    /// Closes the socket and waits until the backend has taken all that was written. Closing one direction
-    /// does not wait: the peer sees the end of the stream after all that was written.
+    /// Closes the socket and waits until the backend has taken all that was written. Closing one
+    /// direction does not wait: the peer sees the end of the stream after all that was written.
     async fn close(&self, what: Close) -> Result<(), Errno> {
         match what {
             Close::Read => return self.shutdown(Shutdown::Read).await,
@@ -142,8 +144,8 @@ impl<M: Machine> PollSocket for Connection<M> {
         self.socket.core.link.run(released.map(Ok)).await
     }
 
-    /// Closes the socket without waiting. Bytes that the backend has not taken are lost and the peer sees a
-    /// reset, if the backend has options; otherwise the backend may still send them.
+    /// Closes the socket without waiting. Bytes that the backend has not taken are lost and the
+    /// peer sees a reset, if the backend has options; otherwise the backend may still send them.
     async fn abort(&self) -> Result<(), Errno> {
         if self.give_up() {
             self.socket.core.link.spawn(self.socket.clone().release(true));
