@@ -8,47 +8,47 @@ use xensock::wire::Extensions;
 
 /// Serves the sockets of Xen guests (PV Calls, XenSock) from this domain.
 ///
-/// Needs root, the kernel modules xen-evtchn and xen-gntdev, and a running xenstored. A guest gets its device
-/// by `pvcalls=["backend=0"]` in its configuration. SIGUSR1 logs what is in use; SIGTERM and SIGINT
-/// end the daemon and close all guests' sockets.
+/// Requires root, the kernel modules xen-evtchn and xen-gntdev, and a running xenstored. A line
+/// `pvcalls=["backend=0"]` in a guest's configuration gives it a device. SIGUSR1 logs what is in use;
+/// SIGTERM and SIGINT close all guests' sockets and stop the daemon.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "xensockd", version)]
 pub struct Arguments {
-    /// What to log: off, error, warn, info, debug or trace
+    /// The least severe messages to log: off, error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: log::LevelFilter,
 
-    /// The largest data ring that a guest may use: two to this power of pages for each connection.
-    /// Linux's own frontend wants 4 at least
+    /// The largest data ring of a connection: two to this power pages. Linux's frontend requires at
+    /// least 4. XenSock draft 1 without extensions always uses 6
     #[arg(long, value_name = "ORDER", default_value = "6",
           value_parser = RangedU64ValueParser::<u32>::new().range(1..=9))]
     pub max_page_order: u32,
 
-    /// How many sockets each guest may have at a time
+    /// The most sockets that each device of a guest may have at a time
     #[arg(long, value_name = "COUNT", default_value = "1024",
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
     pub max_sockets: usize,
 
-    /// Lets several guests listen on the same port and share its connections
+    /// Let several guests listen on the same port and share its connections
     #[arg(long)]
     pub reuse_port: bool,
 
-    /// Offers nothing that goes beyond PV Calls version 1 and XenSock draft 1
+    /// Offer no extensions: only PV Calls version 1 and XenSock draft 1
     #[arg(long)]
     pub plain: bool,
 
-    /// The file that keeps a second daemon from starting
+    /// The lock file, which prevents a second daemon
     #[arg(long, value_name = "FILE", default_value = "/run/xensockd.lock")]
     pub lock_file: PathBuf,
 }
 
 impl Arguments {
-    /// What goes beyond the plain protocols.
+    /// The extensions to offer.
     pub fn extensions(&self) -> Extensions {
         if self.plain { Extensions::empty() } else { Extensions::all() }
     }
 
-    /// What each guest may have.
+    /// The limits of each device.
     pub fn limits(&self) -> Limits {
         Limits {
             sockets: self.max_sockets,
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_make_no_sense_are_refused() {
+    fn invalid_values_are_refused() {
         for wrong in [
             ["--max-page-order", "0"],
             ["--max-page-order", "10"],

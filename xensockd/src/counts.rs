@@ -1,46 +1,37 @@
-//! How many of each thing exist at this moment, for the report that SIGUSR1 asks for.
+//! What the daemon holds at this moment, for the report that SIGUSR1 requests.
 
-use std::cell::Cell;
 use std::fmt;
 use std::rc::Rc;
+use xen::Counter;
 
-/// Counts the tickets that exist.
-#[derive(Clone, Default)]
-pub struct Counter(Rc<Cell<usize>>);
+/// Counts one more in a [`Counter`] until it is dropped.
+pub struct Ticket(Rc<Counter>);
 
-impl Counter {
-    /// A ticket for a thing that now exists; the thing keeps it for as long as it does.
-    pub fn ticket(&self) -> Ticket {
-        self.0.set(self.0.get() + 1);
-        Ticket(self.clone())
-    }
-
-    /// How many tickets exist.
-    pub fn get(&self) -> usize {
-        self.0.get()
+impl Ticket {
+    /// Counts one more.
+    pub fn new(counter: &Rc<Counter>) -> Ticket {
+        counter.add(1);
+        Ticket(counter.clone())
     }
 }
-
-/// One more in its [`Counter`] until it is dropped.
-pub struct Ticket(Counter);
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.0.0.set(self.0.0.get() - 1);
+        self.0.sub(1);
     }
 }
 
-/// What the daemon holds.
+/// The counters of the daemon.
 #[derive(Clone, Default)]
 pub struct Counts {
-    /// Devices of guests that are connected.
-    pub guests: Counter,
-    /// Sockets of all guests, listeners among them.
-    pub sockets: Counter,
-    /// Mappings of guests' memory: one for a command ring, two for a connection (one in draft 1).
-    pub mappings: Counter,
+    /// Connected devices of guests.
+    pub guests: Rc<Counter>,
+    /// Sockets of all guests, including listening ones.
+    pub sockets: Rc<Counter>,
+    /// Mappings of guests' memory: one per command ring, two per connection (one in draft 1).
+    pub mappings: Rc<Counter>,
     /// Event channels.
-    pub ports: Counter,
+    pub ports: Rc<Counter>,
 }
 
 impl fmt::Display for Counts {
@@ -61,9 +52,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thing_that_is_gone_is_counted_no_more() {
+    fn a_ticket_counts_until_it_is_dropped() {
         let counts = Counts::default();
-        let (first, _second) = (counts.sockets.ticket(), counts.sockets.ticket());
+        let (first, _second) = (Ticket::new(&counts.sockets), Ticket::new(&counts.sockets));
         assert_eq!(counts.to_string(), "guests=0 sockets=2 mappings=0 ports=0");
         drop(first);
         assert_eq!(counts.sockets.get(), 1);

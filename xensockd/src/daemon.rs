@@ -1,4 +1,4 @@
-//! The daemon: opens what it needs, looks for guests, ends in good order.
+//! The daemon: opens what it needs, serves guests, and closes their devices when it stops.
 
 use crate::arguments::Arguments;
 use crate::counts::Counts;
@@ -21,17 +21,17 @@ use tokio::task::LocalSet;
 use xen::xenstore;
 use xensock::wire::Dialect;
 
-/// How long taking down all guests' devices may last.
-const GOODBYE: Duration = Duration::from_secs(3);
+/// How long closing all guests' devices may take.
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Runs until a signal ends the daemon. An error is a line for the user.
+/// Runs until a signal stops the daemon. An error is a line for the user.
 pub fn run(arguments: &Arguments) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start: {error}"))?;
     let result = LocalSet::new().block_on(&runtime, serve(arguments));
-    // Nothing is left that could be waited for.
+    // No task is left to wait for.
     runtime.shutdown_background();
     result
 }
@@ -70,7 +70,7 @@ async fn serve(arguments: &Arguments) -> Result<(), String> {
             Either::Left((error, _)) => {
                 format!("the connection to xenstored was lost: {error}; start it, then xensockd")
             }
-            Either::Right((error, _)) => format!("event channels do not work any more: {error}"),
+            Either::Right((error, _)) => format!("event channels failed: {error}"),
         }
     });
     {
@@ -82,22 +82,22 @@ async fn serve(arguments: &Arguments) -> Result<(), String> {
                 return Err(format!("cannot look for guests in xenstore: {error}"));
             }
             Either::Right((Either::Right((asked, _)), _)) => {
-                asked.map_err(|error| format!("cannot hear signals: {error}"))?;
+                asked.map_err(|error| format!("cannot receive signals: {error}"))?;
             }
         }
     }
-    log::info!("stops; at this moment: {counts}");
+    log::info!("stopping; in use: {counts}");
     stop.send_replace(true);
     let stopped = pin!(join_all(finders.iter_mut().map(Finder::stopped)));
-    match select(background, pin!(tokio::time::timeout(GOODBYE, stopped))).await {
+    match select(background, pin!(tokio::time::timeout(STOP_TIMEOUT, stopped))).await {
         Either::Left((failure, _)) => return Err(failure),
         Either::Right((Ok(_), _)) => {}
-        Either::Right((Err(_), _)) => log::warn!("not all frontends have closed in time"),
+        Either::Right((Err(_), _)) => log::warn!("some frontends did not close in time"),
     }
     Ok(())
 }
 
-/// Waits for SIGTERM or SIGINT; each SIGUSR1 meanwhile logs what there is.
+/// Waits for SIGTERM or SIGINT, and logs `counts` at each SIGUSR1.
 async fn asked_to_stop(counts: &Counts) -> io::Result<()> {
     let mut report = signal(SignalKind::user_defined1())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -115,11 +115,11 @@ async fn asked_to_stop(counts: &Counts) -> io::Result<()> {
     Ok(())
 }
 
-/// Each socket is a file, and the usual limit is meant for other programs.
+/// Raises the limit of open files to its maximum: each socket is a file.
 fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        log::warn!("the limit of open files stays at {:?}: {error}", limit.current);
+        log::warn!("cannot raise the limit of open files from {:?}: {error}", limit.current);
     }
 }

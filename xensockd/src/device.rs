@@ -1,11 +1,12 @@
-//! One device of one guest: what its nodes in xenstore say, and what is done about it.
+//! One device of one guest: follows its nodes in xenstore, and serves it while it is connected.
 //!
-//! The two ends are looked at as a whole after every change, and one step is taken from there
-//! (see `states`), so it does not matter how many changes one look has missed. A guest that writes
-//! nonsense closes its own device and is told so in the log; after a while it may try again.
+//! After every change the states of both ends are read, and one step is taken from there (see
+//! `states`), so changes may be missed. A guest that breaks the protocol gets its device closed and a
+//! line in the log; it may connect again after a while.
 
-use crate::counts::{Counter, Ticket};
+use crate::counts::Ticket;
 use crate::states::{Step, View, next_step};
+use std::fmt::Display;
 use std::future::{Future, pending, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -13,74 +14,76 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
-use xen::Signal;
 use xen::xenbus::{OtherEnd, State, read_number, read_state, switch_state};
 use xen::xenstore::{Store, Watch};
-use xen::{DomId, Errno, GrantRef, Port};
+use xen::{Counter, DomId, Errno, GrantRef, Port, Signal};
 use xensock::back::{CommandLink, Host, Limits, Violation, serve};
 use xensock::wire::{Dialect, Extensions, Protocol};
 
-/// How long a guest that broke the protocol waits for its next chance.
-const PENANCE: Duration = Duration::from_secs(1);
+/// How long a guest that broke the protocol must wait before it can connect again.
+const PROTOCOL_ERROR_BACKOFF: Duration = Duration::from_secs(1);
 
-/// How often a guest may connect: each time is a line in the log.
-const INTERVAL: Duration = Duration::from_secs(1);
+/// The shortest time between two connections of a device, each of which is a line in the log.
+const CONNECT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a frontend may take to close when the device is to be removed. The toolstack waits longer.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a frontend may take to close when the toolstack, which waits longer, removes the device.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a frontend may take to close when the daemon stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What all devices have in common.
 pub struct Backend<H> {
-    /// The way to xenstored.
+    /// The connection to xenstored.
     pub store: Store,
-    /// The domain that has the sockets.
+    /// The domain of the sockets.
     pub host: H,
-    /// What each guest may have.
+    /// The limits of each device.
     pub limits: Limits,
-    /// What goes beyond the plain protocols, for guests that have it, too.
+    /// The extensions to offer.
     pub extensions: Extensions,
-    /// Counts the devices that are connected.
-    pub guests: Counter,
-    /// Becomes true when the daemon is to end.
+    /// Counts the connected devices.
+    pub guests: Rc<Counter>,
+    /// Becomes true when the daemon is to stop.
     pub stop: watch::Receiver<bool>,
 }
 
 /// A guest's device.
 pub struct Device<H> {
-    /// What it has in common with the others.
+    /// What all devices have in common.
     pub backend: Rc<Backend<H>>,
-    /// The protocol of its type.
+    /// The dialect of its type.
     pub dialect: Dialect,
-    /// The guest's domain, by the name of the device's folder.
+    /// The guest's domain, from the path of the backend's folder.
     pub guest: DomId,
     /// The backend's folder in xenstore.
     pub path: String,
 }
 
-/// A connected device being served.
+/// Serves a connected device while it is polled.
 struct Service<'d> {
     engine: Pin<Box<dyn Future<Output = Violation> + 'd>>,
     _ticket: Ticket,
 }
 
 impl<H: Host> Device<H> {
-    /// Looks after the device until its nodes are removed, or the daemon ends.
+    /// Serves the device until its nodes are removed, or the daemon stops.
     pub async fn run(self) {
-        match self.look_after().await {
+        match self.follow().await {
             Ok(()) => {}
             Err(Errno::ENOENT) => log::info!("{}: the device was removed", self.path),
             Err(error) => log::error!("{}: xenstore: {error}", self.path),
         }
     }
 
-    async fn look_after(&self) -> Result<(), Errno> {
+    async fn follow(&self) -> Result<(), Errno> {
         let Backend { store, host, stop, .. } = &*self.backend;
         let other = OtherEnd::frontend_of(store, &self.path).await?;
         let home = format!("/local/domain/{}/", self.guest);
         if other.domain != self.guest || !other.path.starts_with(&home) {
             log::error!(
                 "{}: its frontend is {} of domain {}, which is not below {home}; the device is not \
-                 served: see how its nodes were made",
+                 served: check how its nodes were made",
                 self.path,
                 other.path,
                 other.domain
@@ -90,9 +93,9 @@ impl<H: Host> Device<H> {
         let mut changes =
             [store.watch(&self.path).await?, store.watch(&format!("{}/state", other.path)).await?];
         let mut stop = stop.clone();
-        // Whoever served the device before is gone: its state means nothing but the toolstack's wish.
+        // No earlier backend exists any more, so of its state only a request of the toolstack counts.
         let mut mine = match read_state(store, &self.path).await? {
-            wish @ (State::Closing | State::Closed) => wish,
+            request @ (State::Closing | State::Closed) => request,
             _ => State::Unknown,
         };
         let mut service: Option<Service<'_>> = None;
@@ -101,7 +104,7 @@ impl<H: Host> Device<H> {
         loop {
             if *stop.borrow() {
                 drop(service.take());
-                return self.say_goodbye(&other, &mut changes).await;
+                return self.close(&other, &mut changes).await;
             }
             let view = self.view(&other).await?;
             let step = next_step(mine, view);
@@ -114,26 +117,23 @@ impl<H: Host> Device<H> {
                             None => pending().await,
                         }
                     };
-                    // The toolstack does not wait for ever for a frontend that does not answer.
-                    let patience = async {
+                    let timeout = async {
                         match (view.online, mine) {
-                            // However often the guest writes its state anew.
+                            // Counted from the first time, however often the guest writes its state.
                             (false, State::Closing) => {
                                 let since = *closing_since.get_or_insert_with(Instant::now);
-                                host.sleep(PATIENCE.saturating_sub(since.elapsed())).await;
+                                host.sleep(CLOSE_TIMEOUT.saturating_sub(since.elapsed())).await;
                             }
                             _ => pending().await,
                         }
                     };
-                    match first(changed(&mut changes), stop.changed(), violation, patience).await {
-                        First::Change => {}
-                        First::Violation(violation) => {
-                            log::warn!("domain {}: {violation}; its device is closed", self.guest);
+                    match first(changed(&mut changes), stop.changed(), violation, timeout).await {
+                        Event::Change => {}
+                        Event::Violation(violation) => {
                             service = None;
-                            mine = self.switch(State::Closing).await?;
-                            host.sleep(PENANCE).await;
+                            mine = self.close_after(violation).await?;
                         }
-                        First::Patience => mine = self.switch(State::Closed).await?,
+                        Event::Timeout => mine = self.switch(State::Closed).await?,
                     }
                 }
                 Step::Offer => {
@@ -144,21 +144,19 @@ impl<H: Host> Device<H> {
                     }
                     mine = self.switch(State::InitWait).await?;
                 }
-                Step::Connect if last_connected.is_some_and(|last| last.elapsed() < INTERVAL) => {
-                    host.sleep(INTERVAL / 4).await;
+                Step::Connect
+                    if last_connected.is_some_and(|last| last.elapsed() < CONNECT_INTERVAL) =>
+                {
+                    host.sleep(CONNECT_INTERVAL / 4).await;
                 }
-                Step::Connect => match self.connect(&other).await? {
+                Step::Connect => match self.connect(&other).await {
                     Ok(connected) => {
                         last_connected = Some(Instant::now());
                         service = Some(connected);
                         mine = self.switch(State::Connected).await?;
                         log::info!("domain {}: connected ({})", self.guest, self.dialect.device());
                     }
-                    Err(reason) => {
-                        log::warn!("domain {}: {reason}; its device is closed", self.guest);
-                        mine = self.switch(State::Closing).await?;
-                        host.sleep(PENANCE).await;
-                    }
+                    Err(reason) => mine = self.close_after(reason).await?,
                 },
                 Step::Close => {
                     if service.take().is_some() {
@@ -174,7 +172,7 @@ impl<H: Host> Device<H> {
         }
     }
 
-    /// Reads both ends. [`Errno::ENOENT`] when this one is gone.
+    /// Reads the states of both ends. [`Errno::ENOENT`] if this end's nodes were removed.
     async fn view(&self, other: &OtherEnd) -> Result<View, Errno> {
         let store = &self.backend.store;
         let back = State::decode(&store.read(&format!("{}/state", self.path)).await?);
@@ -184,14 +182,14 @@ impl<H: Host> Device<H> {
             Err(error) => return Err(error),
         };
         let front = match read_state(store, &other.path).await {
-            // A guest may take away even the right to look.
+            // A guest can revoke the right to read its nodes.
             Err(Errno::EACCES) => State::Unknown,
             result => result?,
         };
         Ok(View { front, back, online })
     }
 
-    /// What this end offers.
+    /// The dialect with the extensions that this end offers.
     fn protocol(&self) -> Protocol {
         Protocol { dialect: self.dialect, extensions: self.backend.extensions }
     }
@@ -201,60 +199,52 @@ impl<H: Host> Device<H> {
         Ok(state)
     }
 
-    /// Maps and binds what the frontend's nodes name. The inner error is the guest's fault.
-    async fn connect(&self, other: &OtherEnd) -> Result<Result<Service<'_>, String>, Errno> {
+    /// Closes the device of a guest that broke the protocol.
+    async fn close_after(&self, reason: impl Display) -> Result<State, Errno> {
+        log::warn!("domain {}: {reason}; closing its device", self.guest);
+        let state = self.switch(State::Closing).await?;
+        self.backend.host.sleep(PROTOCOL_ERROR_BACKOFF).await;
+        Ok(state)
+    }
+
+    /// Maps the command ring and binds the event channel that the frontend's nodes name. An error is
+    /// the guest's fault, in words.
+    async fn connect(&self, other: &OtherEnd) -> Result<Service<'_>, String> {
         let Backend { store, host, limits, guests, .. } = &*self.backend;
         let node =
             async |name: &str| store.read_string(&format!("{}/{name}", other.path)).await.ok();
-        let protocol = match self.protocol().with_frontend(node).await {
-            Ok(protocol) => protocol,
-            Err(reason) => return Ok(Err(reason)),
-        };
+        let protocol = self.protocol().with_frontend(node).await?;
         let number = async |name| {
-            let node = format!("{}/{name}", other.path);
-            read_number::<u32>(store, &node)
+            read_number::<u32>(store, &format!("{}/{name}", other.path))
                 .await
-                .map_err(|error| format!("its node `{name}` is no number: {error}"))
+                .map_err(|error| format!("its node `{name}` is not a number: {error}"))
         };
-        let (grant, port) = match (number("ring-ref").await, number("port").await) {
-            (Ok(grant), Ok(port)) => (GrantRef(grant), Port(port)),
-            (Err(reason), _) | (_, Err(reason)) => return Ok(Err(reason)),
-        };
-        let ring = match host.map(self.guest, &[grant]) {
-            Ok(ring) => ring,
-            Err(error) => {
-                return Ok(Err(format!("its grant {} cannot be mapped: {error}", grant.0)));
-            }
-        };
+        let (grant, port) = (GrantRef(number("ring-ref").await?), Port(number("port").await?));
+        let ring = host
+            .map(self.guest, &[grant])
+            .map_err(|error| format!("its grant {} cannot be mapped: {error}", grant.0))?;
         let signal = Arc::new(Signal::new());
-        let channel = match host.bind_port(self.guest, port, signal.clone()) {
-            Ok(channel) => channel,
-            Err(error) => {
-                return Ok(Err(format!("its port {} cannot be bound: {error}", port.0)));
-            }
-        };
+        let channel = host
+            .bind_port(self.guest, port, signal.clone())
+            .map_err(|error| format!("its port {} cannot be bound: {error}", port.0))?;
         let link = CommandLink { ring, channel, signal };
         let engine = Box::pin(serve(host, self.guest, link, protocol, *limits));
         let extensions = protocol.extensions.names().join(", ");
         log::debug!("domain {}: extensions: {extensions}", self.guest);
-        Ok(Ok(Service { engine, _ticket: guests.ticket() }))
+        Ok(Service { engine, _ticket: Ticket::new(guests) })
     }
 
-    /// The daemon ends: everything of the guest's was given up. Tells the frontend, and gives it a
-    /// moment to do the same.
-    async fn say_goodbye(&self, other: &OtherEnd, changes: &mut [Watch; 2]) -> Result<(), Errno> {
+    /// Closes the device as the daemon stops, and waits for the frontend to close, for a short time.
+    async fn close(&self, other: &OtherEnd, changes: &mut [Watch; 2]) -> Result<(), Errno> {
         self.switch(State::Closing).await?;
-        let patience = pin!(self.backend.host.sleep(PATIENCE / 3));
+        let timeout = pin!(self.backend.host.sleep(STOP_TIMEOUT));
         let closed = pin!(async {
-            while !matches!(
-                self.view(other).await?.front,
-                State::Closed | State::Unknown | State::Initialising
-            ) {
+            while !self.view(other).await?.is_front_closed() {
                 changed(changes).await;
             }
             Ok::<_, Errno>(())
         });
-        futures_util::future::select(patience, closed).await;
+        futures_util::future::select(timeout, closed).await;
         self.switch(State::Closed).await.map(drop)
     }
 }
@@ -264,30 +254,33 @@ async fn changed([one, other]: &mut [Watch; 2]) {
     futures_util::future::select(pin!(one.next()), pin!(other.next())).await;
 }
 
-/// What a device that waits has come across.
-enum First {
+/// What ended the wait of a device.
+enum Event {
+    /// A node changed, or the daemon is to stop.
     Change,
+    /// The guest broke the protocol.
     Violation(Violation),
-    Patience,
+    /// The frontend did not close in time.
+    Timeout,
 }
 
-/// Waits for the first of several things; each of them may be the daemon's end.
+/// Waits for the first of several events.
 async fn first<S>(
     change: impl Future<Output = ()>,
     stop: impl Future<Output = S>,
     violation: impl Future<Output = Violation>,
-    patience: impl Future<Output = ()>,
-) -> First {
+    timeout: impl Future<Output = ()>,
+) -> Event {
     let (mut change, mut stop) = (pin!(change), pin!(stop));
-    let (mut violation, mut patience) = (pin!(violation), pin!(patience));
+    let (mut violation, mut timeout) = (pin!(violation), pin!(timeout));
     poll_fn(|cx| {
         if change.as_mut().poll(cx).is_ready() || stop.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(First::Change);
+            return Poll::Ready(Event::Change);
         }
         if let Poll::Ready(violation) = violation.as_mut().poll(cx) {
-            return Poll::Ready(First::Violation(violation));
+            return Poll::Ready(Event::Violation(violation));
         }
-        patience.as_mut().poll(cx).map(|()| First::Patience)
+        timeout.as_mut().poll(cx).map(|()| Event::Timeout)
     })
     .await
 }

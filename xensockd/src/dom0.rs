@@ -1,4 +1,4 @@
-//! This domain, as the engine wants to see it: grants, event channels and sockets of Linux.
+//! This domain as the engine's host: grants, event channels and sockets of Linux.
 
 use crate::counts::Counts;
 use crate::evtchn::{self, EventChannels};
@@ -20,29 +20,15 @@ pub struct Dom0 {
 impl Dom0 {
     /// Opens the device files, inside a tokio runtime. An error is a line for the user.
     pub fn open(counts: &Counts, sockets: Sockets) -> Result<Self, String> {
-        let grants = GntDev::open(counts.mappings.clone())
-            .map_err(|error| explain(gntdev::DEVICE, "xen-gntdev", &error))?;
-        let events = EventChannels::open(counts.ports.clone())
-            .map_err(|error| explain(evtchn::DEVICE, "xen-evtchn", &error))?;
+        let grants = GntDev::open(counts.mappings.clone())?;
+        let events = EventChannels::open(counts.ports.clone())?;
         Ok(Dom0 { grants, events, sockets })
     }
 
-    /// The event channels, whose [`run`](EventChannels::run) somebody must poll.
+    /// The event channels, whose [`run`](EventChannels::run) the caller must poll.
     pub fn events(&self) -> &EventChannels {
         &self.events
     }
-}
-
-/// Why a device file of Xen's cannot be opened, and what to do.
-pub fn explain(path: &str, module: &str, error: &std::io::Error) -> String {
-    let advice = match error.kind() {
-        std::io::ErrorKind::PermissionDenied => "run xensockd as root".to_string(),
-        std::io::ErrorKind::NotFound => {
-            format!("run xensockd in a domain under Xen, and load the kernel module {module}")
-        }
-        _ => format!("is this a domain under Xen, and the kernel module {module} in order?"),
-    };
-    format!("cannot open {path}: {error}; {advice}")
 }
 
 impl Host for Dom0 {

@@ -1,12 +1,12 @@
 //! Event channels, through `/dev/xen/evtchn` (Linux's `include/uapi/xen/evtchn.h`).
 //!
-//! One open file serves all channels: each event that comes is a port number to read. The driver
-//! masks a port when it hands out its number, and writing the number back unmasks it; that is done
-//! before anybody looks at a ring, so an event that comes meanwhile is reported again. A guest
-//! that sends events without end is heard once in a turn of the event loop, and so is every other.
+//! One open file serves all channels: each event is a port number to read. The driver masks a port
+//! when it hands out its number, and writing the number back unmasks it. That is done before any ring
+//! is looked at, so an event that arrives in between is reported again. A guest that sends events
+//! without end is served once per turn of the event loop, as is every other.
 
-use crate::counts::{Counter, Ticket};
-use crate::reactor::{Watched, watch};
+use crate::counts::Ticket;
+use crate::linux::{Watched, errno, explain, watch};
 use rustix::fs::{Mode, OFlags};
 use rustix::ioctl::{Direction, Ioctl, IoctlOutput, Opcode, ioctl, opcode};
 use std::cell::RefCell;
@@ -16,6 +16,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use tokio::io::Interest;
+use xen::Counter;
 use xen::Signal;
 use xen::{DomId, Errno, Port};
 
@@ -32,15 +33,18 @@ pub struct EventChannels(Rc<Inner>);
 struct Inner {
     file: Watched,
     signals: RefCell<HashMap<u32, Arc<Signal>>>,
-    counter: Counter,
+    counter: Rc<Counter>,
 }
 
 impl EventChannels {
-    /// Opens the device, inside a tokio runtime. Channels are counted in `counter`.
-    pub fn open(counter: Counter) -> io::Result<Self> {
+    /// Opens the device, inside a tokio runtime. Channels are counted in `counter`. An error is a line
+    /// for the user.
+    pub fn open(counter: Rc<Counter>) -> Result<Self, String> {
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let file = rustix::fs::open(DEVICE, flags, Mode::empty())?;
-        let file = watch(Rc::new(file), Interest::READABLE)?;
+        let file = rustix::fs::open(DEVICE, flags, Mode::empty())
+            .map_err(io::Error::from)
+            .and_then(|file| watch(Rc::new(file), Interest::READABLE))
+            .map_err(|error| explain(DEVICE, "xen-evtchn", error))?;
         Ok(EventChannels(Rc::new(Inner { file, signals: RefCell::default(), counter })))
     }
 
@@ -48,24 +52,23 @@ impl EventChannels {
     pub fn bind(&self, guest: DomId, remote: Port, signal: Arc<Signal>) -> Result<Channel, Errno> {
         let request = BindInterdomain { domain: u32::from(guest.0), port: remote.0 };
         // SAFETY: the structure is the one that the driver reads.
-        let port =
-            unsafe { ioctl(&self.0.file, request) }.map_err(|error| Errno(error.raw_os_error()))?;
+        let port = unsafe { ioctl(&self.0.file, request) }.map_err(errno)?;
         self.0.signals.borrow_mut().insert(port, signal);
-        Ok(Channel { inner: self.0.clone(), port, _ticket: self.0.counter.ticket() })
+        Ok(Channel { inner: self.0.clone(), port, _ticket: Ticket::new(&self.0.counter) })
     }
 
-    /// Raises the signals of the events that come. Ends only when the device fails.
+    /// Raises the signals of all events. Returns only if the device fails.
     pub async fn run(&self) -> io::Error {
         loop {
             if let Err(error) = self.turn().await {
                 return error;
             }
-            // Whoever was woken comes first, however many events follow.
+            // The tasks that were woken run first, however many events follow.
             tokio::task::yield_now().await;
         }
     }
 
-    /// Handles the events that are there, or those that come next.
+    /// Waits for events and raises their signals.
     async fn turn(&self) -> io::Result<()> {
         let mut ports = [0; BATCH * size_of::<u32>()];
         let mut ready = self.0.file.readable().await?;
@@ -73,8 +76,8 @@ impl EventChannels {
         match read {
             Err(_would_block) => Ok(()),
             Ok(Ok(len)) => {
-                // However few came, the flag stays until a read finds nothing: for an event that came
-                // during this read, the driver wakes nobody.
+                // The readiness stays until a read finds nothing: the driver does not wake for an event
+                // that arrived during this read.
                 rustix::io::write(&self.0.file, &ports[..len])?;
                 let signals = self.0.signals.borrow();
                 for port in ports[..len].as_chunks().0 {
@@ -89,9 +92,9 @@ impl EventChannels {
         }
     }
 
-    /// The driver lost events, for want of room: clears that state, unmasks and raises them all.
+    /// Recovers from an overflow, in which the driver lost events: unmasks and raises all ports.
     fn recover(&self) -> io::Result<()> {
-        log::warn!("{DEVICE}: events were lost, so every ring is looked at");
+        log::warn!("{DEVICE}: events were lost; checking every ring");
         // SAFETY: the request has no argument.
         unsafe { ioctl(&self.0.file, Reset) }?;
         for (port, signal) in &*self.0.signals.borrow() {
@@ -113,7 +116,7 @@ impl xensock::back::Channel for Channel {
     fn notify(&self) {
         // SAFETY: the structure is the one that the driver reads.
         if let Err(error) = unsafe { ioctl(&self.inner.file, Notify { port: self.port }) } {
-            // The guest is gone, or closed its end: whoever serves it finds that out elsewhere.
+            // The guest was destroyed or closed its end, which its device's task notices in xenstore.
             log::debug!("{DEVICE}: notifying port {} failed: {error}", self.port);
         }
     }

@@ -1,4 +1,4 @@
-//! Finds the guests' devices of one type, which the toolstack makes and removes in xenstore.
+//! Finds the guests' devices of one type, whose nodes the toolstack creates and removes in xenstore.
 
 use crate::device::{Backend, Device};
 use futures_util::future::{Either, select};
@@ -10,33 +10,34 @@ use xen::{DomId, Errno};
 use xensock::back::Host;
 use xensock::wire::Dialect;
 
-/// Looks after all devices of a type, each by a task of its own on the present
-/// [`LocalSet`](tokio::task::LocalSet). Dropping it drops what all guests have.
+/// Runs a task for each device of a type on the current [`LocalSet`](tokio::task::LocalSet). Dropping
+/// it stops them.
 pub struct Finder<H> {
     backend: Rc<Backend<H>>,
     dialect: Dialect,
     /// The folder of the devices, relative to this domain's home.
     root: String,
-    devices: HashMap<String, Looked>,
+    /// By path.
+    devices: HashMap<String, Task>,
 }
 
-/// A device that is looked after.
-struct Looked(JoinHandle<()>);
+/// The task of a device.
+struct Task(JoinHandle<()>);
 
-impl Drop for Looked {
+impl Drop for Task {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
 impl<H: Host + 'static> Finder<H> {
-    /// A finder that has found nothing yet.
+    /// A finder for the devices of a dialect.
     pub fn new(backend: Rc<Backend<H>>, dialect: Dialect) -> Self {
         let root = format!("backend/{}", dialect.device());
         Finder { backend, dialect, root, devices: HashMap::new() }
     }
 
-    /// Finds devices until xenstored cannot be asked any more, and returns why.
+    /// Finds devices until the connection to xenstored fails, and returns that error.
     pub async fn run(&mut self) -> Errno {
         match self.find().await {
             Ok(never) => match never {},
@@ -44,10 +45,10 @@ impl<H: Host + 'static> Finder<H> {
         }
     }
 
-    /// Waits until each device has been taken down, after [`Backend::stop`] was raised.
+    /// Waits until every device is closed, after [`Backend::stop`] became true.
     pub async fn stopped(&mut self) {
         for (_, mut device) in self.devices.drain() {
-            // A task that panicked or was stopped has given up everything as well.
+            // A task that panicked or was aborted has freed everything as well.
             let _ = (&mut device.0).await;
         }
     }
@@ -61,9 +62,9 @@ impl<H: Host + 'static> Finder<H> {
                 Either::Left((path, _)) => Some(path),
                 Either::Right(_) => None,
             };
-            // What changes inside a device that is known is that device's own affair.
+            // The task of a known device watches changes inside it.
             if path.is_none_or(|path| !self.is_inside_known(&path)) {
-                self.look().await?;
+                self.scan().await?;
             }
         }
     }
@@ -73,26 +74,28 @@ impl<H: Host + 'static> Finder<H> {
             .is_some_and(|(device, _)| self.devices.get(device).is_some_and(|d| !d.0.is_finished()))
     }
 
-    /// Compares what there is with what is looked after.
-    async fn look(&mut self) -> Result<(), Errno> {
+    /// Starts tasks for new devices, and stops those of removed ones.
+    async fn scan(&mut self) -> Result<(), Errno> {
         let mut present = HashSet::new();
         for domain in self.directory(&self.root).await? {
             let Ok(guest) = domain.parse().map(DomId) else { continue };
             let folder = format!("{}/{domain}", self.root);
             if !self.exists(&format!("/local/domain/{guest}")).await? {
-                // The toolstack removes what it has made itself, but not what was made by hand.
+                // The toolstack removes only devices that it created itself.
                 match self.backend.store.rm(&folder).await {
                     Ok(()) | Err(Errno::ENOENT) => {}
-                    Err(error) => log::warn!("{folder} stays, of a guest that is gone: {error}"),
+                    Err(error) => {
+                        log::warn!("cannot remove {folder} of a destroyed guest: {error}")
+                    }
                 }
                 continue;
             }
             for device in self.directory(&folder).await? {
                 let path = format!("{folder}/{device}");
-                // The toolstack may not be through with it yet.
+                // The toolstack may still be creating its nodes.
                 if self.exists(&format!("{path}/frontend")).await? {
                     if self.devices.get(&path).is_none_or(|device| device.0.is_finished()) {
-                        self.look_after(guest, path.clone());
+                        self.start(guest, path.clone());
                     }
                     present.insert(path);
                 }
@@ -101,18 +104,18 @@ impl<H: Host + 'static> Finder<H> {
         self.devices.retain(|path, _| {
             let stays = present.contains(path);
             if !stays {
-                log::info!("{path}: the device is gone");
+                log::info!("{path}: the device was removed");
             }
             stays
         });
         Ok(())
     }
 
-    fn look_after(&mut self, guest: DomId, path: String) {
-        log::info!("{path}: a device for domain {guest}");
+    fn start(&mut self, guest: DomId, path: String) {
+        log::info!("{path}: found a device of domain {guest}");
         let (backend, dialect) = (self.backend.clone(), self.dialect);
         let device = Device { backend, dialect, guest, path: path.clone() };
-        self.devices.insert(path, Looked(spawn_local(device.run())));
+        self.devices.insert(path, Task(spawn_local(device.run())));
     }
 
     async fn directory(&self, path: &str) -> Result<Vec<String>, Errno> {

@@ -1,16 +1,17 @@
-//! Guests' pages, mapped through `/dev/xen/gntdev` (Linux's `include/uapi/xen/gntdev.h`).
+//! Maps guests' pages through `/dev/xen/gntdev` (Linux's `include/uapi/xen/gntdev.h`).
 //!
-//! A mapping outlives the guest's wish to revoke it and even the guest itself, so memory that is
-//! mapped stays readable and writable until the mapping is dropped.
+//! A guest cannot revoke a grant while it is mapped, and mapped pages outlive even the guest. So mapped
+//! memory stays readable and writable until the mapping is dropped.
 
-use crate::counts::{Counter, Ticket};
+use crate::counts::Ticket;
+use crate::linux::{errno, explain};
 use rustix::fs::{Mode, OFlags};
 use rustix::ioctl::{Direction, Ioctl, IoctlOutput, Opcode, ioctl, opcode};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::ffi::c_void;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use xen::Counter;
 use xen::{DomId, Errno, GrantRef, PAGE_SIZE, Shared};
 
 /// The device file that maps grants.
@@ -19,19 +20,21 @@ pub const DEVICE: &str = "/dev/xen/gntdev";
 /// The device, open.
 pub struct GntDev {
     file: Rc<OwnedFd>,
-    counter: Counter,
+    counter: Rc<Counter>,
 }
 
 impl GntDev {
-    /// Opens the device. Mappings are counted in `counter`.
-    pub fn open(counter: Counter) -> io::Result<Self> {
-        let file = rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    /// Opens the device. Mappings are counted in `counter`. An error is a line for the user.
+    pub fn open(counter: Rc<Counter>) -> Result<Self, String> {
+        let file = rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|error| explain(DEVICE, "xen-gntdev", error))?;
         Ok(GntDev { file: Rc::new(file), counter })
     }
 
     /// Maps pages that `guest` granted, one after the other, for reading and writing.
     ///
-    /// [`Errno::EFAULT`] when any of the grants is not a good one.
+    /// [`Errno::EFAULT`] if a grant cannot be mapped: the driver does not report the hypervisor's
+    /// reason.
     pub fn map(&self, guest: DomId, refs: &[GrantRef]) -> Result<Pages, Errno> {
         let count = u32::try_from(refs.len()).map_err(|_| Errno::E2BIG)?;
         if count == 0 {
@@ -53,7 +56,7 @@ impl GntDev {
                 len,
                 index,
                 count,
-                _ticket: self.counter.ticket(),
+                _ticket: Ticket::new(&self.counter),
             }),
             Err(error) => {
                 log::debug!("mapping {count} grants of domain {guest} failed: {error}");
@@ -76,15 +79,15 @@ pub struct Pages {
 
 impl xensock::back::Mapping for Pages {
     fn shared(&self) -> Shared<'_> {
-        // SAFETY: the pages stay mapped until `self` is dropped, nobody else unmaps them, and
-        // nothing makes references to them.
+        // SAFETY: the pages stay mapped until `self` is dropped, which nothing outlives that borrows
+        // it; no other code unmaps them or makes references to them.
         unsafe { Shared::new(self.start, self.len) }
     }
 }
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        // SAFETY: this very range was mapped by `map`, and every `Shared` of it borrowed `self`.
+        // SAFETY: `map` mapped exactly this range, and every `Shared` of it borrowed `self`.
         if let Err(error) = unsafe { munmap(self.start.cast::<c_void>(), self.len) } {
             log::error!("{DEVICE}: unmapping {} pages failed: {error}", self.count);
             return;
@@ -93,7 +96,7 @@ impl Drop for Pages {
     }
 }
 
-/// Tells the driver that a range of grants is of no more use: it unmaps them, if they were mapped.
+/// Gives a range of grants back to the driver, which unmaps them if they were mapped.
 fn forget(file: &OwnedFd, index: u64, count: u32) {
     let request = UnmapGrantRef { index, count, pad: 0 };
     // SAFETY: the structure is the one that the driver reads.
@@ -102,11 +105,7 @@ fn forget(file: &OwnedFd, index: u64, count: u32) {
     }
 }
 
-fn errno(error: rustix::io::Errno) -> Errno {
-    Errno(error.raw_os_error())
-}
-
-/// `struct ioctl_gntdev_map_grant_ref`, whose array is as long as it needs to be.
+/// `struct ioctl_gntdev_map_grant_ref`, with an array of any length.
 struct MapGrantRef {
     /// `count`, `pad`; `index`; then one word for each pair of `domid` and `ref`.
     words: Vec<u64>,
@@ -121,7 +120,7 @@ impl MapGrantRef {
     }
 }
 
-/// Two 32-bit members of a structure that follow each other, as one word.
+/// Two adjacent 32-bit members of a structure, as one word.
 fn pair(first: u32, second: u32) -> u64 {
     let [a, b, c, d] = first.to_ne_bytes();
     let [e, f, g, h] = second.to_ne_bytes();
@@ -145,7 +144,8 @@ unsafe impl Ioctl for MapGrantRef {
     }
 
     unsafe fn output_from_ptr(_: IoctlOutput, argument: *mut c_void) -> rustix::io::Result<u64> {
-        // SAFETY: `argument` is what `as_ptr` gave: at least two words, that nobody else uses now.
+        // SAFETY: `argument` is the result of `as_ptr`: at least two words, exclusively borrowed for
+        // the call.
         Ok(unsafe { argument.cast::<u64>().add(1).read() })
     }
 }

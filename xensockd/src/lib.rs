@@ -1,8 +1,8 @@
 //! The XenSock and PV Calls backend as a daemon for dom0.
 //!
-//! One thread, one event loop: xenstore says which guests have a device, and each device is a task
-//! that serves the guest's commands and moves its connections' bytes between real sockets and memory
-//! that the guest shares. The protocol itself is [`xensock::back`]; this crate lends it Linux.
+//! It has one thread and one event loop. xenstore tells which guests have a device. Each device is a
+//! task that serves the guest's requests, and moves bytes between Linux's sockets and memory that the
+//! guest shares. The protocol engine is [`xensock::back`]; this crate connects it to Linux.
 
 pub mod arguments;
 pub mod counts;
@@ -14,13 +14,10 @@ pub mod evtchn;
 pub mod finder;
 #[allow(unsafe_code, reason = "ioctls of `/dev/xen/gntdev`, and mappings of guests' pages")]
 pub mod gntdev;
-#[allow(unsafe_code, reason = "`sendmsg` and `recvmsg` from and to a guest's ring")]
-pub mod iovec;
+#[allow(unsafe_code, reason = "sockets on a guest's ring, `SO_BUSY_POLL`, files on the reactor")]
+mod linux;
 pub mod lock;
-#[allow(unsafe_code, reason = "`setsockopt` and `getsockopt` of any option")]
 mod options;
-#[allow(unsafe_code, reason = "registers a file that is never replaced")]
-pub mod reactor;
 pub mod sockets;
 mod states;
 pub mod xenbus;

@@ -1,13 +1,13 @@
-//! One daemon at a time: two would take the same guests' devices away from each other.
+//! Prevents a second daemon, which would serve the same devices.
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-/// The frontends' kernel-side rival, if it is there.
+/// Exists if the kernel's own PV Calls backend is loaded.
 const KERNEL_BACKEND: &str = "/sys/bus/xen-backend/drivers/pvcalls";
 
-/// A lock that ends with the process, however that comes about.
+/// A lock that the kernel releases when the process ends.
 #[derive(Debug)]
 pub struct Lock {
     _file: OwnedFd,
@@ -27,7 +27,7 @@ impl Lock {
                 let len = rustix::io::read(&file, &mut pid).unwrap_or(0);
                 let pid = String::from_utf8_lossy(&pid[..len]);
                 return Err(format!(
-                    "already running as process {}, which holds {name}; stop that one first",
+                    "already running as process {}, which holds {name}; stop it first",
                     pid.trim()
                 ));
             }
@@ -41,7 +41,7 @@ impl Lock {
     }
 }
 
-/// Refuses to start beside the kernel's own backend, which would take the same devices.
+/// An error if the kernel's own backend is loaded, which would serve the same devices.
 pub fn check_kernel_backend() -> Result<(), String> {
     if Path::new(KERNEL_BACKEND).exists() {
         return Err("the kernel's own backend is loaded and serves the same devices; \
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_daemon_is_refused_and_told_of_the_first() {
+    fn a_second_daemon_is_refused_with_the_process_of_the_first() {
         let path = std::env::temp_dir().join(format!("xensockd-lock-{}", std::process::id()));
         let first = Lock::take(&path).unwrap();
         let refusal = Lock::take(&path).unwrap_err();

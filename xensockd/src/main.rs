@@ -1,4 +1,4 @@
-//! The daemon's entry: reads the command line and runs until it is told to stop.
+//! The entry point: reads the command line and runs the daemon.
 
 use clap::Parser;
 use std::process::ExitCode;

@@ -1,6 +1,6 @@
-//! Socket options of Linux, by the protocol's names.
+//! Maps the protocol's socket options to Linux's.
 
-use rustix::fd::AsRawFd;
+use crate::linux::{busy_poll, set_busy_poll};
 use rustix::net::sockopt;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -19,7 +19,7 @@ pub fn set(socket: &OwnedFd, option: SocketOption, value: u32) -> io::Result<()>
         SocketOption::KeepInterval => sockopt::set_tcp_keepintvl(socket, seconds)?,
         SocketOption::KeepCount => sockopt::set_tcp_keepcnt(socket, value)?,
         SocketOption::BusyPoll => set_busy_poll(socket, value)?,
-        // A longer time would make `close` block the daemon; the engine waits instead.
+        // Any other time would make `close` block the daemon; the engine waits instead.
         SocketOption::Linger => {
             sockopt::set_socket_linger(socket, (value == 0).then_some(Duration::ZERO))?;
         }
@@ -28,7 +28,7 @@ pub fn set(socket: &OwnedFd, option: SocketOption, value: u32) -> io::Result<()>
     Ok(())
 }
 
-/// An option's value.
+/// Returns an option's value.
 pub fn get(socket: &OwnedFd, option: SocketOption) -> io::Result<u32> {
     let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
     Ok(match option {
@@ -49,50 +49,13 @@ fn unknown() -> io::Error {
     io::Error::from_raw_os_error(libc::ENOPROTOOPT)
 }
 
-/// `SO_BUSY_POLL`, which no safe library has.
-fn set_busy_poll(socket: &OwnedFd, microseconds: u32) -> io::Result<()> {
-    let value = libc::c_int::try_from(microseconds).unwrap_or(libc::c_int::MAX);
-    let size = size_of::<libc::c_int>() as libc::socklen_t;
-    // SAFETY: the value is a live `int` of the given size, and the kernel only reads it.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_BUSY_POLL,
-            (&raw const value).cast(),
-            size,
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-fn busy_poll(socket: &OwnedFd) -> io::Result<u32> {
-    let mut value: libc::c_int = 0;
-    let mut size = size_of::<libc::c_int>() as libc::socklen_t;
-    // SAFETY: the value is a live `int` of the given size, and the kernel writes no more than that.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_BUSY_POLL,
-            (&raw mut value).cast(),
-            &raw mut size,
-        )
-    };
-    if result == 0 {
-        Ok(u32::try_from(value).unwrap_or(0))
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use rustix::net::{AddressFamily, SocketType, socket};
 
     #[test]
-    fn what_was_set_can_be_asked_for() {
+    fn an_option_that_was_set_is_returned() {
         let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
         for (option, value) in [
             (SocketOption::ReuseAddr, 1),

@@ -1,8 +1,8 @@
-//! Real sockets on tokio's reactor, none of which blocks or has a thread.
+//! Linux's sockets on tokio's reactor: none blocks or has a thread.
 
-use crate::counts::{Counter, Ticket};
-use crate::reactor::{Watched, watch};
-use crate::{iovec, options};
+use crate::counts::Ticket;
+use crate::linux::{self, Watched, errno, watch};
+use crate::options;
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 use std::cell::OnceCell;
@@ -12,6 +12,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use tokio::io::Interest;
+use xen::Counter;
 use xen::{DomId, Errno, Shared};
 use xensock::back::{Listener, Network, Socket, Stream};
 use xensock::wire::{Options, Shutdown, SocketOption};
@@ -19,14 +20,14 @@ use xensock::wire::{Options, Shutdown, SocketOption};
 /// Opens sockets.
 #[derive(Clone, Default)]
 pub struct Sockets {
-    counter: Counter,
+    counter: Rc<Counter>,
     reuse_port: bool,
 }
 
 impl Sockets {
-    /// Sockets counted in `counter`. With `reuse_port`, any number of listening ones may have the same
-    /// address, and share its connections.
-    pub fn new(counter: Counter, reuse_port: bool) -> Self {
+    /// Sockets counted in `counter`. With `reuse_port`, any number of listening sockets may have the
+    /// same address and share its connections.
+    pub fn new(counter: Rc<Counter>, reuse_port: bool) -> Self {
         Sockets { counter, reuse_port }
     }
 }
@@ -48,9 +49,9 @@ impl Network for Sockets {
             Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
             Err(error) => return Err(errno(error)),
         }
-        // Registered only now: the reactor takes a socket that was never connected for a closed one.
-        let connected = Connected::new(socket, self.counter.ticket())?;
-        connected.socket.writable().await.map_err(io_errno)?.retain_ready();
+        // Registered only now: epoll reports a socket that was never connected as closed.
+        let connected = Connected::new(socket, Ticket::new(&self.counter))?;
+        connected.socket.writable().await.map_err(errno)?.retain_ready();
         match sockopt::socket_error(&connected.socket).map_err(errno)? {
             Ok(()) => Ok(connected),
             Err(error) => Err(errno(error)),
@@ -69,7 +70,7 @@ impl Network for Sockets {
             socket: Rc::new(socket),
             ready: OnceCell::new(),
             counter: self.counter.clone(),
-            _ticket: self.counter.ticket(),
+            _ticket: Ticket::new(&self.counter),
         })
     }
 }
@@ -86,7 +87,7 @@ fn open(address: SocketAddr) -> Result<OwnedFd, Errno> {
 fn set_all(socket: &OwnedFd, options: &Options) -> Result<(), Errno> {
     options
         .iter()
-        .try_for_each(|(option, value)| options::set(socket, option, value).map_err(io_errno))
+        .try_for_each(|(option, value)| options::set(socket, option, value).map_err(errno))
 }
 
 fn local_addr(socket: &OwnedFd) -> Result<SocketAddr, Errno> {
@@ -103,7 +104,7 @@ pub struct Connected {
 impl Connected {
     fn new(socket: OwnedFd, ticket: Ticket) -> Result<Self, Errno> {
         let socket =
-            watch(Rc::new(socket), Interest::READABLE | Interest::WRITABLE).map_err(io_errno)?;
+            watch(Rc::new(socket), Interest::READABLE | Interest::WRITABLE).map_err(errno)?;
         Ok(Connected { socket, _ticket: ticket })
     }
 }
@@ -111,11 +112,11 @@ impl Connected {
 impl Stream for Connected {
     fn poll_recv(&self, cx: &mut Context<'_>, room: [Shared<'_>; 2]) -> Poll<Result<usize, Errno>> {
         loop {
-            let mut ready = ready!(self.socket.poll_read_ready(cx)).map_err(io_errno)?;
-            match ready.try_io(|socket| uninterrupted(|| iovec::receive(socket, room))) {
-                // Less than there was room for need not be all: Linux stops at urgent data. So only the
-                // answer that nothing is there clears the flag.
-                Ok(result) => return Poll::Ready(result.map_err(io_errno)),
+            let mut ready = ready!(self.socket.poll_read_ready(cx)).map_err(errno)?;
+            match ready.try_io(|socket| uninterrupted(|| linux::receive(socket, room))) {
+                // Linux stops at urgent data, so fewer bytes than room does not mean that the socket is
+                // empty. Only EAGAIN clears the readiness.
+                Ok(result) => return Poll::Ready(result.map_err(errno)),
                 Err(_would_block) => {}
             }
         }
@@ -124,13 +125,13 @@ impl Stream for Connected {
     fn poll_send(&self, cx: &mut Context<'_>, data: [Shared<'_>; 2]) -> Poll<Result<usize, Errno>> {
         let size = xensock::ring::len(&data);
         loop {
-            let mut ready = ready!(self.socket.poll_write_ready(cx)).map_err(io_errno)?;
-            match ready.try_io(|socket| uninterrupted(|| iovec::send(socket, data))) {
+            let mut ready = ready!(self.socket.poll_write_ready(cx)).map_err(errno)?;
+            match ready.try_io(|socket| uninterrupted(|| linux::send(socket, data))) {
                 Ok(result) => {
                     if matches!(result, Ok(count) if count < size) {
                         ready.clear_ready();
                     }
-                    return Poll::Ready(result.map_err(io_errno));
+                    return Poll::Ready(result.map_err(errno));
                 }
                 Err(_would_block) => {}
             }
@@ -154,11 +155,11 @@ impl Stream for Connected {
 
 impl Socket for Connected {
     fn set_option(&self, option: SocketOption, value: u32) -> Result<(), Errno> {
-        options::set(self.socket.get_ref(), option, value).map_err(io_errno)
+        options::set(self.socket.get_ref(), option, value).map_err(errno)
     }
 
     fn option(&self, option: SocketOption) -> Result<u32, Errno> {
-        options::get(self.socket.get_ref(), option).map_err(io_errno)
+        options::get(self.socket.get_ref(), option).map_err(errno)
     }
 
     fn local_addr(&self) -> Result<SocketAddr, Errno> {
@@ -166,12 +167,12 @@ impl Socket for Connected {
     }
 }
 
-/// A socket that was bound, and perhaps listens.
+/// A bound socket, which may listen.
 pub struct Bound {
     socket: Rc<OwnedFd>,
-    /// Registered once it listens: the reactor takes it for a closed one before that.
+    /// Registered once it listens: epoll reports it as closed before that.
     ready: OnceCell<Watched>,
-    counter: Counter,
+    counter: Rc<Counter>,
     _ticket: Ticket,
 }
 
@@ -183,9 +184,9 @@ impl Bound {
     ) -> Poll<Result<T, Errno>> {
         let Some(socket) = self.ready.get() else { return Poll::Ready(Err(Errno::EINVAL)) };
         loop {
-            let mut ready = ready!(socket.poll_read_ready(cx)).map_err(io_errno)?;
+            let mut ready = ready!(socket.poll_read_ready(cx)).map_err(errno)?;
             if let Ok(result) = ready.try_io(|_| io()) {
-                return Poll::Ready(result.map_err(io_errno));
+                return Poll::Ready(result.map_err(errno));
             }
         }
     }
@@ -198,7 +199,7 @@ impl Listener for Bound {
         net::listen(&self.socket, i32::try_from(backlog).unwrap_or(i32::MAX)).map_err(errno)?;
         if self.ready.get().is_none() {
             let ready = watch(self.socket.clone(), Interest::READABLE);
-            let _ = self.ready.set(ready.map_err(io_errno)?);
+            let _ = self.ready.set(ready.map_err(errno)?);
         }
         Ok(())
     }
@@ -225,17 +226,17 @@ impl Listener for Bound {
         };
         let socket = ready!(self.poll_io(cx, || uninterrupted(accept)))?;
         sockopt::set_tcp_nodelay(&socket, true).map_err(errno)?;
-        Poll::Ready(Connected::new(socket, self.counter.ticket()))
+        Poll::Ready(Connected::new(socket, Ticket::new(&self.counter)))
     }
 }
 
 impl Socket for Bound {
     fn set_option(&self, option: SocketOption, value: u32) -> Result<(), Errno> {
-        options::set(&self.socket, option, value).map_err(io_errno)
+        options::set(&self.socket, option, value).map_err(errno)
     }
 
     fn option(&self, option: SocketOption) -> Result<u32, Errno> {
-        options::get(&self.socket, option).map_err(io_errno)
+        options::get(&self.socket, option).map_err(errno)
     }
 
     fn local_addr(&self) -> Result<SocketAddr, Errno> {
@@ -250,13 +251,4 @@ fn uninterrupted<T>(call: impl Fn() -> io::Result<T>) -> io::Result<T> {
             result => return result,
         }
     }
-}
-
-/// Linux's error numbers are Xen's, as far as sockets need them.
-fn errno(error: rustix::io::Errno) -> Errno {
-    Errno(error.raw_os_error())
-}
-
-fn io_errno(error: io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EIO, Errno)
 }

@@ -1,44 +1,51 @@
-//! What a backend does next, judged by the states of a device's two ends.
+//! Decides a backend's next step from the states of a device's two ends.
 //!
-//! A plain function of what is seen at one moment: no history, so no change that was missed matters.
+//! A pure function of the states at one moment, so a missed change does not matter.
 
 use xen::xenbus::State;
 
-/// What the nodes of both ends say.
+/// The nodes of both ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct View {
     /// The frontend's state.
     pub(crate) front: State,
-    /// This end's state, which the toolstack may have written.
+    /// This end's state, which the toolstack may write.
     pub(crate) back: State,
-    /// Whether the toolstack wants the device to be there.
+    /// Whether the toolstack keeps the device.
     pub(crate) online: bool,
 }
 
-/// What to do next.
+impl View {
+    /// Whether the frontend has closed, or not started.
+    pub(crate) fn is_front_closed(&self) -> bool {
+        matches!(self.front, State::Closed | State::Unknown | State::Initialising)
+    }
+}
+
+/// The next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// Wait for a change.
     Wait,
-    /// Publish this end's nodes and wait for the frontend's.
+    /// Write this end's nodes and wait for the frontend's.
     Offer,
-    /// The frontend's nodes are there: use them.
+    /// Use the frontend's nodes.
     Connect,
-    /// Give up everything of the guest's, then say so.
+    /// Free everything of the guest's, then go to Closing.
     Close,
-    /// Both ends have given up everything.
+    /// Both ends have freed everything: go to Closed.
     Closed,
 }
 
-/// What follows from what is seen, where `mine` is the state that this end last gave itself.
+/// Returns the next step, where `mine` is the state that this end last wrote.
 pub(crate) fn next_step(mine: State, view: View) -> Step {
     use State::*;
     let serving = mine == Connected;
-    // The toolstack asks for the end by writing this end's state, or by `online`.
+    // The toolstack requests the end by writing this end's state, or `online`.
     if view.back == Closing && mine != Closing && mine != Closed || !view.online {
         return match mine {
             Closed => Step::Wait,
-            _ if matches!(view.front, Closed | Unknown | Initialising) => Step::Closed,
+            _ if view.is_front_closed() => Step::Closed,
             Closing => Step::Wait,
             _ => Step::Close,
         };
@@ -46,7 +53,7 @@ pub(crate) fn next_step(mine: State, view: View) -> Step {
     match (view.front, mine) {
         (Initialised, InitWait) => Step::Connect,
         (Initialised | Connected, Connected) => Step::Wait,
-        // It believes in a backend that is no more.
+        // The frontend has not seen yet that this end closes, or was connected to an earlier backend.
         (Connected, Closing) | (Initialised, Closing) => Step::Wait,
         (Connected, _) => Step::Close,
         (Closing, Closing) => Step::Wait,
@@ -54,7 +61,7 @@ pub(crate) fn next_step(mine: State, view: View) -> Step {
         (Closed | Unknown, Closing) => Step::Closed,
         (_, Closing) => Step::Offer,
         (Closed | Unknown, _) if serving => Step::Close,
-        // A frontend that started anew, or one that may.
+        // The frontend starts again, or may start.
         (_, InitWait) => Step::Wait,
         (Unknown, Closed) => Step::Wait,
         _ => Step::Offer,
@@ -92,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frontend_that_starts_anew_without_a_word_gets_a_new_offer() {
+    fn a_frontend_that_restarts_without_closing_gets_a_new_offer() {
         assert_eq!(step(Connected, Initialising), Step::Offer);
         assert_eq!(step(Closing, Initialising), Step::Offer);
         assert_eq!(step(Connected, Unknown), Step::Close);
@@ -114,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn no_step_leads_nowhere() {
+    fn the_steps_come_to_rest() {
         // After a step was taken and nothing else happens, the device comes to rest.
         let states = [Unknown, Initialising, InitWait, Initialised, Connected, Closing, Closed];
         for front in states {

@@ -1,12 +1,11 @@
-//! The way to xenstored through the kernel: `/dev/xen/xenbus`, a stream of xenstore messages.
+//! The connection to xenstored through the kernel: `/dev/xen/xenbus`, a stream of xenstore messages.
 //!
-//! The device is opened twice, once for what concerns watches and once for all else. Linux carries out
-//! `XS_WATCH` and `XS_UNWATCH` within the `write`, holding a lock of the open file that it needs to
-//! hand out any other reply of the same file: with a request underway on it, the kernel's xenbus thread and
-//! the writer would wait for each other for ever, and with them the whole domain's xenstore.
+//! The device is opened twice, once for watches and once for all other requests. Linux carries out
+//! `XS_WATCH` and `XS_UNWATCH` within the `write`, and holds a lock of the open file that it needs to
+//! hand out any other reply on the same file. With a request outstanding on that file, the kernel's xenbus
+//! thread and the writer would deadlock, and with them xenstore for the whole domain.
 
-use crate::dom0::explain;
-use crate::reactor::{Watched, watch};
+use crate::linux::{Watched, explain, watch};
 use rustix::fs::{Mode, OFlags};
 use std::future::poll_fn;
 use std::io;
@@ -15,7 +14,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::Interest;
 use xen::abi::xs_wire::{XS_UNWATCH, XS_WATCH};
 
-/// The device file, and where it is on a kernel that has only xenfs.
+/// The device file, and its place on a kernel that has only xenfs.
 const DEVICES: [&str; 2] = ["/dev/xen/xenbus", "/proc/xen/xenbus"];
 
 /// The size of a message's header: four words (`struct xsd_sockmsg`).
@@ -32,32 +31,32 @@ pub fn open() -> Result<(XenBusReader, XenBusWriter), String> {
     let open = |path| {
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let file = rustix::fs::open(path, flags, Mode::empty())?;
-        // It says when it can be read; it can always be written.
+        // The device is always writable.
         watch(Rc::new(file), Interest::READABLE).map(Rc::new)
     };
     let files = |path| Ok([open(path)?, open(path)?]);
     let files = files(DEVICES[0])
-        .or_else(|first| files(DEVICES[1]).map_err(|_| first))
-        .map_err(|error| explain(DEVICES[0], "xenfs", &error))?;
+        .or_else(|first: io::Error| files(DEVICES[1]).map_err(|_| first))
+        .map_err(|error| explain(DEVICES[0], "xenfs", error))?;
     Ok((XenBusReader::new(files.clone()), XenBusWriter { files, message: Vec::new() }))
 }
 
-/// A word of a header: 0 is the message's type, 3 the length of what follows.
+/// A word of a header: 0 is the message's type, 3 the length of its payload.
 fn word(header: &[u8], index: usize) -> u32 {
     let bytes = &header[4 * index..4 * index + 4];
     u32::from_ne_bytes(bytes.try_into().expect("four bytes"))
 }
 
-/// Puts the messages that come through both files into one stream.
+/// Merges the messages of both files into one stream.
 pub struct XenBusReader {
     files: Files,
-    /// The beginning of the message that each file is about to give.
+    /// What was read of each file's next header.
     headers: [Vec<u8>; 2],
-    /// Which file the present message comes from.
+    /// The file of the current message.
     current: usize,
-    /// How much of the present message's header was read from here already.
+    /// The number of bytes of its header that `read` returned.
     given: usize,
-    /// How much of the rest is still to be read.
+    /// The number of bytes of its payload that are still to be read.
     rest: usize,
 }
 
@@ -67,7 +66,7 @@ impl XenBusReader {
         XenBusReader { files, headers, current: 0, given: HEADER, rest: 0 }
     }
 
-    /// Reads some bytes of the present message, or of the next one.
+    /// Reads some bytes of the current message, or of the next one.
     pub async fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         if bytes.is_empty() {
             return Ok(0);
@@ -126,10 +125,10 @@ fn poll_read(file: &Watched, cx: &mut Context<'_>, bytes: &mut [u8]) -> Poll<io:
     }
 }
 
-/// Gives each message to the file that it belongs to.
+/// Writes each message to the file that it belongs to.
 pub struct XenBusWriter {
     files: Files,
-    /// The beginning of a message.
+    /// An incomplete message.
     message: Vec<u8>,
 }
 
@@ -187,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn watches_have_a_file_of_their_own_and_all_that_comes_is_one_stream() {
+    fn watches_have_their_own_file_and_both_files_are_read_as_one_stream() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let ((first, requests), (second, watches)) = (pair(), pair());

@@ -1,19 +1,19 @@
-//! The way to xenstored: its own socket where it runs in this domain, else the kernel's device.
+//! The connection to xenstored: its socket if it runs in this domain, else the kernel's device.
 //!
-//! The socket is better: when xenstored ends, so does the stream, where the kernel would wait.
+//! The socket is better: its stream ends when xenstored does, while the kernel would wait.
 
+use crate::linux::errno;
 use crate::xenbus::{XenBusReader, XenBusWriter};
-use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use xen::Errno;
 
-/// Where xenstored listens, unless `XENSTORED_PATH` says otherwise, as for Xen's own tools.
+/// The socket of xenstored, unless `XENSTORED_PATH` names another, as for Xen's own tools.
 const SOCKET: &str = "/run/xenstored/socket";
 
-/// What comes from xenstored.
+/// The receiving half.
 pub enum Reader {
     /// Through its socket.
     Socket(Rc<UnixStream>),
@@ -21,7 +21,7 @@ pub enum Reader {
     Device(XenBusReader),
 }
 
-/// What goes to xenstored.
+/// The sending half.
 pub enum Writer {
     /// Through its socket.
     Socket(Rc<UnixStream>),
@@ -38,15 +38,11 @@ pub async fn connect() -> Result<(Reader, Writer), String> {
             Ok((Reader::Socket(socket.clone()), Writer::Socket(socket)))
         }
         Err(error) => {
-            log::debug!("{}: {error}; trying the kernel's way", path.display());
+            log::debug!("{}: {error}; trying the kernel's device", path.display());
             let (reader, writer) = crate::xenbus::open()?;
             Ok((Reader::Device(reader), Writer::Device(writer)))
         }
     }
-}
-
-fn errno(error: io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EIO, Errno)
 }
 
 impl embedded_io::ErrorType for Reader {

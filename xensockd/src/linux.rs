@@ -1,0 +1,98 @@
+//! Linux's interfaces that no library wraps safely, or that the libraries do not have.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::rc::Rc;
+use std::{io, mem, ptr};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use xen::{Errno, Shared};
+
+/// A file that is registered with tokio's reactor until it is dropped.
+pub type Watched = AsyncFd<Rc<OwnedFd>>;
+
+/// Registers a file, inside a tokio runtime.
+pub fn watch(file: Rc<OwnedFd>, interest: Interest) -> io::Result<Watched> {
+    // SAFETY: the `Rc` keeps the file open as long as the registration exists, lends it to nobody
+    // mutably, and always refers to the same descriptor.
+    Ok(unsafe { AsyncFd::register_with_interest(file, interest) }?)
+}
+
+/// Receives straight into memory that a guest shares, up to two pieces of it: the kernel's copy is the
+/// only one. 0 is the end of the stream, unless there is no room.
+pub fn receive(socket: impl AsFd, room: [Shared<'_>; 2]) -> io::Result<usize> {
+    let mut iovecs = room.map(iovec);
+    let mut header = header(&mut iovecs);
+    let socket = socket.as_fd().as_raw_fd();
+    // SAFETY: the header points to two iovecs, which describe memory that is mapped and writable
+    // while `room` borrows it; no reference to it exists. All of them outlive the call.
+    count(unsafe { libc::recvmsg(socket, &raw mut header, libc::MSG_DONTWAIT) })
+}
+
+/// Sends straight from memory that a guest shares, up to two pieces of it. A peer that closed the
+/// connection is an error, not a signal.
+pub fn send(socket: impl AsFd, data: [Shared<'_>; 2]) -> io::Result<usize> {
+    let mut iovecs = data.map(iovec);
+    let header = header(&mut iovecs);
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: as for `receive`, and the memory is only read.
+    count(unsafe { libc::sendmsg(socket.as_fd().as_raw_fd(), &raw const header, flags) })
+}
+
+fn iovec(bytes: Shared<'_>) -> libc::iovec {
+    libc::iovec { iov_base: bytes.as_ptr().cast(), iov_len: bytes.len() }
+}
+
+fn header(iovecs: &mut [libc::iovec; 2]) -> libc::msghdr {
+    // SAFETY: a header of zeros is valid: no address, no control data.
+    let mut header: libc::msghdr = unsafe { mem::zeroed() };
+    header.msg_name = ptr::null_mut();
+    header.msg_iov = iovecs.as_mut_ptr();
+    header.msg_iovlen = iovecs.len() as _;
+    header
+}
+
+fn count(result: isize) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// Sets `SO_BUSY_POLL`.
+pub fn set_busy_poll(socket: &OwnedFd, microseconds: u32) -> io::Result<()> {
+    let value = libc::c_int::try_from(microseconds).unwrap_or(libc::c_int::MAX);
+    let size = size_of::<libc::c_int>() as libc::socklen_t;
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_BUSY_POLL);
+    let value = (&raw const value).cast();
+    // SAFETY: the value is a live `int` of the given size, and the kernel only reads it.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, value, size) };
+    count(result as isize).map(drop)
+}
+
+/// Returns `SO_BUSY_POLL`.
+pub fn busy_poll(socket: &OwnedFd) -> io::Result<u32> {
+    let mut microseconds: libc::c_int = 0;
+    let mut size = size_of::<libc::c_int>() as libc::socklen_t;
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_BUSY_POLL);
+    let value = (&raw mut microseconds).cast();
+    // SAFETY: the value is a live `int` of the given size, and the kernel writes no more than that.
+    let result =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, value, &raw mut size) };
+    count(result as isize)?;
+    Ok(u32::try_from(microseconds).unwrap_or(0))
+}
+
+/// Linux's error numbers are Xen's, as far as sockets and Xen's device files need them.
+pub fn errno(error: impl Into<io::Error>) -> Errno {
+    error.into().raw_os_error().map_or(Errno::EIO, Errno)
+}
+
+/// The reason why a device file of Xen cannot be opened, and the remedy.
+pub fn explain(path: &str, module: &str, error: impl Into<io::Error>) -> String {
+    let error = error.into();
+    let advice = match error.kind() {
+        io::ErrorKind::PermissionDenied => "run xensockd as root".to_string(),
+        io::ErrorKind::NotFound => {
+            format!("run xensockd in a domain under Xen, and load the kernel module {module}")
+        }
+        _ => format!("check that this is a domain under Xen with the kernel module {module}"),
+    };
+    format!("cannot open {path}: {error}; {advice}")
+}
