@@ -55,7 +55,7 @@ lab: setup ## builds the lab: target/lab; `target/lab help` explains it
 	$(CARGO) build -p lab
 	$(call stripped,debug/lab,lab,--strip-debug)
 
-run: kernel xensockd lab ## boots Xen and serves a guest: APP=http|echo PORT=8080 STACK=xensock|netfront
+run: kernel xensockd lab ## serves a guest: APP=http|echo PORT=8080 STACK=xensock|netfront
 	@target/lab run --app '$(APP)' --port '$(PORT)' --stack '$(STACK)' $(LAB)
 
 shell: kernel xensockd lab ## boots Xen and opens a shell in dom0

@@ -1,9 +1,10 @@
-//! dom0's bridge, for guests with a network interface of their own. The other half of what is agreed here
-//! is in `lab/dom0/start-dnsmasq`.
+//! dom0's bridge, for guests with a network interface of their own. The other half of what is
+//! agreed here is in `lab/dom0/start-dnsmasq`.
 
 use std::net::Ipv4Addr;
 
-/// An interface on the bridge whose address is certain, whether DHCP gives it or the guest just takes it.
+/// An interface on the bridge whose address is certain, whether DHCP gives it or the guest just
+/// takes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interface(u8);
 

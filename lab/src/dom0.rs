@@ -113,8 +113,8 @@ impl Dom0 {
         Ok(())
     }
 
-    /// Makes a TCP port in dom0's network reachable as the host's port `host`, on loopback: one of dom0
-    /// itself, [`dom0_port`](crate::dom0_port), or one of a guest on its bridge.
+    /// Makes a TCP port in dom0's network reachable as the host's port `host`, on loopback: one of
+    /// dom0 itself, [`dom0_port`](crate::dom0_port), or one of a guest on its bridge.
     pub fn forward(&self, host: u16, to: SocketAddrV4) -> Result<()> {
         // QEMU only says that it failed; asking first tells why.
         check_port(host)?;
@@ -136,8 +136,8 @@ impl Dom0 {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// A command that prints what a domain writes to its console, from its creation until the domain ends.
-    /// It ends with the thread that spawns it.
+    /// A command that prints what a domain writes to its console, from its creation until the
+    /// domain ends. It ends with the thread that spawns it.
     pub fn follow_console(&self, domain: &str) -> Result<Command> {
         let log = console_log(domain)?;
         let line = format!(
@@ -155,8 +155,8 @@ impl Dom0 {
         Ok(String::from_utf8_lossy(&log).into_owned())
     }
 
-    /// Brings dom0's logs (consoles, backend, toolstack, Xen's messages) into the folder's `dom0-logs`,
-    /// and returns that.
+    /// Brings dom0's logs (consoles, backend, toolstack, Xen's messages) into the folder's
+    /// `dom0-logs`, and returns that.
     pub fn pull_logs(&self) -> Result<PathBuf> {
         let logs = self.folder.join("dom0-logs");
         fs::create_dir_all(&logs)?;

@@ -18,8 +18,8 @@ pub struct Domain {
 }
 
 impl Domain {
-    /// Creates a domain from the text of an xl configuration. Its name begins with `name` and is unlike
-    /// that of any other domain of this process, so that its console's log is its own.
+    /// Creates a domain from the text of an xl configuration. Its name begins with `name` and is
+    /// unlike that of any other domain of this process, so that its console's log is its own.
     pub fn create(dom0: &Dom0, name: &str, config: &str) -> Result<Self> {
         Self::make(dom0, name, config, "")
     }
@@ -37,8 +37,8 @@ impl Domain {
     fn make(dom0: &Dom0, name: &str, config: &str, option: &str) -> Result<Self> {
         let name = format!("{name}-{}", CREATED.fetch_add(1, Ordering::Relaxed));
         let file = format!("/root/{name}.cfg");
-        // Later settings replace earlier ones. A domain that reboots or crashes unasked shall end, unless
-        // the configuration knows better.
+        // Later settings replace earlier ones. A domain that reboots or crashes unasked shall end,
+        // unless the configuration knows better.
         let config = format!(
             "on_reboot = \"destroy\"\non_crash = \"destroy\"\n{config}\nname = \"{name}\"\n"
         );

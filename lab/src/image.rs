@@ -1,8 +1,8 @@
 //! What QEMU boots: the hypervisor, Linux, and dom0's initramfs in two parts.
 //!
-//! The base (busybox, Xen's tools, modules, ssh) is built once and kept. What changes while one works
-//! on the project (guest, backend, configuration) goes into a small second archive behind it, so
-//! that a new kernel costs nothing here.
+//! The base (busybox, Xen's tools, modules, ssh) is built once and kept. What changes while one
+//! works on the project (guest, backend, configuration) goes into a small second archive behind it,
+//! so that a new kernel costs nothing here.
 
 use crate::archive::{Archive, EXECUTABLE, PRIVATE, READABLE};
 use crate::cache;
@@ -205,7 +205,8 @@ impl Base {
             archive.link(&format!("/usr/sbin/{tool}"), &format!("{XEN_BIN}/{tool}"))?;
         }
         programs.extend(["/usr/bin/xenstore".into(), "/usr/sbin/gdbsx".into()]);
-        // dom0's shell takes busybox's own tc, which knows less, unless this one is called by its path.
+        // dom0's shell takes busybox's own tc, which knows less, unless this one is called by its
+        // path.
         programs.extend(["/usr/sbin/dropbear", "/usr/sbin/dnsmasq", "/sbin/tc"].map(String::from));
         for tool in XENSTORE_TOOLS {
             archive.link(&format!("/usr/bin/xenstore-{tool}"), "xenstore")?;
@@ -217,7 +218,8 @@ impl Base {
             archive.copy(&from, program, EXECUTABLE)?;
             libraries.extend(self.packages.libraries(&from)?);
         }
-        // Loaded by the C library when a thread is cancelled, so no program names it; xl aborts without it.
+        // Loaded by the C library when a thread is cancelled, so no program names it; xl aborts
+        // without it.
         let gcc = "libgcc_s.so.1";
         libraries.insert(gcc.into(), self.packages.path(&format!("/lib/x86_64-linux-gnu/{gcc}")));
         for (name, from) in &libraries {

@@ -1,9 +1,9 @@
 //! The lab: real Xen inside QEMU, driven from the host.
 //!
 //! [`Lab::boot`] unpacks a dom0 from Debian's packages, boots Xen and that dom0 in QEMU, and waits
-//! until `xl` works. The machine lives as long as the [`Lab`]: it dies with it, and with the process.
-//! [`Dom0`] runs commands there, moves files, forwards ports and reads consoles; it can also be
-//! had by [`Dom0::attach`] from a machine that another process keeps.
+//! until `xl` works. The machine lives as long as the [`Lab`]: it dies with it, and with the
+//! process. [`Dom0`] runs commands there, moves files, forwards ports and reads consoles; it can
+//! also be had by [`Dom0::attach`] from a machine that another process keeps.
 #![forbid(unsafe_code)]
 
 mod archive;

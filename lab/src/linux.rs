@@ -1,9 +1,10 @@
 //! Linux's own ends of PV Calls, for tests against ours: `pvcalls-back` as a module for dom0, and a
 //! guest's initramfs with `pvcalls-front` and a program that tries it (`lab/linux`).
 //!
-//! Debian's kernels have neither, but its source package has both. They are built against the headers
-//! of exactly the kernel that dom0 runs. Nothing of it is installed: of the source package three files
-//! are kept, and the headers are unpacked anew for each build, in a folder that does not outlive it.
+//! Debian's kernels have neither, but its source package has both. They are built against the
+//! headers of exactly the kernel that dom0 runs. Nothing of it is installed: of the source package
+//! three files are kept, and the headers are unpacked anew for each build, in a folder that does
+//! not outlive it.
 
 use crate::archive::{Archive, EXECUTABLE};
 use crate::cache;
@@ -142,7 +143,8 @@ impl Parts {
             packages::download(&self.headers, &names)
         });
         if let Err(error) = downloaded {
-            // What apt knows could not be downloaded this time; what it does not know never will be.
+            // What apt knows could not be downloaded this time; what it does not know never will
+            // be.
             if packages::depends(&headers).is_ok() {
                 return Err(error.context("cannot download Linux's headers"));
             }
@@ -161,7 +163,8 @@ impl Parts {
         let mut shell = Command::new("sh");
         shell.arg("-c").arg(format!(
             "dpkg-deb --fsys-tarfile \"$0\" 2>/dev/null | \
-             tar -xO --occurrence=1 ./usr/src/{SOURCE}.tar.xz 2>/dev/null | xz -dc -T0 2>/dev/null | \
+             tar -xO --occurrence=1 ./usr/src/{SOURCE}.tar.xz 2>/dev/null | \
+             xz -dc -T0 2>/dev/null | \
              tar -x --occurrence=1 --strip-components=3 -C \"$1\" \"$2\" \"$3\" \"$4\""
         ));
         shell.arg(&deb).arg(&self.source);

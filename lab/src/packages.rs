@@ -145,8 +145,8 @@ impl Packages {
     }
 }
 
-/// Tries what fails when the package index is older than the packages on the servers; brings it up to
-/// date then, and tries again.
+/// Tries what fails when the package index is older than the packages on the servers; brings it up
+/// to date then, and tries again.
 pub fn with_update<T>(
     tree: &Tree,
     say: &dyn Fn(&str),
@@ -177,7 +177,8 @@ pub fn download(into: &Path, packages: &[&str]) -> Result<()> {
     process::output(&mut command).map(drop)
 }
 
-/// Reads `ldd`'s answer: lines such as `libc.so.6 => /lib/libc.so.6 (0x…)`, and the loader's bare path.
+/// Reads `ldd`'s answer: lines such as `libc.so.6 => /lib/libc.so.6 (0x…)`, and the loader's bare
+/// path.
 fn parse_ldd(text: &str) -> Result<Vec<(String, PathBuf)>> {
     let mut libraries = Vec::new();
     for line in text.lines() {

@@ -23,9 +23,9 @@ pub fn owned(program: impl AsRef<OsStr>) -> Command {
 /// Runs a command to its end and fails, with what it said on stderr, when it does not succeed.
 pub fn output(command: &mut Command) -> Result<Output> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let output =
-        // What they print is read, so it must not be translated.
-        command.env("LC_ALL", "C").stdin(Stdio::null()).output().with_context(|| format!("cannot run {name}"))?;
+    // Callers read what the command prints, so it must not be translated.
+    command.env("LC_ALL", "C").stdin(Stdio::null());
+    let output = command.output().with_context(|| format!("cannot run {name}"))?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         bail!("{name} failed ({}): {}", output.status, stderr.trim());

@@ -61,7 +61,8 @@ pub struct Options {
     /// Serves gdb on this loopback port
     #[arg(long, value_name = "PORT")]
     pub gdb: Option<u16>,
-    /// The guests' kernel, /root/xensock-kernel in dom0 [default: target/xensock-kernel if it exists]
+    /// The guests' kernel, /root/xensock-kernel in dom0 [default: target/xensock-kernel if it
+    /// exists]
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
     /// The backend daemon for dom0 [default: target/xensockd if it exists]
@@ -131,10 +132,11 @@ pub fn command(options: &Options) -> Result<Command> {
     command.args(["-machine", "q35", "-nodefaults", "-no-user-config", "-no-reboot"]);
     command.args(["-display", "none", "-name", "lab"]);
     command.args(["-smp", &options.smp.to_string(), "-m", &options.memory.to_string()]);
-    // One processor for dom0: while Linux patches its own code, a second one can run a stale translation
-    // of the breakpoint that guards the patch, and dom0 panics in `exc_int3` once in a few boots.
-    // A domain's grant table may be larger than by default (64 frames), if its configuration says so.
-    // Memory that nobody uses stays untouched, so that QEMU need not have it.
+    // One processor for dom0: while Linux patches its own code, a second one can run a stale
+    // translation of the breakpoint that guards the patch, and dom0 panics in `exc_int3` once in a
+    // few boots. A domain's grant table may be larger than by default (64 frames), if its
+    // configuration says so. Memory that nobody uses stays untouched, so that QEMU need not have
+    // it.
     command.args(["-kernel", "xen", "-append"]).arg(format!(
         "console=com1 com1=115200,8n1 console_timestamps=boot gnttab_max_frames=128 bootscrub=0 \
          dom0_mem={DOM0_MEMORY}M,max:{DOM0_MEMORY}M dom0_max_vcpus=1 loglvl=all guest_loglvl=all"

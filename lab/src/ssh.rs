@@ -1,7 +1,8 @@
 //! The way into dom0: OpenSSH's client on this side, dropbear on the other.
 //!
-//! One connection is made at boot and shared by all commands (ControlMaster), because in emulation the
-//! key exchange takes longer than most commands. Nothing of the user's own ssh configuration is read.
+//! One connection is made at boot and shared by all commands (ControlMaster), because in emulation
+//! the key exchange takes longer than most commands. Nothing of the user's own ssh configuration is
+//! read.
 
 use crate::image::Base;
 use crate::process;

@@ -1,8 +1,8 @@
 //! A machine's folder: who keeps it, and how to reach it.
 //!
 //! Keeper and QEMU hold a lock on a file in the folder for as long as they live. So a machine is up
-//! exactly when the lock is held, however its keeper ended, and a process id that the system has given
-//! away again cannot mislead anyone.
+//! exactly when the lock is held, however its keeper ended, and a process id that the system has
+//! given away again cannot mislead anyone.
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -53,7 +53,7 @@ impl Lock {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 bail!(
-                    "a lab is up already ({}); `lab down` ends it, and --state FOLDER boots another",
+                    "a lab is up already ({}); `lab down` ends it, --state FOLDER boots another",
                     folder.display()
                 )
             }

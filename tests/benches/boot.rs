@@ -1,8 +1,9 @@
-//! How soon a guest serves: from `xl unpause` to its first byte, beside a Linux guest of the same machine.
+//! How soon a guest serves: from `xl unpause` to its first byte, beside a Linux guest of the same
+//! machine.
 //!
-//! The machine is emulated and shared, so a time by itself says little; the ratio within one run says
-//! more. Linux is given no file system: it is timed to the moment when it looks for one, before any
-//! program of its own has started.
+//! The machine is emulated and shared, so a time by itself says little; the ratio within one run
+//! says more. Linux is given no file system: it is timed to the moment when it looks for one,
+//! before any program of its own has started.
 
 use anyhow::{Context, Result};
 use lab::{Dom0, Lab, Options, Tree};
@@ -44,7 +45,8 @@ fn main() -> Result<()> {
 /// Seconds from `xl unpause` to the moment when `done` succeeds in dom0.
 fn timed(dom0: &Dom0, name: &str, done: &str) -> Result<f64> {
     let seconds = dom0.run(&format!(
-        "rm -f /var/log/xen/guest-{name}.log; xl create -q -p /root/{name}.cfg 2>/dev/null || exit 1; \
+        "rm -f /var/log/xen/guest-{name}.log; \
+         xl create -q -p /root/{name}.cfg 2>/dev/null || exit 1; \
          now() {{ cut -d' ' -f1 /proc/uptime; }}; \
          from=$(now); xl unpause {name}; until {done}; do :; done; to=$(now); \
          xl destroy {name} 2>/dev/null; echo $from $to"

@@ -1,8 +1,8 @@
-//! A guest's sockets in dom0 beside a stack of its own, in one boot: bulk, round trips, requests, and what they
-//! cost in switches to Xen. The client runs in dom0.
+//! A guest's sockets in dom0 beside a stack of its own, in one boot: bulk, round trips, requests,
+//! and what they cost in switches to Xen. The client runs in dom0.
 //!
-//! The machine is emulated and shared: the ratios say more than the figures. Data that comes in is hashed by the
-//! guest, which takes the same time over either.
+//! The machine is emulated and shared: the ratios say more than the figures. Data that comes in is
+//! hashed by the guest, which takes the same time over either.
 
 use anyhow::{Context, Result};
 use lab::{Domain, Interface, Lab, Options, Tree};

@@ -1,6 +1,7 @@
 //! A client for benchmarks, which runs in dom0: how fast a guest's apps answer.
 //!
-//! `client http ADDRESS:PORT` or `client echo ADDRESS:PORT` prints one figure per line, its name and its value.
+//! `client http ADDRESS:PORT` or `client echo ADDRESS:PORT` prints one figure per line, its name
+//! and its value.
 
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -32,7 +32,8 @@ fn a_guest_serves_with_event_channels_of_either_abi(fixture: &Fixture) -> Result
 }
 
 fn ports_and_grants_can_be_used_to_the_last_one_with_the_fifo_abi(fixture: &Fixture) -> Result<()> {
-    // `max_event_channels` is the highest port; Xen's own limit for the table is in the lab's `qemu.rs`.
+    // `max_event_channels` is the highest port; Xen's own limit for the table is in the lab's
+    // `qemu.rs`.
     let console = checks_pass(fixture, "evtchn=fifo ports=6001 frames=100", 6000, 100)?;
     ensure!(console.contains("event channels: FIFO ABI"), "{console}");
     Ok(())

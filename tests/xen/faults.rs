@@ -1,5 +1,5 @@
-//! Guests that break the machine's rules: each rule is kept, and the crash report says which it was, where,
-//! and who called. `kernel/examples/faults.rs` is the guest.
+//! Guests that break the machine's rules: each rule is kept, and the crash report says which it
+//! was, where, and who called. `kernel/examples/faults.rs` is the guest.
 
 use crate::fixture::{Fixture, cases, wait_until};
 use crate::service::PATIENCE;

@@ -15,7 +15,8 @@ pub type Case = fn(&Fixture) -> Result<()>;
 macro_rules! cases {
     ($($case:ident),* $(,)?) => {
         /// The cases of this file.
-        pub const CASES: &[(&str, $crate::fixture::Case)] = &[$((concat!(module_path!(), "::", stringify!($case)), $case)),*];
+        pub const CASES: &[(&str, $crate::fixture::Case)] =
+            &[$((concat!(module_path!(), "::", stringify!($case)), $case)),*];
     };
 }
 pub(crate) use cases;
@@ -39,7 +40,8 @@ impl Fixture {
         self.port_at(dom0_port)
     }
 
-    /// A port that no other case uses, somewhere in dom0's network, and the host's port that leads there.
+    /// A port that no other case uses, somewhere in dom0's network, and the host's port that leads
+    /// there.
     pub fn port_at(&self, place: impl Fn(u16) -> SocketAddrV4) -> Result<Ports> {
         let mut next = self.next_port.lock().map_err(|_| anyhow!("another case panicked here"))?;
         *next += 1;
@@ -98,8 +100,9 @@ pub fn folder() -> PathBuf {
     Tree::here().target().join("test-logs/lab")
 }
 
-/// A port of this machine that is free, and another one each time. It is none of those that the system
-/// gives to whoever names none: the host's own tests run meanwhile, and open thousands of those.
+/// A port of this machine that is free, and another one each time. It is none of those that the
+/// system gives to whoever names none: the host's own tests run meanwhile, and open thousands of
+/// those.
 pub fn free_port() -> Result<u16> {
     // Below Linux's ephemeral ports (ip_local_port_range).
     static PORTS: Mutex<Range<u16>> = Mutex::new(21_000..32_768);

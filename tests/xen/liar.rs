@@ -7,8 +7,8 @@ use lab::Tree;
 
 cases![a_guest_lives_through_every_lie_of_its_backend_and_names_them];
 
-/// The lies, in an order in which they get worse, each with what the guest must say of it: nothing where
-/// the application hears of it alone.
+/// The lies, in an order in which they get worse, each with what the guest must say of it: nothing
+/// where the application hears of it alone.
 const LIES: [(&str, &str); 22] = [
     ("wrong-id", "which waits for no answer"),
     ("wrong-command", "the answer is ignored"),
@@ -39,7 +39,10 @@ fn a_guest_lives_through_every_lie_of_its_backend_and_names_them(fixture: &Fixtu
     lab.push(&Tree::here().target().join("host/examples/liar"), "/root/liar")?;
     let guest = Service::http(fixture)?;
     let id = guest.domain.id()?.unwrap_or_default();
-    lab.run("pid=$(cat /run/xensockd.pid); kill $pid; while kill -0 $pid 2>/dev/null; do sleep 0.1; done")?;
+    lab.run(
+        "pid=$(cat /run/xensockd.pid); kill $pid; \
+         while kill -0 $pid 2>/dev/null; do sleep 0.1; done",
+    )?;
     let outcome = tell_all(&guest, lab, id);
     // The other cases need it, however this one ends.
     lab.run("start-xensockd")?;

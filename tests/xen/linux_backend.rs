@@ -1,6 +1,6 @@
 //! Linux's own PV Calls backend in place of xensockd: what our guests can do over it, and what it
-//! cannot do. Each of its faults is expected by a test, so that one that is mended shows, and so does
-//! a guest that it harms.
+//! cannot do. Each of its faults is expected by a test, so that one that is mended shows, and so
+//! does a guest that it harms.
 //!
 //! The cases come last on their machine: a fault of Linux may be its end.
 
@@ -142,8 +142,8 @@ fn linux_s_backend_maps_at_most_16_pages_and_gets_no_more(fixture: &Fixture) -> 
     let node = format!("/local/domain/0/backend/pvcalls/{id}/0/max-page-order");
     let order = fixture.lab()?.run(&format!("xenstore-read {node}"))?;
     ensure!(order == "4", "Linux maps rings of order {order} now");
-    // The guest was told to use order 9, which has 513 pages. Beside the command ring it has granted
-    // rings of 16 pages and their indexes page, in use or to be used again.
+    // The guest was told to use order 9, which has 513 pages. Beside the command ring it has
+    // granted rings of 16 pages and their indexes page, in use or to be used again.
     let grants = http.metrics()?["grants_in_use"];
     ensure!(grants > 1 && (grants - 1) % 17 == 0, "{grants} pages are granted");
     Ok(())
@@ -162,8 +162,8 @@ fn linux_s_backend_reports_the_end_of_a_stream_only_when_it_comes_alone(
     let took = until_end(&mut stream, &[])?;
     ensure!(took < Duration::from_secs(IDLE - 1), "the end alone took {took:?} to come");
 
-    // While the guest is paused, data and the end of the stream gather in dom0's socket: Linux reads the
-    // last bytes and the end at once then.
+    // While the guest is paused, data and the end of the stream gather in dom0's socket: Linux
+    // reads the last bytes and the end at once then.
     let sent = pattern(100_003);
     let name = echo.domain.name();
     let mut stream = echo.connect()?;
@@ -222,8 +222,8 @@ fn linux_s_backend_never_announces_what_a_server_says_at_once(fixture: &Fixture)
 fn linux_s_backend_loses_no_byte_of_a_guest_that_closes(fixture: &Fixture) -> Result<()> {
     let mut linux = OverLinux::get(fixture)?;
     let http = &linux.guests()?.http;
-    // A client that is slower than the guest: when the guest closes, its ring is full, and so are all
-    // the buffers behind it.
+    // A client that is slower than the guest: when the guest closes, its ring is full, and so are
+    // all the buffers behind it.
     let url = http.url("/bytes/9000011");
     let got = http.curl(&["--limit-rate", "2500K", "--header", "Connection: close", &url])?;
     ensure!(got == pattern(9_000_011), "{} bytes came, or others", got.len());

@@ -1,4 +1,5 @@
-//! Integration tests in real Xen. One boot serves all cases, and happens when the first one needs it.
+//! Integration tests in real Xen. One boot serves all cases, and happens when the first one needs
+//! it.
 //!
 //! Arguments are those of Rust's own test programs: `cargo test -p xen-tests -- NAME`.
 #![forbid(unsafe_code)]

@@ -167,7 +167,8 @@ fn three_hundred_connections_at_once_leave_a_guest_of_8_mib_alive(fixture: &Fixt
     let mut open = Vec::new();
     for count in 0..300 {
         open.push(guest.connect().with_context(|| format!("connection {count}"))?);
-        // QEMU's forwarder queues a single connection; the next ones would wait a second to try again.
+        // QEMU's forwarder queues a single connection; the next ones would wait a second to try
+        // again.
         thread::sleep(Duration::from_millis(20));
     }
     let served = thread::scope(|scope| {

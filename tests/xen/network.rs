@@ -159,8 +159,8 @@ fn downloads_are_right_over_a_network_that_loses_reorders_doubles_delays_and_spo
         ensure!(got == sha256(&body), "{fault}: {got} came into the guest");
         tc("del")?;
     }
-    // What comes from outside dom0 counts as checked there, and netem spoils it thereafter. What comes from
-    // a guest has its checksum from netem itself.
+    // What comes from outside dom0 counts as checked there, and netem spoils it thereafter. What
+    // comes from a guest has its checksum from netem itself.
     let spoil = |vif: &str| {
         dom0.run(&format!("/sbin/tc qdisc add dev {vif} root netem loss 1% corrupt 0.5%"))
     };
@@ -186,7 +186,8 @@ fn frames_that_were_spoiled_are_dropped_and_counted(fixture: &Fixture) -> Result
     dom0.run(&format!("/sbin/tc qdisc add dev {vif} root netem corrupt 5%"))?;
     // dom0's own frames get their checksums from netem, before it spoils them.
     let posted = dom0.run(&format!(
-        "head -c 2000000 /dev/zero >/tmp/zeros; (printf 'POST /sum HTTP/1.0\\r\\nContent-Length: 2000000\\r\\n\\r\\n'; \
+        "head -c 2000000 /dev/zero >/tmp/zeros; \
+         (printf 'POST /sum HTTP/1.0\\r\\nContent-Length: 2000000\\r\\n\\r\\n'; \
          cat /tmp/zeros) | nc {} {} | tail -n 1",
         first().address(),
         guest.inner_port
@@ -257,8 +258,9 @@ fn a_dhcp_server_may_come_late_and_go_and_come_back(fixture: &Fixture) -> Result
 fn with_a_short_lease(fixture: &Fixture, dom0: &Dom0) -> Result<()> {
     // dnsmasq gives no lease for less than two minutes.
     let configuration = format!(
-        "interface xenbr0\nstart {to}\nend {to}\nmin_lease 1\noption lease 6\noption subnet \
-         255.255.255.128\noption router {}\nlease_file /run/udhcpd.leases\npidfile /run/udhcpd.pid\n",
+        "interface xenbr0\nstart {to}\nend {to}\nmin_lease 1\noption lease 6\n\
+         option subnet 255.255.255.128\noption router {}\n\
+         lease_file /run/udhcpd.leases\npidfile /run/udhcpd.pid\n",
         Interface::DOM0,
         to = first().address()
     );

@@ -139,7 +139,8 @@ fn input_arrives_whole(fixture: &Fixture) -> Result<()> {
     let id = guest.id()?.context("it has no number")?;
     let said = dom0.run(&format!(
         "tty=$(xenstore-read /local/domain/{id}/console/tty); \
-         (i=0; while [ $i -lt 3000 ]; do echo \"line $i\"; i=$((i+1)); done; echo end) >/tmp/input; \
+         (i=0; while [ $i -lt 3000 ]; do echo \"line $i\"; i=$((i+1)); done; echo end) \
+         >/tmp/input; \
          cat /tmp/input >$tty; wc -c </tmp/input; sha256sum </tmp/input"
     ))?;
     let (count, digest) = said.split_once('\n').context("no digest")?;

@@ -78,8 +78,8 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts `app` from a user's configuration; words of the command line may follow its name. `settings` are
-    /// further lines of the configuration; later lines win.
+    /// Starts `app` from a user's configuration; words of the command line may follow its name.
+    /// `settings` are further lines of the configuration; later lines win.
     pub fn start(fixture: &Fixture, config: &str, app: &str, settings: &str) -> Result<Self> {
         Service::start_over(Device::PvCalls, fixture, config, app, settings)
     }
@@ -236,8 +236,8 @@ impl InUse {
         Ok(before)
     }
 
-    /// Of a guest with rings of the usual size over PV Calls, the only one that runs. The connection that
-    /// asks is part of it.
+    /// Of a guest with rings of the usual size over PV Calls, the only one that runs. The
+    /// connection that asks is part of it.
     pub fn by(guest: &Service, dom0: &Dom0) -> Result<InUse> {
         let numbers = guest.metrics()?;
         let backend = Held::by_backend(dom0)?;
@@ -284,7 +284,8 @@ pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What a guest that fetches something says, until it has ended; `words` are those of its command line.
+/// What a guest that fetches something says, until it has ended; `words` are those of its command
+/// line.
 pub fn fetch(dom0: &Dom0, device: Device, words: &str) -> Result<String> {
     let words = format!("app=fetch {words} {}", device.word());
     let client = device.create(dom0, "fetch", &format!("{HTTP}\ncmdline = \"{words}\"\n"))?;

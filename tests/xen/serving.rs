@@ -114,7 +114,8 @@ fn hundreds_of_connections_leave_nothing_behind(fixture: &Fixture) -> Result<()>
     for count in 0..200 {
         let stream = guest.connect().with_context(|| format!("connection {count}"))?;
         open.push(stream);
-        // QEMU's forwarder queues a single connection; the next ones would wait a second to try again.
+        // QEMU's forwarder queues a single connection; the next ones would wait a second to try
+        // again.
         thread::sleep(Duration::from_millis(20));
     }
     for stream in &mut open {

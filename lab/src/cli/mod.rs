@@ -28,7 +28,8 @@ enum Command {
     Up(Options),
     /// Ends the machine that `up` left running
     Down,
-    /// Runs a command in dom0: one word is a shell's command line, more are a program and its arguments
+    /// Runs a command in dom0: one word is a shell's command line, more are a program and its
+    /// arguments
     Exec {
         /// The command
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]

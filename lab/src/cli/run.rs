@@ -1,5 +1,5 @@
-//! `lab run`: one guest, served on this machine's loopback until Ctrl-C. Meanwhile the other commands
-//! reach its machine like one that `lab up` started.
+//! `lab run`: one guest, served on this machine's loopback until Ctrl-C. Meanwhile the other
+//! commands reach its machine like one that `lab up` started.
 
 use super::say;
 use anyhow::{Result, bail};

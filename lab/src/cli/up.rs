@@ -1,8 +1,8 @@
 //! `lab up` and `lab down`: a machine that outlives the command.
 //!
-//! `up` starts a keeper, which boots and keeps the machine. Until the machine is up, the keeper lives no
-//! longer than `up` does: it holds one end of a pipe and ends when the other end closes, so an
-//! interrupted `up` leaves nothing behind. Then `up` tells it to stay.
+//! `up` starts a keeper, which boots and keeps the machine. Until the machine is up, the keeper
+//! lives no longer than `up` does: it holds one end of a pipe and ends when the other end closes,
+//! so an interrupted `up` leaves nothing behind. Then `up` tells it to stay.
 
 use super::say;
 use anyhow::{Context, Result, bail};
