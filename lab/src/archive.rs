@@ -1,7 +1,7 @@
 //! Initramfs archives (cpio, "newc" format), every file owned by root.
 //!
-//! The kernel unpacks any number of archives laid end to end, later ones over earlier ones. They
-//! stay uncompressed: unpacking in emulation costs more than copying.
+//! The kernel unpacks concatenated archives in order; later files replace earlier ones. Archives
+//! are not compressed: unpacking in emulation costs more than copying.
 
 use anyhow::{Context, Result};
 use cpio::newc::{Builder, ModeFileType, trailer};
@@ -9,11 +9,11 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
 
-/// Permissions of a file that can be run.
+/// Permissions of a program.
 pub const EXECUTABLE: u32 = 0o755;
-/// Permissions of a file that can be read.
+/// Permissions of a file for everyone to read.
 pub const READABLE: u32 = 0o644;
-/// Permissions of a file that only root may see.
+/// Permissions of a file that only root may read.
 pub const PRIVATE: u32 = 0o600;
 
 /// An archive being written.
@@ -29,7 +29,7 @@ impl<W: Write> Archive<W> {
         Self { writer, folders: BTreeSet::new(), inode: 0 }
     }
 
-    /// Adds a file. `path` is absolute, as dom0 will see it; folders above it come by themselves.
+    /// Adds a file. `path` is absolute, as in dom0; missing parent folders are added.
     pub fn file(&mut self, path: &str, permissions: u32, content: &[u8]) -> Result<()> {
         self.parents(path)?;
         self.entry(path, ModeFileType::Regular, permissions, content)
@@ -42,13 +42,13 @@ impl<W: Write> Archive<W> {
         self.file(path, permissions, &content)
     }
 
-    /// Adds a symbolic link at `path` that leads to `to`.
+    /// Adds a symbolic link at `path` to `to`.
     pub fn link(&mut self, path: &str, to: &str) -> Result<()> {
         self.parents(path)?;
         self.entry(path, ModeFileType::Symlink, 0o777, to.as_bytes())
     }
 
-    /// Adds a folder and those above it.
+    /// Adds a folder and its parents.
     pub fn folder(&mut self, path: &str) -> Result<()> {
         self.parents(path)?;
         if self.folders.insert(path.to_owned()) {
@@ -97,7 +97,7 @@ mod tests {
     use cpio::newc::Reader;
 
     #[test]
-    fn a_file_brings_each_folder_above_it_once() {
+    fn a_file_adds_each_parent_folder_once() {
         let mut archive = Archive::new(Vec::new());
         archive.file("/a/b/c", READABLE, b"text").unwrap();
         archive.link("/a/b/d", "c").unwrap();
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn an_archive_is_padded_so_that_another_can_follow() {
+    fn an_archive_is_padded_so_that_another_one_can_follow() {
         let mut archive = Archive::new(Vec::new());
         archive.file("/odd", READABLE, b"x").unwrap();
         assert_eq!(archive.finish().unwrap().len() % 4, 0);

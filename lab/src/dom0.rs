@@ -12,35 +12,35 @@ use std::process::{Command, ExitStatus, Stdio};
 
 /// How long a command of [`Dom0::exec`] may take, in seconds.
 const EXEC_SECONDS: u64 = 180;
-/// How `timeout` says that it ended a command.
+/// The exit status of `timeout` when it ended the command.
 const TIMED_OUT: i32 = 124;
 
-/// What a command in dom0 came to.
+/// The outcome of a command in dom0.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Output {
-    /// What it wrote to standard output.
+    /// Its standard output.
     pub stdout: Vec<u8>,
-    /// What it wrote to standard error.
+    /// Its standard error.
     pub stderr: Vec<u8>,
     /// Its exit status.
     pub status: i32,
 }
 
 impl Output {
-    /// Standard output as text, without the white space at its end.
+    /// Standard output as text, without trailing white space.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).trim_end().to_owned()
     }
 }
 
-/// dom0 of a machine that is up. Cheap to clone; each command is a process of its own.
+/// dom0 of a machine that is up. Cheap to clone. Each command runs an ssh client.
 #[derive(Clone, Debug)]
 pub struct Dom0 {
     folder: PathBuf,
 }
 
 impl Dom0 {
-    /// dom0 of the machine that some process keeps in `folder`.
+    /// dom0 of the machine that another process keeps in `folder`.
     pub fn attach(folder: impl Into<PathBuf>) -> Result<Self> {
         let folder = folder.into();
         State::read(&folder)?;
@@ -62,7 +62,7 @@ impl Dom0 {
         self.exec_with(line, Stdio::null())
     }
 
-    /// Runs a shell command line whose status must be 0, and returns what it wrote, as text.
+    /// Runs a shell command line whose status must be 0, and returns its standard output.
     pub fn run(&self, line: &str) -> Result<String> {
         let output = self.exec(line)?;
         if output.status != 0 {
@@ -81,7 +81,7 @@ impl Dom0 {
         }
         let mode = metadata.permissions().mode() & 0o777;
         let to = shlex::try_quote(to)?;
-        // Through a new file: the old one may be a program that runs.
+        // Writes a new file first: the old one may be a running program.
         let line = format!("cat > {to}.new && chmod {mode:o} {to}.new && mv -f {to}.new {to}");
         let output = self.exec_with(&line, file.into())?;
         if output.status != 0 {
@@ -116,17 +116,17 @@ impl Dom0 {
     /// Makes a TCP port in dom0's network reachable as the host's port `host`, on loopback: one of
     /// dom0 itself, [`dom0_port`](crate::dom0_port), or one of a guest on its bridge.
     pub fn forward(&self, host: u16, to: SocketAddrV4) -> Result<()> {
-        // QEMU only says that it failed; asking first tells why.
+        // QEMU only reports that it failed; this check gives the reason.
         check_port(host)?;
         let rule = format!("hostfwd_add n0 tcp:127.0.0.1:{host}-{to}");
-        let said = qmp::monitor(&self.folder, &rule)?;
-        if !said.is_empty() {
-            bail!("cannot forward port {host}: {said}");
+        let error = qmp::monitor(&self.folder, &rule)?;
+        if !error.is_empty() {
+            bail!("cannot forward port {host}: {error}");
         }
         Ok(())
     }
 
-    /// What a domain has written to its console, from its creation on.
+    /// All output of a domain to its console since its creation.
     pub fn console(&self, domain: &str) -> Result<String> {
         let log = console_log(domain)?;
         let output = self.exec(&format!("cat {log}"))?;
@@ -149,7 +149,7 @@ impl Dom0 {
         Ok(command)
     }
 
-    /// Xen's serial console, dom0's kernel and init included.
+    /// Xen's serial console, which dom0's kernel and init also write to.
     pub fn serial_log(&self) -> Result<String> {
         let log = fs::read(self.folder.join("serial.log"))?;
         Ok(String::from_utf8_lossy(&log).into_owned())
@@ -172,7 +172,7 @@ impl Dom0 {
         Ok(logs)
     }
 
-    /// Runs a command line in dom0 with this process's own input and outputs.
+    /// Runs a command line in dom0 with this process's input and outputs.
     pub fn stream(&self, line: &str) -> Result<ExitStatus> {
         let mut command = ssh::client(&self.folder);
         command.args(["-T", "dom0", "--", line]).status().context("cannot run ssh")
@@ -194,7 +194,7 @@ impl Dom0 {
         let output = command.output().context("cannot run ssh")?;
         match output.status.code() {
             Some(TIMED_OUT) => bail!("dom0: `{line}` did not end in {EXEC_SECONDS} s"),
-            // ssh's own failures; a command that ends so says nothing of this kind.
+            // ssh failed. A command may also end with 255, but without such a message.
             Some(255) if output.stdout.is_empty() && is_connection_error(&output.stderr) => {
                 let stderr = String::from_utf8_lossy(&output.stderr);
                 bail!("cannot reach dom0: {}", stderr.trim())
@@ -205,18 +205,18 @@ impl Dom0 {
     }
 }
 
-/// Fails when another program listens on this loopback port.
+/// Fails if this loopback port is in use.
 pub fn check_port(port: u16) -> Result<()> {
     TcpListener::bind(("127.0.0.1", port))
         .map(drop)
         .with_context(|| format!("port {port} of this machine cannot be used"))
 }
 
-/// Where dom0 logs a domain's console.
+/// The path of the log of a domain's console.
 pub(crate) fn console_log(domain: &str) -> Result<String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if domain.is_empty() || !domain.chars().all(plain) {
-        bail!("{domain:?} is not the name of a domain");
+        bail!("{domain:?} is not a valid domain name");
     }
     Ok(format!("/var/log/xen/guest-{domain}.log"))
 }

@@ -10,7 +10,7 @@ const POLL: Duration = Duration::from_millis(200);
 
 static CREATED: AtomicU32 = AtomicU32::new(0);
 
-/// A domain that this value owns. Its console's log stays in dom0 after its end.
+/// A domain that is destroyed on drop. The log of its console stays in dom0.
 #[derive(Debug)]
 pub struct Domain {
     dom0: Dom0,
@@ -19,17 +19,17 @@ pub struct Domain {
 
 impl Domain {
     /// Creates a domain from the text of an xl configuration. Its name begins with `name` and is
-    /// unlike that of any other domain of this process, so that its console's log is its own.
+    /// unique in this process, so its console has a log of its own.
     pub fn create(dom0: &Dom0, name: &str, config: &str) -> Result<Self> {
         Self::make(dom0, name, config, "")
     }
 
-    /// Creates a domain likewise, which does not run before [`unpause`](Domain::unpause).
+    /// Like [`create`](Domain::create), but the domain waits for [`unpause`](Domain::unpause).
     pub fn create_paused(dom0: &Dom0, name: &str, config: &str) -> Result<Self> {
         Self::make(dom0, name, config, "-p")
     }
 
-    /// Lets a domain run that was created paused.
+    /// Starts a domain that was created paused.
     pub fn unpause(&self) -> Result<()> {
         self.dom0.run(&format!("xl unpause {}", self.name)).map(drop)
     }
@@ -37,13 +37,13 @@ impl Domain {
     fn make(dom0: &Dom0, name: &str, config: &str, option: &str) -> Result<Self> {
         let name = format!("{name}-{}", CREATED.fetch_add(1, Ordering::Relaxed));
         let file = format!("/root/{name}.cfg");
-        // Later settings replace earlier ones. A domain that reboots or crashes unasked shall end,
-        // unless the configuration knows better.
+        // Later settings replace earlier ones. A reboot or crash ends the domain, unless the
+        // configuration has its own setting.
         let config = format!(
             "on_reboot = \"destroy\"\non_crash = \"destroy\"\n{config}\nname = \"{name}\"\n"
         );
         dom0.write(&file, &config)?;
-        // Owned from here on: a creation that fails half way may leave a domain, too.
+        // Dropped if `xl create` fails: it may have left a domain.
         let domain = Self { dom0: dom0.clone(), name };
         dom0.run(&format!("xl create -q {option} {file}"))?;
         Ok(domain)
@@ -54,13 +54,13 @@ impl Domain {
         &self.name
     }
 
-    /// Its number; none once it is gone.
+    /// Its domain id, or `None` after its end.
     pub fn id(&self) -> Result<Option<u32>> {
         let output = self.dom0.exec(&format!("xl domid {}", self.name))?;
         Ok(output.text().parse().ok())
     }
 
-    /// What it has written to its console.
+    /// All output to its console so far.
     pub fn console(&self) -> Result<String> {
         self.dom0.console(&self.name)
     }
@@ -73,7 +73,7 @@ impl Domain {
             let mut line = find(whole_lines(&console), text);
             let gone = line.is_none() && self.id()?.is_none();
             if gone {
-                // It may have said it before its end, and without one of the line.
+                // It may have written the text before its end, perhaps without a newline.
                 console = self.console().unwrap_or_default();
                 line = find(&console, text);
             }
@@ -83,19 +83,22 @@ impl Domain {
             if gone {
                 let xen = self.dom0.run("xl dmesg | tail -n 4").unwrap_or_default();
                 bail!(
-                    "{} ended and never said {text:?}; its console:\n{console}\n\
-                     Xen's last words:\n{xen}",
+                    "{} ended without printing {text:?}; its console:\n{console}\n\
+                     Xen's last messages:\n{xen}",
                     self.name
                 );
             }
             if Instant::now() > deadline {
-                bail!("{} did not say {text:?} in {at_most:?}; its console:\n{console}", self.name);
+                bail!(
+                    "{} did not print {text:?} in {at_most:?}; its console:\n{console}",
+                    self.name
+                );
             }
             thread::sleep(POLL);
         }
     }
 
-    /// Waits until it has ended by itself.
+    /// Waits until it ends by itself.
     pub fn wait_for_end(&self, at_most: Duration) -> Result<()> {
         let deadline = Instant::now() + at_most;
         while self.id()?.is_some() {
@@ -107,11 +110,11 @@ impl Domain {
         Ok(())
     }
 
-    /// Destroys it now.
+    /// Destroys the domain.
     pub fn destroy(self) {}
 }
 
-/// All but a last line that is still being written: its end may be what the caller looks at.
+/// All complete lines: the caller may look at a line's end.
 fn whole_lines(console: &str) -> &str {
     console.rfind('\n').map_or("", |end| &console[..=end])
 }
@@ -123,7 +126,7 @@ fn find(console: &str, text: &str) -> Option<String> {
 
 impl Drop for Domain {
     fn drop(&mut self) {
-        // It may be gone already, and the machine too: nothing is left to do then.
+        // Fails if the domain or the machine has ended already.
         let _ = self.dom0.exec(&format!("xl destroy {}", self.name));
     }
 }

@@ -1,8 +1,7 @@
 //! What QEMU boots: the hypervisor, Linux, and dom0's initramfs in two parts.
 //!
-//! The base (busybox, Xen's tools, modules, ssh) is built once and kept. What changes while one
-//! works on the project (guest, backend, configuration) goes into a small second archive behind it,
-//! so that a new kernel costs nothing here.
+//! The base (busybox, Xen's tools, modules, ssh) is built once and kept. What often changes
+//! (kernel, backend, configurations) is a small second archive, so a new kernel needs no new base.
 
 use crate::archive::{Archive, EXECUTABLE, PRIVATE, READABLE};
 use crate::cache;
@@ -18,10 +17,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Changes whenever the code here builds something else from the same inputs.
+/// To be increased when this code builds another base from the same inputs.
 const FORMAT: u32 = 2;
 
-/// The drivers that dom0 needs: Xen's interfaces, the way to the host, a way for network guests.
+/// dom0's drivers: Xen's interfaces, the network card, the guests' network.
 const MODULES: &[&str] = &[
     "xen-evtchn",
     "xen-gntdev",
@@ -34,7 +33,7 @@ const MODULES: &[&str] = &[
     "sch_netem",
 ];
 
-/// Xen's programs, by their place in the package and in dom0 alike.
+/// The folder of Xen's programs, in the package and in dom0.
 const XEN_BIN: &str = "/usr/lib/xen-4.17/bin";
 const XEN_TOOLS: &[&str] = &[
     "libxl-save-helper",
@@ -86,14 +85,14 @@ const FOLDERS: &[&str] = &[
     "/var/log/xen",
 ];
 
-/// The parts that stay the same from boot to boot.
+/// The parts that are the same for every boot.
 pub struct Base {
     cache: PathBuf,
     packages: Packages,
 }
 
 impl Base {
-    /// Builds what is missing or out of date. Says on `say` what takes long.
+    /// Builds what is missing or out of date. Reports slow steps to `say`.
     pub fn get(tree: &Tree, say: &dyn Fn(&str)) -> Result<Self> {
         let cache = tree.cache();
         let _lock = cache::lock(&cache)?;
@@ -116,12 +115,12 @@ impl Base {
         self.cache.join("vmlinuz")
     }
 
-    /// The private key that opens dom0's ssh server.
+    /// The private key for dom0's ssh server.
     pub fn client_key(&self) -> PathBuf {
         self.cache.join("client-key")
     }
 
-    /// The public half of the key that dom0's ssh server shows.
+    /// The public key of dom0's ssh server.
     pub fn host_key(&self) -> Result<String> {
         Ok(fs::read_to_string(self.cache.join("host-key.pub"))?)
     }
@@ -174,7 +173,7 @@ impl Base {
         Ok(())
     }
 
-    /// Throwaway keys: they open nothing but this checkout's dom0s.
+    /// Creates ssh keys, which are valid only for the dom0s of this checkout.
     fn make_keys(&self) -> Result<()> {
         let client = self.client_key();
         let host = self.cache.join("host-key");
@@ -188,9 +187,9 @@ impl Base {
         let libraries = self.packages.path("/usr/lib/x86_64-linux-gnu");
         let mut command = Command::new(self.packages.path("/usr/bin/dropbearkey"));
         command.env("LD_LIBRARY_PATH", libraries).args(["-t", "ed25519", "-f"]).arg(&host);
-        let said = process::output(&mut command)?.stdout;
-        let said = String::from_utf8_lossy(&said);
-        let public = said
+        let output = process::output(&mut command)?.stdout;
+        let output = String::from_utf8_lossy(&output);
+        let public = output
             .lines()
             .find(|line| line.starts_with("ssh-ed25519 "))
             .context("dropbearkey printed no public key")?;
@@ -205,8 +204,7 @@ impl Base {
             archive.link(&format!("/usr/sbin/{tool}"), &format!("{XEN_BIN}/{tool}"))?;
         }
         programs.extend(["/usr/bin/xenstore".into(), "/usr/sbin/gdbsx".into()]);
-        // dom0's shell takes busybox's own tc, which knows less, unless this one is called by its
-        // path.
+        // dom0's shell prefers busybox's smaller tc, so call this one by its path.
         programs.extend(["/usr/sbin/dropbear", "/usr/sbin/dnsmasq", "/sbin/tc"].map(String::from));
         for tool in XENSTORE_TOOLS {
             archive.link(&format!("/usr/bin/xenstore-{tool}"), "xenstore")?;
@@ -257,11 +255,11 @@ impl Base {
 }
 
 fn library_path(name: &str) -> String {
-    // Only the loader is known by its whole path.
+    // Only the loader has a whole path as its name.
     if name.starts_with('/') { name.into() } else { format!("/lib/x86_64-linux-gnu/{name}") }
 }
 
-/// The host's busybox, which needs no library.
+/// The host's busybox, which is statically linked.
 pub const BUSYBOX: &str = "/usr/bin/busybox";
 
 fn add_busybox<W: Write>(archive: &mut Archive<W>) -> Result<()> {

@@ -1,9 +1,12 @@
-//! The lab: real Xen inside QEMU, driven from the host.
+//! A lab that runs real Xen inside QEMU and is driven from the host.
 //!
-//! [`Lab::boot`] unpacks a dom0 from Debian's packages, boots Xen and that dom0 in QEMU, and waits
-//! until `xl` works. The machine lives as long as the [`Lab`]: it dies with it, and with the
-//! process. [`Dom0`] runs commands there, moves files, forwards ports and reads consoles; it can
-//! also be had by [`Dom0::attach`] from a machine that another process keeps.
+//! [`Lab::boot`] builds a dom0 from Debian's packages, boots Xen and that dom0 in QEMU, and waits
+//! until `xl` works. The machine ends when the [`Lab`] is dropped or its process ends. [`Dom0`]
+//! runs commands in dom0, copies files, forwards ports and reads consoles; [`Dom0::attach`] does so
+//! for a machine that another process keeps. A [`Domain`] is a guest.
+//!
+//! Relies on Debian 12 and its package servers, and on the programs that `.ci/setup` installs.
+//! Needs no root and no KVM, changes nothing outside its folders, and listens on loopback only.
 #![forbid(unsafe_code)]
 
 mod archive;

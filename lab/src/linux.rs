@@ -1,10 +1,9 @@
-//! Linux's own ends of PV Calls, for tests against ours: `pvcalls-back` as a module for dom0, and a
-//! guest's initramfs with `pvcalls-front` and a program that tries it (`lab/linux`).
+//! Linux's own ends of PV Calls, for tests of this project's ends: `pvcalls-back` as a module for
+//! dom0, and a guest's initramfs with `pvcalls-front` and a program that tests it (`lab/linux`).
 //!
-//! Debian's kernels have neither, but its source package has both. They are built against the
-//! headers of exactly the kernel that dom0 runs. Nothing of it is installed: of the source package
-//! three files are kept, and the headers are unpacked anew for each build, in a folder that does
-//! not outlive it.
+//! Debian's kernels have neither module, but Debian's source package has both. They are built
+//! against the headers of dom0's kernel. Nothing is installed: three files of the source package
+//! are kept, and the headers are unpacked into a temporary folder for each build.
 
 use crate::archive::{Archive, EXECUTABLE};
 use crate::cache;
@@ -18,26 +17,26 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The source of the kernel's series.
+/// The source package of the kernel's series.
 const SOURCE: &str = "linux-source-6.12";
-/// The files of it that are needed, and where they are.
+/// The folder and the names of the files that are needed.
 const SOURCE_FOLDER: &str = "drivers/xen";
 const SOURCE_FILES: &[&str] = &["pvcalls-back.c", "pvcalls-front.c", "pvcalls-front.h"];
 
-/// This project's part of the modules, and the guest's init.
+/// This project's files: parts of the modules, and the guest's init.
 const OUR_FILES: &[&str] = &["Kbuild", "pvcalls-front.c", "pvcalls-test.c", "init"];
 
 /// The guest's commands.
 const APPLETS: &[&str] =
     &["dd", "echo", "insmod", "mount", "od", "poweroff", "printf", "rmmod", "sh"];
 
-/// Linux's ends, built.
+/// Linux's ends of PV Calls, built.
 pub struct LinuxEnds {
     folder: PathBuf,
 }
 
 impl LinuxEnds {
-    /// Downloads and builds what is missing or out of date. Says on `say` what takes long.
+    /// Downloads and builds what is missing or out of date. Reports slow steps to `say`.
     pub fn get(tree: &Tree, say: &dyn Fn(&str)) -> Result<Self> {
         let _lock = cache::lock(&tree.cache())?;
         let root = Packages::get(tree, say)?;
@@ -69,7 +68,7 @@ impl LinuxEnds {
     }
 
     fn build(&self, tree: &Tree, kernel: &str, parts: &Parts) -> Result<()> {
-        // Linux's makefiles take no path with a space in it, and the checkout may have one.
+        // Linux's makefiles do not support spaces in paths, which the checkout may have.
         let temporary = tempfile::tempdir()?;
         let (root, modules) = (temporary.path().join("root"), temporary.path().join("modules"));
         fs::create_dir_all(modules.join("linux"))?;
@@ -78,7 +77,7 @@ impl LinuxEnds {
         }
         let sources = root.join("usr/src");
         let headers = sources.join(format!("linux-headers-{kernel}"));
-        // It includes another makefile by its absolute path.
+        // This makefile includes another one by an absolute path.
         let makefile = fs::read_to_string(headers.join("Makefile"))?;
         let here = format!("{}/", sources.display());
         fs::write(headers.join("Makefile"), makefile.replace("/usr/src/", &here))?;
@@ -90,9 +89,9 @@ impl LinuxEnds {
         }
         let mut make = Command::new("make");
         make.arg("-C").arg(&headers).arg(format!("M={}", modules.display()));
-        // Neither symbols for debuggers nor BTF, which would need one more program.
+        // No debug information: BTF would need another program.
         make.args(["CONFIG_DEBUG_INFO=", "CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"]);
-        // Variables of an outer make and of cargo are not for this one.
+        // Variables of an outer make would change this build.
         for name in ["MAKEFLAGS", "MAKELEVEL", "MFLAGS", "ARCH", "CROSS_COMPILE"] {
             make.env_remove(name);
         }
@@ -119,9 +118,9 @@ impl LinuxEnds {
     }
 }
 
-/// What is kept of Debian's packages.
+/// The parts of Debian's packages that are kept.
 struct Parts {
-    /// The packages with the headers and with what builds modules.
+    /// The packages with the headers and the module build tools.
     headers: PathBuf,
     /// Three files of Linux.
     source: PathBuf,
@@ -143,23 +142,23 @@ impl Parts {
             packages::download(&self.headers, &names)
         });
         if let Err(error) = downloaded {
-            // What apt knows could not be downloaded this time; what it does not know never will
-            // be.
+            // If apt lists the headers, only this download failed.
             if packages::depends(&headers).is_ok() {
                 return Err(error.context("cannot download Linux's headers"));
             }
             packages::forget(tree)?;
             return Err(error.context(format!(
-                "Debian offers no headers of dom0's kernel {kernel} any more; run this once more, \
-                 which downloads dom0's packages anew"
+                "Debian no longer offers the headers of dom0's kernel {kernel}; run this again to \
+                 download dom0's packages anew"
             )));
         }
         let temporary = tempfile::tempdir_in(tree.cache())?;
         packages::with_update(tree, say, || packages::download(temporary.path(), &[SOURCE]))
             .with_context(|| format!("cannot download {SOURCE}"))?;
         say("unpacking three files of Linux");
-        let deb = fs::read_dir(temporary.path())?.next().context("no package came")??.path();
-        // Read only as far as the last of the files.
+        let deb =
+            fs::read_dir(temporary.path())?.next().context("apt downloaded no package")??.path();
+        // Stops reading after the last of the files.
         let mut shell = Command::new("sh");
         shell.arg("-c").arg(format!(
             "dpkg-deb --fsys-tarfile \"$0\" 2>/dev/null | \
@@ -174,9 +173,9 @@ impl Parts {
     }
 }
 
-/// The kernel's release, as the name of its image says.
+/// The kernel's release, from the name of its image.
 fn release(image: &Path) -> Result<String> {
     let name = image.file_name().unwrap_or_default().to_string_lossy();
     let release = name.strip_prefix("vmlinuz-");
-    release.map(str::to_owned).with_context(|| format!("{name} names no release"))
+    release.map(str::to_owned).with_context(|| format!("{name} has no kernel release in its name"))
 }

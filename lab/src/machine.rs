@@ -1,4 +1,4 @@
-//! A machine that this process keeps: booted, watched, ended.
+//! A machine that this process keeps: boots, watches and ends it.
 
 use crate::cache;
 use crate::dom0::{Dom0, check_port};
@@ -17,23 +17,23 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long the way from power-on to a working `xl` may take; ten seconds are usual.
+/// The time limit from power-on to a working `xl`; ten seconds are usual.
 const BOOT_TIME: Duration = Duration::from_secs(300);
-/// How long ssh's first connection may take after that.
+/// The time limit of ssh's first connection after that.
 const CONNECT_TIME: Duration = Duration::from_secs(60);
-/// How long QEMU may take to open its control socket.
+/// The time limit for QEMU to open its control socket.
 const QMP_TIME: Duration = Duration::from_secs(30);
-/// How often to look whether what one waits for has come.
+/// The interval between two looks at something awaited.
 const POLL: Duration = Duration::from_millis(50);
-/// How much of the serial log an error quotes.
+/// The number of lines of the serial log that an error quotes.
 const TAIL_LINES: usize = 30;
 
-/// A machine that runs Xen, kept by this value: its drop is the machine's end, and so is the end of
-/// the process, whatever ends it. Everything that [`Dom0`] can do, it can do too.
+/// A machine that runs Xen. It ends when this value is dropped or the process ends, even by a
+/// signal. Dereferences to its [`Dom0`].
 #[derive(Debug)]
 pub struct Lab {
     dom0: Dom0,
-    // In the order in which they are to end.
+    // Dropped in this order.
     _master: Kept,
     qemu: Kept,
     _lock: Lock,
@@ -48,7 +48,7 @@ impl Deref for Lab {
 }
 
 impl Lab {
-    /// Boots a machine and waits until `xl` works in its dom0. Tells `say` what it does.
+    /// Boots a machine and waits until `xl` works in its dom0. Reports each step to `say`.
     pub fn boot(tree: &Tree, options: &Options, say: &dyn Fn(&str)) -> Result<Self> {
         Booting::start(tree, options, say)?.wait(say)
     }
@@ -64,7 +64,7 @@ impl Lab {
     }
 }
 
-/// A machine that was switched on and does not serve yet.
+/// A machine that is booting.
 #[derive(Debug)]
 pub struct Booting {
     dom0: Dom0,
@@ -75,7 +75,7 @@ pub struct Booting {
 }
 
 impl Booting {
-    /// Builds the images as needed and switches the machine on.
+    /// Builds the images as needed and starts the machine.
     pub fn start(tree: &Tree, options: &Options, say: &dyn Fn(&str)) -> Result<Self> {
         for port in options.forwards.iter().map(|(host, _)| *host).chain(options.gdb) {
             check_port(port)?;
@@ -93,9 +93,9 @@ impl Booting {
         say(&format!("in {}:", folder.display()));
         say(&qemu::printable(&command));
         let log = File::create(folder.join("qemu.log"))?;
-        // QEMU reads nothing there; it only holds the lock open.
+        // QEMU does not read it. Its open file keeps the folder locked.
         command.stdin(lock.share()?).stdout(log.try_clone()?).stderr(log);
-        // Away from the terminal's Ctrl-C: the owner decides when the machine ends.
+        // A Ctrl-C at the terminal must not reach QEMU: the owner decides when the machine ends.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let since = Instant::now();
         let qemu = Kept::spawn(command)?;
@@ -135,8 +135,8 @@ impl Booting {
         loop {
             for line in serial.lines()? {
                 match line.split_once("lab: ") {
-                    Some((_, said)) if said.starts_with("ready") => return Ok(()),
-                    Some((_, said)) if said.starts_with("failed: ") => bail!("dom0: {said}"),
+                    Some((_, text)) if text.starts_with("ready") => return Ok(()),
+                    Some((_, text)) if text.starts_with("failed: ") => bail!("dom0: {text}"),
                     _ => {}
                 }
                 if line.contains("Kernel panic - not syncing") {
@@ -154,7 +154,7 @@ impl Booting {
     }
 }
 
-/// Removes what an earlier machine left in the folder, but for the lock.
+/// Removes the files of an earlier machine from the folder, except the lock.
 fn clear(folder: &Path) -> Result<()> {
     const OURS: &[&str] = &[
         "xen",
@@ -178,7 +178,7 @@ fn clear(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Asks QEMU which port the system chose for ssh.
+/// Asks QEMU for the port that the system chose for ssh.
 fn find_ssh_port(folder: &Path, qemu: &Kept) -> Result<u16> {
     let deadline = Instant::now() + QMP_TIME;
     loop {

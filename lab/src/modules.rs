@@ -1,4 +1,4 @@
-//! Linux modules for dom0: found by name, decompressed, put into the order in which they load.
+//! Linux modules for dom0: finds, decompresses and sorts them by dependency.
 
 use crate::process;
 use anyhow::{Context, Result};
@@ -9,13 +9,13 @@ use std::process::Command;
 
 /// A module, ready for `insmod`.
 pub struct Module {
-    /// Its name, with underscores as the kernel writes it.
+    /// Its name, with the kernel's underscores.
     pub name: String,
     /// The ELF file.
     pub content: Vec<u8>,
 }
 
-/// The modules with these names, and those that they need, in loading order.
+/// The named modules and their dependencies, in loading order.
 pub fn resolve(folder: &Path, names: &[&str]) -> Result<Vec<Module>> {
     let mut files = BTreeMap::new();
     index(folder, &mut files)?;
@@ -61,7 +61,7 @@ fn index(folder: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// What a module's `.modinfo` section says it depends on.
+/// The dependencies in a module's `.modinfo` section.
 fn depends(module: &[u8]) -> Vec<String> {
     let key = b"\0depends=";
     let Some(start) = module.windows(key.len()).position(|window| window == key) else {

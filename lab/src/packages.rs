@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// What dom0 is made of, besides the kernel. The C library and busybox are the host's own.
+/// dom0's packages besides the kernel. The C library and busybox are the host's own.
 const PACKAGES: &[&str] = &[
     "xen-hypervisor-4.17-amd64",
     "xen-utils-4.17",
@@ -66,24 +66,24 @@ const PACKAGES: &[&str] = &[
     "libmd0",
 ];
 
-/// The package that names the current kernel of the wanted series. Linux 6.12 rather than Debian
-/// 12's own 6.1: its backend drivers are the better reference.
+/// The package that depends on the current kernel of the series. Linux 6.12 rather than Debian 12's
+/// own 6.1, because its backend drivers are a better reference.
 const KERNEL: &str = "linux-image-6.12-amd64";
 
-/// Forgets the packages, so that the next lab downloads them anew.
+/// Discards the packages, so the next lab downloads them again.
 pub fn forget(tree: &Tree) -> Result<()> {
-    // The image is made from them.
+    // dom0's image is built from them.
     cache::remove_if_present(&tree.cache().join("root.packages"))?;
     cache::remove_if_present(&tree.cache().join("base.key"))
 }
 
-/// The unpacked packages, as one tree of files.
+/// The unpacked packages, as one file tree.
 pub struct Packages {
     root: PathBuf,
 }
 
 impl Packages {
-    /// Downloads and unpacks what is not there yet.
+    /// Downloads and unpacks the packages unless they are up to date.
     pub fn get(tree: &Tree, say: &dyn Fn(&str)) -> Result<Self> {
         let root = tree.cache().join("root");
         let wanted = format!("{KERNEL}\n{}\n", PACKAGES.join("\n"));
@@ -111,12 +111,12 @@ impl Packages {
         Ok(fs::remove_dir_all(&debs)?)
     }
 
-    /// Where a file of the packages is on the host.
+    /// The path of a packaged file on the host.
     pub fn path(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
     }
 
-    /// The one file in `folder` whose name starts and ends like this.
+    /// The file in `folder` whose name has this start and this end.
     pub fn find(&self, folder: &str, start: &str, end: &str) -> Result<PathBuf> {
         let folder = self.path(folder);
         let entries =
@@ -132,8 +132,8 @@ impl Packages {
         bail!("the packages hold no {start}*{end} in {}", folder.display())
     }
 
-    /// The shared libraries that `program` needs, by the names that it asks for. The packages' own
-    /// come before the host's.
+    /// The shared libraries that `program` needs: their names, and their paths on the host. The
+    /// packages take precedence over the host.
     pub fn libraries(&self, program: &Path) -> Result<Vec<(String, PathBuf)>> {
         let search = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"]
             .map(|folder| self.root.join(folder).display().to_string())
@@ -145,8 +145,8 @@ impl Packages {
     }
 }
 
-/// Tries what fails when the package index is older than the packages on the servers; brings it up
-/// to date then, and tries again.
+/// Runs `attempt`. If it fails, updates apt's package list, which may be older than the servers'
+/// packages, and runs it again.
 pub fn with_update<T>(
     tree: &Tree,
     say: &dyn Fn(&str),
@@ -159,7 +159,7 @@ pub fn with_update<T>(
     })
 }
 
-/// What a package depends on.
+/// The dependencies of a package.
 pub fn depends(package: &str) -> Result<Vec<String>> {
     let depends = process::output(Command::new("apt-cache").args(["depends", package]))
         .with_context(|| {
@@ -170,7 +170,7 @@ pub fn depends(package: &str) -> Result<Vec<String>> {
     Ok(names.map(str::to_owned).collect())
 }
 
-/// Downloads packages into a folder.
+/// Downloads packages into the folder `into`.
 pub fn download(into: &Path, packages: &[&str]) -> Result<()> {
     let mut command = Command::new("apt-get");
     command.args(["download", "-q"]).args(packages).current_dir(into);

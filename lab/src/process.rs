@@ -9,8 +9,8 @@ use std::thread;
 
 /// A command whose process the kernel kills when the *thread* that spawned it ends.
 ///
-/// `setpriv` asks for the signal. The shell then looks whether the owner was already gone by that
-/// time, because then no signal would ever come; after that it becomes the program itself.
+/// `setpriv` requests the signal. The shell then exits if the owner has already ended, because no
+/// signal would come; otherwise it executes the program.
 pub fn owned(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command
@@ -20,7 +20,7 @@ pub fn owned(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// Runs a command to its end and fails, with what it said on stderr, when it does not succeed.
+/// Runs a command to its end. Fails with its standard error if it does not succeed.
 pub fn output(command: &mut Command) -> Result<Output> {
     let name = command.get_program().to_string_lossy().into_owned();
     // Callers read what the command prints, so it must not be translated.
@@ -33,15 +33,15 @@ pub fn output(command: &mut Command) -> Result<Output> {
     Ok(output)
 }
 
-/// A long-lived child process, killed when this value is dropped or the process ends.
+/// A child process that is killed when this value is dropped or this process ends.
 #[derive(Debug)]
 pub struct Kept {
     child: Arc<SharedChild>,
 }
 
 impl Kept {
-    /// Spawns `command`, which should come from [`owned`], from a thread that lives as long as the
-    /// child: the thread that called this may end earlier.
+    /// Spawns `command`, which should come from [`owned`], from a new thread that lives as long as
+    /// the child. The calling thread may end earlier.
     pub fn spawn(mut command: Command) -> Result<Self> {
         let (sender, receiver) = mpsc::channel();
         thread::Builder::new().name("child-keeper".into()).spawn(
@@ -68,7 +68,7 @@ impl Kept {
         self.child.id()
     }
 
-    /// How it ended, when it has.
+    /// Its exit status, if it has ended.
     pub fn ended(&self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
     }

@@ -11,20 +11,20 @@ use std::process::Command;
 
 /// Memory for dom0, in MiB. Guests have what QEMU gets beyond it, less what Xen keeps.
 const DOM0_MEMORY: u32 = 1024;
-/// The least memory, in MiB, with which small guests fit beside dom0.
+/// The minimum of memory, in MiB, for dom0 and a small guest.
 const LEAST_MEMORY: u32 = 1536;
 
 /// dom0's address in QEMU's network.
 const DOM0_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 
-/// A port of dom0, as what a port of the host can be forwarded to.
+/// The address of a port of dom0, to forward a port of the host to.
 pub fn dom0_port(port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(DOM0_ADDRESS, port)
 }
 
-/// Features that this emulation gets wrong under Xen:
-/// - `smap`: dom0 dies at its first IRET, whose frame QEMU 7.2 reads with supervisor rights;
-/// - `rdtscp`: its interception in a guest ends in an endless loop;
+/// QEMU's processor, without features whose emulation fails under Xen:
+/// - `smap`: dom0 crashes at its first IRET, whose frame QEMU 7.2 reads with supervisor rights;
+/// - `rdtscp`: its interception in a guest loops forever;
 /// - `xsave`, `avx`, `avx2`: dom0's registers are corrupted once a PVH domain has run;
 /// - `pku`: Linux guests warn about XSAVE's layout.
 const EMULATED_CPU: &str = "max,-smap,-rdtscp,-pku,-xsave,-avx,-avx2";
@@ -113,7 +113,7 @@ impl Options {
 }
 
 /// QEMU's command line. Paths are relative to the machine's folder, so no character of the folder's
-/// own path can be taken for a separator, and no socket's path is too long.
+/// path can be a separator in an option, and no socket's path is too long.
 pub fn command(options: &Options) -> Result<Command> {
     if options.memory < LEAST_MEMORY {
         bail!("{} MiB are too little: dom0 alone has {DOM0_MEMORY}", options.memory);
@@ -134,9 +134,9 @@ pub fn command(options: &Options) -> Result<Command> {
     command.args(["-smp", &options.smp.to_string(), "-m", &options.memory.to_string()]);
     // One processor for dom0: while Linux patches its own code, a second one can run a stale
     // translation of the breakpoint that guards the patch, and dom0 panics in `exc_int3` once in a
-    // few boots. A domain's grant table may be larger than by default (64 frames), if its
-    // configuration says so. Memory that nobody uses stays untouched, so that QEMU need not have
-    // it.
+    // few boots.
+    // A domain's configuration may raise its grant table's limit above the default of 64 frames.
+    // Unused memory is not scrubbed, so QEMU need not allocate it.
     command.args(["-kernel", "xen", "-append"]).arg(format!(
         "console=com1 com1=115200,8n1 console_timestamps=boot gnttab_max_frames=128 bootscrub=0 \
          dom0_mem={DOM0_MEMORY}M,max:{DOM0_MEMORY}M dom0_max_vcpus=1 loglvl=all guest_loglvl=all"
@@ -146,7 +146,7 @@ pub fn command(options: &Options) -> Result<Command> {
         "vmlinuz console=hvc0 earlyprintk=xen loglevel=5 rdinit=/init,dom0.cpio",
     ]);
     command.args(["-serial", "file:serial.log", "-qmp", "unix:qmp.sock,server=on,wait=off"]);
-    // Port 0: the system chooses a free one for ssh, which QMP then tells.
+    // Port 0: the system chooses a free port for ssh, which QMP then reports.
     let mut network = String::from("user,id=n0,restrict=on,hostfwd=tcp:127.0.0.1:0-:22");
     for (host, to) in &options.forwards {
         network += &format!(",hostfwd=tcp:127.0.0.1:{host}-{to}");
@@ -159,7 +159,7 @@ pub fn command(options: &Options) -> Result<Command> {
     Ok(command)
 }
 
-/// Whether KVM can run a hypervisor inside a guest: a `/dev/kvm` that opens does not prove it.
+/// Whether KVM can run a hypervisor in a guest, which a usable `/dev/kvm` does not prove.
 fn kvm_nests() -> bool {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let flag = |wanted: &str| {
@@ -175,7 +175,7 @@ fn kvm_nests() -> bool {
         && File::options().read(true).write(true).open("/dev/kvm").is_ok()
 }
 
-/// A command as one could type it.
+/// A command as a shell's command line.
 pub fn printable(command: &Command) -> String {
     let words = command.get_args().skip_while(|word| *word != "qemu-system-x86_64");
     let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();

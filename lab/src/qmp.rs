@@ -1,4 +1,4 @@
-//! QEMU's control socket: a new conversation for each command, so that no process owns it.
+//! QEMU's control socket. Each command uses a new connection, so no process occupies the socket.
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -29,11 +29,11 @@ pub fn monitor(folder: &Path, line: &str) -> Result<String> {
 }
 
 fn connect(folder: &Path) -> Result<UnixStream> {
-    // The path of a socket has at most 108 bytes; that of a folder may have more. By way of an
-    // open folder it is always short.
+    // A socket's path has at most 108 bytes, a folder's may have more. The path through an open
+    // folder is always short.
     let open = File::open(folder)?;
     UnixStream::connect(format!("/proc/self/fd/{}/qmp.sock", open.as_raw_fd()))
-        .with_context(|| format!("cannot reach QEMU by {}/qmp.sock", folder.display()))
+        .with_context(|| format!("cannot connect to QEMU at {}/qmp.sock", folder.display()))
 }
 
 struct Conversation {
@@ -59,7 +59,7 @@ impl Conversation {
             if let Some(error) = answer.get("error") {
                 bail!("QEMU refused {command}: {}", error["desc"]);
             }
-            // Anything else is an event, which nobody asked for.
+            // Anything else is an event.
         }
     }
 }

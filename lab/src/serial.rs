@@ -1,4 +1,4 @@
-//! A log file that another process writes, read line by line as it grows.
+//! Reads a log file line by line while another process writes it.
 
 use std::fs::File;
 use std::io::Read;
@@ -12,7 +12,7 @@ pub struct Tail {
 }
 
 impl Tail {
-    /// Reads from the start of a file that need not exist yet.
+    /// Starts at the beginning of a file that need not exist yet.
     pub fn new(path: PathBuf) -> Self {
         Self { path, file: None, partial: Vec::new() }
     }
@@ -37,7 +37,7 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn an_unfinished_line_comes_when_it_is_finished() {
+    fn an_incomplete_line_is_returned_once_it_is_complete() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         let mut tail = Tail::new(path.clone());

@@ -1,4 +1,4 @@
-//! The way into dom0: OpenSSH's client on this side, dropbear on the other.
+//! The connection to dom0: OpenSSH's client, and dropbear in dom0.
 //!
 //! One connection is made at boot and shared by all commands (ControlMaster), because in emulation
 //! the key exchange takes longer than most commands. Nothing of the user's own ssh configuration is
@@ -13,10 +13,10 @@ use std::process::{Command, Stdio};
 
 const CONFIG: &str = "ssh_config";
 const KNOWN_HOSTS: &str = "known_hosts";
-/// Relative to the machine's folder, in which every client runs: a socket's path must be short.
+/// Relative to the machine's folder, where every client runs: a socket's path must be short.
 const SOCKET: &str = "ssh.sock";
 
-/// Arguments with which every client starts.
+/// The first arguments of every client.
 pub const CLIENT: &[&str] = &["-F", CONFIG];
 
 /// Writes the client's configuration for the machine in `folder`.
@@ -45,7 +45,7 @@ pub fn configure(folder: &Path, base: &Base, port: u16) -> Result<()> {
     Ok(())
 }
 
-/// The connection that the others share. It ends with the machine, and with the process.
+/// Opens the shared connection. It ends with the machine and with the process.
 pub fn master(folder: &Path) -> Result<process::Kept> {
     let log = fs::File::create(folder.join("ssh.log"))?;
     let mut command = process::owned("ssh");
@@ -62,21 +62,21 @@ pub fn is_open(folder: &Path) -> bool {
     command.status().is_ok_and(|status| status.success())
 }
 
-/// A client for the machine in `folder`, to which options and a command line can be added.
+/// A client for the machine in `folder`; the caller adds options and a command line.
 pub fn client(folder: &Path) -> Command {
     let mut command = Command::new("ssh");
     command.args(CLIENT).current_dir(folder);
     command
 }
 
-/// The same, ended after `seconds`, and with the thread that runs it.
+/// The same, killed after `seconds` and at the end of the thread that runs it.
 pub fn bounded_client(folder: &Path, seconds: u64) -> Command {
     let mut command = process::owned("timeout");
     command.args([&seconds.to_string(), "ssh", "-F", CONFIG]).current_dir(folder);
     command
 }
 
-/// A path as ssh's configuration takes it: in quotes, percent signs doubled.
+/// A path for ssh's configuration: in quotes, with doubled percent signs.
 fn quoted(path: &Path) -> String {
     format!("\"{}\"", path.display().to_string().replace('%', "%%"))
 }

@@ -1,8 +1,8 @@
-//! A machine's folder: who keeps it, and how to reach it.
+//! A machine's folder: which process keeps the machine, and how to reach it.
 //!
-//! Keeper and QEMU hold a lock on a file in the folder for as long as they live. So a machine is up
-//! exactly when the lock is held, however its keeper ended, and a process id that the system has
-//! given away again cannot mislead anyone.
+//! The keeper and QEMU hold a lock on a file in the folder for as long as they live. So a machine
+//! is up exactly while the file is locked, no matter how its keeper ended, and a reused process id
+//! cannot be mistaken for a keeper.
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -16,10 +16,10 @@ use std::time::Duration;
 const LOCK: &str = "lock";
 const STATE: &str = "state.json";
 
-/// What other processes need to know about a machine that is up.
+/// How other processes reach a machine that is up.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct State {
-    /// The process that keeps the machine: its end is the machine's end.
+    /// The process that keeps the machine; the machine ends with it.
     pub keeper: u32,
     /// QEMU's process.
     pub qemu: u32,
@@ -27,14 +27,14 @@ pub struct State {
     pub ssh_port: u16,
 }
 
-/// The duty to keep the machine of a folder.
+/// The lock on a machine's folder.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
 }
 
 impl Lock {
-    /// Takes the folder, which it creates when needed. Fails when a machine is kept there.
+    /// Locks the folder, which it creates if needed. Fails if a machine uses it.
     pub fn take(folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder)
             .with_context(|| format!("cannot create the folder {}", folder.display()))?;
@@ -43,7 +43,7 @@ impl Lock {
         let mut tries = 20;
         let outcome = loop {
             match file.try_lock() {
-                // Someone may just be looking whether the lock is held, which takes a moment.
+                // Another process may hold the lock for a moment, to test it.
                 Err(TryLockError::WouldBlock) if tries > 0 => tries -= 1,
                 outcome => break outcome,
             }
@@ -65,13 +65,13 @@ impl Lock {
         Ok(Self { file })
     }
 
-    /// The lock for a child to share: it is held until the last of the processes that have it ends.
+    /// The lock for a child process: it is held until the last process that has it ends.
     pub fn share(&self) -> Result<Stdio> {
         Ok(self.file.try_clone()?.into())
     }
 }
 
-/// The process that keeps the folder's machine, booted or booting; none when nobody does.
+/// The process that keeps the folder's machine, which may still be booting.
 pub fn keeper(folder: &Path) -> Result<Option<u32>> {
     let file = match File::open(folder.join(LOCK)) {
         Ok(file) => file,
@@ -83,7 +83,10 @@ pub fn keeper(folder: &Path) -> Result<Option<u32>> {
         Err(TryLockError::WouldBlock) => {
             let text = fs::read_to_string(folder.join(LOCK))?;
             let keeper = text.parse().with_context(|| {
-                format!("{} names no process; is a lab just starting?", folder.join(LOCK).display())
+                format!(
+                    "{} contains no process id; is a lab just starting?",
+                    folder.join(LOCK).display()
+                )
             })?;
             Ok(Some(keeper))
         }
@@ -92,7 +95,7 @@ pub fn keeper(folder: &Path) -> Result<Option<u32>> {
 }
 
 impl State {
-    /// Tells other processes that the machine is up.
+    /// Publishes that the machine is up.
     pub fn publish(&self, folder: &Path) -> Result<()> {
         let new = folder.join("state.json.new");
         fs::write(&new, serde_json::to_string_pretty(self)?)?;
@@ -100,7 +103,7 @@ impl State {
         Ok(())
     }
 
-    /// Reads what the keeper of the folder's machine published.
+    /// Reads the state that the folder's keeper published.
     pub fn read(folder: &Path) -> Result<Self> {
         if keeper(folder)?.is_none() {
             bail!("no lab is up ({}); `lab up` boots one", folder.display());
@@ -117,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_is_kept_exactly_as_long_as_its_lock() {
+    fn a_folder_has_a_keeper_exactly_while_it_is_locked() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(keeper(folder.path()).unwrap(), None);
         let lock = Lock::take(folder.path()).unwrap();
@@ -129,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_dead_keeper_published_counts_for_nothing() {
+    fn the_state_of_a_dead_keeper_is_ignored() {
         let folder = tempfile::tempdir().unwrap();
         let lock = Lock::take(folder.path()).unwrap();
         let state = State { keeper: 1, qemu: 2, ssh_port: 3 };

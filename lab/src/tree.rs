@@ -1,4 +1,4 @@
-//! Where things are in the source tree, and where what is built from them goes.
+//! Paths in the source tree and in the build folder.
 
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
@@ -18,12 +18,12 @@ impl Tree {
         Self { root: manifest.parent().unwrap_or(manifest).to_path_buf() }
     }
 
-    /// The checkout's own folder.
+    /// The root folder of the checkout.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// What is built outside cargo, and what the lab leaves behind.
+    /// The build folder, which also has the lab's files.
     pub fn target(&self) -> PathBuf {
         self.root.join("target")
     }
@@ -53,12 +53,12 @@ impl Tree {
         self.target().join("lab")
     }
 
-    /// What the modules of Linux are built with.
+    /// This project's files for Linux's ends of PV Calls.
     pub fn linux(&self) -> PathBuf {
         self.root.join("lab/linux")
     }
 
-    /// The guests that the tree describes: their names and xl configurations.
+    /// The example guests: their names and xl configurations.
     pub fn guests(&self) -> Result<BTreeMap<String, PathBuf>> {
         let folder = self.root.join("xensockd/dist");
         let entries =

@@ -26,7 +26,7 @@ pub struct Cli {
 enum Command {
     /// Boots Xen and dom0, and leaves them running
     Up(Options),
-    /// Ends the machine that `up` left running
+    /// Ends the machine that `up` or `run` keeps
     Down,
     /// Runs a command in dom0: one word is a shell's command line, more are a program and its
     /// arguments
@@ -49,7 +49,7 @@ enum Command {
         /// The file of this machine
         to: PathBuf,
     },
-    /// Makes a TCP port of dom0, or of a guest on its bridge, reachable on this machine's loopback
+    /// Forwards a loopback port of this machine to dom0, or to a guest on its bridge
     Forward {
         /// HOSTPORT:DOM0PORT, or HOSTPORT:ADDRESS:PORT
         #[arg(value_parser = parse_forward)]
@@ -60,14 +60,14 @@ enum Command {
         /// The domain's name
         domain: String,
     },
-    /// Gives a prompt in dom0: in the lab that is up, or in one booted for it
+    /// Opens a shell in dom0, and boots a lab for it if none is up
     Shell(Options),
     /// Boots a lab, runs one guest in it, and ends both on Ctrl-C
     Run(run::Run),
 }
 
 impl Cli {
-    /// Does what the command line asks; the status to exit with.
+    /// Runs the command and returns the exit status.
     pub fn execute(self) -> Result<ExitCode> {
         let tree = Tree::here();
         let folder = self.state.unwrap_or_else(|| tree.state());
@@ -91,7 +91,7 @@ impl Cli {
             }
             Command::Forward { ports: (host, to) } => {
                 Dom0::attach(folder)?.forward(host, to)?;
-                println!("localhost:{host} leads to {to}");
+                println!("localhost:{host} is forwarded to {to}");
                 Ok(ExitCode::SUCCESS)
             }
             Command::Console { domain } => console(&Dom0::attach(folder)?, &domain),
@@ -104,7 +104,7 @@ impl Cli {
 fn console(dom0: &Dom0, domain: &str) -> Result<ExitCode> {
     let name = shlex::try_quote(domain)?;
     if dom0.exec(&format!("xl domid {name}"))?.status != 0 {
-        bail!("no domain {domain:?} runs; `lab exec xl list` shows those that do");
+        bail!("no domain {domain:?} is running; `lab exec xl list` lists all domains");
     }
     if std::io::stdin().is_terminal() {
         return Ok(passed_on(dom0.interact(&format!("xl console -t pv {name}"))?));
@@ -122,14 +122,14 @@ fn shell(tree: &Tree, mut options: Options) -> Result<ExitCode> {
     Ok(passed_on(lab.interact("")?))
 }
 
-/// Tells the user what the lab does.
+/// Prints what the lab does.
 fn say(text: &str) {
     println!("lab: {text}");
 }
 
-/// The exit status of a command in dom0 as this program's own.
+/// The exit status for the outcome of a command in dom0.
 fn passed_on(status: ExitStatus) -> ExitCode {
-    // Without a code it was a signal that ended the client.
+    // Without a code, a signal has ended the client.
     ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
 
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_two_numbers_and_never_zero() {
+    fn ports_are_numbers_and_never_zero() {
         assert_eq!(parse_forward("8080:80"), Ok((8080, dom0_port(80))));
         let guest = "10.0.2.130:80".parse().unwrap();
         assert_eq!(parse_forward("8080:10.0.2.130:80"), Ok((8080, guest)));

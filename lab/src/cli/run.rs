@@ -16,9 +16,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long a guest may take from its creation to its first answer.
+/// The time limit from a guest's creation to its first answer.
 const START_TIME: Duration = Duration::from_secs(60);
-/// How long one attempt to get an answer may take.
+/// The time limit of one attempt to get an answer.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);
 
@@ -28,7 +28,7 @@ pub struct Run {
     /// The guest: a file xensockd/dist/APP.cfg
     #[arg(long, default_value = "http")]
     app: String,
-    /// The loopback port that leads to it
+    /// The loopback port to forward to it
     #[arg(long, default_value_t = 8080)]
     port: u16,
     /// Where its sockets live
@@ -58,11 +58,11 @@ enum Stack {
 struct Guest {
     name: String,
     config: String,
-    /// What answers at the port that leads to it. An image of the user's own has no such port.
+    /// The service behind the forwarded port. Images other than the apps' have none.
     service: Option<Service>,
 }
 
-/// An app that serves.
+/// An app that serves on a port.
 #[derive(Debug, PartialEq, Eq)]
 struct Service {
     app: String,
@@ -70,7 +70,7 @@ struct Service {
 }
 
 impl Run {
-    /// Runs it in the foreground, in the machine of `folder`.
+    /// Runs the guest in the foreground. The machine's folder is `folder`.
     pub fn execute(mut self, tree: &Tree, folder: PathBuf) -> Result<ExitCode> {
         let guest = self.guest(tree)?;
         let options = &mut self.options;
@@ -90,7 +90,7 @@ impl Run {
             options.forwards.push((self.port, to));
         }
 
-        // While Xen boots, signals have their usual effect: the machine dies with this process.
+        // While Xen boots, signals end this process and so the machine.
         let lab = Lab::boot(tree, options, &say)?;
         let interrupted = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM, SIGHUP] {
@@ -99,7 +99,7 @@ impl Run {
         self.serve(&lab, &guest, &interrupted)
     }
 
-    /// The configuration of the app, with the changes that the other options ask for.
+    /// The app's configuration with the changes by other options.
     fn guest(&self, tree: &Tree) -> Result<Guest> {
         let apps = tree.guests()?;
         let Some(config) = apps.get(&self.app) else {
@@ -108,7 +108,7 @@ impl Run {
         };
         let mut guest =
             Guest { name: self.app.clone(), config: fs::read_to_string(config)?, service: None };
-        // xl takes the last of each setting.
+        // xl uses the last of repeated settings.
         let image = self.options.kernel.as_ref().and_then(|file| file.file_name()?.to_str());
         let own_image = image.filter(|image| *image != APPS_IMAGE);
         if let Some(image) = own_image {
@@ -170,7 +170,7 @@ impl Run {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Tells the user how to reach the guest.
+    /// Prints how to reach the guest.
     fn invite(&self, service: Option<&Service>) {
         let port = self.port;
         println!();
@@ -178,7 +178,7 @@ impl Run {
             Some("http") => println!("    http://localhost:{port}/"),
             Some("echo") => println!("    nc localhost {port}     echoes every line"),
             Some(_) => println!("    localhost:{port}"),
-            None => println!("    `target/lab forward {port}:PORT` makes a port of dom0 reachable"),
+            None => println!("    `target/lab forward {port}:PORT` forwards to a port of dom0"),
         }
         println!("    `target/lab exec xl list`, `target/lab shell`: dom0");
         println!("    Ctrl-C ends the guest and Xen; below is the guest's console");
@@ -192,7 +192,7 @@ fn cmdline(config: &str) -> Option<&str> {
     Some(line.split_once('"')?.1.rsplit_once('"')?.0)
 }
 
-/// The app and the port that a guest's command line names.
+/// The app and the port in a guest's command line.
 fn service(config: &str) -> Option<Service> {
     let words = cmdline(config)?;
     let value = |key: &str| {
@@ -201,7 +201,7 @@ fn service(config: &str) -> Option<Service> {
     Some(Service { app: value("app")?.to_owned(), port: value("port")?.parse().ok()? })
 }
 
-/// What to add to a guest's configuration so that its sockets are its own.
+/// The settings that give a guest a network interface in place of dom0's sockets.
 fn over_netfront(config: &str) -> String {
     let cmdline = cmdline(config).unwrap_or_default();
     format!(
@@ -211,7 +211,7 @@ fn over_netfront(config: &str) -> String {
 }
 
 impl Service {
-    /// Gets one answer from the guest. A connection alone proves nothing: QEMU accepts it.
+    /// Gets one answer from the guest. A connection proves nothing: QEMU accepts it.
     fn answers(&self, port: u16) -> Result<()> {
         let mut stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_read_timeout(Some(ANSWER_TIME))?;
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_with_sockets_of_its_own_has_an_interface_and_no_device_for_calls() {
+    fn a_guest_over_netfront_has_an_interface_and_no_pvcalls_device() {
         let config = "cmdline = \"app=http port=80\"\npvcalls = [\"backend=0\"]\n";
         assert_eq!(
             over_netfront(config),
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn every_guest_of_the_tree_names_its_app_and_port() {
+    fn every_example_configuration_names_its_app_and_port() {
         for (name, path) in Tree::here().guests().unwrap() {
             let service = service(&fs::read_to_string(path).unwrap()).unwrap();
             assert_eq!(service.app, name);

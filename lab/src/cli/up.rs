@@ -1,8 +1,8 @@
 //! `lab up` and `lab down`: a machine that outlives the command.
 //!
 //! `up` starts a keeper, which boots and keeps the machine. Until the machine is up, the keeper
-//! lives no longer than `up` does: it holds one end of a pipe and ends when the other end closes,
-//! so an interrupted `up` leaves nothing behind. Then `up` tells it to stay.
+//! ends with `up`, whose end closes a pipe, so an interrupted `up` leaves nothing behind. Then `up`
+//! tells the keeper to stay.
 
 use super::say;
 use anyhow::{Context, Result, bail};
@@ -17,13 +17,13 @@ use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Makes `up` the keeper, when it is set in the environment.
+/// If this is set in the environment, `up` is the keeper.
 const KEEPER: &str = "LAB_KEEPER";
-/// What the keeper says once the machine is up.
+/// The keeper's line when the machine is up.
 const UP: &str = "up";
-/// What `up` answers.
+/// The answer of `up`.
 const STAY: &str = "stay";
-/// How long a keeper may take to end.
+/// The time limit for a keeper to end.
 const DOWN_TIME: Duration = Duration::from_secs(10);
 
 /// Boots a machine and leaves it running.
@@ -34,7 +34,7 @@ pub fn up(tree: &Tree, mut options: Options) -> Result<ExitCode> {
     }
     let folder = &options.folder;
     if lab::keeper(folder)?.is_some() {
-        println!("lab: it is up already ({})", folder.display());
+        println!("lab: the lab is up already ({})", folder.display());
         return Ok(ExitCode::SUCCESS);
     }
     fs::create_dir_all(folder)
@@ -48,14 +48,17 @@ pub fn up(tree: &Tree, mut options: Options) -> Result<ExitCode> {
         .stderr(File::create(&log)?)
         .spawn()
         .context("cannot start the lab's keeper")?;
-    let (Some(mut lifeline), Some(said)) = (keeper.stdin.take(), keeper.stdout.take()) else {
+    let (Some(mut lifeline), Some(output)) = (keeper.stdin.take(), keeper.stdout.take()) else {
         bail!("the lab's keeper has no pipes");
     };
-    for line in BufReader::new(said).lines() {
+    for line in BufReader::new(output).lines() {
         let line = line?;
         if line == UP {
             writeln!(lifeline, "{STAY}").context("the lab's keeper ended too early")?;
-            println!("lab: `lab exec`, `lab shell`, `lab down`; logs are in {}", folder.display());
+            println!(
+                "lab: use `lab exec`, `lab shell`, `lab down`; logs are in {}",
+                folder.display()
+            );
             return Ok(ExitCode::SUCCESS);
         }
         println!("{line}");
@@ -71,13 +74,13 @@ pub fn up(tree: &Tree, mut options: Options) -> Result<ExitCode> {
 
 /// Boots a machine, and keeps it after `up` has answered.
 fn keep(tree: &Tree, options: &Options) -> Result<ExitCode> {
-    // Away from the terminal, whose Ctrl-C and whose end are meant for `up`.
+    // Leaves the terminal: its Ctrl-C and its hang-up are for `up`.
     setsid().context("cannot leave the terminal")?;
     thread::spawn(|| {
         let mut line = String::new();
         let _ = stdin().read_line(&mut line);
         if line.trim_end() != STAY {
-            // The machine dies with this process.
+            // This ends the machine.
             std::process::exit(1);
         }
     });
@@ -95,11 +98,11 @@ pub fn down(folder: &Path) -> Result<ExitCode> {
         bail!("no lab is up ({})", folder.display());
     };
     let keeper = i32::try_from(keeper).ok().and_then(Pid::from_raw);
-    let keeper = keeper.context("the lab's lock names no process")?;
-    // The keeper's end, by whatever signal, is the machine's end.
+    let keeper = keeper.context("the lab's lock contains no process id")?;
+    // The machine ends with the keeper, whatever the signal.
     for signal in [Signal::TERM, Signal::KILL] {
         match kill_process(keeper, signal) {
-            // It has ended, and its machine is about to.
+            // The keeper has ended already.
             Ok(()) | Err(Errno::SRCH) => {}
             Err(error) => return Err(error).context("cannot end the lab's keeper"),
         }
