@@ -1,4 +1,4 @@
-//! Two stacks with a cable between them.
+//! Two stacks joined by a cable.
 
 mod testing;
 
@@ -17,7 +17,7 @@ fn server(port: u16) -> SocketAddr {
     (cable::RIGHT, port).into()
 }
 
-/// A connection's two ends.
+/// Connects, and returns both ends.
 async fn pair(left: &Stack, right: &Stack, port: u16) -> (Stream, Stream) {
     let listener = right.bind(server(port)).await.unwrap();
     let (client, server) = join(left.connect(server(port)), listener.accept()).await;
@@ -28,7 +28,7 @@ fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at % 251) as u8).collect()
 }
 
-/// Sends everything, then the end of the stream, and gets everything at the other end.
+/// Sends all bytes and the end of the stream, and returns what arrives at the other end.
 async fn transfer(mut from: Stream, mut to: Stream, bytes: &[u8]) -> Vec<u8> {
     let sending = async {
         from.write_all(bytes).await.unwrap();
@@ -48,7 +48,7 @@ async fn transfer(mut from: Stream, mut to: Stream, bytes: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn bytes_go_both_ways_and_ends_of_streams_too() {
+fn bytes_and_ends_of_streams_arrive_in_both_directions() {
     with_stacks(Faults::default(), |left, right, _| async move {
         let (client, server) = pair(&left, &right, 80).await;
         assert_eq!(client.peer_addr(), Some((cable::RIGHT, 80).into()));
@@ -61,19 +61,19 @@ fn bytes_go_both_ways_and_ends_of_streams_too() {
 }
 
 #[test]
-fn what_the_network_loses_doubles_delays_and_spoils_arrives_whole() {
+fn a_stream_survives_lost_doubled_delayed_and_corrupted_frames() {
     let faults = Faults { lose: 40, double: 50, repeat: 70, swap: 30, spoil: 60 };
     with_stacks(faults, |left, right, cable| async move {
         let (client, server) = pair(&left, &right, 80).await;
         let bytes = pattern(300_000);
         assert!(transfer(client, server, &bytes).await == bytes);
-        assert!(cable.faults() > 10, "the network was too good");
+        assert!(cable.faults() > 10, "there were few faults");
     });
 }
 
 #[test]
-fn a_syn_that_comes_again_makes_no_second_connection() {
-    // Behind the client's next frame: the connection has come about then.
+fn a_repeated_syn_opens_no_second_connection() {
+    // Each frame is repeated after the next one, when the connection is established.
     with_stacks(Faults { repeat: 1, ..Faults::default() }, |left, right, _| async move {
         let listener = right.bind(server(80)).await.unwrap();
         let mut open = VecDeque::new();
@@ -86,7 +86,8 @@ fn a_syn_that_comes_again_makes_no_second_connection() {
                 server.read_exact(&mut got).await.unwrap();
                 assert_eq!(&got, b"hello");
             }
-            // The oldest one's socket makes room for one that listens, before those of the others.
+            // The freed slot of the oldest connection gets the next listening socket, which smoltcp
+            // then tries before the others.
             if open.len() > 3 {
                 open.pop_front();
                 Timer::after_millis(20).await;
@@ -97,7 +98,7 @@ fn a_syn_that_comes_again_makes_no_second_connection() {
 }
 
 #[test]
-fn a_refused_connection_says_so_and_an_unreachable_one_too() {
+fn refused_and_unreachable_connections_fail_with_their_errors() {
     with_stacks(Faults::default(), |left, _right, _| async move {
         assert_eq!(left.connect(server(1)).await.err(), Some(Errno::ECONNREFUSED));
         let nobody = ([10, 0, 0, 99], 80).into();
@@ -131,7 +132,7 @@ fn two_hundred_connections_at_once_are_all_accepted() {
 }
 
 #[test]
-fn a_port_is_one_listeners_until_it_is_dropped() {
+fn a_port_belongs_to_one_listener_until_it_is_dropped() {
     with_stacks(Faults::default(), |left, right, _| async move {
         let listener = right.bind(server(80)).await.unwrap();
         let any = ([0, 0, 0, 0], 80).into();
@@ -146,11 +147,11 @@ fn a_port_is_one_listeners_until_it_is_dropped() {
 }
 
 #[test]
-fn an_accept_that_is_given_up_loses_no_connection() {
+fn a_cancelled_accept_loses_no_connection() {
     with_stacks(Faults::default(), |left, right, _| async move {
         let listener = right.bind(server(80)).await.unwrap();
         for _ in 0..50 {
-            // It is given up somewhere on the way.
+            // Cancelled at some point of the handshake.
             let giving_up = with_timeout(Duration::from_micros(50), listener.accept());
             let (client, accepted) = join(left.connect(server(80)), giving_up).await;
             let mut client = client.unwrap();
@@ -180,7 +181,7 @@ fn a_dropped_stream_sends_what_was_written() {
 }
 
 #[test]
-fn an_aborted_connection_is_a_reset() {
+fn an_aborted_connection_is_reset() {
     with_stacks(Faults::default(), |left, right, _| async move {
         let (mut client, mut server) = pair(&left, &right, 80).await;
         client.abort().await.unwrap();
@@ -191,7 +192,7 @@ fn an_aborted_connection_is_a_reset() {
 }
 
 #[test]
-fn one_direction_closes_alone() {
+fn each_direction_can_be_closed_alone() {
     with_stacks(Faults::default(), |left, right, _| async move {
         let (mut client, mut server) = pair(&left, &right, 80).await;
         client.close(Close::Write).await.unwrap();
@@ -208,7 +209,7 @@ fn one_direction_closes_alone() {
 }
 
 #[test]
-fn a_link_that_goes_and_comes_back_costs_time_and_nothing_else() {
+fn a_connection_survives_a_link_that_is_down_for_a_while() {
     with_stacks(Faults::default(), |left, right, cable| async move {
         let (mut client, mut server) = pair(&left, &right, 80).await;
         cable.unplug();
@@ -222,7 +223,7 @@ fn a_link_that_goes_and_comes_back_costs_time_and_nothing_else() {
 }
 
 #[test]
-fn connections_go_over_ipv6() {
+fn connections_work_over_ipv6() {
     with_stacks(Faults::default(), |left, right, _| async move {
         let at: SocketAddr = (cable::RIGHT_V6, 80).into();
         let listener = right.bind(at).await.unwrap();
@@ -232,14 +233,14 @@ fn connections_go_over_ipv6() {
     });
 }
 
-/// A DNS server for one question: it answers with this code and this address.
+/// A DNS server for one query: it answers with this code and address.
 async fn answer_one(listener: &Listener, code: u8, address: [u8; 4]) {
     let mut stream = listener.accept().await.unwrap();
     let mut length = [0; 2];
     stream.read_exact(&mut length).await.unwrap();
     let mut message = vec![0; usize::from(u16::from_be_bytes(length))];
     stream.read_exact(&mut message).await.unwrap();
-    // Its own question, and one answer: this name's address, for nine seconds.
+    // The query's question, and one answer: the address, valid for nine seconds.
     message[2..8].copy_from_slice(&[0x81, 0x80 | code, 0, 1, 0, 1]);
     message.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4]);
     message.extend(address);
@@ -248,7 +249,7 @@ async fn answer_one(listener: &Listener, code: u8, address: [u8; 4]) {
 }
 
 #[test]
-fn names_are_looked_up_over_tcp_and_failures_are_told_apart() {
+fn names_are_resolved_over_tcp_and_failures_are_distinguished() {
     with_stacks(Faults::default(), |left, right, _| async move {
         let listener = right.bind(server(53)).await.unwrap();
         let servers = [IpAddr::from(cable::RIGHT)];
@@ -271,10 +272,10 @@ fn names_are_looked_up_over_tcp_and_failures_are_told_apart() {
 }
 
 #[test]
-fn another_server_is_asked_when_the_first_is_not_there() {
+fn the_second_dns_server_is_queried_if_the_first_is_unreachable() {
     with_stacks(Faults::default(), |left, right, _| async move {
         let listener = right.bind(server(53)).await.unwrap();
-        // It listens at one of its addresses alone.
+        // The server listens at its IPv4 address only.
         let servers = [IpAddr::from(cable::RIGHT_V6), cable::RIGHT.into()];
         let names = Resolver::new(&left, &servers);
         let looking = names.get_host_by_name("www.example.org", AddrType::Either);

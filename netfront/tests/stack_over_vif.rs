@@ -1,4 +1,4 @@
-//! The stack over the interface, with a backend and another stack behind that.
+//! The stack over the interface, with a backend and another stack behind it.
 
 mod testing;
 
@@ -55,7 +55,7 @@ fn bytes(len: usize) -> Vec<u8> {
     (0..len).map(|_| next()).collect()
 }
 
-/// Sends everything, and the end of the stream.
+/// Sends all bytes and the end of the stream.
 async fn send(stream: &mut Stream, bytes: &[u8]) {
     stream.write_all(bytes).await.unwrap();
     stream.close(Close::Write).await.unwrap();
@@ -72,7 +72,7 @@ async fn receive(stream: &mut Stream) -> Vec<u8> {
     }
 }
 
-/// Moves so many bytes one way, and then the other.
+/// Moves `len` bytes in one direction, then in the other.
 async fn exchange(near: &Stack, far: &Stack, len: usize) {
     let listener = far.bind(SocketAddr::from((FAR, 80))).await.unwrap();
     let connecting = near.connect(SocketAddr::from((FAR, 80)));
@@ -80,13 +80,13 @@ async fn exchange(near: &Stack, far: &Stack, len: usize) {
     let (mut client, mut server) = (client.unwrap(), server.unwrap());
     let bytes = bytes(len);
     let ((), came) = join(send(&mut client, &bytes), receive(&mut server)).await;
-    assert!(came == bytes, "the bytes that left are others: {} of {len}", came.len());
+    assert!(came == bytes, "other bytes arrived: {} of {len}", came.len());
     let ((), came) = join(send(&mut server, &bytes), receive(&mut client)).await;
-    assert!(came == bytes, "the bytes that came are others: {} of {len}", came.len());
+    assert!(came == bytes, "other bytes came back: {} of {len}", came.len());
 }
 
 #[test]
-fn streams_are_the_same_whatever_is_left_to_the_backend() {
+fn streams_are_the_same_whatever_is_offloaded_to_the_backend() {
     const LEN: usize = 1_500_000;
     for (features, mtu) in [
         (ALL, 1500),
@@ -119,7 +119,7 @@ fn streams_are_the_same_whatever_is_left_to_the_backend() {
     }
 }
 
-/// How many frames the tracer has seen come.
+/// The number of received frames that the tracer has seen.
 static TRACED: AtomicUsize = AtomicUsize::new(0);
 
 /// A capture in memory.
@@ -133,7 +133,7 @@ impl PcapSink for Capture {
 }
 
 #[test]
-fn a_tracer_a_capture_and_a_fault_injector_stand_between_stack_and_interface() {
+fn a_tracer_a_capture_and_a_fault_injector_wrap_the_device() {
     let config = vif::Config { segmentation: false, ..config() };
     with_interface(config, |fixture| async move {
         let features = Features { segmentation: false, ..ALL };
@@ -151,7 +151,7 @@ fn a_tracer_a_capture_and_a_fault_injector_stand_between_stack_and_interface() {
         exchange(&near, &far, 100_000).await;
         let counted = fixture.handle.statistics();
         let traced = TRACED.load(Relaxed) as u64;
-        // What the fault injector has dropped came no further.
+        // The tracer does not see what the fault injector has dropped.
         assert!(traced > 100 && traced < counted.received, "{traced} of {}", counted.received);
         let capture = capture.0.borrow();
         assert_eq!(capture[..4], 0xa1b2_c3d4u32.to_ne_bytes());

@@ -1,4 +1,4 @@
-//! The interface against a backend of the same process.
+//! The interface with a backend in the same process.
 
 mod testing;
 
@@ -28,13 +28,13 @@ fn with_backends<F: Future<Output = ()>>(test: impl Fn(Rc<Fixture>, FakeBackend,
 }
 
 #[test]
-fn frames_go_both_ways_whole_and_in_order_round_and_round_the_rings() {
+fn frames_pass_whole_and_in_order_while_the_rings_wrap() {
     with_backends(|fixture, mut backend, _| async move {
         assert_eq!(fixture.link(), Link::Up(1));
         for number in 0..600 {
             let sent = frame(14 + number * 37 % 1500, number);
             fixture.send(&sent, None).await;
-            // Some gather before they are taken.
+            // The backend takes several at once.
             if number % 7 == 6 {
                 let taken = backend.take_sent();
                 assert_eq!(taken.len(), 7);
@@ -51,7 +51,7 @@ fn frames_go_both_ways_whole_and_in_order_round_and_round_the_rings() {
 }
 
 #[test]
-fn frames_of_several_parts_are_put_together() {
+fn frames_of_several_parts_are_assembled() {
     with_interface(config(), |fixture| async move {
         let mut backend = fixture.backend(ALL).await;
         for (len, part, gso) in [(9014, 4096, false), (65535, 4096, true), (3000, 100, false)] {
@@ -64,7 +64,7 @@ fn frames_of_several_parts_are_put_together() {
 }
 
 #[test]
-fn what_exceeds_the_mtu_leaves_only_to_be_segmented() {
+fn a_frame_beyond_the_mtu_is_sent_only_to_be_segmented() {
     with_interface(config(), |fixture| async move {
         let mut backend = fixture.backend(ALL).await;
         let large = frame(65535, 1);
@@ -75,7 +75,7 @@ fn what_exceeds_the_mtu_leaves_only_to_be_segmented() {
         let gso = Some(Gso { size: 1460, kind: XEN_NETIF_GSO_TYPE_TCPV4 });
         let taken = backend.take_sent();
         assert_eq!((taken.len(), taken[0].gso, taken[0].bytes == large), (1, gso, true));
-        // The extra info's slot is free again as well.
+        // The extra info's slot is freed, too.
         for _ in 0..100 {
             fixture.send(&large, Some(1460)).await;
             assert_eq!(backend.take_sent().len(), 1);
@@ -84,7 +84,7 @@ fn what_exceeds_the_mtu_leaves_only_to_be_segmented() {
 }
 
 #[test]
-fn a_sender_waits_for_room_and_hears_of_it() {
+fn a_sender_waits_for_room_and_is_woken() {
     with_backends(|fixture, mut backend, _| async move {
         let sending = async {
             for number in 0..200 {
@@ -105,16 +105,16 @@ fn a_sender_waits_for_room_and_hears_of_it() {
 }
 
 #[test]
-fn an_event_that_was_asked_for_comes_once_there_is_room_and_no_sooner() {
+fn a_stack_that_waits_for_room_is_woken_when_a_long_frame_fits() {
     with_interface(config(), |fixture| async move {
         let mut backend = fixture.backend(ALL).await;
-        // Of 64 pages, the last 16 are a long frame's.
+        // A long frame takes the last 16 of 64 pages.
         for number in 0..48 {
             fixture.send(&frame(100, number), None).await;
         }
         fixture.send(&frame(65535, 0), Some(1460)).await;
         assert_eq!(fill(&fixture), 0);
-        // What comes cannot be taken without room for a reply: nobody is kept busy by it.
+        // A frame cannot be received without room for a reply, so it must not wake the stack.
         backend.deliver(&frame(80, 8), 4096, 0, false);
         let woken = Woken::default();
         let waker = woken.waker();
@@ -125,7 +125,7 @@ fn an_event_that_was_asked_for_comes_once_there_is_room_and_no_sooner() {
             let before = backend.tx_done;
             assert_eq!(backend.take_some(1).len(), 1);
             events += usize::from(backend.notify_of_answers(before));
-            // The stack looks whenever it is woken, and only then.
+            // The stack looks only when it is woken.
             if woken.count() > 0 {
                 if fixture.device().transmit(smoltcp::time::Instant::ZERO).is_some() {
                     assert_eq!(taken, 16, "a frame of 64 KiB needs so many pages");
@@ -141,7 +141,7 @@ fn an_event_that_was_asked_for_comes_once_there_is_room_and_no_sooner() {
 }
 
 #[test]
-fn room_that_comes_before_a_stack_waits_for_it_is_found() {
+fn room_that_was_freed_before_the_wait_is_noticed() {
     with_interface(config(), |fixture| async move {
         let mut backend = fixture.backend(ALL).await;
         fill(&fixture);
@@ -149,14 +149,14 @@ fn room_that_comes_before_a_stack_waits_for_it_is_found() {
         let woken = Woken::default();
         fixture.handle.register(&woken.waker());
         assert_eq!(woken.count(), 1);
-        // Without having asked for room, nobody is told of it.
+        // A stack that did not wait for room is not woken.
         woken.reset();
         fixture.handle.register(&woken.waker());
         assert_eq!(woken.count(), 0);
     });
 }
 
-/// Sends frames until there is room for none.
+/// Sends frames until the ring is full; returns their number.
 fn fill(fixture: &Fixture) -> usize {
     let mut device = fixture.device();
     for sent in 0.. {
@@ -169,7 +169,7 @@ fn fill(fixture: &Fixture) -> usize {
     unreachable!("the ring has an end")
 }
 
-/// Counts how often it is woken.
+/// Counts wake-ups.
 #[derive(Default)]
 struct Woken(Arc<AtomicUsize>);
 
@@ -194,7 +194,7 @@ impl Woken {
 }
 
 #[test]
-fn a_backend_that_does_not_sleep_is_not_woken() {
+fn a_backend_that_is_awake_is_not_notified() {
     with_backends(|fixture, mut backend, _| async move {
         fixture.send(&frame(100, 0), None).await;
         backend.take_sent();
@@ -211,7 +211,7 @@ fn a_backend_that_does_not_sleep_is_not_woken() {
 }
 
 #[test]
-fn capabilities_are_what_was_agreed_on() {
+fn capabilities_follow_from_the_negotiated_features() {
     with_backends(|fixture, _backend, features| async move {
         let capabilities = fixture.device().capabilities();
         assert_eq!(capabilities.max_transmission_unit, 1514);
@@ -221,7 +221,7 @@ fn capabilities_are_what_was_agreed_on() {
 }
 
 #[test]
-fn the_mtu_is_the_toolstacks() {
+fn the_toolstack_sets_the_mtu() {
     for (mtu, features, wanted) in
         [("9000", ALL, 9014), ("9000", NONE, 4096), ("many", ALL, 1514), ("100000", ALL, 1514)]
     {
@@ -235,7 +235,7 @@ fn the_mtu_is_the_toolstacks() {
 }
 
 #[test]
-fn another_mtu_is_another_link() {
+fn a_changed_mtu_makes_a_new_link() {
     with_interface(config(), |fixture| async move {
         let mut backend = fixture.backend(Features { segmentation: false, ..ALL }).await;
         fixture.store.write(&format!("{FRONT}/mtu"), "9000");
@@ -257,11 +257,11 @@ fn another_mtu_is_another_link() {
 }
 
 #[test]
-fn a_stack_that_goes_by_a_former_backend_does_no_harm() {
+fn frames_made_for_a_former_backends_features_are_dropped() {
     with_interface(config(), |fixture| async move {
         let backend = fixture.backend(ALL).await;
         backend.close().await;
-        make_device_anew(&fixture);
+        remake_device(&fixture);
         let mut backend = fixture.backend(NONE).await;
         fixture.send(&frame(65535, 1), Some(1460)).await;
         fixture.send(&frame(1514, 2), Some(536)).await;
@@ -272,15 +272,15 @@ fn a_stack_that_goes_by_a_former_backend_does_no_harm() {
     });
 }
 
-/// Takes the device away, and gives it again.
-fn make_device_anew(fixture: &Fixture) {
+/// Removes the device and makes it again, as the toolstack does.
+fn remake_device(fixture: &Fixture) {
     fixture.store.rm(FRONT);
     fixture.store.rm(BACK);
     make_device(&fixture.store);
 }
 
 #[test]
-fn rubbish_in_xenstore_is_refused_and_an_honest_backend_served() {
+fn invalid_nodes_are_refused_and_a_correct_backend_is_served() {
     let too_old = ("feature-rx-copy", BACK, "0");
     for (name, folder, value) in [
         too_old,
@@ -302,7 +302,7 @@ fn rubbish_in_xenstore_is_refused_and_an_honest_backend_served() {
                 .await;
             assert!(fixture.ended.borrow().is_none(), "the device ended");
             assert_eq!((fixture.link(), fixture.handle.statistics().pages), (Link::Down, 0));
-            make_device_anew(&fixture);
+            remake_device(&fixture);
             let mut backend = fixture.backend(ALL).await;
             backend.deliver(&frame(300, 3), 4096, 0, false);
             assert_eq!(fixture.receive().await, frame(300, 3));
@@ -311,7 +311,7 @@ fn rubbish_in_xenstore_is_refused_and_an_honest_backend_served() {
 }
 
 #[test]
-fn a_lost_carrier_comes_back_as_another_link() {
+fn a_carrier_that_returns_makes_a_new_link() {
     with_interface(config(), |fixture| async move {
         let _backend = fixture.backend(ALL).await;
         fixture.store.write(&format!("{BACK}/carrier"), "0");
@@ -322,13 +322,12 @@ fn a_lost_carrier_comes_back_as_another_link() {
 }
 
 #[test]
-fn a_backend_that_leaves_is_found_again() {
+fn the_interface_reconnects_after_its_backend_closed() {
     with_interface(config(), |fixture| async move {
         let backend = fixture.backend(ALL).await;
         backend.close().await;
         fixture.until(|| fixture.link() == Link::Down).await;
-        // The toolstack makes it anew.
-        make_device_anew(&fixture);
+        remake_device(&fixture);
         let mut backend = fixture.backend(NONE).await;
         backend.deliver(&frame(99, 9), 4096, 0, false);
         assert_eq!(fixture.receive().await, frame(99, 9));
@@ -336,7 +335,7 @@ fn a_backend_that_leaves_is_found_again() {
 }
 
 #[test]
-fn a_device_that_is_taken_away_with_pages_mapped_is_given_back_once_they_are_not() {
+fn pages_of_a_removed_device_are_freed_once_they_are_unmapped() {
     with_interface(config(), |fixture| async move {
         let backend = fixture.backend(ALL).await;
         fixture.store.rm(FRONT);
@@ -349,12 +348,12 @@ fn a_device_that_is_taken_away_with_pages_mapped_is_given_back_once_they_are_not
 }
 
 #[test]
-fn a_restored_domain_connects_again() {
+fn a_restored_domain_reconnects() {
     with_interface(config(), |fixture| async move {
         let backend = fixture.backend(ALL).await;
         fixture.guest_store.quiesce().await;
         drop(backend);
-        make_device_anew(&fixture);
+        remake_device(&fixture);
         fixture.handle.resume().await;
         assert_eq!(fixture.link(), Link::Down);
         fixture.guest_store.release();
@@ -364,15 +363,15 @@ fn a_restored_domain_connects_again() {
     });
 }
 
-/// What a hostile backend does, by its name.
-type Lie = fn(&mut FakeBackend);
+/// A violation of the protocol.
+type Violation = fn(&mut FakeBackend);
 
-const LIES: [(&str, Lie); 12] = [
+const VIOLATIONS: [(&str, Violation); 12] = [
     ("more answers than requests", |backend| {
         backend.rx_done = backend.rx_done.wrapping_add(1000);
         backend.push_rx();
     }),
-    ("answers taken back", |backend| {
+    ("withdrawn answers", |backend| {
         backend.rx_done = backend.rx_done.wrapping_sub(1);
         backend.push_rx();
     }),
@@ -381,7 +380,7 @@ const LIES: [(&str, Lie); 12] = [
         backend.put_rx(RxResponse { id, offset: 0, flags: 0, status: 100 }.encode());
         backend.push_rx();
     }),
-    ("an id of nothing", |backend| {
+    ("an id out of range", |backend| {
         backend.put_rx(RxResponse { id: 9999, offset: 0, flags: 0, status: 100 }.encode());
         backend.push_rx();
     }),
@@ -395,7 +394,7 @@ const LIES: [(&str, Lie); 12] = [
         backend.put_rx(RxResponse { id, offset: 0xffff, flags: 0, status: i16::MAX }.encode());
         backend.push_rx();
     }),
-    ("a frame without end", |backend| {
+    ("an endless frame", |backend| {
         for _ in 0..64 {
             let id = backend.next_offer().id;
             let flags = NETRXF_MORE_DATA;
@@ -403,7 +402,7 @@ const LIES: [(&str, Lie); 12] = [
         }
         backend.push_rx();
     }),
-    ("extra infos without end", |backend| {
+    ("endless extra infos", |backend| {
         let id = backend.next_offer().id;
         let flags = NETRXF_EXTRA_INFO;
         backend.put_rx(RxResponse { id, offset: 0, flags, status: 1 }.encode());
@@ -422,10 +421,10 @@ const LIES: [(&str, Lie); 12] = [
     ("an answer to another frame", |backend| {
         backend.answer_tx(TxResponse { id: 5000, status: NETIF_RSP_OKAY });
     }),
-    ("an answer to an extra info that was not there", |backend| {
+    ("an answer to a missing extra info", |backend| {
         backend.answer_tx(TxResponse { id: 0, status: NETIF_RSP_NULL });
     }),
-    ("rings of rubbish", |backend| {
+    ("rings of arbitrary bytes", |backend| {
         for page in [backend.tx.shared(), backend.rx.shared()] {
             page.write(0, &[0xa7; 4096]);
         }
@@ -433,15 +432,15 @@ const LIES: [(&str, Lie); 12] = [
 ];
 
 #[test]
-fn a_hostile_backend_loses_its_session_and_no_more() {
-    for (name, lie) in LIES {
+fn a_hostile_backend_ends_its_session_only() {
+    for (name, violate) in VIOLATIONS {
         println!("{name}");
         with_interface(config(), |fixture| async move {
             let mut backend = fixture.backend(ALL).await;
             fixture.send(&frame(500, 1), None).await;
-            lie(&mut backend);
+            violate(&mut backend);
             backend.notify();
-            // A stack that goes on as if nothing had happened.
+            // The stack goes on as before.
             fixture
                 .until(|| {
                     let mut device = fixture.device();
@@ -457,9 +456,9 @@ fn a_hostile_backend_loses_its_session_and_no_more() {
                 })
                 .await;
             assert!(fixture.ended.borrow().is_none(), "{name}: the device ended");
-            // The lie is over: an honest one is served.
+            // A correct backend is served again.
             drop(backend);
-            make_device_anew(&fixture);
+            remake_device(&fixture);
             let mut backend = fixture.backend(ALL).await;
             backend.deliver(&frame(300, 3), 4096, 0, false);
             assert_eq!(fixture.receive().await, frame(300, 3), "{name}");
@@ -470,14 +469,14 @@ fn a_hostile_backend_loses_its_session_and_no_more() {
 }
 
 #[test]
-fn errors_and_frames_that_are_no_frames_are_dropped_and_counted() {
+fn errors_and_invalid_frames_are_dropped_and_counted() {
     with_interface(config(), |fixture| async move {
         let mut backend = fixture.backend(ALL).await;
         let id = backend.next_offer().id;
         backend.put_rx(RxResponse { id, offset: 0, flags: 0, status: NETIF_RSP_DROPPED }.encode());
         let id = backend.next_offer().id;
         backend.put_rx(RxResponse { id, offset: 0, flags: 0, status: 0 }.encode());
-        // TCP over IPv4, and nobody has looked at its checksum, which is wrong.
+        // TCP over IPv4 with a wrong checksum.
         let mut wrong = vec![0; 54];
         wrong[12..14].copy_from_slice(&[8, 0]);
         wrong[14..24].copy_from_slice(&[0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6]);
