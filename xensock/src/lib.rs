@@ -1,10 +1,11 @@
 //! The XenSock and PV Calls protocols, both ends.
 //!
-//! A guest's sockets live in another domain, the backend. The guest forwards socket calls over a
-//! command ring and moves data over one pair of rings per connection. This crate has the wire
-//! formats, the rings, the frontend with its socket API, and the backend's protocol engine. It makes
-//! no hypercall and opens no socket of an operating system: it reaches the world through
-//! [`xen::Machine`] (a frontend's) and [`back::Host`] (a backend's).
+//! A guest's sockets live in another domain, the backend's. The guest forwards socket calls over a
+//! command ring, and each connection's bytes move over a pair of rings of its own. This crate has the
+//! wire formats ([`wire`]), the rings ([`ring`]), the frontend with its socket API ([`front`]), and the
+//! backend's protocol engine ([`back`]). It makes no hypercall and opens no socket of an operating
+//! system: a frontend reaches its machine through [`xen::Machine`], a backend its domain through
+//! [`back::Host`].
 #![cfg_attr(not(any(test, feature = "testing")), no_std)]
 
 extern crate alloc;

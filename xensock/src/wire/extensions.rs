@@ -12,6 +12,13 @@ use bitflags::bitflags;
 
 bitflags! {
     /// A set of extensions.
+    ///
+    /// ```
+    /// use xensock::wire::Extensions;
+    ///
+    /// let both = Extensions::OPTIONS | Extensions::IPV6;
+    /// assert_eq!(both.names(), ["options", "ipv6"]);
+    /// ```
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct Extensions: u8 {
         /// SETSOCKOPT and GETSOCKOPT.

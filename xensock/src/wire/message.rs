@@ -182,6 +182,18 @@ impl Call {
 }
 
 /// A request of a frontend.
+///
+/// ```
+/// use xensock::wire::{Call, Dialect, Protocol, Request};
+///
+/// let protocol = Protocol::from(Dialect::PvCalls);
+/// let request = Request { id: 1, socket: 7, call: Call::Listen { backlog: 16 } };
+/// let mut slot = vec![0; protocol.slots().request];
+/// protocol.encode_request(&request, &mut slot)?;
+/// assert_eq!(slot[4..8], 4u32.to_le_bytes(), "the number of LISTEN");
+/// assert_eq!(protocol.decode_request(&slot), Ok(request));
+/// # Ok::<(), xen::Errno>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     /// The frontend's number of this request, repeated in its response.
@@ -193,6 +205,18 @@ pub struct Request {
 }
 
 /// A response of a backend.
+///
+/// ```
+/// use xen::Errno;
+/// use xensock::wire::{Call, Dialect, Protocol, Request};
+///
+/// let protocol = Protocol::from(Dialect::PvCalls);
+/// let request = Request { id: 1, socket: 7, call: Call::Poll };
+/// let response = request.answer(Err(Errno::ECONNABORTED));
+/// let mut slot = vec![0; protocol.slots().response];
+/// protocol.encode_response(&response, &mut slot);
+/// assert_eq!(protocol.decode_response(&slot), response);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Response {
     /// The request's number.

@@ -1,4 +1,4 @@
-//! Socket options, by numbers of their own: those of operating systems differ.
+//! Socket options, with numbers of their own, as operating systems differ in theirs.
 
 use xen::Errno;
 
@@ -17,11 +17,11 @@ macro_rules! options {
 }
 
 options! {
-    /// `SO_REUSEADDR`: a switch, before BIND. Backends may set it by themselves.
+    /// `SO_REUSEADDR`: a switch, before BIND. Backends may set it by default.
     ReuseAddr = 1,
     /// `SO_REUSEPORT`: a switch, before BIND. Listeners of the same address share its connections.
     ReusePort = 2,
-    /// `TCP_NODELAY`: a switch. Backends set it by themselves, so this can only take it back.
+    /// `TCP_NODELAY`: a switch. Backends set it by default.
     NoDelay = 3,
     /// `SO_KEEPALIVE`: a switch.
     KeepAlive = 4,
@@ -33,11 +33,11 @@ options! {
     KeepCount = 7,
     /// `SO_BUSY_POLL`, in microseconds.
     BusyPoll = 8,
-    /// `SO_LINGER`, in seconds: how long a RELEASE may go on sending what is left in the ring. 0 throws
-    /// it away and resets the connection. The backend's own patience is the most there is.
+    /// `SO_LINGER`, in seconds: how long a RELEASE may continue to send what is left in the ring, up to
+    /// the backend's own limit. 0 discards it and resets the connection.
     Linger = 9,
-    /// `SO_RCVBUF`, in bytes: the size of the ring's `in`. It never goes over the wire: the frontend
-    /// offers a ring of that size.
+    /// `SO_RCVBUF`, in bytes: the size of the ring's `in`. Not on the wire: the frontend offers a ring
+    /// of that size.
     ReceiveBuffer = 10,
     /// `SO_SNDBUF`, in bytes: the size of the ring's `out`, likewise.
     SendBuffer = 11,
@@ -49,7 +49,7 @@ impl SocketOption {
         self as u32
     }
 
-    /// The option of a number. [`Errno::ENOPROTOOPT`] if there is none that goes over the wire.
+    /// Decodes the number on the wire. [`Errno::ENOPROTOOPT`] if it is unknown.
     pub fn from_number(number: u32) -> Result<SocketOption, Errno> {
         SocketOption::ALL
             .iter()
@@ -58,23 +58,31 @@ impl SocketOption {
             .ok_or(Errno::ENOPROTOOPT)
     }
 
-    /// Whether this is about the size of the ring, which the frontend alone decides.
+    /// Whether this is a size of the ring, which the frontend alone decides.
     pub fn is_ring_size(self) -> bool {
         matches!(self, SocketOption::ReceiveBuffer | SocketOption::SendBuffer)
     }
 }
 
-/// Options for a socket that is about to be made.
+/// Options for a new socket.
+///
+/// ```
+/// use xensock::wire::{Options, SocketOption};
+///
+/// let options = Options::new().with(SocketOption::KeepAlive, 1).with(SocketOption::KeepIdle, 60);
+/// assert_eq!(options.get(SocketOption::KeepIdle), Some(60));
+/// assert_eq!(options.get(SocketOption::NoDelay), None);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options([Option<u32>; SocketOption::ALL.len()]);
 
 impl Options {
-    /// No option: everything is as the backend has it.
+    /// No option: the backend's defaults.
     pub const fn new() -> Self {
         Options([None; SocketOption::ALL.len()])
     }
 
-    /// Adds an option.
+    /// Adds or changes an option.
     pub const fn with(mut self, option: SocketOption, value: u32) -> Self {
         self.0[option as usize - 1] = Some(value);
         self
@@ -85,12 +93,12 @@ impl Options {
         self.0[option as usize - 1] = Some(value);
     }
 
-    /// An option's value, where one was given.
+    /// The value of an option, if it is set.
     pub fn get(&self, option: SocketOption) -> Option<u32> {
         self.0[option as usize - 1]
     }
 
-    /// The options that were given, by number.
+    /// The options that are set, by number.
     pub fn iter(&self) -> impl Iterator<Item = (SocketOption, u32)> {
         SocketOption::ALL.iter().filter_map(|&option| Some((option, self.get(option)?)))
     }
@@ -101,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn options_are_found_by_their_numbers() {
+    fn options_are_decoded_from_their_numbers() {
         for (number, &option) in (1..).zip(SocketOption::ALL) {
             assert_eq!(option.number(), number);
             let found = SocketOption::from_number(number);
@@ -112,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_set_last_counts() {
+    fn the_last_value_of_an_option_counts() {
         let mut options = Options::new().with(SocketOption::KeepIdle, 5);
         options.set(SocketOption::KeepIdle, 6);
         options.set(SocketOption::ReuseAddr, 1);

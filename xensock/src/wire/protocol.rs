@@ -10,6 +10,25 @@ use core::ops::RangeInclusive;
 use xen::Errno;
 
 /// What two ends speak while they are connected; or, before that, what one end supports.
+///
+/// The ends agree by reading each other's nodes in xenstore:
+///
+/// ```
+/// use xensock::wire::{Dialect, Extensions, Protocol};
+///
+/// # futures_executor::block_on(async {
+/// let back = Protocol { dialect: Dialect::PvCalls, extensions: Extensions::NAMES };
+/// let front = Protocol { dialect: Dialect::PvCalls, extensions: Extensions::all() };
+/// let nodes = back.backend_nodes(4);
+/// let node = async |name: &str| {
+///     nodes.iter().find(|node| node.0 == name).map(|node| node.1.clone())
+/// };
+/// let (agreed, orders) = front.with_backend(node).await?;
+/// assert_eq!(agreed, back);
+/// assert_eq!((orders.min, orders.default, orders.max), (1, 4, 4));
+/// # Ok::<(), String>(())
+/// # }).unwrap();
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Protocol {
     /// The dialect.
