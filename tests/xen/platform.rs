@@ -235,7 +235,7 @@ fn each_request_of_the_toolstack_is_acknowledged(fixture: &Fixture) -> Result<()
         }
         // What means nothing is acknowledged as well, and explained.
         dom0.run(&format!("xenstore-write {control}/shutdown dance"))?;
-        guest.wait_for("\"dance\", which means nothing here", PATIENCE)?;
+        guest.wait_for("\"dance\", which is unknown", PATIENCE)?;
         ensure!(dom0.run(&format!("xenstore-read {control}/shutdown"))?.is_empty());
         dom0.run(&format!("xenstore-write {control}/shutdown {request}"))?;
         guest.wait_for(&format!("shutting down: {end}"), PATIENCE)?;

@@ -24,7 +24,8 @@ impl Counter {
     }
 }
 
-/// Counts as one in a [`Counter`] until it is dropped. It has a reference to the counter, or an `Rc`.
+/// Counts as one in a [`Counter`] until it is dropped. It has a reference to the counter, or an
+/// `Rc`.
 #[derive(Debug)]
 pub struct Counted<C: Deref<Target = Counter>>(C);
 
@@ -42,8 +43,8 @@ impl<C: Deref<Target = Counter>> Drop for Counted<C> {
     }
 }
 
-/// Declares a set of [`Counter`]s, and the struct of their values at one moment, whose fields and their
-/// documentation are given. `read` takes the values.
+/// Declares a set of [`Counter`]s, and the struct of their values at one moment, whose fields and
+/// their documentation are given. `read` takes the values.
 ///
 /// ```
 /// xen::counters! {

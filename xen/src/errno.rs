@@ -2,7 +2,8 @@
 
 use core::fmt;
 
-/// A positive error number. Hypercalls, xenstore and PV Calls carry the same numbering, negated.
+/// A positive error number. Hypercalls and PV Calls return the same numbers, negated; xenstore
+/// names.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Errno(pub i32);
 
@@ -11,17 +12,17 @@ macro_rules! names {
         impl Errno {
             $(#[doc = $meaning] pub const $name: Errno = Errno($number);)*
 
-            /// The number's name, such as `ECONNREFUSED`, where it is known.
+            /// The number's name, such as `ECONNREFUSED`, if it is known.
             pub fn name(self) -> Option<&'static str> {
                 match self.0 { $($number => Some(stringify!($name)),)* _ => None }
             }
 
             /// What the number means, in words.
             pub fn meaning(self) -> &'static str {
-                match self.0 { $($number => $meaning,)* _ => "an error of unknown meaning" }
+                match self.0 { $($number => $meaning,)* _ => "unknown error" }
             }
 
-            /// The error of a name, as xenstored answers it.
+            /// The error with this name, as xenstored replies it.
             pub fn from_name(name: &str) -> Option<Errno> {
                 match name { $(stringify!($name) => Some(Errno::$name),)* _ => None }
             }
@@ -29,7 +30,10 @@ macro_rules! names {
 
         impl embedded_io::Error for Errno {
             fn kind(&self) -> embedded_io::ErrorKind {
-                match self.0 { $($number => embedded_io::ErrorKind::$kind,)* _ => embedded_io::ErrorKind::Other }
+                match self.0 {
+                    $($number => embedded_io::ErrorKind::$kind,)*
+                    _ => embedded_io::ErrorKind::Other,
+                }
             }
         }
     };
@@ -78,13 +82,13 @@ names! {
 }
 
 impl Errno {
-    /// Reads a result as Xen returns it: a negative value is an error, anything else a success.
+    /// Converts a hypercall's result: a negative value is an error.
     pub fn check(result: i64) -> Result<u64, Errno> {
         let error = |_| Errno(i32::try_from(result.unsigned_abs()).unwrap_or(i32::MAX));
         u64::try_from(result).map_err(error)
     }
 
-    /// The value that goes over a wire: the number, negated.
+    /// The negated number, as protocols carry it.
     pub fn negated(self) -> i32 {
         -self.0
     }

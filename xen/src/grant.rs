@@ -1,10 +1,10 @@
 //! Grants: letting another domain map a page of this one (grant table version 1).
 //!
-//! The table's frames are mapped one by one as it fills. A grant is ended by compare-and-swap, and
-//! not while the peer has the page mapped: then the caller keeps page and reference, and tries
+//! The table's frames are mapped one by one as it fills. A grant is ended by compare-and-exchange,
+//! but not while the peer has the page mapped: then the caller keeps page and reference, and tries
 //! again later.
 //!
-//! A domain that was restored from a file, or has moved, is a new one to Xen, with an empty table: see
+//! To Xen, a restored or migrated domain is a new one, with an empty table: see
 //! [`GrantTable::resume`].
 
 use crate::abi::grant_table::*;
@@ -22,16 +22,16 @@ const FLAGS: usize = offset_of!(GrantEntryV1, flags);
 const DOMID: usize = offset_of!(GrantEntryV1, domid);
 const FRAME: usize = offset_of!(GrantEntryV1, frame);
 
-/// How often ending a grant tries again after Xen changed the entry under its hands. The peer
-/// decides how often that happens, so it cannot be for ever.
+/// How often ending a grant retries after Xen changed the entry in between. The peer decides how
+/// often that happens, so the number is bounded.
 const ATTEMPTS: usize = 16;
 
-/// Whether the other domain may write to a granted page.
+/// What the other domain may do with a granted page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// It may not.
+    /// Read.
     ReadOnly,
-    /// It may.
+    /// Read and write.
     ReadWrite,
 }
 
@@ -42,11 +42,24 @@ pub struct Usage {
     pub in_use: u32,
     /// Free entries in the frames that are mapped.
     pub free: u32,
-    /// The most grants that there can be.
+    /// The limit for grants.
     pub capacity: u32,
 }
 
 /// The domain's grant table.
+///
+/// ```
+/// use xen::grant::{Access, GrantTable};
+/// use xen::{DomId, Errno, Gfn, testing::FakeXen};
+///
+/// let xen = FakeXen::new();
+/// let table = GrantTable::new(&xen, &xen)?;
+/// // SAFETY: in this example the frame is not a page.
+/// let grant = unsafe { table.grant(DomId(0), Gfn(0x1234), Access::ReadWrite) }?;
+/// // The peer is told the reference through xenstore or a ring; when it has unmapped the page:
+/// table.end(grant)?;
+/// # Ok::<(), Errno>(())
+/// ```
 pub struct GrantTable<H, F> {
     hypervisor: H,
     source: F,
@@ -56,15 +69,15 @@ pub struct GrantTable<H, F> {
 
 struct State {
     frames: Vec<(Gfn, Shared<'static>)>,
-    /// Entries to hand out; has room for all that exist, so that giving one back never allocates.
+    /// Free entries. Its capacity suffices for all, so that freeing one never allocates.
     free: Vec<GrantRef>,
     in_use: u32,
-    /// A page for the next frame, which Xen did not have the memory to put there.
+    /// A page for the next frame: mapping failed because Xen was out of memory.
     spare: Option<(Gfn, Shared<'static>)>,
 }
 
 impl<H: Hypervisor, F: FrameSource> GrantTable<H, F> {
-    /// Maps the table's first frame. The toolstack's entries in it stay as they are.
+    /// Maps the table's first frame. The toolstack's entries in it are kept.
     pub fn new(hypervisor: H, source: F) -> Result<Self, Errno> {
         hypervisor.set_grant_table_version_1()?;
         let (_, max_frames) = hypervisor.grant_table_size()?;
@@ -75,11 +88,11 @@ impl<H: Hypervisor, F: FrameSource> GrantTable<H, F> {
         Ok(table)
     }
 
-    /// Lets `peer` map a page. [`Errno::ENOSPC`] when the table is full.
+    /// Lets `peer` map a page. [`Errno::ENOSPC`] if the table is full.
     ///
     /// # Safety
-    /// Until the grant is ended, the page is reached through [`Shared`] alone, and holds nothing
-    /// that the peer must not see.
+    /// Until the grant is ended, the page is accessed through [`Shared`] alone, and contains
+    /// nothing that the peer must not see.
     pub unsafe fn grant(&self, peer: DomId, page: Gfn, access: Access) -> Result<GrantRef, Errno> {
         let frame = u32::try_from(page.0).map_err(|_| Errno::EINVAL)?;
         let mut state = self.state.borrow_mut();
@@ -95,15 +108,15 @@ impl<H: Hypervisor, F: FrameSource> GrantTable<H, F> {
         };
         table.store_u16(at + DOMID, peer.0, Relaxed);
         table.store_u32(at + FRAME, frame, Relaxed);
-        // The flags make the entry valid: they are seen after the rest.
+        // The flags make the entry valid, so they become visible last.
         table.store_u16(at + FLAGS, GTF_PERMIT_ACCESS | readonly, Release);
         Ok(grant)
     }
 
-    /// Ends a grant. After `Ok` the peer cannot reach the page through it.
+    /// Ends a grant. After `Ok` the peer cannot access the page through it.
     ///
-    /// [`Errno::EBUSY`]: the peer has the page mapped; the grant is live still, and both page and reference
-    /// must be kept. [`Errno::EINVAL`]: there is no such grant.
+    /// [`Errno::EBUSY`]: the peer has the page mapped. The grant is still live, and both page and
+    /// reference must be kept. [`Errno::EINVAL`]: there is no such grant.
     pub fn end(&self, grant: GrantRef) -> Result<(), Errno> {
         let mut state = self.state.borrow_mut();
         let (table, at) = state.entry(grant).ok_or(Errno::EINVAL)?;
@@ -141,21 +154,20 @@ impl<H: Hypervisor, F: FrameSource> GrantTable<H, F> {
         }
     }
 
-    /// Begins anew in a domain that has been restored: maps the frames that the table had, at the same
-    /// places.
+    /// Sets the table up in a restored domain: maps the frames that it had, at the same places.
     ///
-    /// Grants that were made before let nobody map anything any more. Their references stay theirs: each
-    /// has to be [ended](GrantTable::end), as always, and is free after that.
+    /// No domain can map pages through former grants. Their references stay allocated until each is
+    /// [ended](GrantTable::end), as always.
     pub fn resume(&self) -> Result<(), Errno> {
         self.hypervisor.set_grant_table_version_1()?;
         let (_, max_frames) = self.hypervisor.grant_table_size()?;
         self.max_frames.set(max_frames);
         let state = self.state.borrow();
         for (index, (gfn, _)) in (0..).zip(&state.frames) {
-            // SAFETY: the source gave the page to this table, for good.
+            // SAFETY: the source gave the page to this table for good.
             unsafe { self.hypervisor.map_grant_frame(index, *gfn) }?;
         }
-        // Those that are free are not marked where they are, so all become grants to nobody first.
+        // An entry does not tell whether it is free, so first all become grants to no domain.
         let all = state.frames.len() as u32 * PER_FRAME;
         for (table, at) in (0..all).filter_map(|grant| state.entry(GrantRef(grant))) {
             table.store_u16(at + DOMID, DOMID_INVALID, Relaxed);
@@ -178,9 +190,9 @@ impl<H: Hypervisor, F: FrameSource> GrantTable<H, F> {
             Some(page) => page,
             None => self.source.take()?,
         };
-        // SAFETY: the source gave the page to this table, for good.
+        // SAFETY: the source gave the page to this table for good.
         if let Err(error) = unsafe { self.hypervisor.map_grant_frame(index, gfn) } {
-            // Xen may have memory again another time.
+            // Xen may have memory at the next attempt.
             state.spare = Some((gfn, frame));
             return Err(error);
         }
@@ -188,7 +200,7 @@ impl<H: Hypervisor, F: FrameSource> GrantTable<H, F> {
         let total = (index + 1) * PER_FRAME;
         let missing = total as usize - state.free.len();
         state.free.reserve(missing);
-        // The lowest are handed out first.
+        // The lowest are allocated first.
         let first = (index * PER_FRAME).max(GNTTAB_NR_RESERVED_ENTRIES);
         state.free.extend((first..total).rev().map(GrantRef));
         Ok(())
@@ -196,7 +208,7 @@ impl<H: Hypervisor, F: FrameSource> GrantTable<H, F> {
 }
 
 impl State {
-    /// Where an entry is: its frame and the offset in it. The toolstack's entries are not ours.
+    /// The frame of an entry and the offset in it. `None` for the toolstack's entries.
     fn entry(&self, grant: GrantRef) -> Option<(Shared<'static>, usize)> {
         if grant.0 < GNTTAB_NR_RESERVED_ENTRIES {
             return None;

@@ -1,25 +1,24 @@
-//! A guest's view of Xen.
+//! A guest's view of Xen: what a domain needs to talk to the hypervisor and to other domains.
 //!
-//! What a domain needs to talk to the hypervisor and to other domains; it knows nothing of sockets.
-//!
-//! | module | what it has |
+//! | module | content |
 //! |---|---|
-//! | [`abi`] | Xen's public structures and numbers, a file for each header |
-//! | [`hypercall`] | the calls into the hypervisor, typed |
-//! | [`event`] | event channels, and who hears of their events |
-//! | [`grant`] | letting another domain map a page |
-//! | [`xenstore`], [`xenbus`] | the tree in which domains find each other, and a device's states in it |
-//! | [`frontend`] | the sessions of a device with one backend after the other, which all drivers share |
-//! | [`console`], [`clock`], [`lifecycle`] | output and input, time and the timer, requests to shut down |
-//! | [`Machine`], [`Signal`], [`WaitList`], [`Counter`] | what a frontend needs of whatever it runs on, how tasks hear of events and of each other, and what is counted |
-//! | [`balloon`] | memory that is given back to Xen, and taken again |
-//! | [`shared`] | the only way to touch memory that another domain can write |
-//! | `testing` | fakes of all this for tests, with the feature `testing` |
+//! | [`abi`] | Xen's public structures and numbers, one file per header |
+//! | [`hypercall`] | typed hypercalls |
+//! | [`event`] | event channels, in both ABIs |
+//! | [`grant`] | the grant table: lets other domains map pages |
+//! | [`xenstore`], [`xenbus`] | a client of xenstore, and the states of devices in it |
+//! | [`frontend`] | what all frontends share: sessions, granted pages, `io/ring.h` |
+//! | [`console`], [`clock`] | the console; time and the timer |
+//! | [`lifecycle`] | the toolstack's requests to shut down or to suspend |
+//! | [`Machine`] | the memory, grants and ports of frontends |
+//! | [`Signal`], [`WaitList`], [`Counter`] | wakers of tasks, statistics |
+//! | [`balloon`] | memory that is given back to Xen and taken again |
+//! | [`shared`] | the only way to access memory that another domain can write |
+//! | `testing` | fakes of Xen for tests, with the feature `testing` |
 //!
-//! The parts that make no hypercall also build for an ordinary operating system: a backend uses
-//! them, and so do the tests. Those that do make any are generic over [`hypercall::Hypervisor`].
-//! Everything is for one thread, `async` where it waits, and allocates nothing on the way of an
-//! event or a grant.
+//! All of it builds for any target: whatever makes hypercalls is generic over
+//! [`hypercall::Hypervisor`], which a kernel implements. Everything is for one thread, and `async`
+//! if it waits. Sending and handling events, and granting pages, does not allocate.
 #![cfg_attr(not(any(test, feature = "testing")), no_std)]
 
 extern crate alloc;
@@ -44,7 +43,7 @@ pub mod lifecycle;
 mod machine;
 #[allow(
     unsafe_code,
-    reason = "memory that another domain writes is accessed atomically or copied through raw pointers"
+    reason = "accesses to memory that another domain writes: atomics and raw copies"
 )]
 pub mod shared;
 mod signal;

@@ -1,7 +1,8 @@
-//! Requests of the toolstack to end or to suspend the domain, in the node `control/shutdown`
+//! Requests of the toolstack to shut down or to suspend the domain, in the node `control/shutdown`
 //! (`docs/misc/xenstore-paths`).
 //!
-//! Ending it is [`Operations::shutdown`](crate::hypercall::Operations::shutdown).
+//! The caller obeys with [`Operations::shutdown`](crate::hypercall::Operations::shutdown) or
+//! [`suspend`](crate::hypercall::Operations::suspend).
 
 use crate::Errno;
 use crate::xenstore::{Store, Watch};
@@ -12,14 +13,14 @@ use core::cell::Cell;
 
 const NODE: &str = "control/shutdown";
 
-/// What the toolstack asks for.
+/// A request of the toolstack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// To end (`poweroff`, or the older `halt`).
+    /// Shut down (`poweroff`, or the older `halt`).
     Poweroff,
-    /// To start again (`reboot`).
+    /// Reboot (`reboot`).
     Reboot,
-    /// To be saved (`suspend`).
+    /// Suspend, to be saved (`suspend`).
     Suspend,
 }
 
@@ -42,7 +43,27 @@ impl Request {
     }
 }
 
-/// Hears of the toolstack's requests.
+/// Watches `control/shutdown`.
+///
+/// ```
+/// # use futures_executor::LocalPool;
+/// # use futures_util::{FutureExt, task::LocalSpawnExt};
+/// use xen::lifecycle::{Request, Requests};
+/// use xen::{DomId, Errno, testing::FakeStore, xenstore};
+///
+/// let dom0 = FakeStore::new();
+/// dom0.add_domain(DomId(5));
+/// let (reader, writer) = dom0.connect(DomId(5));
+/// let (store, driver) = xenstore::connect(reader, writer);
+/// # let mut pool = LocalPool::new();
+/// # pool.spawner().spawn_local(driver.run().map(drop)).unwrap();
+/// # pool.run_until(async {
+/// let mut requests = Requests::watch(&store, &[Request::Poweroff]).await?;
+/// dom0.write("/local/domain/5/control/shutdown", "poweroff");
+/// assert_eq!(requests.next().await?, Request::Poweroff);
+/// # Ok::<(), Errno>(())
+/// # }).unwrap();
+/// ```
 #[derive(Debug)]
 pub struct Requests {
     store: Store,
@@ -50,13 +71,13 @@ pub struct Requests {
     supported: Vec<Request>,
     /// The watch has fired since the node was read.
     changed: bool,
-    /// A request whose acknowledgement is under way: if the node is found empty, it was made.
+    /// A request whose acknowledgement is under way. If the node is then empty, it was committed.
     acknowledging: Cell<Option<Request>>,
 }
 
 impl Requests {
-    /// Announces which requests are obeyed (`control/feature-poweroff` and so on) and begins to
-    /// watch for them.
+    /// Announces the supported requests (`control/feature-poweroff` and so on) and watches for
+    /// requests.
     pub async fn watch(store: &Store, supported: &[Request]) -> Result<Requests, Errno> {
         let watch = store.watch(NODE).await?;
         let (store, supported) = (store.clone(), supported.to_vec());
@@ -66,22 +87,22 @@ impl Requests {
         Ok(requests)
     }
 
-    /// Announces again which requests are obeyed: the nodes of a restored domain are new.
+    /// Announces the supported requests again: a restored domain has new nodes.
     pub async fn announce(&self) {
         for request in &self.supported {
             let node = format!("control/feature-{}", request.word());
             if let Err(error) = self.store.write(&node, "1").await {
-                // Requests can come all the same.
+                // Requests can be made without the announcement.
                 log::warn!("cannot announce {node} to the toolstack: {error}");
             }
         }
     }
 
-    /// Waits for a request that is supported, and acknowledges it: the caller obeys now.
+    /// Waits for a supported request and acknowledges it. The caller obeys.
     ///
-    /// A word that means nothing is acknowledged and logged. A request that is not supported is
-    /// only logged: without an acknowledgement the toolstack tells its user that it failed. Dropping
-    /// the future loses no request.
+    /// An unknown word is acknowledged and logged. An unsupported request is only logged: without
+    /// an acknowledgement the toolstack reports to its user that it failed. Dropping the future
+    /// loses no request.
     pub async fn next(&mut self) -> Result<Request, Errno> {
         loop {
             if !self.changed {
@@ -101,7 +122,7 @@ impl Requests {
         let first = Cell::new(true);
         let word = store.transact(async |transaction| {
             if !first.replace(false) {
-                // The one before was not committed.
+                // The former transaction was not committed.
                 acknowledging.set(None);
             }
             let word = match transaction.read(NODE).await {
@@ -120,10 +141,10 @@ impl Requests {
         match Request::decode(&word) {
             None if !word.is_empty() => {
                 let word = String::from_utf8_lossy(&word);
-                log::warn!("the toolstack asks for {word:?}, which means nothing here");
+                log::warn!("the toolstack requests {word:?}, which is unknown");
             }
             Some(request) if acknowledged.is_none() => {
-                log::warn!("the toolstack asks for {}, which is not supported", request.word());
+                log::warn!("the toolstack requests {}, which is not supported", request.word());
             }
             _ => {}
         }

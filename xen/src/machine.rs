@@ -1,12 +1,12 @@
-//! What a frontend needs of the machine it runs on.
+//! The machine that a frontend needs: memory, grants and event channels.
 
 use crate::{DomId, Errno, GrantRef, PAGE_SIZE, Port, Shared, Signal};
 use alloc::sync::Arc;
 
-/// A run of whole pages, owned by the frontend, contiguous in its address space.
+/// A run of pages that a frontend owns, contiguous in its address space.
 ///
-/// It is plain data with no `Drop`: pages that another domain may still write are never freed by
-/// accident, only given back through [`Machine::free`].
+/// It has no `Drop`, so that pages which another domain may still write are not freed by accident:
+/// only [`Machine::free`] does.
 #[derive(Debug)]
 pub struct Pages {
     start: *mut u8,
@@ -20,8 +20,8 @@ impl Pages {
     /// Describes `count` pages at `start`.
     ///
     /// # Safety
-    /// The memory must be page-aligned, mapped, writable, owned by nobody else, and stay so until
-    /// the value is given back to the machine that made it.
+    /// The memory must be page-aligned, mapped and writable, and have no other owner, until the
+    /// value is freed by the machine that made it.
     pub unsafe fn new(start: *mut u8, count: usize) -> Self {
         Pages { start, count }
     }
@@ -52,8 +52,8 @@ impl Pages {
 pub unsafe trait Machine {
     /// Allocates pages. [`Errno::ENOMEM`] when there are none.
     ///
-    /// The implementer promises that the pages are zeroed, and that nothing else refers to them until
-    /// they are [freed](Machine::free).
+    /// The implementer promises that the pages are zeroed, and that nothing else refers to them
+    /// until they are [freed](Machine::free).
     fn alloc(&self, pages: usize) -> Result<Pages, Errno>;
 
     /// Whether memory is short: then unused pages are freed rather than kept for later.
@@ -64,8 +64,8 @@ pub unsafe trait Machine {
     /// Takes pages back.
     ///
     /// # Safety
-    /// The caller promises that the pages came from this machine's [`alloc`](Machine::alloc), and that
-    /// every grant of them was [revoked](Machine::revoke).
+    /// The caller promises that the pages came from this machine's [`alloc`](Machine::alloc), and
+    /// that every grant of them was [revoked](Machine::revoke).
     unsafe fn free(&self, pages: Pages);
 
     /// Lets `peer` map page `index` of `pages`, for reading and writing. [`Errno::ENOSPC`] when the
@@ -74,10 +74,11 @@ pub unsafe trait Machine {
     /// The implementer promises that `peer` can reach that page and nothing else through the grant.
     fn grant(&self, peer: DomId, pages: &Pages, index: usize) -> Result<GrantRef, Errno>;
 
-    /// Ends a grant. [`Errno::EBUSY`] while the peer has the page mapped: then the grant is still live,
-    /// and the caller keeps page and reference, and tries again later.
+    /// Ends a grant. [`Errno::EBUSY`] while the peer has the page mapped: then the grant is still
+    /// live, and the caller keeps page and reference, and tries again later.
     ///
-    /// The implementer promises that after `Ok` no other domain can reach the page through this grant.
+    /// The implementer promises that after `Ok` no other domain can reach the page through this
+    /// grant.
     fn revoke(&self, grant: GrantRef) -> Result<(), Errno>;
 
     /// Allocates an event channel that `peer` may bind.

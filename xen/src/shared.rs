@@ -1,36 +1,47 @@
-//! Memory that another domain can write: the only way to touch it.
+//! Memory that another domain can write: the only way to access it.
 //!
-//! A Rust reference promises that nobody else changes what it points to; memory shared with another
-//! domain breaks that promise at any moment. So nothing here hands out a reference: words are read,
-//! written and updated by atomic accesses, bytes are copied in and out through raw pointers, and what was
-//! copied is then checked by the caller, who never looks at the original twice.
+//! A Rust reference promises that nothing else changes what it points to, and another domain breaks
+//! that promise at any moment. So nothing here returns a reference: words are accessed atomically,
+//! and bytes are copied through raw pointers. The caller checks the copy, and never reads the
+//! original twice.
 
 #[cfg(feature = "loom")]
 pub use crate::testing::model::fence;
 #[cfg(not(feature = "loom"))]
-/// The fence that orders accesses to shared memory: `core`'s, or the model checker's with the feature `loom`.
+/// The fence that orders accesses to shared memory: `core`'s, or the model checker's with the
+/// feature `loom`.
 pub use core::sync::atomic::fence;
 
 use core::marker::PhantomData;
 use core::ptr;
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-/// A run of shared bytes, borrowed from whatever owns the pages (an allocation, a mapping).
+/// A run of shared bytes, borrowed from the owner of the pages (an allocation, a mapping).
 ///
-/// Offsets are in bytes from the start of the run. An access outside the run or, for words, one
-/// that is not aligned is a bug of the caller's own and panics: offsets never come from a peer.
+/// Offsets are in bytes from the start of the run. An access outside of the run panics, and so does
+/// an unaligned access to a word: those are bugs of the caller, as offsets never come from a peer.
+///
+/// ```
+/// use core::sync::atomic::Ordering::Relaxed;
+///
+/// let page = xen::testing::page();
+/// page.store_u32(8, 0x0403_0201, Relaxed);
+/// let mut bytes = [0; 3];
+/// page.read(8, &mut bytes);
+/// assert_eq!(bytes, [1, 2, 3]);
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Shared<'a> {
     start: *mut u8,
     len: usize,
     owner: PhantomData<&'a ()>,
-    /// What stands for the memory in a model: then `start` is an offset into it.
+    /// The model of the memory. Then `start` is an offset into it.
     #[cfg(feature = "loom")]
     model: Option<&'a crate::testing::model::ModelMemory>,
 }
 
-// SAFETY: a `Shared` is a pointer and a length; each access through it is atomic or a raw copy that
-// assumes other writers, so it does not matter which thread makes it.
+// SAFETY: a `Shared` is a pointer and a length. Each access through it is atomic, or a raw copy
+// that expects other writers, so any thread may make it.
 unsafe impl Send for Shared<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for Shared<'_> {}
@@ -65,10 +76,11 @@ macro_rules! words {
     )* };
 }
 
-/// A method that updates a word in one step.
+/// A method that updates a word atomically.
 macro_rules! update {
     ($name:ident $model:ident $operation:ident $word:ty, $atomic:ty, $doc:literal) => {
-        #[doc = concat!($doc, " the aligned `", stringify!($word), "` at `offset`, and returns what it was before.")]
+        #[doc = concat!($doc, " the aligned `", stringify!($word), "` at `offset`.")]
+        /// Returns the previous value.
         #[inline]
         #[cfg_attr(feature = "loom", track_caller)]
         pub fn $name(self, offset: usize, value: $word, order: Ordering) -> $word {
@@ -87,9 +99,10 @@ macro_rules! updates {
     ($($swap:ident $or:ident $and:ident $exchange:ident $word:ty, $atomic:ty;)*) => { $(
         update!($swap swap swap $word, $atomic, "Replaces");
         update!($or fetch_or fetch_or $word, $atomic, "Sets bits of");
-        update!($and fetch_and fetch_and $word, $atomic, "Clears those bits that are not in `value` of");
+        update!($and fetch_and fetch_and $word, $atomic, "Applies the mask `value` to");
 
-        #[doc = concat!("Replaces the aligned `", stringify!($word), "` at `offset` if it is `current`. What it was before comes back, as an error if that was something else.")]
+        #[doc = concat!("Compare-and-exchange of the aligned `", stringify!($word), "` at `offset`.")]
+        /// Returns the previous value, as an error if it was not `current`.
         #[inline]
         #[cfg_attr(feature = "loom", track_caller)]
         pub fn $exchange(
@@ -107,7 +120,8 @@ macro_rules! updates {
             };
             #[cfg(feature = "loom")]
             if let Some(model) = self.model {
-                let was = model.compare_exchange(word.addr(), current as u64, new as u64, order, failure);
+                let (current, new) = (current as u64, new as u64);
+                let was = model.compare_exchange(word.addr(), current, new, order, failure);
                 return was.map(|was| was as $word).map_err(|was| was as $word);
             }
             // SAFETY: `word` checked range and alignment; the owner keeps the memory mapped for 'a.
@@ -132,7 +146,7 @@ impl<'a> Shared<'a> {
         }
     }
 
-    /// The first `len` bytes of a model's memory. Words and bytes are all that it has, and no address.
+    /// The first `len` bytes of a model's memory, which has words and bytes but no address.
     #[cfg(feature = "loom")]
     pub(crate) fn modelled(model: &'a crate::testing::model::ModelMemory, len: usize) -> Self {
         Shared {
@@ -148,7 +162,7 @@ impl<'a> Shared<'a> {
         self.len
     }
 
-    /// Whether there is no byte in it.
+    /// Whether it has no bytes.
     pub const fn is_empty(self) -> bool {
         self.len == 0
     }
@@ -177,7 +191,8 @@ impl<'a> Shared<'a> {
         swap_u64 fetch_or_u64 fetch_and_u64 compare_exchange_u64 u64, AtomicU64;
     }
 
-    /// Copies bytes from `offset` on into private memory. What comes may be torn: check the copy.
+    /// Copies bytes from `offset` on into private memory. The peer may write meanwhile: check the
+    /// copy.
     #[inline]
     pub fn read(self, offset: usize, to: &mut [u8]) {
         let from = self.range(offset, to.len());
@@ -185,8 +200,8 @@ impl<'a> Shared<'a> {
         if let Some(model) = self.model {
             return model.read(from.addr(), to);
         }
-        // SAFETY: the range was checked; `to` is private, so the two cannot overlap. Another domain
-        // may write meanwhile, which changes the bytes copied and nothing else.
+        // SAFETY: the range was checked. `to` is private, so the two cannot overlap. Another domain
+        // may write at the same time, which changes only the copied bytes.
         unsafe { ptr::copy_nonoverlapping(from.cast_const(), to.as_mut_ptr(), to.len()) }
     }
 
@@ -220,7 +235,7 @@ impl<'a> Shared<'a> {
     fn range(self, offset: usize, len: usize) -> *mut u8 {
         let end = offset.checked_add(len).expect("an offset into shared memory overflows");
         assert!(end <= self.len, "shared memory has {} bytes, asked for {offset}..{end}", self.len);
-        // In bounds of the run, and without a promise to the compiler: a model's run is no allocation.
+        // In bounds. `wrapping_add` does not require an allocation, which a model does not have.
         self.start.wrapping_add(offset)
     }
 
@@ -237,9 +252,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_and_bytes_go_in_and_come_out() {
+    fn words_and_bytes_read_back_as_written() {
         let mut memory = [0u64; 8];
-        // SAFETY: the array outlives the borrow and is not used meanwhile.
+        // SAFETY: the array outlives the borrow and is not used in that time.
         let shared = unsafe { Shared::new(memory.as_mut_ptr().cast(), 64) };
         shared.store_u32(4, 0x0403_0201, Ordering::Relaxed);
         let mut bytes = [0; 6];
@@ -253,7 +268,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "shared memory has 8 bytes")]
-    fn an_access_past_the_end_is_refused() {
+    fn an_access_past_the_end_panics() {
         let mut memory = [0u64; 1];
         // SAFETY: as above.
         let shared = unsafe { Shared::new(memory.as_mut_ptr().cast(), 8) };
@@ -262,7 +277,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "not aligned")]
-    fn a_word_across_two_is_refused() {
+    fn an_unaligned_word_panics() {
         let mut memory = [0u64; 1];
         // SAFETY: as above.
         let shared = unsafe { Shared::new(memory.as_mut_ptr().cast(), 8) };

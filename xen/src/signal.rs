@@ -1,23 +1,36 @@
-//! How an event on a channel reaches the tasks that wait for it.
+//! Wakes the tasks that wait for a channel's events.
 
 use atomic_waker::AtomicWaker;
 use core::future::poll_fn;
 use core::task::{Poll, Waker};
 
-/// Which of a channel's two waiters: a data ring has one task that reads and one that writes.
+/// One of a channel's two waiters: a data ring has one task that reads and one that writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     /// The task that waits for data (or for responses, or for requests).
     Rx,
-    /// The task that waits for room.
+    /// The task that waits for room to write.
     Tx,
 }
 
 /// The wakers of one event channel.
 ///
-/// Whoever owns the channel calls [`raise`](Signal::raise) for each event. A waiter first registers,
-/// then looks at the ring, then sleeps: an event between the look and the sleep finds the waker. So
-/// the ring is the only truth, an event carries no data, and one too many is harmless.
+/// The owner of the channel calls [`raise`](Signal::raise) for each event. A waiter first
+/// registers, then looks at the ring, then sleeps: an event between the look and the sleep wakes
+/// it. An event carries no data, so a spurious one is harmless.
+///
+/// ```
+/// # use std::{pin::pin, sync::Arc, cell::Cell};
+/// # use futures_util::FutureExt;
+/// use xen::{Side, Signal};
+///
+/// let (signal, ring) = (Signal::new(), Cell::new(None));
+/// let mut byte = pin!(signal.until(Side::Rx, || ring.take()));
+/// assert_eq!(byte.as_mut().now_or_never(), None);
+/// ring.set(Some(7));
+/// signal.raise();
+/// assert_eq!(byte.now_or_never(), Some(7));
+/// ```
 #[derive(Debug, Default)]
 pub struct Signal {
     rx: AtomicWaker,
@@ -25,12 +38,12 @@ pub struct Signal {
 }
 
 impl Signal {
-    /// A signal that nobody waits for.
+    /// A signal without waiters.
     pub const fn new() -> Self {
         Signal { rx: AtomicWaker::new(), tx: AtomicWaker::new() }
     }
 
-    /// Asks to be woken by the next event, in place of the side's former waker.
+    /// Registers a waker for the next event. It replaces the side's former waker.
     pub fn register(&self, side: Side, waker: &Waker) {
         self.side(side).register(waker);
     }

@@ -1,18 +1,32 @@
-//! Tasks that wait for something to become true, first come first served.
+//! Tasks that wait for a condition, first come first served.
 
 use alloc::collections::BTreeMap;
 use core::cell::{Cell, RefCell};
 use core::future::poll_fn;
 use core::task::{Poll, Waker};
 
-/// The tasks that wait for one thing. For a single thread.
+/// The tasks that wait for one condition. For a single thread.
+///
+/// ```
+/// # use std::{pin::pin, cell::Cell};
+/// # use futures_util::FutureExt;
+/// use xen::WaitList;
+///
+/// let (list, free) = (WaitList::default(), Cell::new(0));
+/// let take = || (free.get() > 0).then(|| free.set(free.get() - 1));
+/// let mut taken = pin!(list.until(take));
+/// assert_eq!(taken.as_mut().now_or_never(), None);
+/// free.set(1);
+/// list.wake_one();
+/// assert_eq!(taken.now_or_never(), Some(()));
+/// ```
 #[derive(Debug, Default)]
 pub struct WaitList {
     wakers: RefCell<BTreeMap<u64, Waker>>,
     next: Cell<u64>,
 }
 
-/// A waiter's place in the list, left when the wait ends or is given up.
+/// A waiter's place in the list, removed when the wait ends or is cancelled.
 struct Place<'a> {
     list: &'a WaitList,
     key: u64,
@@ -20,7 +34,7 @@ struct Place<'a> {
 }
 
 impl WaitList {
-    /// Waits until `ready` gives a value. It is asked at once and after each wake.
+    /// Waits until `ready` gives a value. It is called at once and after each wake.
     pub async fn until<T>(&self, mut ready: impl FnMut() -> Option<T>) -> T {
         let key = self.next.get();
         self.next.set(key + 1);

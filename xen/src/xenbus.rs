@@ -1,4 +1,4 @@
-//! How a device's two ends meet: the states in xenstore (`io/xenbus.h`) and the nodes beside them.
+//! The states of a device's two ends in xenstore (`io/xenbus.h`), and the nodes beside them.
 
 use crate::xenstore::{Nodes, Store, Watch};
 use crate::{DomId, Errno};
@@ -9,13 +9,13 @@ use alloc::string::{String, ToString};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum State {
-    /// There is no such node, or its value is no state.
+    /// The node does not exist, or its value is not a state.
     Unknown = 0,
     /// The toolstack has made the nodes.
     Initialising = 1,
     /// The backend is ready and waits for the frontend's nodes.
     InitWait = 2,
-    /// The frontend's nodes are written and wait for the backend.
+    /// The frontend has written its nodes and waits for the backend.
     Initialised = 3,
     /// This end works.
     Connected = 4,
@@ -30,7 +30,7 @@ pub enum State {
 }
 
 impl State {
-    /// Reads a node's value: anything that is no state is [`State::Unknown`].
+    /// Reads a node's value. Anything else is [`State::Unknown`].
     pub fn decode(value: &[u8]) -> State {
         match value.strip_suffix(&[0]).unwrap_or(value) {
             b"1" => State::Initialising,
@@ -46,7 +46,7 @@ impl State {
     }
 }
 
-/// The state of the end whose folder is `path`. A folder that is gone is [`State::Unknown`].
+/// The state of the end whose folder is `path`: [`State::Unknown`] if the folder does not exist.
 pub async fn read_state(nodes: &Nodes, path: &str) -> Result<State, Errno> {
     match nodes.read(&format!("{path}/state")).await {
         Ok(value) => Ok(State::decode(&value)),
@@ -55,9 +55,9 @@ pub async fn read_state(nodes: &Nodes, path: &str) -> Result<State, Errno> {
     }
 }
 
-/// Moves the end whose folder is `path` to a state, if it is not there already.
+/// Moves the end whose folder is `path` to a state, if it is in another one.
 ///
-/// [`Errno::ENOENT`] when the toolstack has removed the device: its folder is not made anew.
+/// [`Errno::ENOENT`] if the toolstack has removed the device: its folder is not created again.
 pub async fn switch_state(nodes: &Nodes, path: &str, state: State) -> Result<(), Errno> {
     let node = format!("{path}/state");
     if State::decode(&nodes.read(&node).await?) == state {
@@ -78,15 +78,15 @@ pub struct StateWatch {
 }
 
 impl StateWatch {
-    /// Starts to watch the end whose folder is `path`.
+    /// Watches the end whose folder is `path`.
     pub async fn new(store: &Store, path: &str) -> Result<StateWatch, Errno> {
         let watch = store.watch(&format!("{path}/state")).await?;
         let (store, path) = (store.clone(), path.to_string());
         Ok(StateWatch { store, path, watch, changed: false, last: None })
     }
 
-    /// The state, the first time; after that, the next state that differs from the last one
-    /// returned. States that pass quickly can go unseen. Dropping the future loses nothing.
+    /// Returns the present state the first time. After that, waits for a state that differs from
+    /// the last one returned. Short-lived states can be missed. Dropping the future loses nothing.
     pub async fn next(&mut self) -> Result<State, Errno> {
         loop {
             if !self.changed {
@@ -103,7 +103,7 @@ impl StateWatch {
         }
     }
 
-    /// Waits for a state that `wanted` accepts, which may be the present one, and returns it.
+    /// Waits for a state that `wanted` accepts, and returns it. It may be the present one.
     pub async fn wait_for(&mut self, wanted: impl Fn(State) -> bool) -> Result<State, Errno> {
         if let Some(state) = self.last
             && wanted(state)
@@ -119,7 +119,7 @@ impl StateWatch {
     }
 }
 
-/// A device's other end, as the toolstack names it in the folder of this end.
+/// A device's other end, which the toolstack names in the folder of this end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OtherEnd {
     /// The domain that serves or uses the device.
@@ -146,7 +146,8 @@ impl OtherEnd {
     }
 }
 
-/// A node's value as a decimal number. [`Errno::EPROTO`] when it is none, or too large for `T`.
+/// A node's value as a decimal number. [`Errno::EPROTO`] if it is not a number, or too large for
+/// `T`.
 pub async fn read_number<T: core::str::FromStr>(nodes: &Nodes, path: &str) -> Result<T, Errno> {
     nodes.read_string(path).await?.parse().map_err(|_| Errno::EPROTO)
 }

@@ -1,5 +1,5 @@
-//! Xen's public interface as Rust types: one file per header of `xen/include/public`, however short,
-//! so that a definition is found where Xen has it.
+//! Xen's public interface as Rust types: one file per header of `xen/include/public`, however
+//! short, so that a definition is found where Xen has it.
 //!
 //! Constants keep Xen's names, structures take Rust's spelling of them. Only what a guest of this
 //! project uses is here. Sizes and offsets are asserted at compile time, for x86-64. Nothing here

@@ -1,8 +1,8 @@
 //! `io/netif.h`: the rings of a virtual network interface.
 //!
-//! Both rings begin with four indexes (`io/ring.h`: [`REQ_PROD`] and so on) and have [`RING_SLOTS`] slots behind
-//! [`RING_HEADER`] bytes. A frame takes one request for each part of it, and one more slot for each extra
-//! info, which stand behind the first request.
+//! Both rings begin with four indexes (`io/ring.h`: [`REQ_PROD`] and so on) and have [`RING_SLOTS`]
+//! slots behind [`RING_HEADER`] bytes. A frame takes one request for each part of it, and one more
+//! slot for each extra info, which stand behind the first request.
 
 pub use super::ring::*;
 

@@ -1,4 +1,5 @@
-//! `io/ring.h`: the header of a ring of requests and responses (`DEFINE_RING_TYPES`), as offsets in its page.
+//! `io/ring.h`: the header of a ring of requests and responses (`DEFINE_RING_TYPES`), as offsets in
+//! its page.
 
 /// Requests produced, written by the frontend.
 pub const REQ_PROD: usize = 0;

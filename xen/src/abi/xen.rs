@@ -17,7 +17,8 @@ pub const __HYPERVISOR_EVENT_CHANNEL_OP: u32 = 32;
 /// Parameters of HVM and PVH domains.
 pub const __HYPERVISOR_HVM_OP: u32 = 34;
 
-/// The timer set by [`vcpu::VCPUOP_SET_SINGLESHOT_TIMER`](super::vcpu::VCPUOP_SET_SINGLESHOT_TIMER).
+/// The timer set by
+/// [`vcpu::VCPUOP_SET_SINGLESHOT_TIMER`](super::vcpu::VCPUOP_SET_SINGLESHOT_TIMER).
 pub const VIRQ_TIMER: u32 = 0;
 
 /// The calling domain, whatever its number.

@@ -1,8 +1,8 @@
 //! The balloon: memory of the domain that is given back to Xen, and may be taken again.
 //!
-//! [`Balloon`] is the record of it. It has a fixed size and allocates nothing, for it is needed when memory
-//! is short, and before there is any to allocate; and it changes only along with what Xen has done, so
-//! that it is right after every failure. [`Target`] is what the toolstack wants.
+//! [`Balloon`] records it. The record has a fixed size and allocates nothing, because it is needed
+//! when memory is short, and before there is a heap. It changes only by what Xen has done, so it is
+//! right after every failure. [`Target`] reads the toolstack's target.
 
 mod target;
 
@@ -16,18 +16,18 @@ use crate::hypercall::Operations;
 use crate::{Errno, Gfn};
 use arrayvec::ArrayVec;
 
-/// The most runs that are on record. Runs that touch are one.
+/// The most runs in the record. Adjacent runs are merged.
 pub const MAX_RUNS: usize = 512;
 
-/// The most extents that one hypercall names: their frames fill a page.
+/// The most extents of one hypercall: their frames fill a page.
 const MAX_EXTENTS: usize = 512;
 
-/// Frames that follow each other.
+/// Consecutive frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
-    /// The first one.
+    /// The first frame.
     pub start: Gfn,
-    /// How many there are.
+    /// The number of frames.
     pub count: u64,
 }
 
@@ -41,17 +41,31 @@ impl Run {
         self.start.0 + self.count
     }
 
-    /// Takes the first frames off it.
+    /// Removes the first frames.
     fn skip(&mut self, count: u64) {
         self.start.0 += count;
         self.count -= count;
     }
 }
 
-/// Which frames are given back to Xen.
+/// The frames that are given back to Xen.
+///
+/// ```
+/// use xen::balloon::{Balloon, Run};
+/// use xen::{Errno, Gfn, testing::FakeXen};
+///
+/// let xen = FakeXen::new();
+/// xen.populated.replace((0..1024).collect());
+/// let mut balloon = Balloon::new();
+/// // SAFETY: in this example the frames are not pages.
+/// unsafe { balloon.give(&xen, Run::new(Gfn(100), 10)) }.map_err(|(error, _)| error)?;
+/// assert_eq!(balloon.pages(), 10);
+/// assert_eq!(balloon.take(&xen, 4)?, Run::new(Gfn(100), 4));
+/// # Ok::<(), Errno>(())
+/// ```
 #[derive(Debug)]
 pub struct Balloon {
-    /// In order, with something between each and the next.
+    /// In order, not adjacent.
     runs: ArrayVec<Run, MAX_RUNS>,
     pages: u64,
 }
@@ -68,22 +82,22 @@ impl Balloon {
         Balloon { runs: ArrayVec::new_const(), pages: 0 }
     }
 
-    /// How many pages are given back.
+    /// The number of pages that are given back.
     pub fn pages(&self) -> u64 {
         self.pages
     }
 
-    /// The runs on record, in order.
+    /// The runs of the record, in order.
     pub fn runs(&self) -> &[Run] {
         &self.runs
     }
 
-    /// Gives a run of frames back to Xen. On an error, what Xen did not take comes with it: the caller
-    /// still has that. [`Errno::ENOSPC`] when the record has no place for another run; [`Errno::EBUSY`]
-    /// when Xen does not take a page, as when another domain has it mapped.
+    /// Gives a run of frames back to Xen. An error comes with the rest of the run that Xen did not
+    /// take, which the caller still has. [`Errno::ENOSPC`] if the record is full; [`Errno::EBUSY`]
+    /// if Xen does not take a page, for example because another domain has it mapped.
     ///
     /// # Safety
-    /// The frames are the domain's memory, and nobody uses them.
+    /// The frames are the domain's memory, and nothing uses them.
     pub unsafe fn give(&mut self, xen: &impl Operations, mut run: Run) -> Result<(), (Errno, Run)> {
         while run.count > 0 {
             if !self.has_place_for(run) {
@@ -103,13 +117,13 @@ impl Balloon {
         Ok(())
     }
 
-    /// Takes at most `count` pages from Xen again, the lowest first, and not more than what is quickly done.
-    /// Returns where they are. [`Errno::ENOMEM`] when Xen has none for the domain, [`Errno::ENOENT`] when
-    /// none is missing.
+    /// Takes at most `count` pages from Xen again, the lowest first, and no more than one or two
+    /// hypercalls can. Returns them. [`Errno::ENOMEM`] if Xen has none for the domain,
+    /// [`Errno::ENOENT`] if none is given back.
     pub fn take(&mut self, xen: &impl Operations, count: u64) -> Result<Run, Errno> {
         let lowest = self.runs.first().copied().filter(|_| count > 0).ok_or(Errno::ENOENT)?;
         let run = Run { count: lowest.count.min(count), ..lowest };
-        // SAFETY: a frame on record has no memory.
+        // SAFETY: a frame in the record has no memory.
         let take = |frames: &[Gfn], order| unsafe { xen.populate_physmap(frames, order) };
         let done = in_extents(run, take)?;
         if done == 0 {
@@ -123,13 +137,13 @@ impl Balloon {
         Ok(Run { count: done, ..run })
     }
 
-    /// Whether the record can tell of the beginning of a run.
+    /// Whether the record has room for a run.
     fn has_place_for(&self, run: Run) -> bool {
         let touches = |other: &Run| other.end() == run.start.0 || run.end() == other.start.0;
         !self.runs.is_full() || self.runs.iter().any(touches)
     }
 
-    /// Records a run, for which there is a place.
+    /// Records a run, for which there is room.
     fn insert(&mut self, run: Run) {
         self.pages += run.count;
         let at = self.runs.partition_point(|other| other.start < run.start);
@@ -149,8 +163,8 @@ impl Balloon {
     }
 }
 
-/// Makes one hypercall, or two, about the beginning of a run, in extents as large as may be. Says how many
-/// pages were dealt with, from the first on.
+/// Makes one or two hypercalls for the beginning of a run, in extents as large as possible. Returns
+/// how many pages were done, from the first on.
 fn in_extents(
     run: Run,
     operate: impl Fn(&[Gfn], u32) -> Result<usize, Errno>,
@@ -159,7 +173,8 @@ fn in_extents(
     let before_large = (run.start.0.next_multiple_of(LARGE) - run.start.0).min(run.count);
     if before_large == 0 && run.count >= LARGE {
         let extents = (run.count / LARGE).min(MAX_EXTENTS as u64);
-        // Large extents may be refused: Xen's command line can forbid them, its memory be in pieces.
+        // Xen may refuse large extents: its command line can forbid them, or its memory is
+        // fragmented.
         if let Ok(done @ 1..) = operate(&frames(run.start, extents, LARGE), DOMU_MAX_ORDER) {
             return Ok(done as u64 * LARGE);
         }

@@ -1,30 +1,30 @@
-//! How much memory the toolstack wants a domain to have (`docs/misc/xenstore-paths`).
+//! The toolstack's target for a domain's memory (`docs/misc/xenstore-paths`).
 
 use crate::xenstore::{Store, Watch};
 use crate::{Errno, PAGE_SIZE};
 use alloc::string::String;
 
-/// The memory that the domain shall have now, in KiB; `xl mem-set` writes it.
+/// The memory that the domain should have, in KiB; `xl mem-set` writes it.
 const TARGET: &str = "memory/target";
-/// The memory that the domain can ever have, in KiB: that of its memory map.
+/// The most memory that the domain can have, in KiB: that of its memory map.
 const STATIC_MAX: &str = "memory/static-max";
 
-/// Where a domain says why it does not come to its target, in words. It may write below `data` by
-/// itself, and not below `control` or `memory`.
+/// Where a domain explains why it does not reach its target. It may create nodes below `data`, but
+/// not below `control` or `memory`.
 pub const ERROR_NODE: &str = "data/balloon-error";
 
 const KIB_PER_PAGE: u64 = PAGE_SIZE as u64 / 1024;
 
-/// What the toolstack wants.
+/// The toolstack's target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// The memory that the domain shall have, in KiB.
+    /// The memory that the domain should have, in KiB.
     pub target: u64,
-    /// How many pages of what it could have it shall not have.
+    /// The number of pages to give back, of all in the memory map.
     pub absent: u64,
 }
 
-/// Hears of what the toolstack wants.
+/// Watches the toolstack's target.
 #[derive(Debug)]
 pub struct Target {
     store: Store,
@@ -33,18 +33,18 @@ pub struct Target {
 }
 
 impl Target {
-    /// Begins to watch.
+    /// Registers the watch.
     pub async fn watch(store: &Store) -> Result<Target, Errno> {
         let watch = store.watch(TARGET).await?;
         Ok(Target { store: store.clone(), watch, complaint: None })
     }
 
-    /// Waits until the target may have changed; the first time it returns at once.
+    /// Waits until the target may have changed. Returns at once the first time.
     pub async fn changed(&mut self) {
         self.watch.next().await;
     }
 
-    /// What is wanted now; `None` while the toolstack says nothing of it that could be understood.
+    /// Reads the target. `None` while its nodes are missing or malformed.
     pub async fn read(&self) -> Result<Option<Wanted>, Errno> {
         let number = async |node| match self.store.read_string(node).await {
             Ok(text) => Ok(text.parse::<u64>().ok()),
@@ -54,13 +54,13 @@ impl Target {
         let (Some(target), Some(most)) = (number(TARGET).await?, number(STATIC_MAX).await?) else {
             return Ok(None);
         };
-        // What is no whole page cannot be had.
+        // Parts of pages are rounded up.
         let absent = (most / KIB_PER_PAGE).saturating_sub(target / KIB_PER_PAGE);
         Ok(Some(Wanted { target, absent }))
     }
 
-    /// Says in [`ERROR_NODE`] why the target is not reached, or removes what was said before. Nothing is
-    /// written twice.
+    /// Writes to [`ERROR_NODE`] why the target is not reached, or removes the node. The same text
+    /// is not written twice.
     pub async fn complain(&mut self, complaint: Option<String>) {
         if complaint == self.complaint {
             return;

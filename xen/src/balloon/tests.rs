@@ -111,7 +111,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
     #[test]
     fn the_record_is_what_xen_knows_whatever_fails(
-        steps in prop::collection::vec((any::<bool>(), 0u64..1500, 1u64..1500, 0u64..600, 0..4), 1..40)
+        steps in prop::collection::vec(
+            (any::<bool>(), 0u64..1500, 1u64..1500, 0u64..600, 0..4),
+            1..40,
+        )
     ) {
         let (xen, mut balloon) = (domain(2500), Balloon::new());
         for (gives, start, count, does, fails) in steps {
@@ -130,7 +133,8 @@ proptest! {
                 if let Err((_, left)) = give(&mut balloon, &xen, there) {
                     prop_assert_eq!(left.end(), there.end());
                     let populated = xen.populated.borrow();
-                    prop_assert!((left.start.0..left.end()).all(|frame| populated.contains(&frame)));
+                    let mut frames = left.start.0..left.end();
+                    prop_assert!(frames.all(|frame| populated.contains(&frame)));
                 }
             } else if let Ok(taken) = balloon.take(&xen, count) {
                 prop_assert!(taken.count > 0 && taken.count <= count);

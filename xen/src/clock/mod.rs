@@ -1,6 +1,6 @@
 //! Time: Xen's system time computed from the TSC, the wall clock, and the timer that fires once.
 //!
-//! Xen shows how to compute the time in the shared info page, with a version number that is odd
+//! Xen publishes how to compute the time in the shared info page, with a version number that is odd
 //! while it writes. Reading the clock makes no hypercall.
 
 use crate::abi::xen::{SharedInfo, VcpuInfo, VcpuTimeInfo};
@@ -16,7 +16,7 @@ const TIME: usize = offset_of!(VcpuInfo, time);
 const VERSION: usize = TIME + offset_of!(VcpuTimeInfo, version);
 const WALL: usize = offset_of!(SharedInfo, wc_version);
 
-/// How often a reading is tried again that Xen wrote into. Writing takes far less.
+/// How often a read is retried if Xen writes at the same time. Its writes take far less.
 const ATTEMPTS: usize = 1000;
 
 const NANOS: u64 = 1_000_000_000;
@@ -26,8 +26,8 @@ const NANOS: u64 = 1_000_000_000;
 pub struct TimeInfo(VcpuTimeInfo);
 
 impl TimeInfo {
-    /// Nanoseconds since the host's boot at the moment when the TSC stood at `tsc`. A TSC before the last
-    /// update counts as that update.
+    /// Nanoseconds since the host's boot when the TSC had this value. A TSC from before the last
+    /// update counts as that of the update.
     pub fn system_time(&self, tsc: u64) -> u64 {
         let ticks = tsc.saturating_sub(self.0.tsc_timestamp);
         let shift = u32::from(self.0.tsc_shift.unsigned_abs());
@@ -40,7 +40,7 @@ impl TimeInfo {
         self.0.system_time.saturating_add(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 
-    /// Ticks of the TSC in a second.
+    /// Ticks of the TSC per second.
     pub fn frequency(&self) -> u64 {
         let Some(shifted) = (u128::from(NANOS) << 32).checked_div(self.0.tsc_to_system_mul.into())
         else {
@@ -57,12 +57,23 @@ impl TimeInfo {
 }
 
 /// The first virtual CPU's clock.
+///
+/// ```
+/// use core::sync::atomic::Ordering::Relaxed;
+/// use xen::{clock::Clock, testing::FakeXen};
+///
+/// let xen = FakeXen::new();
+/// // Half a nanosecond per tick of the TSC, in `vcpu_time_info.tsc_to_system_mul`:
+/// xen.shared_info.store_u32(32 + 24, 1 << 31, Relaxed);
+/// let clock = Clock::new(xen.shared_info);
+/// assert_eq!(clock.now_by(|| 5000), 2500);
+/// ```
 #[derive(Debug)]
 pub struct Clock {
     info: Shared<'static>,
-    /// What is added to Xen's system time, wrapping: not zero after a restoration.
+    /// Added to Xen's system time, wrapping. Not zero in a restored domain.
     offset: AtomicU64,
-    /// The latest time given out: time never goes back.
+    /// The latest time returned: time never goes back.
     latest: AtomicU64,
 }
 
@@ -72,28 +83,29 @@ impl Clock {
         Clock { info: shared_info, offset: AtomicU64::new(0), latest: AtomicU64::new(0) }
     }
 
-    /// Nanoseconds of the domain's own time now, never less than before: Xen's system time, less what
-    /// the domain was saved for.
+    /// The domain's own time in nanoseconds, which never decreases: Xen's system time, without the
+    /// time for which the domain was saved.
     #[cfg(target_arch = "x86_64")]
     pub fn now(&self) -> u64 {
         self.now_by(read_tsc)
     }
 
-    /// [`now`](Clock::now) by any TSC. If Xen's numbers do not hold still, the latest time given out.
+    /// [`now`](Clock::now) with any TSC. The latest time returned, if Xen's numbers do not hold
+    /// still.
     pub fn now_by(&self, tsc: impl Fn() -> u64) -> u64 {
         let Ok(info) = self.time_info() else { return self.latest.load(Relaxed) };
         let time = info.system_time(tsc()).wrapping_add(self.offset.load(Relaxed));
         self.latest.fetch_max(time, Relaxed).max(time)
     }
 
-    /// Goes on in a restored domain, whose host has another system time: where the clock stood last when
-    /// it was [read](Clock::now).
+    /// Sets the clock in a restored domain, whose host has another system time, to the time that
+    /// was [read](Clock::now) last.
     #[cfg(target_arch = "x86_64")]
     pub fn resume(&self) {
         self.resume_by(read_tsc);
     }
 
-    /// [`resume`](Clock::resume) by any TSC.
+    /// [`resume`](Clock::resume) with any TSC.
     pub fn resume_by(&self, tsc: impl Fn() -> u64) {
         if let Ok(info) = self.time_info() {
             let last = self.latest.load(Relaxed);
@@ -101,7 +113,7 @@ impl Clock {
         }
     }
 
-    /// Xen's system time, which the [`Timer`] knows, at a time of this clock. Not below zero.
+    /// Converts a time of this clock to Xen's system time, which a [`Timer`] takes. At least zero.
     pub fn system_time_of(&self, time: u64) -> u64 {
         let offset = self.offset.load(Relaxed).cast_signed();
         if offset < 0 {
@@ -111,21 +123,22 @@ impl Clock {
         }
     }
 
-    /// The wall clock now, since the Unix epoch. [`Errno::EAGAIN`] if Xen's numbers do not hold still.
+    /// The wall clock now, since the Unix epoch. [`Errno::EAGAIN`] if Xen's numbers do not hold
+    /// still.
     #[cfg(target_arch = "x86_64")]
     pub fn wall_clock_now(&self) -> Result<Duration, Errno> {
         self.wall_clock(self.time_info()?.system_time(read_tsc()))
     }
 
-    /// A consistent reading of Xen's numbers. [`Errno::EAGAIN`] if they do not hold still.
+    /// Reads Xen's numbers consistently. [`Errno::EAGAIN`] if they do not hold still.
     pub fn time_info(&self) -> Result<TimeInfo, Errno> {
         let mut info = VcpuTimeInfo::default();
         self.versioned(VERSION, || self.info.read(TIME, info.as_mut_bytes()))?;
         Ok(TimeInfo(info))
     }
 
-    /// The wall clock when the system time was zero, since the Unix epoch. [`Errno::EAGAIN`] if it does not
-    /// hold still.
+    /// The wall clock when Xen's system time was zero, since the Unix epoch. [`Errno::EAGAIN`] if
+    /// Xen's numbers do not hold still.
     pub fn boot_wall_clock(&self) -> Result<Duration, Errno> {
         let mut words = [0u32; 4];
         self.versioned(WALL, || self.info.read(WALL, words.as_mut_bytes()))?;
@@ -134,7 +147,7 @@ impl Clock {
         Ok(seconds.saturating_add(Duration::from_nanos(nanos.into())))
     }
 
-    /// The wall clock at a system time of Xen's.
+    /// The wall clock at one of Xen's system times, since the Unix epoch.
     pub fn wall_clock(&self, system_time: u64) -> Result<Duration, Errno> {
         Ok(self.boot_wall_clock()?.saturating_add(Duration::from_nanos(system_time)))
     }
@@ -153,7 +166,7 @@ impl Clock {
     }
 }
 
-/// The TSC, not read before what precedes it in the program.
+/// Reads the TSC, not before preceding instructions have completed.
 #[cfg(target_arch = "x86_64")]
 pub fn read_tsc() -> u64 {
     let (low, high): (u32, u32);
@@ -170,33 +183,33 @@ pub fn read_tsc() -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
-/// The first virtual CPU's timer, which raises `VIRQ_TIMER`.
+/// The first virtual CPU's one-shot timer, which raises `VIRQ_TIMER`.
 #[derive(Debug)]
 pub struct Timer<H> {
     hypervisor: H,
 }
 
 impl<H: Hypervisor> Timer<H> {
-    /// Takes the timer over, and stops the CPU's own ticking.
+    /// Takes the timer over, and stops the CPU's periodic timer.
     pub fn new(hypervisor: H) -> Result<Self, Errno> {
         let timer = Timer { hypervisor };
         timer.resume()?;
         Ok(timer)
     }
 
-    /// Does the same in a restored domain.
+    /// Stops the periodic timer of a restored domain.
     pub fn resume(&self) -> Result<(), Errno> {
         self.hypervisor.stop_periodic_timer(0)
     }
 
-    /// Fires once at a system time in nanoseconds, at once if that is past, in place of a time set
-    /// before.
+    /// Sets the timer to one of Xen's system times in nanoseconds, in place of a former one. It
+    /// fires at once if the time has passed.
     pub fn set(&self, system_time: u64) -> Result<(), Errno> {
-        // Xen's own time is signed, and it reads the largest values as "never" or as the past.
+        // Xen's time is signed, and the largest values mean "never" or the past.
         self.hypervisor.set_singleshot_timer(0, system_time.min(i64::MAX as u64 / 2))
     }
 
-    /// Does not fire.
+    /// Stops the timer.
     pub fn stop(&self) -> Result<(), Errno> {
         self.hypervisor.stop_singleshot_timer(0)
     }

@@ -130,7 +130,9 @@ proptest! {
     }
 
     #[test]
-    fn later_ticks_are_never_earlier(mul: u32, shift in -31i8..=8, tsc in 0..1u64 << 50, more in 0..1u64 << 40) {
+    fn later_ticks_are_never_earlier(
+        mul: u32, shift in -31i8..=8, tsc in 0..1u64 << 50, more in 0..1u64 << 40
+    ) {
         let info = TimeInfo(info(0, 0, mul, shift));
         prop_assert!(info.system_time(tsc + more) >= info.system_time(tsc));
     }

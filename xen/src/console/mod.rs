@@ -1,8 +1,8 @@
 //! The domain's console: a page with a ring of output and a ring of input.
 //!
-//! Output never blocks the guest. What finds no room in the ring waits in a backlog, which is sent as
-//! the reader takes what was before it; what finds no room there either is dropped and counted, and the
-//! loss is noted in the output where it happened.
+//! Output never blocks the guest. Bytes that do not fit into the ring wait in a backlog, which is
+//! sent as the reader makes room. Bytes that do not fit there are dropped and counted, and a note
+//! in the output marks the loss.
 
 use crate::abi::console::{XENCONS_IN_SIZE, XENCONS_OUT_SIZE, XenconsInterface};
 use crate::byte_ring::{Consumer, Producer, layout};
@@ -32,25 +32,39 @@ const INPUT: Direction = layout(
     offset_of!(XenconsInterface, in_prod),
 );
 
-/// Bytes that wait for room in the ring, at most.
+/// The size of the backlog, in bytes.
 pub const BACKLOG: usize = 64 * 1024;
 
-/// Room that is needed for the note of a loss.
+/// Room for the note of a loss, in bytes.
 const NOTE_ROOM: usize = 64;
 
 /// A console.
 ///
-/// Output moves on when something is written, and while somebody polls [`run`](Console::run).
+/// Output is sent when something is written, and while [`run`](Console::run) is polled.
+///
+/// ```
+/// # use std::sync::Arc;
+/// use core::fmt::Write;
+/// use xen::{Signal, console::Console};
+///
+/// // The page of HVM_PARAM_CONSOLE_PFN, and a notification over HVM_PARAM_CONSOLE_EVTCHN:
+/// let (page, notify) = (xen::testing::page(), || ());
+/// let console = Console::new(page, notify, Arc::new(Signal::new()));
+/// writeln!(&console, "hello").unwrap();
+/// let mut output = [0; 6];
+/// page.read(1024, &mut output);
+/// assert_eq!(&output, b"hello\n");
+/// ```
 pub struct Console<N> {
     output: Producer,
     input: Consumer,
     notify: N,
     events: Arc<Signal>,
     backlog: RefCell<VecDeque<u8>>,
-    /// Whoever waits for room.
+    /// Tasks that wait for room.
     writers: RefCell<Vec<Waker>>,
     dropped: Cell<u64>,
-    /// How many of the dropped bytes the reader was not yet told of.
+    /// Dropped bytes that no note in the output accounts for yet.
     unnoted: Cell<u64>,
 }
 
@@ -58,7 +72,7 @@ impl<N: Fn()> Console<N> {
     /// Opens the console.
     ///
     /// `page` is the one that `HVM_PARAM_CONSOLE_PFN` names; `notify` sends an event over the port
-    /// of `HVM_PARAM_CONSOLE_EVTCHN`, and `events` hears of those that come back.
+    /// of `HVM_PARAM_CONSOLE_EVTCHN`, and the owner of that port raises `events`.
     pub fn new(page: Shared<'static>, notify: N, events: Arc<Signal>) -> Self {
         Console {
             output: Producer::new(page, OUTPUT),
@@ -72,7 +86,7 @@ impl<N: Fn()> Console<N> {
         }
     }
 
-    /// Goes on in a restored domain, whose rings are empty. What waits in the backlog is kept.
+    /// Reloads the rings' indexes in a restored domain. The backlog is kept.
     pub fn resume(&self) {
         self.output.reopen();
         self.input.reopen();
@@ -80,18 +94,18 @@ impl<N: Fn()> Console<N> {
         self.send();
     }
 
-    /// Writes what finds room, drops the rest, and returns at once.
+    /// Writes what fits, drops the rest, and returns at once.
     pub fn write(&self, bytes: &[u8]) {
         self.send();
         self.note_loss();
-        // The note comes first, or the loss would seem to be elsewhere.
+        // The note goes first, to mark the place of the loss.
         let kept = if self.unnoted.get() > 0 { 0 } else { self.put(bytes) };
         let lost = (bytes.len() - kept) as u64;
         self.dropped.set(self.dropped.get() + lost);
         self.unnoted.set(self.unnoted.get() + lost);
     }
 
-    /// Writes everything, waiting for room. [`Errno::EPROTO`] when the peer broke the ring.
+    /// Writes everything, waiting for room. [`Errno::EPROTO`] if the peer broke the ring.
     pub async fn write_all(&self, mut bytes: &[u8]) -> Result<(), Errno> {
         while !bytes.is_empty() {
             let written = self.when_moved(|| {
@@ -104,7 +118,7 @@ impl<N: Fn()> Console<N> {
         Ok(())
     }
 
-    /// Waits until the peer has taken all output. [`Errno::EPROTO`] when it broke the ring.
+    /// Waits until the peer has taken all output. [`Errno::EPROTO`] if it broke the ring.
     pub async fn flush(&self) -> Result<(), Errno> {
         let drained = || {
             let drained = self.output.is_drained()? && self.backlog.borrow().is_empty();
@@ -113,8 +127,8 @@ impl<N: Fn()> Console<N> {
         self.when_moved(drained).await
     }
 
-    /// Sends the backlog as room comes, for ever. One future of this kind must be polled for output to
-    /// move on by itself.
+    /// Sends the backlog when the peer makes room, for ever. One such future must be polled to send
+    /// output without further writes.
     pub async fn run(&self) -> Infallible {
         poll_fn(|cx| {
             self.events.register(Side::Tx, cx.waker());
@@ -126,10 +140,10 @@ impl<N: Fn()> Console<N> {
         .await
     }
 
-    /// Writes what finds room in the ring itself, behind the backlog, and returns how much that was; for
-    /// a guest that is about to end and that has to look for room by itself.
+    /// Writes what fits into the ring itself, after the backlog, and returns the number of bytes.
+    /// For a crashed guest, which polls for room.
     pub fn write_some(&self, bytes: &[u8]) -> usize {
-        // Whoever is interrupted by the end may be at work on the backlog, which has to be left then.
+        // The crash may have interrupted a change of the backlog, which is skipped then.
         if let Ok(mut backlog) = self.backlog.try_borrow_mut() {
             self.send_from(&mut backlog);
             if !backlog.is_empty() {
@@ -141,13 +155,14 @@ impl<N: Fn()> Console<N> {
         written
     }
 
-    /// Whether the peer has taken all output; for the same guest. [`Errno::EPROTO`] when it broke the ring.
+    /// Whether the peer has taken all output. For a crashed guest. [`Errno::EPROTO`] if it broke
+    /// the ring.
     pub fn is_drained(&self) -> Result<bool, Errno> {
         let waiting = self.backlog.try_borrow().is_ok_and(|backlog| !backlog.is_empty());
         Ok(!waiting && self.output.is_drained()?)
     }
 
-    /// Waits for input and reads what fits. [`Errno::EPROTO`] when the peer broke the ring.
+    /// Waits for input and reads what fits. [`Errno::EPROTO`] if the peer broke the ring.
     pub async fn read(&self, to: &mut [u8]) -> Result<usize, Errno> {
         if to.is_empty() {
             return Ok(0);
@@ -158,7 +173,7 @@ impl<N: Fn()> Console<N> {
         Ok(count)
     }
 
-    /// Bytes of output that found no room so far.
+    /// Bytes of output that were dropped so far.
     pub fn dropped(&self) -> u64 {
         self.dropped.get()
     }
@@ -168,7 +183,7 @@ impl<N: Fn()> Console<N> {
         self.backlog.borrow().len()
     }
 
-    /// Waits for something that can come when output has moved on.
+    /// Retries `attempt` after each send of output, until it gives a value.
     async fn when_moved<T>(
         &self,
         mut attempt: impl FnMut() -> Result<Option<T>, Errno>,
@@ -184,7 +199,7 @@ impl<N: Fn()> Console<N> {
         .await
     }
 
-    /// Takes as much as there is room for, in the ring or behind what waits for it.
+    /// Writes what fits into the ring or, after other waiting bytes, into the backlog.
     fn put(&self, bytes: &[u8]) -> usize {
         let mut backlog = self.backlog.borrow_mut();
         let mut kept = 0;
@@ -200,7 +215,7 @@ impl<N: Fn()> Console<N> {
         kept + rest.len()
     }
 
-    /// Sends from the backlog what the ring has room for.
+    /// Sends as much of the backlog as the ring has room for.
     fn send(&self) {
         self.send_from(&mut self.backlog.borrow_mut());
     }

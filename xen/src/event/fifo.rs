@@ -1,12 +1,13 @@
 //! The FIFO ABI: a word for each port, and a queue of ports for each priority.
 //!
-//! A queue is a list: the control block names its first port, and each port's word the next one. Xen
-//! appends a port (sets `LINKED`, and the link of the queue's last word) when it has an event and is not
-//! masked. The guest takes ports from the front, by clearing `LINKED` and reading the link in one step, so
-//! that Xen appends either before that, or finds the queue empty and writes a new first port.
+//! A queue is a list: the control block names its first port, and each port's word the next one.
+//! Xen appends a port (sets `LINKED`, and the link of the queue's last word) when it has an event
+//! and is not masked. The guest takes ports from the front: it clears `LINKED` and reads the link
+//! in one step. So Xen either appends before that step, or finds the queue empty and writes a new
+//! first port.
 //!
-//! Of a word that is linked, this side changes nothing but: it clears `LINKED` with the link, clears
-//! `PENDING`, sets and clears `MASKED`.
+//! In a linked word the guest clears `LINKED` together with the link, clears `PENDING`, sets and
+//! clears `MASKED`, and changes nothing else.
 
 use crate::abi::event_channel::*;
 use crate::hypercall::{FrameSource, Hypervisor, Operations};
@@ -27,7 +28,7 @@ const WORD: usize = size_of::<u32>();
 /// Event words in a page.
 pub(crate) const PER_PAGE: usize = PAGE_SIZE / WORD;
 
-/// How often unmasking is tried before Xen is asked to do it.
+/// How often unmasking is tried before Xen is called to do it.
 const ATTEMPTS: usize = 4;
 
 /// A page that Xen writes to.
@@ -38,11 +39,11 @@ type Page = (Gfn, Shared<'static>);
 pub(super) struct Fifo {
     control: OnceCell<Page>,
     array: RefCell<Vec<Page>>,
-    /// A page for the array that Xen did not have the memory to take.
+    /// A page for the array: Xen was out of memory when it was offered.
     spare: Cell<Option<Page>>,
-    /// The next port of each queue that is read in part; 0 where the control block has it.
+    /// The next port of each queue that was read in part; 0 if the control block has it.
     heads: [Cell<u32>; EVTCHN_FIFO_MAX_QUEUES],
-    /// A bit for each queue that is known to have ports.
+    /// A bit for each queue known to have ports.
     ready: Cell<u32>,
 }
 
@@ -54,18 +55,19 @@ struct Word {
 }
 
 impl Word {
-    /// Takes the port out of its queue, whose first it is, and returns the next one; 0 if it was the last.
+    /// Removes the port from the front of its queue, and returns the next one; 0 if it was the
+    /// last.
     fn unlink(self) -> u32 {
         let keep = !(LINKED | EVTCHN_FIFO_LINK_MASK);
-        // One step (on x86 a loop around a compare-and-swap, which Xen interferes with a few times at
-        // most): a link that Xen sets is either seen here or refused to Xen.
+        // Atomic (on x86 a compare-and-exchange loop, which Xen disturbs a few times at most):
+        // either the link that Xen sets is seen here, or Xen's attempt to set it fails.
         self.page.fetch_and_u32(self.at, keep, AcqRel) & EVTCHN_FIFO_LINK_MASK
     }
 
-    /// Takes the event of a port that has one and is not masked. Returns whether that is so.
+    /// Clears the event of an unmasked port. Returns whether it had one.
     fn take(self) -> bool {
         let word = self.page.load_u32(self.at, Acquire);
-        // Whoever masks and unmasks is this CPU, so that cannot change in between.
+        // Only this CPU masks and unmasks, so that does not change in between.
         let is_due = word & (PENDING | MASKED) == PENDING;
         if is_due {
             self.clear();
@@ -81,8 +83,8 @@ impl Word {
         self.page.fetch_or_u32(self.at, MASKED, AcqRel);
     }
 
-    /// Unmasks a port without an event. False where that is Xen's to do: there is an event, which has to
-    /// go into its queue, or Xen is just at the word.
+    /// Unmasks a port without an event. False if Xen has to do it: an event is pending, which Xen
+    /// must queue, or Xen is changing the word.
     fn unmask(self) -> bool {
         let mut word = self.page.load_u32(self.at, Acquire);
         for _ in 0..ATTEMPTS {
@@ -102,8 +104,8 @@ impl Word {
 }
 
 impl Fifo {
-    /// Switches to this ABI, with empty queues and no port. If this fails, the domain has the 2-level ABI
-    /// still.
+    /// Switches to this ABI, with empty queues and no ports. If this fails, the domain still has
+    /// the 2-level ABI.
     pub(super) fn switch(
         &self,
         hypervisor: &impl Hypervisor,
@@ -122,11 +124,12 @@ impl Fifo {
             head.set(0);
             control.store_u32(HEAD + WORD * queue, 0, Relaxed);
         }
-        // SAFETY: the source gave the page to these queues, for good.
+        // SAFETY: the source gave the page to these queues for good.
         unsafe { hypervisor.init_event_control(gfn) }
     }
 
-    /// Gives Xen the event array: the pages that it had before a [`switch`](Fifo::switch), at least one.
+    /// Gives Xen the pages of the event array that it had before a [`switch`](Fifo::switch), at
+    /// least one.
     pub(super) fn give_array(
         &self,
         hypervisor: &impl Hypervisor,
@@ -137,13 +140,13 @@ impl Fifo {
         self.grow_to(Port(0), hypervisor, pages)
     }
 
-    /// Gives Xen a page for the event array's end.
+    /// Appends a page to Xen's event array.
     fn add((gfn, page): Page, hypervisor: &impl Hypervisor) -> Result<(), Errno> {
-        // Masked before Xen has it: a port has no handler before somebody unmasks it.
+        // All ports start masked, as they have no handlers.
         for at in (0..page.len()).step_by(WORD) {
             page.store_u32(at, MASKED, Relaxed);
         }
-        // SAFETY: the source gave the page to these queues, for good.
+        // SAFETY: the source gave the page to these queues for good.
         unsafe { hypervisor.expand_event_array(gfn) }
     }
 
@@ -157,7 +160,7 @@ impl Fifo {
         while self.array.borrow().len() <= port.0 as usize / PER_PAGE {
             let page = self.spare.take().map_or_else(|| pages.take(), Ok)?;
             if let Err(error) = Self::add(page, hypervisor) {
-                // Xen may have memory again another time.
+                // Xen may have memory at the next attempt.
                 self.spare.set(Some(page));
                 return Err(error);
             }
@@ -177,21 +180,22 @@ impl Fifo {
         }
     }
 
-    /// Forgets a port's event. The port may still be in a queue, which does no harm: Xen gives the number
-    /// out again only after it was taken from there.
+    /// Clears a port's event. The port may stay in a queue: Xen allocates its number again only
+    /// after it was taken from there.
     pub(super) fn clear(&self, port: Port) {
         if let Some(word) = self.word(port) {
             word.clear();
         }
     }
 
-    /// Xen queues only events that come while there is no mask; one that waits is queued by Xen, too.
+    /// Xen queues events of unmasked ports alone. Unmasking a port with an event is left to Xen,
+    /// which queues it.
     pub(super) fn unmask(&self, port: Port, hypervisor: &impl Hypervisor) {
         let Some(word) = self.word(port) else { return };
         if !word.unmask()
             && let Err(error) = hypervisor.unmask_port(port)
         {
-            log::debug!("Xen does not unmask port {}: {error}", port.0);
+            log::debug!("cannot unmask port {}: {error}", port.0);
         }
     }
 
@@ -200,15 +204,15 @@ impl Fifo {
             || self.control.get().is_some_and(|(_, control)| control.load_u32(READY, SeqCst) != 0)
     }
 
-    /// Takes at most so many ports from the queues, the first priority first, and calls `raise` for those
-    /// that have events and are not masked. Returns whether there may be more.
+    /// Takes at most `budget` ports from the queues, the highest priority first, and calls `raise`
+    /// for unmasked ones with events. Returns whether there may be more.
     pub(super) fn dispatch(&self, budget: usize, mut raise: impl FnMut(Port)) -> bool {
         let Some((_, control)) = self.control.get() else { return false };
         let mut queues = self.ready.get() | control.swap_u32(READY, 0, SeqCst);
         self.ready.set(queues);
         let mut left = budget;
         while queues != 0 {
-            // An equal share of what is left: a storm in one queue leaves some for those behind it.
+            // An equal share of the rest, so that one busy queue does not starve later ones.
             let share = left.div_ceil(queues.count_ones() as usize);
             let queue = queues.trailing_zeros() as usize;
             queues &= queues - 1;
@@ -217,7 +221,7 @@ impl Fifo {
         self.is_pending()
     }
 
-    /// Takes at most so many ports from a queue that has some, and returns how many those were.
+    /// Takes at most `most` ports from a queue that has some, and returns their number.
     fn consume(
         &self,
         control: Shared<'static>,
@@ -231,14 +235,14 @@ impl Fifo {
                 head.set(control.load_u32(HEAD + WORD * queue, Acquire));
             }
             let port = Port(head.get());
-            // A number that Xen cannot have written ends the queue.
+            // An invalid number ends the queue.
             let word = self.word(port);
             head.set(word.map_or(0, Word::unlink));
             let is_last = head.get() == 0;
             if is_last {
                 self.ready.set(self.ready.get() & !(1 << queue));
             }
-            // The event goes before the handler is called: one during it is a new one.
+            // The event is cleared before the handler is called: a later one sets it again.
             if word.is_some_and(Word::take) {
                 raise(port);
             }

@@ -1,17 +1,16 @@
-//! Event channels: who hears of which port's events, in either of Xen's two ABIs.
+//! Event channels, in either of Xen's two ABIs: ports, and the handlers of their events.
 //!
-//! An event carries no data and several may arrive as one. A port's [`EventHandler`] wakes whoever
-//! waits; what happened is then read from the rings. [`EventChannels::dispatch`] belongs into the
-//! executor's loop, not into the interrupt handler, which only has to exist (and to clear
-//! `evtchn_upcall_pending`).
+//! An event carries no data, and several may arrive as one. A port's [`EventHandler`] wakes a task,
+//! which then looks at its rings. The executor's loop calls [`EventChannels::dispatch`]; the
+//! interrupt handler only clears `evtchn_upcall_pending`.
 //!
 //! | ABI | ports | order |
 //! |---|---|---|
-//! | [`Fifo`](Abi::Fifo): a word for each port, linked into a queue for each priority | 131,072 | as they came, by priority |
-//! | [`TwoLevel`](Abi::TwoLevel): a bit for each port in the shared info page | 4,096 | round and round |
+//! | [`Fifo`](Abi::Fifo): a word per port, linked into a queue per priority | 131,072 | by priority |
+//! | [`TwoLevel`](Abi::TwoLevel): a bit per port in the shared info page | 4,096 | round robin |
 //!
-//! A domain that was restored from a file, or has moved, is a new one to Xen and has none of its ports:
-//! see [`EventChannels::resume`].
+//! To Xen, a restored or migrated domain is a new one, without the former ports: see
+//! [`EventChannels::resume`].
 
 use crate::abi::event_channel::*;
 use crate::abi::xen::DOMID_SELF;
@@ -33,16 +32,16 @@ pub(crate) mod fifo;
 mod ports;
 pub(crate) mod two_level;
 
-/// The most events that one call of [`EventChannels::dispatch`] handles: a peer that sends without
-/// pause cannot keep the guest from its own work.
+/// The most events that one call of [`EventChannels::dispatch`] handles, so that a peer which sends
+/// without pause cannot starve the guest's tasks.
 pub const BUDGET: usize = 256;
 
-/// How Xen tells a domain of its events.
+/// How Xen announces events to a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Abi {
-    /// By bits in the shared info page: what every Xen has.
+    /// Bits in the shared info page. Every Xen has it.
     TwoLevel,
-    /// By queues in the domain's own memory: Xen 4.4 and later, unless it is told otherwise.
+    /// Queues in the domain's memory. Xen 4.4 and later, unless disabled.
     Fifo,
 }
 
@@ -68,22 +67,45 @@ impl FromStr for Abi {
     }
 }
 
-/// Which ports' events are handled before which others', in the FIFO ABI.
+/// The priority of a port's events, in the FIFO ABI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Priority(u8);
 
 impl Priority {
     /// Before all others.
     pub const HIGHEST: Priority = Priority(EVTCHN_FIFO_PRIORITY_MAX as u8);
-    /// Before those of ports that were given none.
+    /// Before the default.
     pub const HIGH: Priority = Priority(EVTCHN_FIFO_PRIORITY_DEFAULT as u8 / 2);
-    /// What a port has at first.
+    /// The initial priority of a port.
     pub const DEFAULT: Priority = Priority(EVTCHN_FIFO_PRIORITY_DEFAULT as u8);
     /// After all others.
     pub const LOWEST: Priority = Priority(EVTCHN_FIFO_PRIORITY_MIN as u8);
 }
 
 /// The event channels of a domain with one virtual CPU.
+///
+/// ```
+/// # use futures_util::FutureExt;
+/// # use std::{cell::Cell, pin::pin, sync::Arc};
+/// use xen::event::EventChannels;
+/// use xen::{DomId, Errno, Side, Signal, testing::FakeXen};
+///
+/// let xen = FakeXen::new();
+/// let channels = EventChannels::new(&xen, xen.shared_info, &xen, None)?;
+/// let signal = Arc::new(Signal::new());
+/// let port = channels.alloc_unbound(DomId(0), signal.clone())?;
+/// # let ring = Cell::new(None);
+/// # let mut ready = pin!(signal.until(Side::Rx, || ring.take()));
+/// # assert_eq!(ready.as_mut().now_or_never(), None);
+/// // The peer binds the port, writes to a ring and sends an event:
+/// # ring.set(Some(()));
+/// xen.events.set_pending(port);
+/// assert!(channels.is_pending());
+/// channels.dispatch();
+/// # assert_eq!(ready.now_or_never(), Some(()));
+/// channels.close(port)?;
+/// # Ok::<(), Errno>(())
+/// ```
 pub struct EventChannels<H, P> {
     hypervisor: H,
     pages: P,
@@ -97,9 +119,9 @@ pub struct EventChannels<H, P> {
 }
 
 impl<H: Hypervisor, P: FrameSource> EventChannels<H, P> {
-    /// Takes over the event channels of a domain that uses the 2-level ABI so far. All ports are masked
-    /// at first. If the ABI is not chosen, it is FIFO where Xen offers that; if FIFO is chosen and Xen
-    /// does not offer it, this fails with Xen's error.
+    /// Takes over the event channels of a domain that uses the 2-level ABI. All ports are masked at
+    /// first. Without a `wanted` ABI, it is FIFO if Xen offers that. Fails with Xen's error if FIFO
+    /// is wanted and Xen does not offer it.
     pub fn new(
         hypervisor: H,
         shared_info: Shared<'static>,
@@ -122,7 +144,7 @@ impl<H: Hypervisor, P: FrameSource> EventChannels<H, P> {
     }
 
     fn start(&self) -> Result<(), Errno> {
-        // Also before FIFO is tried: where Xen refuses it, these bits count.
+        // Also before the switch to FIFO, which Xen may refuse.
         self.two_level.mask_all();
         self.abi.set(Abi::TwoLevel);
         if self.wanted == Some(Abi::TwoLevel) {
@@ -135,23 +157,23 @@ impl<H: Hypervisor, P: FrameSource> EventChannels<H, P> {
             }
             Err(error) if self.wanted == Some(Abi::Fifo) => Err(error),
             Err(error) => {
-                log::debug!("no event channels of the FIFO ABI: {error}");
+                log::debug!("Xen refuses the FIFO ABI of event channels: {error}");
                 Ok(())
             }
         }
     }
 
-    /// Begins anew in a domain that has been restored, which has no ports but those that the toolstack
-    /// made, and the 2-level ABI. The shared info page must be in its place already. Pages that were
-    /// taken before are used again. All handlers are forgotten.
+    /// Sets the event channels up in a restored domain, which has only the ports that the toolstack
+    /// made, and the 2-level ABI. The shared info page must be in place. Pages that were taken
+    /// before are used again. All handlers are dropped.
     ///
-    /// Ports that were opened before may be closed at any later time, as if they were there still. Until
-    /// then no new port has the number of one of them, so no owner can meet another's port. Those that
-    /// were [registered](EventChannels::register) are the toolstack's: the caller asks which numbers they
-    /// have now and registers them anew.
+    /// The owners of former ports close them later, as usual. Until then no new port has the number
+    /// of a former one, so that no owner can close another's port.
+    /// [Registered](EventChannels::register) ports are the toolstack's: the caller reads their new
+    /// numbers and registers them again.
     pub fn resume(&self) -> Result<(), Errno> {
         let handlers = self.ports.borrow_mut().resume();
-        // Only now, as what they own may come back here.
+        // Dropped after the borrow ends: a handler's `Drop` may re-enter.
         drop(handlers);
         self.start()
     }
@@ -185,8 +207,8 @@ impl<H: Hypervisor, P: FrameSource> EventChannels<H, P> {
         self.open(|| self.hypervisor.bind_virq(virq, 0), handler)
     }
 
-    /// Handles the events of a port that exists already, such as xenstore's, in place of its former
-    /// handler, and unmasks it. [`Errno::EINVAL`] for a number that no port has in this ABI.
+    /// Sets the handler of a port that the toolstack made, such as xenstore's, and unmasks the
+    /// port. [`Errno::EINVAL`] for a number that no port has in this ABI.
     pub fn register(&self, port: Port, handler: Arc<dyn EventHandler>) -> Result<(), Errno> {
         self.handle(port, Origin::Toolstack, handler)
     }
@@ -228,17 +250,17 @@ impl<H: Hypervisor, P: FrameSource> EventChannels<H, P> {
         }
     }
 
-    /// Opens a port whose number no owner from before a resume has still to close.
+    /// Opens a port whose number is not that of a former port, which its owner has not closed yet.
     fn open_unclaimed(&self, open: impl Fn() -> Result<Port, Errno>) -> Result<Port, Errno> {
         let orphans = self.ports.borrow().orphans();
-        // Each turn but the last takes one such number out of Xen's choice.
+        // Each turn but the last blocks one such number.
         for _ in 0..=orphans {
             let port = open()?;
             if !self.ports.borrow().is_orphan(port) {
                 return Ok(port);
             }
-            // What holds the number is unbound: a port that is bound could not be bound once more. Xen
-            // gives the lowest number that is free, so it gives this one again.
+            // An unbound port blocks the number. Xen allocates the lowest free number, so it is
+            // this one again.
             self.hypervisor.close_port(port)?;
             let held = self.hypervisor.alloc_unbound(DomId(DOMID_SELF))?;
             if !self.ports.borrow_mut().put_aside(held) {
@@ -248,8 +270,8 @@ impl<H: Hypervisor, P: FrameSource> EventChannels<H, P> {
         Err(Errno::EAGAIN)
     }
 
-    /// Closes a port and forgets its handler, which hears of no event after this. A port from before a
-    /// [`resume`](EventChannels::resume) is gone already; its number becomes free.
+    /// Closes a port and drops its handler, which is not called any more. A port from before a
+    /// [`resume`](EventChannels::resume) does not exist: only its number becomes free.
     pub fn close(&self, port: Port) -> Result<(), Errno> {
         let orphan = self.ports.borrow_mut().remove_orphan(port);
         if let Some(is_aside) = orphan {
@@ -269,8 +291,8 @@ impl<H: Hypervisor, P: FrameSource> EventChannels<H, P> {
         closed
     }
 
-    /// Chooses which ports' next events are handled before this one's. The 2-level ABI treats all alike,
-    /// so there this does nothing.
+    /// Sets the priority of a port's next events. Does nothing in the 2-level ABI, which has no
+    /// priorities.
     pub fn set_priority(&self, port: Port, priority: Priority) -> Result<(), Errno> {
         match self.abi() {
             Abi::TwoLevel => Ok(()),
@@ -284,7 +306,7 @@ impl<H: Hypervisor, P: FrameSource> EventChannels<H, P> {
         self.hypervisor.send(port)
     }
 
-    /// Holds a port's events back. They stay pending.
+    /// Masks a port: its events stay pending.
     pub fn mask(&self, port: Port) {
         match self.abi() {
             Abi::TwoLevel => self.two_level.mask(port),
@@ -292,7 +314,7 @@ impl<H: Hypervisor, P: FrameSource> EventChannels<H, P> {
         }
     }
 
-    /// Lets a port's events through again, those that were held back included.
+    /// Unmasks a port. Pending events are announced.
     pub fn unmask(&self, port: Port) {
         match self.abi() {
             Abi::TwoLevel => self.two_level.unmask(port),
@@ -300,8 +322,8 @@ impl<H: Hypervisor, P: FrameSource> EventChannels<H, P> {
         }
     }
 
-    /// Whether [`dispatch`](EventChannels::dispatch) would find something: to be asked with
-    /// interrupts off, before the CPU is halted.
+    /// Whether [`dispatch`](EventChannels::dispatch) has work. Called with interrupts off, before
+    /// the CPU halts.
     pub fn is_pending(&self) -> bool {
         match self.abi() {
             Abi::TwoLevel => self.two_level.is_pending(),
@@ -314,14 +336,14 @@ impl<H: Hypervisor, P: FrameSource> EventChannels<H, P> {
         self.received.get()
     }
 
-    /// Calls the handlers of the ports that have events, at most [`BUDGET`] of them, and returns
-    /// whether more may be waiting. It allocates nothing. An event on a port without a handler masks
-    /// that port.
+    /// Calls the handlers of ports with pending events, at most [`BUDGET`] of them, and returns
+    /// whether more may be pending. Allocates nothing. Masks a port that has an event but no
+    /// handler.
     pub fn dispatch(&self) -> bool {
-        // The flag goes first: an event that comes after it sets it again.
+        // The flag is cleared first: a later event sets it again.
         self.shared_info.store_u8(UPCALL_PENDING, 0, SeqCst);
         let raise = |port| {
-            // A copy of the pointer, not a borrow: a waker may do anything.
+            // Cloned, not borrowed: a waker may re-enter.
             let handler = self.ports.borrow().handler(port);
             match handler {
                 Some(handler) => {

@@ -1,4 +1,4 @@
-//! Who hears of which port, and which numbers still belong to owners from before a resume.
+//! The handlers of ports, and the numbers of former ports whose owners have not closed them yet.
 
 use crate::Port;
 use alloc::collections::BTreeMap;
@@ -6,9 +6,10 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use atomic_waker::AtomicWaker;
 
-/// What happens upon an event.
+/// Handles the events of a port.
 pub trait EventHandler: Send + Sync {
-    /// Called after one or more events, from [`EventChannels::dispatch`]. It should wake a task and do
+    /// Called after one or more events, from
+    /// [`EventChannels::dispatch`](super::EventChannels::dispatch). It wakes a task and does
     /// nothing else; it must not allocate.
     fn raise(&self);
 }
@@ -22,9 +23,9 @@ impl EventHandler for AtomicWaker {
 /// Who opened a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// This domain: its owner here will close it.
+    /// This domain. The port's owner closes it.
     Own,
-    /// The toolstack, as it built the domain.
+    /// The toolstack, when it built the domain.
     Toolstack,
 }
 
@@ -38,13 +39,13 @@ struct Listener {
 pub(super) struct Ports {
     /// By port.
     listeners: Vec<Option<Listener>>,
-    /// Ports that are gone since the domain was restored, and were not closed yet; with each, whether a
-    /// new port of that number is held, so that Xen gives it to nobody.
+    /// Ports from before the domain was restored that their owners have not closed; with each,
+    /// whether a new port blocks the number, so that Xen does not allocate it.
     orphans: BTreeMap<u32, bool>,
 }
 
 impl Ports {
-    /// Has a port's events handled, and returns who did so before.
+    /// Sets a port's handler, and returns the former one.
     pub(super) fn set(
         &mut self,
         port: Port,
@@ -56,27 +57,27 @@ impl Ports {
             self.listeners.resize(index + 1, None);
         }
         let former = self.listeners[index].take();
-        // Another handler does not change who opened it.
+        // A new handler does not change the origin.
         let origin = former.as_ref().map_or(origin, |former| former.origin);
         self.listeners[index] = Some(Listener { origin, handler });
         former.map(|former| former.handler)
     }
 
-    /// Who handles a port's events.
+    /// A port's handler.
     pub(super) fn handler(&self, port: Port) -> Option<Arc<dyn EventHandler>> {
         let listener = self.listeners.get(port.0 as usize)?.as_ref();
         listener.map(|listener| listener.handler.clone())
     }
 
-    /// Forgets who handles a port's events, and returns that.
+    /// Removes a port's handler, and returns it.
     pub(super) fn take(&mut self, port: Port) -> Option<Arc<dyn EventHandler>> {
         let listener = self.listeners.get_mut(port.0 as usize)?.take();
         listener.map(|listener| listener.handler)
     }
 
-    /// All ports are gone: those that have owners here become orphans. Returns what was forgotten.
+    /// Removes all ports. Those of this domain become orphans. Returns the handlers, to be dropped.
     pub(super) fn resume(&mut self) -> impl Sized + use<> {
-        // What was held for the orphans of an earlier time is gone, too.
+        // Ports that blocked numbers are gone, too.
         self.orphans.values_mut().for_each(|is_aside| *is_aside = false);
         let listeners = core::mem::take(&mut self.listeners);
         for (port, listener) in (0..).zip(&listeners) {
@@ -87,7 +88,7 @@ impl Ports {
         listeners
     }
 
-    /// How many orphans there are.
+    /// The number of orphans.
     pub(super) fn orphans(&self) -> usize {
         self.orphans.len()
     }
@@ -96,13 +97,13 @@ impl Ports {
         self.orphans.contains_key(&port.0)
     }
 
-    /// Notes that a new port holds an orphan's number; false if that is nobody's.
+    /// Records that a new port blocks an orphan's number. False if no orphan has it.
     pub(super) fn put_aside(&mut self, port: Port) -> bool {
         self.orphans.get_mut(&port.0).map(|is_aside| *is_aside = true).is_some()
     }
 
-    /// The owner has closed an orphan. Returns whether a new port holds its number; `None` if there is no
-    /// such orphan.
+    /// Removes an orphan that its owner has closed. Returns whether a new port blocks its number;
+    /// `None` if there is no such orphan.
     pub(super) fn remove_orphan(&mut self, port: Port) -> Option<bool> {
         self.orphans.remove(&port.0)
     }

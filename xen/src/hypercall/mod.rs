@@ -27,8 +27,8 @@ pub unsafe trait Hypervisor {
 /// Gives guest frames to Xen's own structures: the grant table, the event queues.
 ///
 /// # Safety
-/// An implementer promises that the page is the frame, that it stays mapped for ever, and that nothing
-/// else uses it. There may be no memory behind it yet, if Xen puts a page there.
+/// An implementer promises that the page is the frame, that it stays mapped for ever, and that
+/// nothing else uses it. There may be no memory behind it yet, if Xen puts a page there.
 pub unsafe trait FrameSource {
     /// Gives a page away for good, whatever is in it. [`Errno::ENOMEM`] when there is none.
     fn take(&self) -> Result<(Gfn, Shared<'static>), Errno>;

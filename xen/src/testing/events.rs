@@ -1,5 +1,6 @@
-//! Xen's side of a domain's event channels: in the order and with the checks of its `common/event_2l.c`
-//! and `common/event_fifo.c`, over the same memory as [`EventChannels`](crate::event::EventChannels).
+//! Xen's side of a domain's event channels: in the order and with the checks of its
+//! `common/event_2l.c` and `common/event_fifo.c`, over the same memory as
+//! [`EventChannels`](crate::event::EventChannels).
 
 use crate::abi::event_channel::*;
 use crate::event::fifo::{BUSY, HEAD, LINKED, MASKED, PENDING, PER_PAGE, READY};
@@ -12,7 +13,7 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex as Plain};
 
-// A model checker has to see that one of Xen's CPUs waits for another.
+// The model checker must see that one of Xen's CPUs waits for another.
 #[cfg(feature = "loom")]
 use loom::sync::Mutex;
 #[cfg(not(feature = "loom"))]
@@ -27,9 +28,9 @@ pub struct FakeEvents {
     is_fifo: AtomicBool,
     /// The event array's pages.
     array: Plain<Vec<Shared<'static>>>,
-    /// Behind one lock, where Xen has one for each queue.
+    /// One lock, where Xen has one per queue.
     queues: Mutex<Queues>,
-    /// How often each port got an event.
+    /// The number of events of each port.
     sent: Plain<BTreeMap<u32, u64>>,
     interrupt: Plain<Interrupt>,
 }
@@ -37,11 +38,11 @@ pub struct FakeEvents {
 struct Queues {
     control: Shared<'static>,
     tails: [u32; EVTCHN_FIFO_MAX_QUEUES],
-    /// By port, where it is not the default.
+    /// By port, if not the default.
     priorities: BTreeMap<u32, usize>,
-    /// By port: the queue that it was in last.
+    /// By port: its last queue.
     last: BTreeMap<u32, usize>,
-    /// Ports with events and no word yet.
+    /// Ports with events whose words the array does not have yet.
     early: BTreeSet<u32>,
 }
 
@@ -64,7 +65,7 @@ impl Queues {
 }
 
 impl FakeEvents {
-    /// No ports, and the 2-level ABI.
+    /// The 2-level ABI, without ports.
     pub fn new(shared_info: Shared<'static>) -> FakeEvents {
         FakeEvents {
             shared_info,
@@ -76,12 +77,12 @@ impl FakeEvents {
         }
     }
 
-    /// Has a function called where Xen would interrupt the virtual CPU.
+    /// Sets a function to call where Xen would interrupt the virtual CPU.
     pub fn on_interrupt(&self, interrupt: impl Fn() + Send + Sync + 'static) {
         *self.interrupt.lock().unwrap() = Arc::new(interrupt);
     }
 
-    /// How many events a port got so far.
+    /// The number of events that a port got.
     pub fn sent(&self, port: Port) -> u64 {
         self.sent.lock().unwrap().get(&port.0).copied().unwrap_or(0)
     }
@@ -91,7 +92,7 @@ impl FakeEvents {
         self.is_fifo.load(Relaxed)
     }
 
-    /// What becomes of all this when the domain is restored: a domain without it.
+    /// Resets to the state of a restored domain: no FIFO ABI.
     pub fn forget(&self) {
         self.is_fifo.store(false, Relaxed);
         self.array.lock().unwrap().clear();
@@ -121,13 +122,13 @@ impl FakeEvents {
         self.queues.lock().unwrap().priorities.insert(port.0, priority as usize);
     }
 
-    /// Whether a closed port's number has to wait until the guest took it from its queue.
+    /// Whether a closed port's number cannot be allocated because the port is still in a queue.
     pub fn is_busy(&self, port: Port) -> bool {
         let word = self.word(port.0).filter(|_| self.is_fifo());
         word.is_some_and(|(page, at)| page.load_u32(at, SeqCst) & LINKED != 0)
     }
 
-    /// An event comes.
+    /// Sends an event to a port.
     pub fn set_pending(&self, port: Port) {
         if self.is_fifo() {
             self.enqueue(port.0, true);
@@ -190,8 +191,8 @@ impl FakeEvents {
         interrupt();
     }
 
-    /// Notes an event, which is new or was known before, and puts the port into its queue unless it is
-    /// masked or there already.
+    /// Records an event, which is new or was pending before, and puts the port into its queue
+    /// unless it is masked or queued already.
     fn enqueue(&self, port: u32, is_new: bool) {
         let mut queues = self.queues.lock().unwrap();
         let Some((page, at)) = self.word(port) else {
@@ -209,7 +210,7 @@ impl FakeEvents {
         {
             return;
         }
-        // If it was the last one, the guest has taken it, and that queue is empty.
+        // If it was the tail, the guest has taken it, and that queue is empty.
         if queues.tails[last] == port {
             queues.tails[last] = 0;
         }
@@ -231,7 +232,7 @@ impl FakeEvents {
     }
 }
 
-/// Appends a port to the one that has this word, if that is still in the queue.
+/// Appends a port to the one with this word, if that is still in the queue.
 fn set_link(page: Shared<'_>, at: usize, link: u32) -> bool {
     let try_once = |word: u32| {
         let new = (word & !(BUSY | EVTCHN_FIFO_LINK_MASK)) | link;
@@ -244,7 +245,7 @@ fn set_link(page: Shared<'_>, at: usize, link: u32) -> bool {
     if try_once(word).is_ok() {
         return true;
     }
-    // The guest may not unmask it now.
+    // Keeps the guest from unmasking it.
     page.fetch_or_u32(at, BUSY, AcqRel);
     let mut word = page.load_u32(at, Acquire);
     for _ in 0..4 {

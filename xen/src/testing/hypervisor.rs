@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ptr::with_exposed_provenance_mut;
 use std::sync::Arc;
 
-/// What the fake was asked to do.
+/// A hypercall that was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Done {
@@ -32,13 +32,13 @@ pub enum Done {
     TimerSet(u64),
     TimerStopped,
     TickStopped,
-    /// Gave memory back: so many extents of that order, from the frame on.
+    /// Memory was given back: this number of extents of this order, from the frame on.
     Decreased {
         start: u64,
         extents: u64,
         order: u32,
     },
-    /// Took memory, likewise.
+    /// Memory was populated, likewise.
     Populated {
         start: u64,
         extents: u64,
@@ -53,25 +53,25 @@ pub struct FakeXen {
     open: RefCell<BTreeSet<u32>>,
     /// The lowest number that a new port can have.
     pub lowest_port: Cell<u32>,
-    /// How large the grant table may become.
+    /// The limit for the grant table's frames.
     pub max_grant_frames: Cell<u32>,
-    /// Whether Xen has no memory to map anything with.
+    /// Whether Xen is out of memory.
     pub out_of_memory: Cell<bool>,
-    /// Where the domain has memory now.
+    /// The frames that have memory.
     pub populated: RefCell<BTreeSet<u64>>,
-    /// How many extents the next operations on memory come to do, one after the other; then all.
+    /// How many extents the next operations on memory do, one after the other. Later ones do all.
     pub does: RefCell<VecDeque<Result<u64, Errno>>>,
-    /// What Xen tells of the memory map.
+    /// The memory map.
     pub memory_map: RefCell<Vec<E820Entry>>,
-    /// Whether Xen has the FIFO ABI.
+    /// Whether Xen offers the FIFO ABI.
     pub has_fifo: Cell<bool>,
     /// The shared info page.
     pub shared_info: Shared<'static>,
     /// Ports and their events.
     pub events: Arc<FakeEvents>,
-    /// Pages that the domain took from here, by frame.
+    /// Pages that the domain took, by frame.
     pages: RefCell<BTreeMap<u64, Shared<'static>>>,
-    /// What the next pages are.
+    /// The next pages to give.
     next_pages: RefCell<Vec<Shared<'static>>>,
 }
 
@@ -99,7 +99,7 @@ impl FakeXen {
         FakeXen::over(page(), Vec::new())
     }
 
-    /// The same with a shared info page of one's own, and with pages that the domain takes before others.
+    /// A domain without ports, with this shared info page, which takes these pages before others.
     pub fn over(shared_info: Shared<'static>, mut pages: Vec<Shared<'static>>) -> Self {
         pages.reverse();
         FakeXen {
@@ -119,22 +119,22 @@ impl FakeXen {
         }
     }
 
-    /// What was done since this was asked before.
+    /// The hypercalls since the last call.
     pub fn take_done(&self) -> Vec<Done> {
         self.done.take()
     }
 
-    /// The ports that are open.
+    /// The open ports.
     pub fn open_ports(&self) -> Vec<u32> {
         self.open.borrow().iter().copied().collect()
     }
 
-    /// The toolstack makes a port.
+    /// Opens a port, as the toolstack does.
     pub fn make_port(&self, port: Port) {
         self.open.borrow_mut().insert(port.0);
     }
 
-    /// The domain is saved and restored: another one to Xen, without ports.
+    /// Saves and restores the domain, which is then another one to Xen, without ports.
     pub fn restore(&self) {
         self.open.borrow_mut().clear();
         self.events.forget();
@@ -145,7 +145,7 @@ impl FakeXen {
         0
     }
 
-    /// Gives out the lowest number that is free, as Xen does.
+    /// Opens the lowest free port, as Xen does.
     fn open(&self, port: &mut u32) -> i64 {
         let is_free =
             |port: &u32| !self.open.borrow().contains(port) && !self.events.is_busy(Port(*port));
@@ -161,7 +161,7 @@ impl FakeXen {
         self.note(Done::Closed(port))
     }
 
-    /// Changes where the domain has memory, frame by frame. Panics at what Xen would be right to punish.
+    /// Changes which frames have memory. Panics at misuse.
     fn change_reservation(&self, op: &MemoryReservation, populate: bool) -> i64 {
         let does = match self.does.borrow_mut().pop_front() {
             Some(Err(error)) => return error.negated().into(),

@@ -33,7 +33,8 @@ impl FakeMachine {
 }
 
 // SAFETY: `State::alloc` gives zeroed pages of their own, `State::revoke` refuses while a page is
-// mapped and nothing can map it afterwards, and both notifications raise the signal of an open port.
+// mapped and nothing can map it afterwards, and both notifications raise the signal of an open
+// port.
 unsafe impl Machine for FakeMachine {
     fn alloc(&self, pages: usize) -> Result<Pages, Errno> {
         let start = self.world.state.alloc(self.id, pages)?;

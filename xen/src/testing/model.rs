@@ -1,18 +1,18 @@
 //! Shared memory as the model checker [loom] sees it.
 //!
-//! With the feature `loom`, [`Shared`] and [`fence`] are loom's: a test makes a [`ModelMemory`]
-//! and takes the code through every order in which the two ends' accesses can happen, and every value that
-//! each end can see. Outside of a model the fence panics.
+//! With the feature `loom`, [`Shared`] and [`fence`] are loom's: a test makes a [`ModelMemory`] and
+//! takes the code through every order in which the two ends' accesses can happen, and every value
+//! that each end can see. Outside of a model the fence panics.
 //!
-//! A place is either a word, which both ends access atomically, or part of a cell of bytes, which may be
-//! accessed by one end at a time: loom reports when nothing orders two accesses of a cell, one of which
-//! writes. So a ring that shows bytes before they are written, or writes where its peer still reads, is
-//! found out.
+//! A place is either a word, which both ends access atomically, or part of a cell of bytes, which
+//! one end at a time may access: loom reports two unordered accesses of a cell of which one is a
+//! write. This finds a ring that shows bytes before they are written, or overwrites bytes that its
+//! peer still reads.
 //!
 //! [loom]: https://docs.rs/loom
 //!
-//! To see that a check can fail, each place in the code that orders memory (a fence, an `Acquire` load, a
-//! `Release` store) can be made to order nothing.
+//! To show that a check can fail, each place in the code that orders memory (a fence, an `Acquire`
+//! load, a `Release` store) can be weakened to order nothing.
 
 use crate::Shared;
 use alloc::boxed::Box;
@@ -42,12 +42,12 @@ pub fn sites() -> Vec<Site> {
     SITES.with_borrow(|sites| sites.iter().copied().collect())
 }
 
-/// From now on, one place orders nothing in this thread's models.
+/// Makes one place order nothing in this thread's models.
 pub fn weaken(site: Site) {
     WEAKENED.set(Some(site));
 }
 
-/// Whether a place still orders memory.
+/// Whether a place is not weakened.
 fn orders(site: Site) -> bool {
     SITES.with_borrow_mut(|sites| sites.insert(site));
     WEAKENED.get() != Some(site)
@@ -69,11 +69,11 @@ pub struct ModelMemory {
     cells: Vec<(Range<usize>, Bytes)>,
 }
 
-/// What is accessed by one thread at a time.
+/// Bytes that one thread at a time may access.
 type Bytes = UnsafeCell<Box<[u8]>>;
 
 impl ModelMemory {
-    /// `len` zeroed bytes, of which these alone exist: words by their offsets, and cells of bytes. An
+    /// Zeroed memory of `len` bytes, with words at these offsets and these cells of bytes. An
     /// access elsewhere panics.
     pub fn new(len: usize, words: &[usize], cells: impl IntoIterator<Item = Range<usize>>) -> Self {
         let word = |&offset| (offset, AtomicU64::new(0));
@@ -88,7 +88,7 @@ impl ModelMemory {
         }
     }
 
-    /// All of it.
+    /// The whole memory.
     pub fn shared(&self) -> Shared<'_> {
         Shared::modelled(self, self.len)
     }
@@ -138,7 +138,7 @@ impl ModelMemory {
     pub(crate) fn read(&self, offset: usize, to: &mut [u8]) {
         self.overlaps(offset, to.len(), |cell, within, part| {
             cell.with(|bytes| {
-                // SAFETY: loom panics where another thread may write this cell at the same time.
+                // SAFETY: loom panics if another thread may write this cell at the same time.
                 let bytes = unsafe { &*bytes };
                 to[part].copy_from_slice(&bytes[within]);
             });
@@ -148,14 +148,14 @@ impl ModelMemory {
     pub(crate) fn write(&self, offset: usize, from: &[u8]) {
         self.overlaps(offset, from.len(), |cell, within, part| {
             cell.with_mut(|bytes| {
-                // SAFETY: loom panics where another thread may access this cell at the same time.
+                // SAFETY: loom panics if another thread may access this cell at the same time.
                 let bytes = unsafe { &mut *bytes };
                 bytes[within].copy_from_slice(&from[part]);
             });
         });
     }
 
-    /// Visits the cells of a run, which must all be there: each with the part of it, and the part of the
+    /// Visits the cells of a run, which must cover it, each with its range in the cell and in the
     /// run.
     fn overlaps(
         &self,
@@ -175,7 +175,7 @@ impl ModelMemory {
     }
 }
 
-/// The order that an access has, as its place may be weakened.
+/// The order of an access, whose place may be weakened.
 #[track_caller]
 fn effective(order: Ordering) -> Ordering {
     if order == Ordering::Relaxed || orders(Location::caller()) { order } else { Ordering::Relaxed }

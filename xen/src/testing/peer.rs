@@ -34,14 +34,14 @@ impl World {
 }
 
 impl Peer {
-    /// Maps a guest's grants, which must be of pages that lie one after the other. [`Errno::EINVAL`] when there
-    /// is no such grant, [`Errno::EPERM`] when it is another domain's.
+    /// Maps a guest's grants, whose pages must be consecutive. [`Errno::EINVAL`] if there is no
+    /// such grant, [`Errno::EPERM`] if it is for another domain.
     pub fn map(&self, guest: DomId, refs: &[GrantRef]) -> Result<MappedPages, Errno> {
         let start = self.world.state.map(self.id, guest, refs)?;
         Ok(MappedPages { world: self.world.clone(), guest, refs: refs.to_vec(), start })
     }
 
-    /// Binds a guest's port; events raise `signal` until the value is dropped.
+    /// Binds a guest's port. Events raise `signal` until the value is dropped.
     pub fn bind_port(
         &self,
         guest: DomId,
@@ -56,8 +56,8 @@ impl Peer {
 impl MappedPages {
     /// All of the bytes.
     pub fn shared(&self) -> Shared<'_> {
-        // SAFETY: while they are mapped the guest cannot revoke their grants, so not free them, and
-        // nobody makes references to pages.
+        // SAFETY: while the pages are mapped, the guest cannot revoke their grants and so cannot
+        // free them. Nothing makes references to pages.
         unsafe { Shared::new(self.start, self.refs.len() * PAGE_SIZE) }
     }
 }

@@ -1,4 +1,4 @@
-//! What Xen knows: pages, grants and event channels of all domains.
+//! Xen's state: pages, grants and event channels of all domains.
 
 use crate::{DomId, Errno, GrantRef, PAGE_SIZE, Port, Signal};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
@@ -7,10 +7,29 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// What freed pages are filled with.
+/// The byte that fills freed pages.
 const POISON: u8 = 0xa5;
 
 /// A machine with Xen on it. Clones are the same machine.
+///
+/// ```
+/// # use std::sync::Arc;
+/// use xen::{DomId, Errno, Machine, Signal, testing::World};
+///
+/// let world = World::new();
+/// let (guest, dom0) = (world.machine(DomId(5)), world.peer(DomId(0)));
+/// let pages = guest.alloc(1)?;
+/// let grant = guest.grant(DomId(0), &pages, 0)?;
+/// let mapped = dom0.map(DomId(5), &[grant])?;
+/// mapped.shared().write(0, b"hello");
+/// assert_eq!(guest.revoke(grant), Err(Errno::EBUSY), "the page is mapped");
+/// drop(mapped);
+/// guest.revoke(grant)?;
+/// // SAFETY: the only grant was revoked.
+/// unsafe { guest.free(pages) };
+/// world.assert_clean();
+/// # Ok::<(), Errno>(())
+/// ```
 #[derive(Clone, Default)]
 pub struct World {
     pub(super) state: Rc<State>,
@@ -21,7 +40,7 @@ pub(super) struct State {
     runs: RefCell<BTreeMap<usize, Run>>,
     grants: RefCell<BTreeMap<(DomId, GrantRef), Grant>>,
     ports: RefCell<BTreeMap<(DomId, Port), Channel>>,
-    /// What is left for guests to take.
+    /// The limits for guests; `None` is no limit.
     pages_left: Cell<Option<usize>>,
     grants_left: Cell<Option<usize>>,
     ports_left: Cell<Option<usize>>,
@@ -40,7 +59,7 @@ struct Run {
 struct Grant {
     peer: DomId,
     page: *mut u8,
-    /// How many times it is mapped now.
+    /// How many times it is mapped.
     mapped: usize,
 }
 
@@ -52,47 +71,47 @@ struct Channel {
 }
 
 impl World {
-    /// A machine with enough of everything.
+    /// A machine without limits.
     pub fn new() -> World {
         World::default()
     }
 
-    /// From now on guests can allocate so many pages, and no more.
+    /// Limits the pages that guests can allocate from now on.
     pub fn limit_pages(&self, pages: usize) {
         self.state.pages_left.set(Some(pages));
     }
 
-    /// From now on guests can make so many grants, and no more.
+    /// Limits the grants that guests can make from now on.
     pub fn limit_grants(&self, grants: usize) {
         self.state.grants_left.set(Some(grants));
     }
 
-    /// From now on guests can open so many ports, and no more.
+    /// Limits the ports that guests can open from now on.
     pub fn limit_ports(&self, ports: usize) {
         self.state.ports_left.set(Some(ports));
     }
 
-    /// How many events were sent, in both directions.
+    /// The number of events sent, in both directions.
     pub fn events(&self) -> u64 {
         self.state.events.get()
     }
 
-    /// How many grants are in force.
+    /// The number of live grants.
     pub fn grants(&self) -> usize {
         self.state.grants.borrow().len()
     }
 
-    /// How many grants were ever made.
+    /// A number that increases with each grant.
     pub fn made_grants(&self) -> u32 {
         self.state.last_grant.get()
     }
 
-    /// How many ports are open.
+    /// The number of open ports.
     pub fn ports(&self) -> usize {
         self.state.ports.borrow().len()
     }
 
-    /// How many pages are allocated.
+    /// The number of allocated pages.
     pub fn pages(&self) -> usize {
         self.state.runs.borrow().values().filter(|run| !run.free).map(|run| run.pages).sum()
     }
@@ -100,8 +119,8 @@ impl World {
     /// Checks that nothing was left behind.
     ///
     /// # Panics
-    /// When a page is still allocated, a grant still in force, or a port still open; and when a page
-    /// was written after it was freed.
+    /// If a page is still allocated, a grant still live, or a port still open; and if a page was
+    /// written after it was freed.
     pub fn assert_clean(&self) {
         assert_eq!(self.grants(), 0, "grants were never revoked");
         assert_eq!(self.ports(), 0, "ports were never closed");
@@ -132,20 +151,24 @@ fn memory_of(pages: usize) -> Layout {
 
 impl State {
     pub(super) fn alloc(&self, owner: DomId, pages: usize) -> Result<*mut u8, Errno> {
-        assert!(pages > 0, "no page is not worth an allocation");
+        assert!(pages > 0, "an allocation of no pages");
         take(&self.pages_left, pages, Errno::ENOMEM)?;
         // SAFETY: the layout is not of size zero.
         let start = unsafe { alloc_zeroed(memory_of(pages)) };
-        assert!(!start.is_null(), "the test's own memory is used up");
+        assert!(!start.is_null(), "the test is out of memory");
         self.runs.borrow_mut().insert(start.addr(), Run { owner, pages, free: false });
         Ok(start)
     }
 
-    /// Frees a run: it stays mapped and poisoned, so that a late write is noticed.
+    /// Frees a run. It stays mapped and poisoned, so that a late write is noticed.
     pub(super) fn free(&self, owner: DomId, start: *mut u8, pages: usize) {
         let mut runs = self.runs.borrow_mut();
-        let run = runs.get_mut(&start.addr()).expect("pages were freed that nobody allocated");
-        assert_eq!((run.owner, run.pages), (owner, pages), "pages were freed by halves");
+        let run = runs.get_mut(&start.addr()).expect("pages were freed that were not allocated");
+        assert_eq!(
+            (run.owner, run.pages),
+            (owner, pages),
+            "pages were freed in part, or by another domain"
+        );
         assert!(!run.free, "pages were freed twice");
         let end = start.addr() + pages * PAGE_SIZE;
         let granted = |grant: &Grant| (start.addr()..end).contains(&grant.page.addr());
@@ -182,7 +205,7 @@ impl State {
 
     pub(super) fn revoke(&self, owner: DomId, grant: GrantRef) -> Result<(), Errno> {
         let mut grants = self.grants.borrow_mut();
-        let state = grants.get(&(owner, grant)).expect("a grant was revoked that is none");
+        let state = grants.get(&(owner, grant)).expect("a grant was revoked that does not exist");
         if state.mapped > 0 {
             return Err(Errno::EBUSY);
         }
@@ -191,8 +214,8 @@ impl State {
         Ok(())
     }
 
-    /// Maps grants: they must be of pages that lie one after the other, as there is no second address
-    /// space to put them in order.
+    /// Maps grants. Their pages must be consecutive, because there is no second address space in
+    /// which to put them in order.
     pub(super) fn map(&self, by: DomId, owner: DomId, refs: &[GrantRef]) -> Result<*mut u8, Errno> {
         let mut grants = self.grants.borrow_mut();
         let mut start: Option<*mut u8> = None;
@@ -236,14 +259,14 @@ impl State {
 
     pub(super) fn close_port(&self, owner: DomId, port: Port) {
         let channel = self.ports.borrow_mut().remove(&(owner, port));
-        assert!(channel.is_some(), "port {} was closed and is not open", port.0);
+        assert!(channel.is_some(), "port {} was closed but is not open", port.0);
         give_back(&self.ports_left, 1);
     }
 
     pub(super) fn notify_backend(&self, owner: DomId, port: Port) {
         let ports = self.ports.borrow();
         let channel = ports.get(&(owner, port));
-        let channel = channel.unwrap_or_else(|| panic!("port {} is used and not open", port.0));
+        let channel = channel.unwrap_or_else(|| panic!("port {} is used but not open", port.0));
         self.events.set(self.events.get() + 1);
         if let Some(signal) = &channel.backend {
             signal.raise();
@@ -288,8 +311,8 @@ impl Drop for State {
     fn drop(&mut self) {
         for (&start, run) in self.runs.borrow().iter() {
             let start = std::ptr::with_exposed_provenance_mut::<u8>(start);
-            // SAFETY: it was allocated with this layout, and nobody can reach the state, and so the
-            // run, any more: a `FakeMachine`, a `Peer` and its mappings all hold the state.
+            // SAFETY: it was allocated with this layout. Machines, peers and mappings all hold the
+            // state, so none of them is left that could access the run.
             unsafe { dealloc(start, memory_of(run.pages)) };
         }
     }

@@ -1,4 +1,4 @@
-//! What the handles and the driver of one connection share: requests, answers, watches.
+//! The state that the handles and the driver of one connection share: requests, replies, watches.
 
 use super::wire;
 use crate::Errno;
@@ -9,11 +9,11 @@ use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::task::{Context, Poll, Waker};
 
-/// The most paths that wait in one watch. More collapse into the watched path itself, so that
-/// events which nobody fetches take bounded memory.
+/// The most paths in the queue of one watch. If there are more, the watched path replaces them all,
+/// so that events which are not fetched take bounded memory.
 const WATCH_QUEUE: usize = 64;
 
-/// One connection's state. Borrowed for a moment at a time, never across an await or a wake.
+/// One connection's state. Never borrowed across an await or a wake.
 #[derive(Default, Debug)]
 pub(super) struct Connection(pub(super) RefCell<State>);
 
@@ -26,15 +26,15 @@ pub(super) struct State {
     last_token: u32,
     pub(super) driver: Option<Waker>,
     pub(super) failure: Option<Errno>,
-    /// How often the connection was made anew: what belongs to an earlier one means nothing now.
+    /// How often the connection was reset. Things of an earlier generation are void.
     pub(super) generation: u32,
-    /// The transactions that are open.
+    /// The number of open transactions.
     pub(super) transactions: u32,
-    /// Whether only what ends transactions is sent.
+    /// Whether only requests in transactions are sent.
     pub(super) quiesced: bool,
-    /// Whoever waits for quiet.
+    /// The task that waits until nothing is under way.
     pub(super) quiet: Option<Waker>,
-    /// The driver of this generation, which ends with it.
+    /// The driver of this generation, woken when a reset ends it.
     pub(super) superseded: Option<Waker>,
 }
 
@@ -60,7 +60,7 @@ pub(super) enum Slot {
     Abandoned,
 }
 
-/// What gives back the thing that a request acquired, when nobody waits for the answer any more.
+/// How to release what a request acquired, if its reply comes after it was dropped.
 #[derive(Debug)]
 pub(super) enum Undo {
     Nothing,
@@ -71,18 +71,18 @@ pub(super) enum Undo {
 #[derive(Debug)]
 pub(super) struct WatchQueue {
     pub(super) path: String,
-    /// Whether xenstored knows of it.
+    /// Whether xenstored has accepted it.
     pub(super) registered: bool,
     fired: VecDeque<String>,
     waker: Option<Waker>,
 }
 
 impl State {
-    /// Whether nothing is under way: every request that was sent has its answer.
+    /// Whether nothing is under way: every request that was sent has its reply.
     pub(super) fn is_quiet(&self) -> bool {
         let is_unsent = |id: &u32| self.unsent.iter().any(|unsent| unsent.id == *id);
         let under_way = self.pending.iter().any(|(id, pending)| match pending.slot {
-            // Whoever asked is about to go on with it.
+            // The requesting task is about to open the transaction.
             Slot::Answered(_) => pending.kind == XS_TRANSACTION_START,
             _ => !is_unsent(id),
         });
@@ -91,9 +91,9 @@ impl State {
 }
 
 impl Connection {
-    /// Queues a request whose answer nobody needs.
+    /// Queues a request whose reply is discarded.
     pub(super) fn send_and_forget(&self, kind: u32, transaction: u32, parts: &[&[u8]]) {
-        // It fails only when the connection did, and then xenstored has forgotten everything.
+        // It fails only if the connection has failed, and then xenstored has dropped everything.
         let _ = self.queue(kind, transaction, Undo::Nothing, Slot::Abandoned, parts);
     }
 
@@ -109,8 +109,7 @@ impl Connection {
         if let Some(failure) = state.failure {
             return Err(failure);
         }
-        // Ids wrap; one that still waits for its answer is not given out again. Zero is left to the
-        // events, which carry it.
+        // Ids wrap. The id of a pending request is not used again; zero is that of events.
         let mut id = state.last_request;
         loop {
             id = id.wrapping_add(1);
@@ -128,7 +127,7 @@ impl Connection {
         Ok(id)
     }
 
-    /// The next message to write, once there is one.
+    /// Waits for the next message to write.
     pub(super) fn poll_unsent(&self, cx: &mut Context<'_>) -> Poll<Vec<u8>> {
         let mut state = self.0.borrow_mut();
         let quiesced = state.quiesced;
@@ -142,7 +141,7 @@ impl Connection {
         }
     }
 
-    /// Whether all messages were taken.
+    /// Whether the queue of messages is empty.
     pub(super) fn is_sent(&self) -> bool {
         self.0.borrow().unsent.is_empty()
     }
@@ -160,7 +159,7 @@ impl Connection {
         let mut state = self.0.borrow_mut();
         let Some(pending) = state.pending.get_mut(&header.request) else {
             log::warn!(
-                "xenstored answered request {}, which was not made; its answer (type {}, {} bytes) is ignored",
+                "xenstored replied to request {}, which was not made: type {}, {} bytes",
                 header.request,
                 header.kind,
                 header.len
@@ -172,7 +171,7 @@ impl Connection {
             kind if kind == pending.kind => Ok(payload),
             kind => {
                 log::warn!(
-                    "xenstored answered a request of type {} with type {kind}",
+                    "xenstored replied to a request of type {} with type {kind}",
                     pending.kind
                 );
                 Err(Errno::EPROTO)
@@ -184,7 +183,7 @@ impl Connection {
         };
         if matches!(pending.slot, Slot::Waiting(_)) {
             let slot = core::mem::replace(&mut pending.slot, Slot::Answered(answer));
-            // Known here, not only when whoever asked for it has been polled.
+            // Recorded now: the requesting task may be polled much later.
             if let Some(watch) = registered.and_then(|token| state.watches.get_mut(&token)) {
                 watch.registered = true;
             }
@@ -198,19 +197,19 @@ impl Connection {
             match (pending, answer) {
                 (Some(pending), Ok(payload)) => self.undo(pending.undo, &payload),
                 (Some(Pending { kind: XS_WATCH, .. }), Err(error)) => {
-                    log::warn!("xenstored refuses to go on with a watch: {error}");
+                    log::warn!("xenstored refuses to register a watch again: {error}");
                 }
                 _ => {}
             }
         } else {
-            // A second answer to the same request changes nothing.
+            // A second reply to the same request is ignored.
             return;
         }
-        self.look_for_quiet();
+        self.wake_if_quiet();
     }
 
-    /// Tells whoever waits for quiet, if it is there.
-    pub(super) fn look_for_quiet(&self) {
+    /// Wakes the task that waits until nothing is under way, if that is so.
+    pub(super) fn wake_if_quiet(&self) {
         let mut state = self.0.borrow_mut();
         if state.quiet.is_some() && state.is_quiet() {
             let waker = state.quiet.take();
@@ -219,7 +218,7 @@ impl Connection {
         }
     }
 
-    /// Gives back what an answer brought that nobody waits for.
+    /// Releases what a discarded reply acquired.
     pub(super) fn undo(&self, undo: Undo, payload: &[u8]) {
         match undo {
             Undo::Nothing => {}
@@ -239,7 +238,7 @@ impl Connection {
             return;
         };
         let mut state = self.0.borrow_mut();
-        // The token of a watch that was just dropped is no surprise.
+        // The watch may just have been dropped.
         let Some(watch) = token.parse().ok().and_then(|token: u32| state.watches.get_mut(&token))
         else {
             return;
@@ -257,7 +256,7 @@ impl Connection {
         wake(waker);
     }
 
-    /// Makes room for a watch's events, and a token by which to know them.
+    /// Creates the queue of a watch's events, and returns its token.
     pub(super) fn open_watch(&self, path: &str) -> u32 {
         let mut state = self.0.borrow_mut();
         let mut token = state.last_token;
@@ -274,12 +273,12 @@ impl Connection {
         token
     }
 
-    /// Forgets a watch's events.
+    /// Drops a watch's queue.
     pub(super) fn close_watch(&self, token: u32) {
         self.0.borrow_mut().watches.remove(&token);
     }
 
-    /// Tells xenstored that a watch is over.
+    /// Unregisters a watch.
     pub(super) fn unwatch(&self, path: &str, token: u32) {
         let token = token.to_string();
         self.send_and_forget(XS_UNWATCH, 0, &[path.as_bytes(), &[0], token.as_bytes(), &[0]]);
@@ -298,7 +297,7 @@ impl Connection {
         }
     }
 
-    /// Fails every request that waits, and every one to come, unless the connection was made anew since.
+    /// Fails all pending and all later requests, unless the connection was reset since.
     pub(super) fn fail(&self, generation: u32, error: Errno) {
         let mut state = self.0.borrow_mut();
         if state.generation != generation {
@@ -328,15 +327,15 @@ pub(super) fn wake(waker: Option<Waker>) {
 fn error_named(payload: &[u8]) -> Errno {
     let name = wire::text(payload).unwrap_or_default();
     Errno::from_name(&name).unwrap_or_else(|| {
-        log::warn!("xenstored answered with the error {name:?}, which has no known number");
+        log::warn!("xenstored replied with the unknown error {name:?}");
         Errno::EIO
     })
 }
 
-/// Reads the answer to `XS_TRANSACTION_START`.
+/// Decodes the reply to `XS_TRANSACTION_START`.
 pub(super) fn transaction_id(payload: &[u8]) -> Result<u32, Errno> {
     let id = wire::text(payload)?.parse().map_err(|_| Errno::EPROTO)?;
-    // Zero is what every request outside a transaction carries.
+    // Zero means no transaction.
     if id == 0 { Err(Errno::EPROTO) } else { Ok(id) }
 }
 
@@ -345,12 +344,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_that_waits_for_its_answer_is_not_given_out_again() {
+    fn the_id_of_a_pending_request_is_not_used_again() {
         let connection = Connection::default();
         connection.0.borrow_mut().last_request = u32::MAX - 1;
         let ask = || connection.queue(XS_READ, 0, Undo::Nothing, Slot::Waiting(None), &[b"a\0"]);
         assert_eq!(ask(), Ok(u32::MAX));
-        assert_eq!(ask(), Ok(1), "zero is the events'");
+        assert_eq!(ask(), Ok(1), "zero is the id of events");
         connection.0.borrow_mut().last_request = u32::MAX - 1;
         assert_eq!(ask(), Ok(2));
     }

@@ -11,24 +11,24 @@ use core::task::Poll;
 use embedded_io_async::{Error, ErrorKind, Read, Write};
 use futures_util::future::{Either, select};
 
-/// After so many messages without a pause the driver lets the other tasks run.
+/// After this many messages without a pause the driver lets other tasks run.
 const BURST: usize = 32;
 
 /// Makes a client of the xenstored at the other end of a byte stream.
 ///
-/// Nothing happens until the driver runs.
+/// Requests are sent while the driver runs.
 pub fn connect<R: Read, W: Write>(reader: R, writer: W) -> (Store, Driver<R, W>) {
     let connection = Rc::new(Connection::default());
     (Store::new(connection.clone()), Driver { connection, generation: 0, reader, writer })
 }
 
 impl Store {
-    /// Goes on with another xenstored, which knows nothing of this connection, as in a restored domain.
+    /// Connects to another xenstored, which does not know this connection, as in a restored domain.
     ///
-    /// All handles stay good. Watches are registered again, and so fire. Transactions that were open fail
-    /// with [`Errno::EAGAIN`] when they are used, requests that had no answer with
-    /// [`Errno::ECONNRESET`]; those not sent yet are sent, once they are released. The former driver
-    /// ends, and touches its stream no more.
+    /// All handles stay valid. Watches are registered again, and so fire. Open transactions fail
+    /// with [`Errno::EAGAIN`] when they are used, requests without replies with
+    /// [`Errno::ECONNRESET`]. Unsent requests are sent once they are [released](Store::release).
+    /// The former driver ends, and does not use its stream any more.
     pub fn reconnect<R: Read, W: Write>(&self, reader: R, writer: W) -> Driver<R, W> {
         let connection = self.connection().clone();
         let generation = connection.reset();
@@ -36,7 +36,7 @@ impl Store {
     }
 }
 
-/// The end of a connection that reads and writes; see [`connect`].
+/// Reads and writes the bytes of a connection; see [`connect`].
 ///
 /// Dropping it (or the future of [`run`](Driver::run)) fails all requests with [`Errno::EPIPE`].
 #[derive(Debug)]
@@ -48,15 +48,15 @@ pub struct Driver<R, W> {
 }
 
 impl<R: Read, W: Write> Driver<R, W> {
-    /// Runs the connection until its transport fails, and returns why it did.
+    /// Runs the connection until its transport fails, and returns the error.
     ///
-    /// [`Errno::EPIPE`]: the stream ended. [`Errno::EPROTO`]: what came is no xenstore message, so
-    /// that no later message can be found either. Requests then fail with the same error; watches
-    /// stay silent. [`Errno::ECONNRESET`]: [`Store::reconnect`] has made another driver.
+    /// [`Errno::EPIPE`]: the stream ended. [`Errno::EPROTO`]: the bytes are not a xenstore message,
+    /// so the next message cannot be found either. Requests then fail with the same error, and
+    /// watches do not fire. [`Errno::ECONNRESET`]: [`Store::reconnect`] has made another driver.
     pub async fn run(mut self) -> Errno {
         let Driver { connection, generation, reader, writer } = &mut self;
         let error = {
-            // It is looked at first: what a later connection has to send is not for this stream.
+            // Polled first: requests of a later generation must not be written to this stream.
             let superseded = pin!(poll_fn(|cx| connection.poll_superseded(*generation, cx)));
             let sending = pin!(send(connection, writer));
             let receiving = pin!(receive(connection, reader));
@@ -110,7 +110,7 @@ async fn receive_one<R: Read>(connection: &Connection, reader: &mut R) -> Result
     let mut head = [0; wire::HEADER_LEN];
     fill(reader, &mut head).await?;
     let header = wire::Header::decode(&head).inspect_err(|_| {
-        log::error!("xenstored sent {head:02x?}, which is not a message's header");
+        log::error!("xenstored sent {head:02x?}, which is not the header of a message");
     })?;
     let mut payload = vec![0; header.len];
     fill(reader, &mut payload).await?;
@@ -140,7 +140,7 @@ fn transport_error(error: &impl Error) -> Errno {
     }
 }
 
-/// Lets everything else that is ready run first.
+/// Lets other ready tasks run first.
 async fn pause() {
     let mut paused = false;
     poll_fn(|cx| {

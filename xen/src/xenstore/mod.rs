@@ -1,26 +1,32 @@
 //! A client of xenstore, the tree of small values in which domains find each other.
 //!
-//! [`connect`] takes the two halves of any byte stream that leads to a xenstored (a domain's
-//! [`ring`], `/dev/xen/xenbus`, a fake) and gives a [`Store`] to ask with and a [`Driver`] that moves
-//! the bytes. Any number of requests, watches and transactions go on at once. Everything is for one
+//! [`connect`] takes the two halves of a byte stream to a xenstored (a domain's [`ring`],
+//! `/dev/xen/xenbus`, a fake) and returns a [`Store`] for requests and a [`Driver`] that moves the
+//! bytes. Any number of requests, watches and transactions run at once. Everything is for one
 //! thread.
 //!
 //! ```
+//! # use futures_executor::LocalPool;
+//! # use futures_util::{FutureExt, task::LocalSpawnExt};
 //! # use xen::{DomId, Errno, testing::FakeStore, xenstore};
-//! # fn spawn<T>(task: impl Future<Output = T>) {}
-//! # async fn example() -> Result<(), Errno> {
-//! # let (reader, writer) = FakeStore::new().connect(DomId(0));
+//! # let dom0 = FakeStore::new();
+//! # dom0.add_device(("/local/domain/5/device/vif/0", DomId(5)), ("/backend/vif/5/0", DomId(0)));
+//! # let (reader, writer) = dom0.connect(DomId(5));
+//! # let mut pool = LocalPool::new();
+//! # let spawner = pool.spawner();
+//! # let spawn = |task| spawner.spawn_local(task).unwrap();
 //! let (store, driver) = xenstore::connect(reader, writer);
-//! spawn(driver.run());
-//! let backend = store.read_string("device/pvcalls/0/backend").await?;
+//! spawn(driver.run().map(drop));
+//! # pool.run_until(async {
+//! let backend = store.read_string("device/vif/0/backend").await?;
 //! let mut watch = store.watch(&format!("{backend}/state")).await?;
-//! let changed = watch.next().await;
-//! # Ok(())
-//! # }
+//! assert_eq!(watch.next().await, format!("{backend}/state"));
+//! # Ok::<(), Errno>(())
+//! # }).unwrap();
 //! ```
 //!
-//! A request may be dropped at any time: it is either not sent at all or its answer is discarded,
-//! and what it had acquired (a watch, a transaction) is given back.
+//! A request may be dropped at any time: either it is not sent, or its reply is discarded and what
+//! it had acquired (a watch, a transaction) is released.
 
 mod connection;
 mod driver;

@@ -1,4 +1,4 @@
-//! Reading and writing nodes, inside a transaction or outside any.
+//! Reads and writes of nodes, inside and outside of transactions.
 
 use super::connection::{Connection, Undo};
 use super::wire::{self, Permission, check_path};
@@ -10,16 +10,16 @@ use alloc::vec::Vec;
 
 /// Reads and writes the tree's nodes.
 ///
-/// [`Store`](super::Store) and [`Transaction`](super::Transaction) both lend one, so that what is written over `&Nodes` works in a
-/// transaction and outside. A path that does not begin with a slash is below the domain's home,
-/// `/local/domain/N`. All methods fail with [`Errno::EINVAL`] for a malformed path, with
-/// [`Errno::E2BIG`] for one that is too long, with what xenstored answered, or with what ended the
-/// connection.
+/// [`Store`](super::Store) and [`Transaction`](super::Transaction) dereference to it, so a function
+/// over `&Nodes` works inside and outside of transactions. A path that does not begin with a slash
+/// is below the domain's home, `/local/domain/N`. All methods fail with [`Errno::EINVAL`] for a
+/// malformed path, with [`Errno::E2BIG`] for one that is too long, with xenstored's error, or with
+/// the error that ended the connection.
 #[derive(Debug)]
 pub struct Nodes {
     pub(super) connection: Rc<Connection>,
     pub(super) transaction: u32,
-    /// The connection's, when the transaction began.
+    /// The connection's generation when the transaction began.
     pub(super) generation: u32,
 }
 
@@ -29,12 +29,12 @@ impl Nodes {
         self.ask(XS_READ, path, &[&[0]]).await
     }
 
-    /// A node's value, as text. [`Errno::EPROTO`] when it is none.
+    /// A node's value, as text. [`Errno::EPROTO`] if it is not UTF-8.
     pub async fn read_string(&self, path: &str) -> Result<String, Errno> {
         wire::text(&self.read(path).await?)
     }
 
-    /// Writes a node's value; creates it, and what is missing above it.
+    /// Writes a node's value. Creates the node and missing parents.
     pub async fn write(&self, path: &str, value: impl AsRef<[u8]>) -> Result<(), Errno> {
         self.ask(XS_WRITE, path, &[&[0], value.as_ref()]).await.map(drop)
     }
@@ -44,7 +44,7 @@ impl Nodes {
         self.ask(XS_RM, path, &[&[0]]).await.map(drop)
     }
 
-    /// Creates an empty node; one that exists stays as it is.
+    /// Creates an empty node, unless it exists.
     pub async fn mkdir(&self, path: &str) -> Result<(), Errno> {
         self.ask(XS_MKDIR, path, &[&[0]]).await.map(drop)
     }
@@ -64,7 +64,7 @@ impl Nodes {
         wire::strings(&payload).map(Permission::decode).collect()
     }
 
-    /// Replaces a node's permissions. The first one says who owns it.
+    /// Replaces a node's permissions. The first one names the owner.
     pub async fn set_permissions(
         &self,
         path: &str,
@@ -81,11 +81,11 @@ impl Nodes {
         wire::text(&self.connection.request(XS_GET_DOMAIN_PATH, 0, Undo::Nothing, &parts)?.await?)
     }
 
-    /// A list of children that is too long for one message, piece by piece. It starts again when the
-    /// node changed meanwhile, a few times.
+    /// Reads a list of children that is too long for one message, in parts. Restarts a few times if
+    /// the node changes in between.
     async fn directory_in_parts(&self, path: &str) -> Result<Vec<String>, Errno> {
         const RESTARTS: usize = 8;
-        /// More than any node can have; an endless list is no list.
+        /// More than any node can have. Bounds an endless list.
         const LONGEST: usize = 1 << 20;
         'restart: for _ in 0..RESTARTS {
             let (mut offset, mut generation, mut names) = (0, None, Vec::new());
@@ -116,7 +116,7 @@ impl Nodes {
         Err(Errno::EAGAIN)
     }
 
-    /// Whether these are a transaction's nodes, and the connection is not that of its beginning.
+    /// Whether this belongs to a transaction that ended because the connection was reset.
     pub(super) fn is_lost(&self) -> bool {
         self.transaction != 0 && !self.connection.is_current(self.generation)
     }

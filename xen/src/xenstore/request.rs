@@ -1,4 +1,4 @@
-//! Waiting for the answer to one request.
+//! A request that waits for its reply.
 
 use super::connection::{Connection, Slot, Undo};
 use crate::Errno;
@@ -8,15 +8,15 @@ use alloc::vec::Vec;
 use core::pin::Pin;
 use core::task::{Context, Poll};
 
-/// The future of one answer. Dropped early, it takes its request back if that was not sent yet, and
-/// otherwise leaves the answer to be discarded.
+/// The future of one reply. If it is dropped early, its request is withdrawn if it was not sent
+/// yet; otherwise the reply is discarded.
 pub(super) struct Request {
     connection: Rc<Connection>,
     id: u32,
 }
 
 impl Connection {
-    /// Queues a request and returns the future of its answer's payload.
+    /// Queues a request, and returns the future of its reply's payload.
     pub(super) fn request(
         self: &Rc<Self>,
         kind: u32,
@@ -54,7 +54,7 @@ impl Drop for Request {
         let mut state = self.connection.0.borrow_mut();
         let Some(pending) = state.pending.get_mut(&self.id) else { return };
         if let Slot::Answered(answer) = &mut pending.slot {
-            // The answer came, but nobody fetched it.
+            // The reply arrived, but was not fetched.
             let answer = core::mem::replace(answer, Err(Errno::EINVAL));
             let pending = state.pending.remove(&self.id);
             drop(state);
@@ -63,7 +63,7 @@ impl Drop for Request {
             }
             return;
         }
-        // The end of a transaction goes out whether or not somebody waits to hear of it.
+        // The end of a transaction is sent even if the reply is not awaited.
         let unsent = state.unsent.iter().position(|unsent| unsent.id == self.id);
         match (unsent, state.pending.get_mut(&self.id)) {
             (Some(at), Some(pending)) if pending.kind != XS_TRANSACTION_END => {

@@ -1,4 +1,4 @@
-//! A domain's own way to xenstored: two rings of bytes in a page that both share.
+//! A domain's connection to xenstored: two byte rings in a shared page.
 
 use crate::abi::xs_wire::{XENSTORE_RING_SIZE, XenstoreDomainInterface};
 use crate::byte_ring::{Consumer, Producer, layout};
@@ -15,7 +15,7 @@ const REQUESTS: Direction = layout(
     offset_of!(XenstoreDomainInterface, req_prod),
 );
 
-const ANSWERS: Direction = layout(
+const REPLIES: Direction = layout(
     offset_of!(XenstoreDomainInterface, rsp),
     XENSTORE_RING_SIZE,
     offset_of!(XenstoreDomainInterface, rsp_cons),
@@ -24,19 +24,19 @@ const ANSWERS: Direction = layout(
 
 /// Opens the ring for [`connect`](super::connect).
 ///
-/// `page` is the one that `HVM_PARAM_STORE_PFN` names; `notify` sends an event to xenstored over
-/// the port of `HVM_PARAM_STORE_EVTCHN`, and `events` hears of those that come back.
+/// `page` is the one that `HVM_PARAM_STORE_PFN` names. `notify` sends an event over the port of
+/// `HVM_PARAM_STORE_EVTCHN`, and the owner of that port raises `events`.
 pub fn open<N: Fn() + Clone>(
     page: Shared<'static>,
     notify: N,
     events: Arc<Signal>,
 ) -> (RingReader<N>, RingWriter<N>) {
-    let ring = Consumer::new(page, ANSWERS);
+    let ring = Consumer::new(page, REPLIES);
     let reader = RingReader { ring, notify: notify.clone(), events: events.clone() };
     (reader, RingWriter { ring: Producer::new(page, REQUESTS), notify, events })
 }
 
-/// Answers and events from xenstored.
+/// Replies and watch events from xenstored.
 pub struct RingReader<N> {
     ring: Consumer,
     notify: N,
@@ -56,7 +56,7 @@ impl<N: Fn()> Read for RingReader<N> {
         let result = self.events.until(Side::Rx, moved).await;
         result
             .inspect(|_| (self.notify)())
-            .inspect_err(|_| log::error!("xenstored's index of its answers is out of range"))
+            .inspect_err(|_| log::error!("xenstored's index of the replies is out of range"))
     }
 }
 

@@ -8,7 +8,7 @@ use alloc::rc::Rc;
 use core::future::poll_fn;
 use core::ops::Deref;
 
-/// A handle on a connection to xenstored; clones are handles on the same one.
+/// A handle on a connection to xenstored. Clones share the connection.
 ///
 /// Reads and writes are those of [`Nodes`].
 #[derive(Debug)]
@@ -23,21 +23,21 @@ impl Store {
         &self.0.connection
     }
 
-    /// Watches a node and all below it, or one of the special paths such as `@releaseDomain`. A
-    /// watch fires once as soon as it is registered.
+    /// Watches a node and all below it, or a special path such as `@releaseDomain`. A watch fires
+    /// once as soon as it is registered.
     pub async fn watch(&self, path: &str) -> Result<Watch, Errno> {
         Watch::register(self.0.connection.clone(), path).await
     }
 
-    /// Sends nothing more, but for what ends open transactions, and waits until all that was sent has its
-    /// answer: the domain can be saved then. Requests wait until [`release`](Store::release), also if the
-    /// future is dropped.
+    /// Quiesces the connection, so that the domain can be saved: sends only requests of open
+    /// transactions, and waits until these have ended and all sent requests have replies. Other
+    /// requests wait until [`release`](Store::release), also if the future is dropped.
     pub async fn quiesce(&self) {
         self.connection().quiesce();
         poll_fn(|cx| self.connection().poll_quiet(cx)).await;
     }
 
-    /// Sends again.
+    /// Sends all requests again.
     pub fn release(&self) {
         self.connection().release();
     }
@@ -49,14 +49,12 @@ impl Store {
         Ok(Transaction::new(connection, transaction_id(&start.await?)?))
     }
 
-    /// Does several things at once or not at all: does `work` in a transaction and commits it, again from
-    /// the start whenever somebody else changed what it touched. [`Errno::EAGAIN`] when that happens
-    /// many times in a row.
+    /// Runs `work` in a transaction and commits it. Retries if another client changed the same
+    /// nodes; [`Errno::EAGAIN`] if that happens many times in a row.
     pub async fn transact<T>(
         &self,
         work: impl AsyncFn(&Transaction) -> Result<T, Errno>,
     ) -> Result<T, Errno> {
-        /// Who is disturbed so often has a rival that never rests.
         const TRIES: usize = 16;
         for _ in 0..TRIES {
             let once = async {

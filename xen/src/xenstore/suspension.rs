@@ -1,7 +1,7 @@
-//! Holding a connection still while the domain is saved, and making it anew in the restored one.
+//! Quiesces a connection while the domain is saved, and resets it in the restored one.
 //!
-//! The xenstored of the restored domain knows nothing of what the former one was asked: watches are
-//! registered again here, open transactions are over, and what was asked meanwhile is asked there.
+//! The restored domain's xenstored does not know the former one's requests. So watches are
+//! registered again, open transactions end, and unsent requests are sent to the new xenstored.
 
 use super::connection::{Connection, Slot, State, Undo, wake};
 use crate::Errno;
@@ -11,12 +11,12 @@ use alloc::vec::Vec;
 use core::task::{Context, Poll};
 
 impl Connection {
-    /// Sends only what belongs to open transactions from now on.
+    /// From now on, sends only requests of open transactions.
     pub(super) fn quiesce(&self) {
         self.0.borrow_mut().quiesced = true;
     }
 
-    /// Ready when nothing is under way.
+    /// Waits until nothing is under way.
     pub(super) fn poll_quiet(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.0.borrow_mut();
         if state.is_quiet() {
@@ -26,7 +26,7 @@ impl Connection {
         Poll::Pending
     }
 
-    /// Sends again.
+    /// Sends all requests again.
     pub(super) fn release(&self) {
         let mut state = self.0.borrow_mut();
         state.quiesced = false;
@@ -35,19 +35,19 @@ impl Connection {
         wake(driver);
     }
 
-    /// Begins anew with a xenstored that knows nothing; the number of the new connection. What was under
-    /// way fails, what was not sent yet is kept, watches are registered again.
+    /// Resets the connection for a new xenstored, and returns its generation. Pending requests
+    /// fail, unsent ones are kept, watches are registered again.
     pub(super) fn reset(&self) -> u32 {
         let mut state = self.0.borrow_mut();
         let State { unsent, pending, .. } = &mut *state;
         let mut wakers = Vec::new();
-        // Their transactions are over.
+        // The transactions have ended.
         unsent.retain(|unsent| unsent.transaction == 0);
         pending.retain(|id, pending| {
             if unsent.iter().any(|unsent| unsent.id == *id) {
                 return true;
             }
-            // Transactions may start again, like all that are disturbed.
+            // Callers retry a transaction after `EAGAIN`.
             let of_transaction = matches!(pending.kind, XS_TRANSACTION_START | XS_TRANSACTION_END);
             let error = if of_transaction { Errno::EAGAIN } else { Errno::ECONNRESET };
             match &mut pending.slot {
@@ -73,17 +73,17 @@ impl Connection {
         drop(state);
         for (token, path) in watches {
             let parts: [&[u8]; 4] = [path.as_bytes(), &[0], token.as_bytes(), &[0]];
-            // It fitted into a message before.
+            // It fit into a message before.
             let _ = self.queue(XS_WATCH, 0, Undo::Nothing, Slot::Abandoned, &parts);
         }
-        // They come first: whoever reads a node after this must hear of its changes.
+        // Watches go first: a task that reads a node after this must be told of changes.
         self.0.borrow_mut().unsent.rotate_left(waiting);
         wake(superseded);
         wakers.into_iter().for_each(core::task::Waker::wake);
         generation
     }
 
-    /// Ready when another connection took the place of this one.
+    /// Waits until the connection is reset.
     pub(super) fn poll_superseded(&self, generation: u32, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.0.borrow_mut();
         if state.generation != generation {
@@ -93,25 +93,25 @@ impl Connection {
         Poll::Pending
     }
 
-    /// Whether a transaction of this generation can still be committed.
+    /// Whether a transaction of this generation can be committed.
     pub(super) fn is_current(&self, generation: u32) -> bool {
         self.0.borrow().generation == generation
     }
 
-    /// A transaction has begun; its generation.
+    /// Counts a new transaction, and returns its generation.
     pub(super) fn begin_transaction(&self) -> u32 {
         let mut state = self.0.borrow_mut();
         state.transactions += 1;
         state.generation
     }
 
-    /// A transaction has ended, or its end is on its way.
+    /// Counts the end of a transaction, or that its end was queued.
     pub(super) fn end_transaction(&self, generation: u32) {
         let mut state = self.0.borrow_mut();
         if state.generation == generation {
             state.transactions -= 1;
             drop(state);
-            self.look_for_quiet();
+            self.wake_if_quiet();
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Several reads and writes that happen at once or not at all.
+//! Several reads and writes that take effect together or not at all.
 
 use super::Nodes;
 use super::connection::{Connection, Undo};
@@ -7,7 +7,7 @@ use crate::abi::xs_wire::XS_TRANSACTION_END;
 use alloc::rc::Rc;
 use core::ops::Deref;
 
-/// An open transaction: the same calls as [`Store`](super::Store), seen by others only after
+/// An open transaction. Its methods are those of [`Nodes`], and others see the changes only after
 /// [`commit`](Transaction::commit). Dropping it aborts it.
 #[derive(Debug)]
 pub struct Transaction {
@@ -21,8 +21,8 @@ impl Transaction {
         Transaction { nodes: Nodes { connection, transaction: id, generation }, open: true }
     }
 
-    /// Makes all changes, or none and [`Errno::EAGAIN`] when somebody else changed what it touched:
-    /// then start again. If the returned future is dropped, whether it happened is unknown.
+    /// Commits all changes. [`Errno::EAGAIN`] and no change if another client changed the same
+    /// nodes: then retry. If the future is dropped, the result is unknown.
     pub async fn commit(mut self) -> Result<(), Errno> {
         if self.nodes.is_lost() {
             return Err(Errno::EAGAIN);

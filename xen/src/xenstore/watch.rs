@@ -1,4 +1,4 @@
-//! Hearing of changes below a node.
+//! Watches of nodes.
 
 use super::connection::{Connection, Undo};
 use super::wire::check_path;
@@ -8,10 +8,10 @@ use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use core::future::poll_fn;
 
-/// A registered watch. Dropping it ends the watch.
+/// A registered watch. Dropping it unregisters it.
 ///
-/// A path that fires again before it was fetched is reported once. After very many different paths
-/// the watched path itself is reported in their place: look at the whole then.
+/// A path that fires again before it was fetched is reported once. If very many different paths
+/// fire, the watched path is reported in their place: then anything below it may have changed.
 #[derive(Debug)]
 pub struct Watch {
     connection: Rc<Connection>,
@@ -23,7 +23,7 @@ pub struct Watch {
 impl Watch {
     pub(super) async fn register(connection: Rc<Connection>, path: &str) -> Result<Watch, Errno> {
         check_path(path)?;
-        // Room for events comes first: the first may overtake the answer.
+        // The queue is created first, as an event may precede the reply.
         let token = connection.open_watch(path);
         let path = path.to_string();
         let mut watch = Watch { connection, path, token, registered: false };
@@ -35,8 +35,8 @@ impl Watch {
         Ok(watch)
     }
 
-    /// Waits for a change and returns the path of the node that changed: the watched one or one
-    /// below it, absolute or relative as the watched path was. After the connection's end it waits for ever.
+    /// Waits for a change and returns the path of the changed node: the watched one or one below
+    /// it, absolute or relative like the watched path. Waits for ever if the connection has failed.
     pub async fn next(&mut self) -> String {
         poll_fn(|cx| self.connection.poll_watch(self.token, cx)).await
     }

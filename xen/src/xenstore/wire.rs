@@ -1,7 +1,5 @@
-//! Xenstore's messages as bytes: encoding, decoding and the rules for paths and permissions.
-//!
-//! Sources: `io/xs_wire.h` and `docs/misc/xenstore.txt`. What is sent is checked here before it
-//! leaves, what arrives is checked here before anybody believes it.
+//! Xenstore's messages as bytes: encoding, decoding and the rules for paths and permissions
+//! (`io/xs_wire.h`, `docs/misc/xenstore.txt`). Both directions are checked here.
 
 use crate::abi::xs_wire::*;
 use crate::{DomId, Errno};
@@ -13,10 +11,10 @@ use zerocopy::{FromBytes, IntoBytes};
 /// Bytes in a message's header.
 pub const HEADER_LEN: usize = size_of::<SockMsg>();
 
-/// A header that was checked: its payload is not longer than the protocol allows.
+/// A checked header: its payload is not longer than the protocol allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// One of the `XS_` message types; not checked, unknown ones exist.
+    /// One of the `XS_` message types. Not checked.
     pub kind: u32,
     /// The request's id.
     pub request: u32,
@@ -27,7 +25,7 @@ pub struct Header {
 }
 
 impl Header {
-    /// Reads a header. [`Errno::EPROTO`] when it announces more payload than may be.
+    /// Decodes a header. [`Errno::EPROTO`] if its payload is too long.
     pub fn decode(bytes: &[u8; HEADER_LEN]) -> Result<Header, Errno> {
         let raw = SockMsg::read_from_bytes(bytes).map_err(|_| Errno::EPROTO)?;
         let len = raw.len.get() as usize;
@@ -39,8 +37,8 @@ impl Header {
     }
 }
 
-/// Builds a message, its payload made of `parts` one after the other. [`Errno::E2BIG`] when the
-/// payload exceeds [`XENSTORE_PAYLOAD_MAX`].
+/// Encodes a message whose payload is the concatenated `parts`. [`Errno::E2BIG`] if the payload
+/// exceeds [`XENSTORE_PAYLOAD_MAX`].
 pub fn encode(
     kind: u32,
     request: u32,
@@ -63,7 +61,8 @@ pub fn encode(
     Ok(message)
 }
 
-/// Checks a node's path: [`Errno::EINVAL`] for a malformed one, [`Errno::E2BIG`] for one that is too long.
+/// Checks a node's path: [`Errno::EINVAL`] for a malformed one, [`Errno::E2BIG`] for one that is
+/// too long.
 pub fn check_path(path: &str) -> Result<(), Errno> {
     let limit = if path.starts_with('/') { XENSTORE_ABS_PATH_MAX } else { XENSTORE_REL_PATH_MAX };
     if path.len() > limit {
@@ -77,7 +76,7 @@ pub fn check_path(path: &str) -> Result<(), Errno> {
     Ok(())
 }
 
-/// The strings of a payload, each of which a zero byte ends. A last one without its zero counts.
+/// The zero-terminated strings of a payload. The last one may lack its zero byte.
 pub fn strings(payload: &[u8]) -> impl Iterator<Item = &[u8]> {
     payload
         .strip_suffix(&[0])
@@ -86,8 +85,8 @@ pub fn strings(payload: &[u8]) -> impl Iterator<Item = &[u8]> {
         .filter(|_| !payload.is_empty())
 }
 
-/// The text of an answer, without the zero byte that some answers end with. [`Errno::EPROTO`] when
-/// it is not text.
+/// The text of a reply, without the zero byte that ends some replies. [`Errno::EPROTO`] if it is
+/// not UTF-8.
 pub fn text(payload: &[u8]) -> Result<String, Errno> {
     let bytes = payload.strip_suffix(&[0]).unwrap_or(payload);
     core::str::from_utf8(bytes).map(String::from).map_err(|_| Errno::EPROTO)
@@ -106,18 +105,18 @@ pub enum Access {
     Both,
 }
 
-/// An entry of a node's permissions. The first entry names the owner, who may do everything, and
-/// what domains without an entry of their own may do.
+/// An entry of a node's permissions. The first entry has the owner, which may do everything, and
+/// the access of domains without an entry of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Permission {
-    /// What may be done.
+    /// The permitted access.
     pub access: Access,
-    /// By whom.
+    /// The domain.
     pub domain: DomId,
 }
 
 impl Permission {
-    /// Reads `r5` and the like. [`Errno::EPROTO`] when it is not a permission.
+    /// Decodes a permission such as `r5`. [`Errno::EPROTO`] if it is malformed.
     pub fn decode(bytes: &[u8]) -> Result<Permission, Errno> {
         let (&letter, digits) = bytes.split_first().ok_or(Errno::EPROTO)?;
         let access = match letter {
@@ -132,7 +131,7 @@ impl Permission {
         Ok(Permission { access, domain })
     }
 
-    /// Permissions as a payload.
+    /// Encodes permissions as a payload.
     pub fn encode_all(permissions: &[Permission]) -> Vec<u8> {
         let mut payload = Vec::new();
         for permission in permissions {
@@ -170,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_over_the_limit_is_refused_both_ways() {
+    fn a_payload_over_the_limit_is_refused_in_both_directions() {
         assert!(encode(XS_WRITE, 0, 0, &[&[0; 4096]]).is_ok());
         assert_eq!(encode(XS_WRITE, 0, 0, &[&[0; 4096], &[0]]), Err(Errno::E2BIG));
         let mut head = [0; HEADER_LEN];

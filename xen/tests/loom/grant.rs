@@ -27,7 +27,8 @@ unsafe impl FrameSource for Table {
     }
 }
 
-/// What owner and peer both know. Nothing here is loom's, so nothing comes between an access and its note.
+/// What owner and peer both know. Nothing here is loom's, so nothing comes between an access and
+/// its note.
 #[derive(Default)]
 struct Notes {
     /// The page that the grant is for, or will be in a moment.
@@ -56,8 +57,8 @@ fn map(table: Shared<'_>, pages: [Shared<'_>; 2], notes: &Notes) {
     notes.is_mapped.set(false);
 }
 
-/// The owner ends a grant when the peer lets it, uses the page for itself, and grants another one with the
-/// same reference.
+/// The owner ends a grant when the peer lets it, uses the page for itself, and grants another one
+/// with the same reference.
 pub fn ended() {
     let memory = Pages::default();
     let table = memory.page(PAGE_SIZE, &[FLAGS, 66, FRAME], None);

@@ -2,8 +2,8 @@
 //! format to any number of clients.
 //!
 //! It answers while a request is written to it, on the writer's own stack: nothing has to be
-//! polled. Bytes go through its pipes in small pieces, so that a client which expects whole messages
-//! fails.
+//! polled. Bytes go through its pipes in small pieces, so that a client which expects whole
+//! messages fails.
 
 mod server;
 mod tree;
@@ -21,7 +21,7 @@ use embedded_io_async::{ErrorType, Read, Write};
 use server::{Server, home};
 use tree::Change;
 
-/// A xenstored in memory; clones are the same one.
+/// A xenstored in memory. Clones are the same one.
 #[derive(Clone)]
 pub struct FakeStore(Rc<RefCell<Server>>);
 
@@ -82,8 +82,8 @@ impl FakeStore {
         self.set_permissions(&home, &[Permission { access: Access::None, domain }]);
     }
 
-    /// Makes a device as the toolstack would: a folder for each of its two ends, which the other end's domain
-    /// may read.
+    /// Makes a device as the toolstack would: a folder for each of its two ends, which the other
+    /// end's domain may read.
     pub fn add_device(&self, front: (&str, DomId), back: (&str, DomId)) {
         for ((path, owner), name, (other_path, other)) in
             [(front, "backend", back), (back, "frontend", front)]
@@ -109,7 +109,7 @@ impl FakeStore {
         self.0.borrow_mut().paused = true;
     }
 
-    /// Answers requests again, those that came meanwhile first.
+    /// Answers requests again, first those that were made meanwhile.
     pub fn resume(&self) {
         self.update(|server| {
             server.paused = false;
@@ -118,19 +118,19 @@ impl FakeStore {
         });
     }
 
-    /// Sends raw bytes to every client, to see what they make of them.
+    /// Sends raw bytes to every client, which need not be a message.
     pub fn inject(&self, bytes: &[u8]) {
         self.update(|server| {
             server.clients.values_mut().for_each(|client| client.output.extend(bytes));
         });
     }
 
-    /// The watches that are registered, over all clients.
+    /// The number of registered watches, over all clients.
     pub fn watches(&self) -> usize {
         self.0.borrow().clients.values().map(|client| client.watches.len()).sum()
     }
 
-    /// The transactions that are open, over all clients.
+    /// The number of open transactions, over all clients.
     pub fn transactions(&self) -> usize {
         self.0.borrow().clients.values().map(|client| client.transactions.len()).sum()
     }
@@ -138,12 +138,12 @@ impl FakeStore {
     fn change(&self, change: Change) {
         self.update(|server| {
             let changed = change.apply(&mut server.tree, DomId(0));
-            assert!(changed.is_ok(), "the test changes {}, which cannot be", change.path());
+            assert!(changed.is_ok(), "the test cannot change {}", change.path());
             server.fire(change.path(), matches!(change, Change::Rm(_)));
         });
     }
 
-    /// Changes the state, then wakes the clients that got something; not while it is borrowed.
+    /// Changes the state, then, after the borrow, wakes the clients that got bytes.
     fn update(&self, change: impl FnOnce(&mut Server)) {
         let mut server = self.0.borrow_mut();
         change(&mut server);
@@ -184,10 +184,10 @@ impl FakeStore {
     }
 }
 
-/// The most bytes that a write takes, or a read gives, at once.
+/// The most bytes of one read or write.
 const PIECE: usize = 23;
 
-/// What the fake sends to a client. It ends when the client broke the protocol.
+/// Bytes to a client. The stream ends when the client breaks the protocol.
 pub struct PipeReader {
     store: FakeStore,
     client: u32,
@@ -204,7 +204,7 @@ impl Read for PipeReader {
     }
 }
 
-/// What a client sends to the fake. Dropping it ends the connection.
+/// Bytes from a client. Dropping it ends the connection.
 pub struct PipeWriter {
     store: FakeStore,
     client: u32,
@@ -217,7 +217,7 @@ impl ErrorType for PipeWriter {
 impl Write for PipeWriter {
     async fn write(&mut self, from: &[u8]) -> Result<usize, Errno> {
         let piece = &from[..from.len().min(PIECE)];
-        // Others run in between, as they would.
+        // Lets other tasks run, as a real write may.
         let mut waited = false;
         poll_fn(|cx| {
             if core::mem::replace(&mut waited, true) {

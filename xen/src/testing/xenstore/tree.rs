@@ -12,11 +12,11 @@ use alloc::vec::Vec;
 pub(super) struct Node {
     pub(super) value: Vec<u8>,
     pub(super) permissions: Vec<Permission>,
-    /// The change that last touched the node or the list of its children.
+    /// The number of the last change to the node or the list of its children.
     generation: u64,
 }
 
-/// All nodes by absolute path. The parents of every node are there.
+/// All nodes by absolute path. Every node's parents exist.
 #[derive(Clone)]
 pub(super) struct Tree {
     nodes: BTreeMap<String, Node>,
@@ -62,12 +62,12 @@ impl Tree {
         access == Access::Both || access == wanted
     }
 
-    /// A node that `who` may use in this way.
+    /// A node that `who` may access.
     pub(super) fn get(&self, who: DomId, path: &str, wanted: Access) -> Result<&Node, Errno> {
         match self.nodes.get(path) {
             Some(node) if self.may(who, path, wanted) => Ok(node),
             Some(_) => Err(Errno::EACCES),
-            // Who may not look into the parent does not learn that the node is missing.
+            // A domain without access to the parent is not told that the node is missing.
             None if path == "/" => Err(Errno::ENOENT),
             None => match self.get(who, parent(path), Access::Read) {
                 Err(Errno::EACCES) => Err(Errno::EACCES),
@@ -126,7 +126,7 @@ impl Tree {
         self.create(who, path).map(|()| true)
     }
 
-    /// Returns whether something was removed: removing what is not there is fine if its parent is.
+    /// Returns whether a node was removed. A missing one is not an error if its parent exists.
     pub(super) fn rm(&mut self, who: DomId, path: &str) -> Result<bool, Errno> {
         if path == "/" {
             return Err(Errno::EINVAL);

@@ -15,7 +15,7 @@ use futures_util::task::LocalSpawnExt;
 fn world() -> (LocalPool, Store, Shared<'static>) {
     let (page, fake, pool) = (page(), FakeStore::new(), LocalPool::new());
     // The indexes wrap within the first message.
-    for layout in [REQUESTS, ANSWERS] {
+    for layout in [REQUESTS, REPLIES] {
         page.store_u32(layout.cons, u32::MAX - 5, Relaxed);
         page.store_u32(layout.prod, u32::MAX - 5, Relaxed);
     }
@@ -26,7 +26,7 @@ fn world() -> (LocalPool, Store, Shared<'static>) {
     let spawner = pool.spawner();
     spawner.spawn_local(driver.run().map(drop)).unwrap();
 
-    let (mut answers, mut requests) = fake.connect(DomId(0));
+    let (mut replies, mut requests) = fake.connect(DomId(0));
     let (ring, events, told) = (Consumer::new(page, REQUESTS), theirs.clone(), ours.clone());
     let serve_requests = async move {
         let mut bytes = [0; 100];
@@ -48,11 +48,11 @@ fn world() -> (LocalPool, Store, Shared<'static>) {
         }
     };
     spawner.spawn_local(serve_requests).unwrap();
-    let (ring, events, told) = (Producer::new(page, ANSWERS), theirs, ours);
-    let serve_answers = async move {
+    let (ring, events, told) = (Producer::new(page, REPLIES), theirs, ours);
+    let serve_replies = async move {
         let mut bytes = [0; 100];
         loop {
-            let count = answers.read(&mut bytes).await.unwrap();
+            let count = replies.read(&mut bytes).await.unwrap();
             let mut rest = &bytes[..count];
             while !rest.is_empty() {
                 let written = poll_fn(|cx| {
@@ -68,7 +68,7 @@ fn world() -> (LocalPool, Store, Shared<'static>) {
             }
         }
     };
-    spawner.spawn_local(serve_answers).unwrap();
+    spawner.spawn_local(serve_replies).unwrap();
     (pool, store, page)
 }
 
@@ -87,7 +87,7 @@ fn messages_larger_than_the_ring_pass_both_ways_at_once() {
 
 #[test]
 fn an_index_out_of_range_ends_the_connection_and_not_the_guest() {
-    for index in [REQUESTS.cons, ANSWERS.prod] {
+    for index in [REQUESTS.cons, REPLIES.prod] {
         let (page, wakers) = (page(), Arc::new(Signal::default()));
         let (reader, writer) = open(page, || (), wakers.clone());
         let (store, driver) = xenstore::connect(reader, writer);
