@@ -45,127 +45,94 @@ pub const EVTCHN_FIFO_LINK_MASK: u32 = (1 << EVTCHN_FIFO_LINK_BITS) - 1;
 /// Ports under the FIFO ABI.
 pub const EVTCHN_FIFO_NR_CHANNELS: u32 = 1 << EVTCHN_FIFO_LINK_BITS;
 
-/// Argument of [`EVTCHNOP_ALLOC_UNBOUND`] (`struct evtchn_alloc_unbound`).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct EvtchnAllocUnbound {
-    /// Whose port it is to be.
-    pub dom: u16,
-    /// Who may bind to it.
-    pub remote_dom: u16,
-    /// Out: the port.
-    pub port: u32,
-}
+structures! {
+    /// Argument of [`EVTCHNOP_ALLOC_UNBOUND`] (`struct evtchn_alloc_unbound`).
+    EvtchnAllocUnbound: 8 {
+        /// Whose port it is to be.
+        dom: u16 = 0,
+        /// Who may bind to it.
+        remote_dom: u16 = 2,
+        /// Out: the port.
+        port: u32 = 4,
+    }
 
-/// Argument of [`EVTCHNOP_BIND_INTERDOMAIN`] (`struct evtchn_bind_interdomain`).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct EvtchnBindInterdomain {
-    /// Whose unbound port.
-    pub remote_dom: u16,
-    /// That port.
-    pub remote_port: u32,
-    /// Out: the caller's port.
-    pub local_port: u32,
-}
+    /// Argument of [`EVTCHNOP_BIND_INTERDOMAIN`] (`struct evtchn_bind_interdomain`).
+    EvtchnBindInterdomain: 12 {
+        /// Whose unbound port.
+        remote_dom: u16 = 0,
+        /// That port.
+        remote_port: u32 = 4,
+        /// Out: the caller's port.
+        local_port: u32 = 8,
+    }
 
-/// Argument of [`EVTCHNOP_BIND_VIRQ`] (`struct evtchn_bind_virq`).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct EvtchnBindVirq {
-    /// Which virtual interrupt.
-    pub virq: u32,
-    /// Which virtual CPU it shall interrupt.
-    pub vcpu: u32,
-    /// Out: the port.
-    pub port: u32,
-}
+    /// Argument of [`EVTCHNOP_BIND_VIRQ`] (`struct evtchn_bind_virq`).
+    EvtchnBindVirq: 12 {
+        /// Which virtual interrupt.
+        virq: u32 = 0,
+        /// Which virtual CPU it shall interrupt.
+        vcpu: u32 = 4,
+        /// Out: the port.
+        port: u32 = 8,
+    }
 
-/// Argument of [`EVTCHNOP_CLOSE`] (`struct evtchn_close`).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct EvtchnClose {
-    /// The port.
-    pub port: u32,
-}
+    /// Argument of [`EVTCHNOP_CLOSE`] (`struct evtchn_close`).
+    EvtchnClose: 4 {
+        /// The port.
+        port: u32 = 0,
+    }
 
-/// Argument of [`EVTCHNOP_SEND`] (`struct evtchn_send`).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct EvtchnSend {
-    /// The caller's port.
-    pub port: u32,
-}
+    /// Argument of [`EVTCHNOP_SEND`] (`struct evtchn_send`).
+    EvtchnSend: 4 {
+        /// The caller's port.
+        port: u32 = 0,
+    }
 
-/// Argument of [`EVTCHNOP_UNMASK`] (`struct evtchn_unmask`).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct EvtchnUnmask {
-    /// The port.
-    pub port: u32,
-}
+    /// Argument of [`EVTCHNOP_UNMASK`] (`struct evtchn_unmask`).
+    EvtchnUnmask: 4 {
+        /// The port.
+        port: u32 = 0,
+    }
 
-/// Argument of [`EVTCHNOP_INIT_CONTROL`] (`struct evtchn_init_control`).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct EvtchnInitControl {
-    /// The guest frame that has the control block.
-    pub control_gfn: u64,
-    /// Where in it the block lies, in bytes: a multiple of 8.
-    pub offset: u32,
-    /// Whose block it is.
-    pub vcpu: u32,
-    /// Out: the bits of a link, [`EVTCHN_FIFO_LINK_BITS`].
-    pub link_bits: u8,
-    /// Unused.
-    pub pad: [u8; 7],
-}
+    /// Argument of [`EVTCHNOP_INIT_CONTROL`] (`struct evtchn_init_control`).
+    EvtchnInitControl: 24 {
+        /// The guest frame that has the control block.
+        control_gfn: u64 = 0,
+        /// Where in it the block lies, in bytes: a multiple of 8.
+        offset: u32 = 8,
+        /// Whose block it is.
+        vcpu: u32 = 12,
+        /// Out: the bits of a link, [`EVTCHN_FIFO_LINK_BITS`].
+        link_bits: u8 = 16,
+        /// Unused.
+        pad: [u8; 7] = 17,
+    }
 
-/// Argument of [`EVTCHNOP_EXPAND_ARRAY`] (`struct evtchn_expand_array`).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct EvtchnExpandArray {
-    /// The guest frame of the page.
-    pub array_gfn: u64,
-}
+    /// Argument of [`EVTCHNOP_EXPAND_ARRAY`] (`struct evtchn_expand_array`).
+    EvtchnExpandArray: 8 {
+        /// The guest frame of the page.
+        array_gfn: u64 = 0,
+    }
 
-/// Argument of [`EVTCHNOP_SET_PRIORITY`] (`struct evtchn_set_priority`).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct EvtchnSetPriority {
-    /// The port.
-    pub port: u32,
-    /// Its events' queue from now on.
-    pub priority: u32,
-}
+    /// Argument of [`EVTCHNOP_SET_PRIORITY`] (`struct evtchn_set_priority`).
+    EvtchnSetPriority: 8 {
+        /// The port.
+        port: u32 = 0,
+        /// Its events' queue from now on.
+        priority: u32 = 4,
+    }
 
-/// A virtual CPU's queues (`struct evtchn_fifo_control_block`).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct EvtchnFifoControlBlock {
-    /// A bit for each queue that was empty and is not any more.
-    pub ready: u32,
-    /// Unused.
-    pub rsvd: u32,
-    /// The first port of each queue, written as ports come to an empty one.
-    pub head: [u32; EVTCHN_FIFO_MAX_QUEUES],
+    /// A virtual CPU's queues (`struct evtchn_fifo_control_block`).
+    EvtchnFifoControlBlock: 72 {
+        /// A bit for each queue that was empty and is not any more.
+        ready: u32 = 0,
+        /// Unused.
+        rsvd: u32 = 4,
+        /// The first port of each queue, written as ports come to an empty one.
+        head: [u32; EVTCHN_FIFO_MAX_QUEUES] = 8,
+    }
 }
 
 const _: () = {
-    use core::mem::offset_of;
-    assert!(size_of::<EvtchnAllocUnbound>() == 8);
-    assert!(offset_of!(EvtchnAllocUnbound, port) == 4);
-    assert!(size_of::<EvtchnBindInterdomain>() == 12);
-    assert!(offset_of!(EvtchnBindInterdomain, local_port) == 8);
-    assert!(size_of::<EvtchnBindVirq>() == 12);
-    assert!(size_of::<EvtchnClose>() == 4);
-    assert!(size_of::<EvtchnSend>() == 4);
-    assert!(size_of::<EvtchnUnmask>() == 4);
-    assert!(size_of::<EvtchnInitControl>() == 24);
-    assert!(offset_of!(EvtchnInitControl, link_bits) == 16);
-    assert!(size_of::<EvtchnExpandArray>() == 8);
-    assert!(size_of::<EvtchnSetPriority>() == 8);
-    assert!(size_of::<EvtchnFifoControlBlock>() == 72);
-    assert!(offset_of!(EvtchnFifoControlBlock, head) == 8);
     assert!(EVTCHN_FIFO_MAX_QUEUES as u32 == EVTCHN_FIFO_PRIORITY_MIN + 1);
 };

@@ -24,46 +24,33 @@ pub const GNTTABOP_SET_VERSION: u32 = 8;
 /// Everything went well.
 pub const GNTST_OKAY: i16 = 0;
 
-/// An entry of the table (`struct grant_entry_v1`), written by the granting domain except for
-/// [`GTF_READING`] and [`GTF_WRITING`].
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct GrantEntryV1 {
-    /// `GTF_*`.
-    pub flags: u16,
-    /// The domain that is granted something.
-    pub domid: u16,
-    /// The frame that it is granted.
-    pub frame: u32,
-}
+structures! {
+    /// An entry of the table (`struct grant_entry_v1`), written by the granting domain except for
+    /// [`GTF_READING`] and [`GTF_WRITING`].
+    GrantEntryV1: 8 {
+        /// `GTF_*`.
+        flags: u16 = 0,
+        /// The domain that is granted something.
+        domid: u16 = 2,
+        /// The frame that it is granted.
+        frame: u32 = 4,
+    }
 
-/// Argument of [`GNTTABOP_QUERY_SIZE`] (`struct gnttab_query_size`).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct GnttabQuerySize {
-    /// Whose table.
-    pub dom: u16,
-    /// Out: its frames.
-    pub nr_frames: u32,
-    /// Out: the most frames that it may have.
-    pub max_nr_frames: u32,
-    /// Out: `GNTST_*`.
-    pub status: i16,
-}
+    /// Argument of [`GNTTABOP_QUERY_SIZE`] (`struct gnttab_query_size`).
+    GnttabQuerySize: 16 {
+        /// Whose table.
+        dom: u16 = 0,
+        /// Out: its frames.
+        nr_frames: u32 = 4,
+        /// Out: the most frames that it may have.
+        max_nr_frames: u32 = 8,
+        /// Out: `GNTST_*`.
+        status: i16 = 12,
+    }
 
-/// Argument of [`GNTTABOP_SET_VERSION`] (`struct gnttab_set_version`).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct GnttabSetVersion {
-    /// In: the version wanted. Out: the version in force.
-    pub version: u32,
+    /// Argument of [`GNTTABOP_SET_VERSION`] (`struct gnttab_set_version`).
+    GnttabSetVersion: 4 {
+        /// In: the version wanted. Out: the version in force.
+        version: u32 = 0,
+    }
 }
-
-const _: () = {
-    use core::mem::offset_of;
-    assert!(size_of::<GrantEntryV1>() == 8);
-    assert!(offset_of!(GrantEntryV1, frame) == 4);
-    assert!(size_of::<GnttabQuerySize>() == 16);
-    assert!(offset_of!(GnttabQuerySize, status) == 12);
-    assert!(size_of::<GnttabSetVersion>() == 4);
-};

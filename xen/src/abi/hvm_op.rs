@@ -5,22 +5,16 @@ pub const HVMOP_SET_PARAM: u32 = 0;
 /// Reads a parameter.
 pub const HVMOP_GET_PARAM: u32 = 1;
 
-/// Argument of both (`struct xen_hvm_param`).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct HvmParam {
-    /// Whose parameter.
-    pub domid: u16,
-    /// Unused.
-    pub pad: u16,
-    /// `HVM_PARAM_*`.
-    pub index: u32,
-    /// In or out: the value.
-    pub value: u64,
+structures! {
+    /// Argument of both (`struct xen_hvm_param`).
+    HvmParam: 16 {
+        /// Whose parameter.
+        domid: u16 = 0,
+        /// Unused.
+        pad: u16 = 2,
+        /// `HVM_PARAM_*`.
+        index: u32 = 4,
+        /// In or out: the value.
+        value: u64 = 8,
+    }
 }
-
-const _: () = {
-    use core::mem::offset_of;
-    assert!(size_of::<HvmParam>() == 16);
-    assert!(offset_of!(HvmParam, value) == 8);
-};

@@ -16,55 +16,49 @@ pub const XENMAPSPACE_SHARED_INFO: u32 = 0;
 /// A frame of the grant table, which grows to have it.
 pub const XENMAPSPACE_GRANT_TABLE: u32 = 1;
 
-/// Argument of [`XENMEM_ADD_TO_PHYSMAP`] (`struct xen_add_to_physmap`).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct AddToPhysmap {
-    /// Whose address space.
-    pub domid: u16,
-    /// Unused here.
-    pub size: u16,
-    /// `XENMAPSPACE_*`.
-    pub space: u32,
-    /// Which page of the space.
-    pub idx: u64,
-    /// The guest frame that it shall have.
-    pub gpfn: u64,
-}
+structures! {
+    /// Argument of [`XENMEM_ADD_TO_PHYSMAP`] (`struct xen_add_to_physmap`).
+    AddToPhysmap: 24 {
+        /// Whose address space.
+        domid: u16 = 0,
+        /// Unused here.
+        size: u16 = 2,
+        /// `XENMAPSPACE_*`.
+        space: u32 = 4,
+        /// Which page of the space.
+        idx: u64 = 8,
+        /// The guest frame that it shall have.
+        gpfn: u64 = 16,
+    }
 
-/// Argument of [`XENMEM_DECREASE_RESERVATION`] and [`XENMEM_POPULATE_PHYSMAP`]
-/// (`struct xen_memory_reservation`). They return how many extents are done, from the first.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct MemoryReservation {
-    /// Where a list lies of the guest frames at which extents begin.
-    pub extent_start: u64,
-    /// Entries in the list.
-    pub nr_extents: u64,
-    /// Each extent has 2^order pages, and its first frame is a multiple of that.
-    pub extent_order: u32,
-    /// `XENMEMF_*`.
-    pub mem_flags: u32,
-    /// Whose memory.
-    pub domid: u16,
-}
+    /// Argument of [`XENMEM_DECREASE_RESERVATION`] and [`XENMEM_POPULATE_PHYSMAP`]
+    /// (`struct xen_memory_reservation`). They return how many extents are done, from the first.
+    MemoryReservation: 32 {
+        /// Where a list lies of the guest frames at which extents begin.
+        extent_start: u64 = 0,
+        /// Entries in the list.
+        nr_extents: u64 = 8,
+        /// Each extent has 2^order pages, and its first frame is a multiple of that.
+        extent_order: u32 = 16,
+        /// `XENMEMF_*`.
+        mem_flags: u32 = 20,
+        /// Whose memory.
+        domid: u16 = 24,
+    }
 
-/// Argument of [`XENMEM_CURRENT_RESERVATION`] (`struct xen_memory_domain`).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct MemoryDomain {
-    /// Whose memory.
-    pub domid: u16,
-}
+    /// Argument of [`XENMEM_CURRENT_RESERVATION`] (`struct xen_memory_domain`).
+    MemoryDomain: 2 {
+        /// Whose memory.
+        domid: u16 = 0,
+    }
 
-/// Argument of [`XENMEM_MEMORY_MAP`] (`struct xen_memory_map`).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct MemoryMap {
-    /// In: places in the buffer. Out: places that are filled.
-    pub nr_entries: u32,
-    /// Where places for [`E820Entry`]s lie.
-    pub buffer: u64,
+    /// Argument of [`XENMEM_MEMORY_MAP`] (`struct xen_memory_map`).
+    MemoryMap: 16 {
+        /// In: places in the buffer. Out: places that are filled.
+        nr_entries: u32 = 0,
+        /// Where places for [`E820Entry`]s lie.
+        buffer: u64 = 8,
+    }
 }
 
 /// An entry of a memory map, as BIOSes write it.
@@ -87,14 +81,5 @@ pub const E820_RAM: u32 = 1;
 pub const DOMU_MAX_ORDER: u32 = 9;
 
 const _: () = {
-    use core::mem::offset_of;
-    assert!(size_of::<MemoryReservation>() == 32);
-    assert!(offset_of!(MemoryReservation, extent_order) == 16);
-    assert!(offset_of!(MemoryReservation, domid) == 24);
-    assert!(size_of::<MemoryDomain>() == 2);
-    assert!(size_of::<MemoryMap>() == 16);
-    assert!(offset_of!(MemoryMap, buffer) == 8);
     assert!(size_of::<E820Entry>() == 20);
-    assert!(size_of::<AddToPhysmap>() == 24);
-    assert!(offset_of!(AddToPhysmap, idx) == 8);
 };

@@ -2,8 +2,29 @@
 //! short, so that a definition is found where Xen has it.
 //!
 //! Constants keep Xen's names, structures take Rust's spelling of them. Only what a guest of this
-//! project uses is here. Sizes and offsets are asserted at compile time, for x86-64. Nothing here
-//! does anything.
+//! project uses is here. Sizes and offsets are those of x86-64, and asserted at compile time.
+
+/// Declares structures in C's layout, which is asserted: `Name: size { field: type = offset, }`.
+macro_rules! structures {
+    ($(
+        $(#[$about:meta])*
+        $name:ident: $size:literal {
+            $($(#[$doc:meta])* $field:ident: $type:ty = $offset:literal,)+
+        }
+    )+) => { $(
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug)]
+        #[repr(C)]
+        pub struct $name {
+            $($(#[$doc])* pub $field: $type,)+
+        }
+
+        const _: () = {
+            assert!(size_of::<$name>() == $size);
+            $(assert!(core::mem::offset_of!($name, $field) == $offset);)+
+        };
+    )+ };
+}
 
 pub mod console;
 pub mod cpuid;

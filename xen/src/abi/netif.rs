@@ -4,6 +4,8 @@
 //! slots behind [`RING_HEADER`] bytes. A frame takes one request for each part of it, and one more
 //! slot for each extra info, which stand behind the first request.
 
+use zerocopy::{FromBytes, IntoBytes, transmute};
+
 pub use super::ring::*;
 
 /// The slots of either ring, the largest power of two that fits into a page.
@@ -56,7 +58,8 @@ pub const XEN_NETIF_GSO_TYPE_TCPV4: u8 = 1;
 pub const XEN_NETIF_GSO_TYPE_TCPV6: u8 = 2;
 
 /// A part of a frame to transmit (`struct netif_tx_request`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes)]
+#[repr(C)]
 pub struct TxRequest {
     /// The page that it is in.
     pub gref: u32,
@@ -71,27 +74,14 @@ pub struct TxRequest {
 }
 
 impl TxRequest {
-    /// As it stands in its slot.
+    /// The bytes of its slot.
     pub fn encode(&self) -> [u8; TX_SLOT] {
-        let mut slot = [0; TX_SLOT];
-        slot[0..4].copy_from_slice(&self.gref.to_le_bytes());
-        slot[4..6].copy_from_slice(&self.offset.to_le_bytes());
-        slot[6..8].copy_from_slice(&self.flags.to_le_bytes());
-        slot[8..10].copy_from_slice(&self.id.to_le_bytes());
-        slot[10..12].copy_from_slice(&self.size.to_le_bytes());
-        slot
+        transmute!(*self)
     }
 
-    /// Out of its slot.
+    /// Reads a slot.
     pub fn decode(slot: &[u8; TX_SLOT]) -> TxRequest {
-        let half = |at: usize| u16::from_le_bytes([slot[at], slot[at + 1]]);
-        TxRequest {
-            gref: u32::from(half(0)) | u32::from(half(2)) << 16,
-            offset: half(4),
-            flags: half(6),
-            id: half(8),
-            size: half(10),
-        }
+        transmute!(*slot)
     }
 }
 
@@ -105,7 +95,7 @@ pub struct Gso {
 }
 
 impl Gso {
-    /// As it stands in a slot of the transmit ring.
+    /// The bytes of its slot, in the transmit ring.
     pub fn encode(&self) -> [u8; TX_SLOT] {
         let [low, high] = self.size.to_le_bytes();
         [XEN_NETIF_EXTRA_TYPE_GSO, 0, low, high, self.kind, 0, 0, 0, 0, 0, 0, 0]
@@ -122,18 +112,15 @@ pub struct TxResponse {
 }
 
 impl TxResponse {
-    /// Out of its slot.
+    /// Reads a slot.
     pub fn decode(slot: &[u8; TX_SLOT]) -> TxResponse {
-        TxResponse {
-            id: u16::from_le_bytes([slot[0], slot[1]]),
-            status: i16::from_le_bytes([slot[2], slot[3]]),
-        }
+        let [id, status, ..]: [u16; 6] = transmute!(*slot);
+        TxResponse { id, status: status.cast_signed() }
     }
 
-    /// As it stands in its slot.
+    /// The bytes at the beginning of its slot.
     pub fn encode(&self) -> [u8; 4] {
-        let ([a, b], [c, d]) = (self.id.to_le_bytes(), self.status.to_le_bytes());
-        [a, b, c, d]
+        transmute!([self.id, self.status.cast_unsigned()])
     }
 }
 
@@ -147,23 +134,21 @@ pub struct RxRequest {
 }
 
 impl RxRequest {
-    /// As it stands in its slot.
+    /// The bytes of its slot.
     pub fn encode(&self) -> [u8; RX_SLOT] {
-        let mut slot = [0; RX_SLOT];
-        slot[0..2].copy_from_slice(&self.id.to_le_bytes());
-        slot[4..8].copy_from_slice(&self.gref.to_le_bytes());
-        slot
+        transmute!([u32::from(self.id), self.gref])
     }
 
-    /// Out of its slot.
+    /// Reads a slot.
     pub fn decode(slot: &[u8; RX_SLOT]) -> RxRequest {
-        let id = u16::from_le_bytes([slot[0], slot[1]]);
-        RxRequest { id, gref: u32::from_le_bytes([slot[4], slot[5], slot[6], slot[7]]) }
+        let [id, gref]: [u32; 2] = transmute!(*slot);
+        RxRequest { id: id as u16, gref }
     }
 }
 
 /// A part of a frame that was received (`struct netif_rx_response`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes)]
+#[repr(C)]
 pub struct RxResponse {
     /// The request's.
     pub id: u16,
@@ -176,20 +161,14 @@ pub struct RxResponse {
 }
 
 impl RxResponse {
-    /// Out of its slot.
+    /// Reads a slot.
     pub fn decode(slot: &[u8; RX_SLOT]) -> RxResponse {
-        let half = |at: usize| u16::from_le_bytes([slot[at], slot[at + 1]]);
-        RxResponse { id: half(0), offset: half(2), flags: half(4), status: half(6) as i16 }
+        transmute!(*slot)
     }
 
-    /// As it stands in its slot.
+    /// The bytes of its slot.
     pub fn encode(&self) -> [u8; RX_SLOT] {
-        let mut slot = [0; RX_SLOT];
-        slot[0..2].copy_from_slice(&self.id.to_le_bytes());
-        slot[2..4].copy_from_slice(&self.offset.to_le_bytes());
-        slot[4..6].copy_from_slice(&self.flags.to_le_bytes());
-        slot[6..8].copy_from_slice(&self.status.to_le_bytes());
-        slot
+        transmute!(*self)
     }
 }
 

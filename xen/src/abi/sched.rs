@@ -14,25 +14,22 @@ pub const SHUTDOWN_SUSPEND: u32 = 2;
 /// The domain found itself broken.
 pub const SHUTDOWN_CRASH: u32 = 3;
 
-/// Argument of [`SCHEDOP_SHUTDOWN`] (`struct sched_shutdown`).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct SchedShutdown {
-    /// `SHUTDOWN_*`.
-    pub reason: u32,
-}
+structures! {
+    /// Argument of [`SCHEDOP_SHUTDOWN`] (`struct sched_shutdown`).
+    SchedShutdown: 4 {
+        /// `SHUTDOWN_*`.
+        reason: u32 = 0,
+    }
 
-/// Argument of [`SCHEDOP_POLL`] (`struct sched_poll`).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct SchedPoll {
-    /// The address of the ports' numbers, of which an event that is pending already ends the sleep.
-    pub ports: u64,
-    /// How many ports. With none of them, any port's event ends the sleep that is not pending yet.
-    pub nr_ports: u32,
-    /// The system time in nanoseconds at which the sleep ends; 0 is never.
-    pub timeout: u64,
+    /// Argument of [`SCHEDOP_POLL`] (`struct sched_poll`).
+    SchedPoll: 24 {
+        /// The address of the ports' numbers, of which an event that is pending already ends the
+        /// sleep.
+        ports: u64 = 0,
+        /// How many ports. With none of them, any port's event ends the sleep that is not pending
+        /// yet.
+        nr_ports: u32 = 8,
+        /// The system time in nanoseconds at which the sleep ends; 0 is never.
+        timeout: u64 = 16,
+    }
 }
-
-const _: () = assert!(size_of::<SchedShutdown>() == 4);
-const _: () = assert!(size_of::<SchedPoll>() == 24);

@@ -7,14 +7,12 @@ pub const VCPUOP_SET_SINGLESHOT_TIMER: u32 = 8;
 /// Stops it.
 pub const VCPUOP_STOP_SINGLESHOT_TIMER: u32 = 9;
 
-/// Argument of [`VCPUOP_SET_SINGLESHOT_TIMER`] (`struct vcpu_set_singleshot_timer`).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct SetSingleshotTimer {
-    /// The system time, in nanoseconds, at which to fire.
-    pub timeout_abs_ns: u64,
-    /// None is used here.
-    pub flags: u32,
+structures! {
+    /// Argument of [`VCPUOP_SET_SINGLESHOT_TIMER`] (`struct vcpu_set_singleshot_timer`).
+    SetSingleshotTimer: 16 {
+        /// The system time, in nanoseconds, at which to fire.
+        timeout_abs_ns: u64 = 0,
+        /// None is used here.
+        flags: u32 = 8,
+    }
 }
-
-const _: () = assert!(size_of::<SetSingleshotTimer>() == 16);

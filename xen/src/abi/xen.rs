@@ -29,107 +29,83 @@ pub const DOMID_INVALID: u16 = 0x7ff4;
 /// The virtual CPUs whose information lies in the shared info page.
 pub const XEN_LEGACY_MAX_VCPUS: usize = 32;
 
-/// How to compute the system time from the TSC (`struct vcpu_time_info`).
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
-#[repr(C)]
-pub struct VcpuTimeInfo {
-    /// Odd while Xen changes the rest; different after every change.
-    pub version: u32,
-    /// Unused.
-    pub pad0: u32,
-    /// The TSC at the moment of the last update.
-    pub tsc_timestamp: u64,
-    /// Nanoseconds since boot at that moment.
-    pub system_time: u64,
-    /// Nanoseconds a (shifted) tick, as a fraction of 2^32.
-    pub tsc_to_system_mul: u32,
-    /// By how many bits to shift ticks to the left, or if negative to the right, before.
-    pub tsc_shift: i8,
-    /// Not used here.
-    pub flags: u8,
-    /// Unused.
-    pub pad1: [u8; 2],
-}
+structures! {
+    /// How to compute the system time from the TSC (`struct vcpu_time_info`).
+    #[derive(Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+    VcpuTimeInfo: 32 {
+        /// Odd while Xen changes the rest; different after every change.
+        version: u32 = 0,
+        /// Unused.
+        pad0: u32 = 4,
+        /// The TSC at the moment of the last update.
+        tsc_timestamp: u64 = 8,
+        /// Nanoseconds since boot at that moment.
+        system_time: u64 = 16,
+        /// Nanoseconds a (shifted) tick, as a fraction of 2^32.
+        tsc_to_system_mul: u32 = 24,
+        /// By how many bits to shift ticks to the left, or if negative to the right, before.
+        tsc_shift: i8 = 28,
+        /// Not used here.
+        flags: u8 = 29,
+        /// Unused.
+        pad1: [u8; 2] = 30,
+    }
 
-/// What x86 adds to a virtual CPU's information (`struct arch_vcpu_info`).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct ArchVcpuInfo {
-    /// PV guests only.
-    pub cr2: u64,
-    /// Unused.
-    pub pad: u64,
-}
+    /// What x86 adds to a virtual CPU's information (`struct arch_vcpu_info`).
+    ArchVcpuInfo: 16 {
+        /// PV guests only.
+        cr2: u64 = 0,
+        /// Unused.
+        pad: u64 = 8,
+    }
 
-/// A virtual CPU's part of the shared info page (`struct vcpu_info`).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct VcpuInfo {
-    /// Not zero when an event waits; cleared by the guest before it looks for events.
-    pub evtchn_upcall_pending: u8,
-    /// Not zero to hold upcalls back.
-    pub evtchn_upcall_mask: u8,
-    /// A bit for each word of [`SharedInfo::evtchn_pending`] that has news.
-    pub evtchn_pending_sel: u64,
-    /// What x86 adds.
-    pub arch: ArchVcpuInfo,
-    /// The clock.
-    pub time: VcpuTimeInfo,
-}
+    /// A virtual CPU's part of the shared info page (`struct vcpu_info`).
+    VcpuInfo: 64 {
+        /// Not zero when an event waits; cleared by the guest before it looks for events.
+        evtchn_upcall_pending: u8 = 0,
+        /// Not zero to hold upcalls back.
+        evtchn_upcall_mask: u8 = 1,
+        /// A bit for each word of [`SharedInfo::evtchn_pending`] that has news.
+        evtchn_pending_sel: u64 = 8,
+        /// What x86 adds.
+        arch: ArchVcpuInfo = 16,
+        /// The clock.
+        time: VcpuTimeInfo = 32,
+    }
 
-/// What x86 adds to the shared info page (`struct arch_shared_info`); of use to PV guests only.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct ArchSharedInfo {
-    /// Entries of the p2m table.
-    pub max_pfn: u64,
-    /// The p2m table's frames.
-    pub pfn_to_mfn_frame_list_list: u64,
-    /// Why an NMI came.
-    pub nmi_reason: u64,
-    /// The address space of `p2m_vaddr`.
-    pub p2m_cr3: u64,
-    /// The p2m table's address.
-    pub p2m_vaddr: u64,
-    /// Changes of the p2m table.
-    pub p2m_generation: u64,
-}
+    /// What x86 adds to the shared info page (`struct arch_shared_info`); of use to PV guests only.
+    ArchSharedInfo: 48 {
+        /// Entries of the p2m table.
+        max_pfn: u64 = 0,
+        /// The p2m table's frames.
+        pfn_to_mfn_frame_list_list: u64 = 8,
+        /// Why an NMI came.
+        nmi_reason: u64 = 16,
+        /// The address space of `p2m_vaddr`.
+        p2m_cr3: u64 = 24,
+        /// The p2m table's address.
+        p2m_vaddr: u64 = 32,
+        /// Changes of the p2m table.
+        p2m_generation: u64 = 40,
+    }
 
-/// The page that Xen and a domain share (`struct shared_info`).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct SharedInfo {
-    /// The first virtual CPUs' information.
-    pub vcpu_info: [VcpuInfo; XEN_LEGACY_MAX_VCPUS],
-    /// A bit for each port: an event is pending.
-    pub evtchn_pending: [u64; 64],
-    /// A bit for each port: events cause no upcall.
-    pub evtchn_mask: [u64; 64],
-    /// Odd while the wall clock changes; different after every change.
-    pub wc_version: u32,
-    /// Seconds from the Unix epoch to the domain's boot, the low half.
-    pub wc_sec: u32,
-    /// Nanoseconds beside the seconds.
-    pub wc_nsec: u32,
-    /// The high half of the seconds.
-    pub wc_sec_hi: u32,
-    /// What x86 adds.
-    pub arch: ArchSharedInfo,
+    /// The page that Xen and a domain share (`struct shared_info`).
+    SharedInfo: 3136 {
+        /// The first virtual CPUs' information.
+        vcpu_info: [VcpuInfo; XEN_LEGACY_MAX_VCPUS] = 0,
+        /// A bit for each port: an event is pending.
+        evtchn_pending: [u64; 64] = 2048,
+        /// A bit for each port: events cause no upcall.
+        evtchn_mask: [u64; 64] = 2560,
+        /// Odd while the wall clock changes; different after every change.
+        wc_version: u32 = 3072,
+        /// Seconds from the Unix epoch to the domain's boot, the low half.
+        wc_sec: u32 = 3076,
+        /// Nanoseconds beside the seconds.
+        wc_nsec: u32 = 3080,
+        /// The high half of the seconds.
+        wc_sec_hi: u32 = 3084,
+        /// What x86 adds.
+        arch: ArchSharedInfo = 3088,
+    }
 }
-
-const _: () = {
-    use core::mem::offset_of;
-    assert!(size_of::<VcpuTimeInfo>() == 32);
-    assert!(offset_of!(VcpuTimeInfo, tsc_to_system_mul) == 24);
-    assert!(offset_of!(VcpuTimeInfo, flags) == 29);
-    assert!(size_of::<VcpuInfo>() == 64);
-    assert!(offset_of!(VcpuInfo, evtchn_pending_sel) == 8);
-    assert!(offset_of!(VcpuInfo, time) == 32);
-    assert!(offset_of!(SharedInfo, evtchn_pending) == 2048);
-    assert!(offset_of!(SharedInfo, evtchn_mask) == 2560);
-    assert!(offset_of!(SharedInfo, wc_version) == 3072);
-    assert!(offset_of!(SharedInfo, wc_sec_hi) == 3084);
-    assert!(size_of::<SharedInfo>() == 3136);
-};

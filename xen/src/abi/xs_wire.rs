@@ -36,20 +36,19 @@ pub const XS_ERROR: u32 = 16;
 /// Lists a part of a node's children, for a list that does not fit into one message.
 pub const XS_DIRECTORY_PART: u32 = 22;
 
-/// The header of every message (`struct xsd_sockmsg`).
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct SockMsg {
-    /// One of the `XS_` message types.
-    pub kind: U32,
-    /// Chosen by whoever asks, echoed in the answer.
-    pub req_id: U32,
-    /// The transaction's id, or 0 outside any.
-    pub tx_id: U32,
-    /// The number of bytes that follow.
-    pub len: U32,
+structures! {
+    /// The header of every message (`struct xsd_sockmsg`).
+    #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+    SockMsg: 16 {
+        /// One of the `XS_` message types.
+        kind: U32 = 0,
+        /// Chosen by whoever asks, echoed in the answer.
+        req_id: U32 = 4,
+        /// The transaction's id, or 0 outside any.
+        tx_id: U32 = 8,
+        /// The number of bytes that follow.
+        len: U32 = 12,
+    }
 }
 
 /// The longest payload.
@@ -61,37 +60,26 @@ pub const XENSTORE_REL_PATH_MAX: usize = 2048;
 /// Bytes in each of a domain's two rings, a power of two.
 pub const XENSTORE_RING_SIZE: usize = 1024;
 
-/// The page that a domain and xenstored share (`struct xenstore_domain_interface`).
-#[derive(Debug)]
-#[repr(C)]
-pub struct XenstoreDomainInterface {
-    /// Requests, written by the domain.
-    pub req: [u8; XENSTORE_RING_SIZE],
-    /// Answers and watch events, written by xenstored.
-    pub rsp: [u8; XENSTORE_RING_SIZE],
-    /// How many bytes of requests xenstored has taken.
-    pub req_cons: u32,
-    /// How many bytes of requests the domain has written.
-    pub req_prod: u32,
-    /// How many bytes of answers the domain has taken.
-    pub rsp_cons: u32,
-    /// How many bytes of answers xenstored has written.
-    pub rsp_prod: u32,
-    /// The server's features (`XENSTORE_SERVER_FEATURE_*`).
-    pub server_features: u32,
-    /// The connection's state (`XENSTORE_CONNECTED` or `XENSTORE_RECONNECT`).
-    pub connection: u32,
-    /// Why the server gave the connection up (`XENSTORE_ERROR_*`).
-    pub error: u32,
+structures! {
+    /// The page that a domain and xenstored share (`struct xenstore_domain_interface`).
+    XenstoreDomainInterface: 2076 {
+        /// Requests, written by the domain.
+        req: [u8; XENSTORE_RING_SIZE] = 0,
+        /// Answers and watch events, written by xenstored.
+        rsp: [u8; XENSTORE_RING_SIZE] = 1024,
+        /// How many bytes of requests xenstored has taken.
+        req_cons: u32 = 2048,
+        /// How many bytes of requests the domain has written.
+        req_prod: u32 = 2052,
+        /// How many bytes of answers the domain has taken.
+        rsp_cons: u32 = 2056,
+        /// How many bytes of answers xenstored has written.
+        rsp_prod: u32 = 2060,
+        /// The server's features (`XENSTORE_SERVER_FEATURE_*`).
+        server_features: u32 = 2064,
+        /// The connection's state (`XENSTORE_CONNECTED` or `XENSTORE_RECONNECT`).
+        connection: u32 = 2068,
+        /// Why the server gave the connection up (`XENSTORE_ERROR_*`).
+        error: u32 = 2072,
+    }
 }
-
-const _: () = {
-    use core::mem::offset_of;
-    assert!(size_of::<SockMsg>() == 16);
-    assert!(offset_of!(SockMsg, len) == 12);
-    assert!(offset_of!(XenstoreDomainInterface, rsp) == 1024);
-    assert!(offset_of!(XenstoreDomainInterface, req_cons) == 2048);
-    assert!(offset_of!(XenstoreDomainInterface, rsp_prod) == 2060);
-    assert!(offset_of!(XenstoreDomainInterface, error) == 2072);
-    assert!(size_of::<XenstoreDomainInterface>() == 2076);
-};
