@@ -1,5 +1,6 @@
-//! Tells the linker where `linker.ld` lies, which the target's JSON names without a folder. A search
-//! path reaches every image that depends on this crate; a link argument would reach only its own.
+//! Tells the linker where `linker.ld` lies, which the target's JSON names without a folder. A
+//! search path reaches every image that depends on this crate; a link argument would reach only
+//! its own.
 
 fn main() {
     println!("cargo::rerun-if-changed=linker.ld");

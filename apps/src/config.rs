@@ -1,8 +1,8 @@
 //! The command line: which app runs, and how.
 //!
-//! Words are `key=value`, separated by white space, in any order, without quoting. All have defaults, so
-//! an empty command line serves HTTP on port 80. A word that is not understood is an error, which says
-//! where it is and what is permitted there. `docs/configuration.md` explains all keys.
+//! Words are `key=value`, separated by white space, in any order, without quoting. All have
+//! defaults, so an empty command line serves HTTP on port 80. An invalid word is an error, which
+//! says where the word is and what is permitted. `docs/configuration.md` explains all keys.
 
 mod network;
 mod url;
@@ -27,11 +27,14 @@ pub struct Config {
     /// `ring-order=`: each socket's data ring has 2^order pages, as far as the backend allows.
     /// `None` leaves it to the frontend.
     pub ring_order: Option<u8>,
-    /// `idle-timeout=`: how long a connection may be open without data. `None` (written 0) is for ever.
+    /// `idle-timeout=`: how long a connection may be open without data. `None` (written 0) is for
+    /// ever.
     pub idle_timeout: Option<Duration>,
-    /// `max-connections=`: the most connections of a server at once. `None` is as many as memory allows.
+    /// `max-connections=`: the most connections of a server at once. `None` is as many as memory
+    /// allows.
     pub max_connections: Option<usize>,
-    /// `evtchn=`: the event channels' ABI. `None` is the best that Xen has. The kernel reads it, too.
+    /// `evtchn=`: the event channels' ABI. `None` is the best that Xen has. The kernel reads it,
+    /// too.
     pub evtchn: Option<Abi>,
     /// `stack=`: the stack of the app's sockets.
     pub stack: StackChoice,
@@ -42,7 +45,7 @@ pub struct Config {
     pub trace: Option<u16>,
 }
 
-/// An app and what it cannot do without.
+/// An app and its required settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum App {
     /// Serves HTTP.
@@ -50,7 +53,7 @@ pub enum App {
         /// The port to listen on.
         port: u16,
     },
-    /// Sends back what it receives.
+    /// Sends back the bytes that it receives.
     Echo {
         /// The port to listen on.
         port: u16,
@@ -161,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn words_come_in_any_order_with_any_white_space() {
+    fn words_may_have_any_order_and_white_space() {
         let config = parse("  log=debug  port=8080\tapp=echo idle-timeout=5 ring-order=4 ");
         assert_eq!(config.app, App::Echo { port: 8080 });
         assert_eq!(config.log, LevelFilter::Debug);
@@ -193,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_port_is_refused_where_it_stands() {
+    fn an_error_about_a_port_has_its_column() {
         for port in ["0", "65536", "abc", "-1", "+1", "1.5", "99999999999999999999"] {
             assert_eq!(problem(&format!("app=http port={port}")), (10, Problem::Port));
         }
@@ -202,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn each_mistake_has_its_own_answer() {
+    fn each_mistake_has_its_own_error() {
         for (text, column, what) in [
             ("app=httpd", 1, Problem::UnknownApp),
             ("app=http  colour=red", 11, Problem::UnknownKey),
@@ -236,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_says_what_where_and_what_is_allowed() {
+    fn an_error_has_the_column_the_word_and_the_permitted_values() {
         let error = Config::parse(b"app=http port=65536").unwrap_err();
         assert_eq!(
             error.to_string(),
@@ -250,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn an_over_long_command_line_is_refused_and_a_full_one_is_not() {
+    fn a_command_line_of_the_maximum_length_is_accepted_and_a_longer_one_refused() {
         let mut text = vec![b' '; MAX_LENGTH];
         assert_eq!(Config::parse(&text), Ok(Config::default()));
         text.push(b'x');
@@ -260,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_without_a_stack_says_so() {
+    fn a_stack_that_the_image_lacks_is_an_error() {
         let parse = |xensock, netfront, text: &str| {
             Config::parse_for(Stacks { xensock, netfront }, text.as_bytes())
                 .map(|config| config.stack)

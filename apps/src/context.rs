@@ -1,4 +1,4 @@
-//! What the apps need to know about the guest that runs them, and what they count themselves.
+//! The guest as the apps see it, and the numbers that the apps count.
 
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -10,9 +10,9 @@ use xen::Counter;
 /// Names that end in `_total` are counters, all others are gauges.
 pub type Metric = (&'static str, &'static str, u64);
 
-/// The guest under an app. The defaults are those of a host, which knows nothing about itself.
+/// The guest that runs an app. The defaults are for a host, which knows nothing about itself.
 pub trait Environment {
-    /// Everything that the guest knows about itself.
+    /// All numbers of the guest.
     fn metrics(&self) -> Vec<Metric> {
         Vec::new()
     }
@@ -27,8 +27,8 @@ pub trait Environment {
         0
     }
 
-    /// Whether an app may allocate `bytes`. A peer must not be able to use up the memory, because an
-    /// allocation that fails ends the guest: ask before each large one.
+    /// Whether an app may allocate `bytes`. An allocation that fails ends the guest, so apps ask
+    /// before each large one that a peer can cause.
     fn has_room(&self, _bytes: usize) -> bool {
         true
     }
@@ -39,7 +39,7 @@ pub trait Environment {
 
 impl Environment for () {}
 
-/// What the running app counts.
+/// The numbers that the running app counts.
 #[derive(Debug, Default)]
 pub struct Counters {
     pub connections_open: Counter,
@@ -52,7 +52,7 @@ pub struct Counters {
 
 /// The environment and the counters of one app. For a single thread.
 pub struct Context {
-    /// What the app counts.
+    /// The app's numbers.
     pub counters: Counters,
     environment: Box<dyn Environment>,
 }

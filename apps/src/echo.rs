@@ -1,7 +1,7 @@
-//! Sends back what it receives (RFC 862), until the peer's end of stream.
+//! The echo server (RFC 862): sends back what it receives, until the peer's end of stream.
 //!
-//! One buffer of 16 KiB serves a connection: read, write all of it, read again. A peer that sends
-//! without end and never reads is held back by the sockets' buffers, and by the idle limit.
+//! A connection has one buffer of 16 KiB: it is filled, written completely, and filled again. A
+//! peer that sends without reading is stopped by the sockets' buffers and by the idle timeout.
 
 use super::wire::{Deadline, Wire, WireError};
 use crate::Context;
@@ -12,7 +12,7 @@ use embedded_io_async::{Read, Write};
 /// The buffer of one connection, in bytes.
 const BUFFER: usize = 16 << 10;
 
-/// The memory that one connection costs at most, in bytes, what is beneath the app left out.
+/// The most memory that one connection takes, in bytes, without its socket.
 pub const CONNECTION_MEMORY: usize = BUFFER + (2 << 10);
 
 /// Serves one connection.

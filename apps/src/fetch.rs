@@ -1,5 +1,5 @@
-//! An HTTP client for one GET, to try the way out of the guest: it reports the status, and the
-//! length and SHA-256 of the body. Redirects are reported, not followed.
+//! An HTTP client for one GET, to test connections from the guest. It reports the status, and the
+//! body's length and SHA-256. Redirects are reported, not followed.
 
 use super::http::{Body, BodyError, Framing, length};
 use super::wire::{Deadline, Wire, WireError};
@@ -15,22 +15,22 @@ use embedded_io_async::{Read, Write};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-/// The connection's buffer, in bytes, and so the longest head of a response.
+/// The connection's buffer, in bytes, and therefore the longest head of a response.
 const BUFFER: usize = 16 << 10;
 
 /// The most header lines a response may have.
 const MAX_HEADERS: usize = 100;
 
-/// How many interim responses (1xx) are passed over.
+/// The most interim responses (1xx) that are skipped.
 const MAX_INTERIM: usize = 16;
 
-/// How much of the server's text is shown.
+/// The most bytes of the server's text that are shown.
 const MAX_SHOWN: usize = 200;
 
-/// Why nothing could be reported.
+/// Why the fetch failed.
 #[derive(Debug, Error)]
 pub enum FetchError {
-    /// The host's name leads nowhere.
+    /// The host's name could not be resolved.
     #[error("cannot resolve {name}: {reason}")]
     Resolve {
         /// The name.
@@ -38,40 +38,40 @@ pub enum FetchError {
         /// Why.
         reason: String,
     },
-    /// There is no connection.
+    /// The connection could not be opened.
     #[error("cannot connect: {0}")]
     Connect(String),
     /// The connection failed.
     #[error("the connection failed: {0}")]
     Wire(#[from] WireError),
-    /// The server closed the connection before its head was complete.
+    /// The server closed the connection before the head was complete.
     #[error("the server closed the connection before it had answered")]
     NoAnswer,
-    /// The server's head cannot be understood.
+    /// The head is invalid.
     #[error("the server's answer is not HTTP: {0}")]
     Head(&'static str),
-    /// The body broke off, or its chunks are wrong.
+    /// The body ended early, or its chunks are invalid.
     #[error("after {received} bytes of the body: {reason}")]
     Body {
-        /// How many bytes had come.
+        /// The bytes received before.
         received: u64,
-        /// What was wrong with the next.
+        /// What is wrong with the next ones.
         reason: String,
     },
 }
 
-/// What came of it.
+/// The result of a fetch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     /// The status code.
     pub status: u16,
-    /// The server's words for it, made printable.
+    /// The server's reason phrase, made printable.
     pub reason: String,
     /// The body's length, in bytes.
     pub length: u64,
     /// The body's SHA-256.
     pub sha256: [u8; 32],
-    /// Where the server would have one go, made printable.
+    /// The location of a redirect, made printable.
     pub location: Option<String>,
 }
 
@@ -88,7 +88,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Gets `url`; `names` knows hosts. `idle` limits each wait for the server.
+/// Fetches `url`. `names` resolves host names, `idle` limits each wait for the server.
 pub async fn fetch<S: TcpConnect>(
     url: &Url,
     stack: &S,
@@ -144,13 +144,13 @@ pub async fn fetch<S: TcpConnect>(
         }
     }
     let sha256 = sum.finalize().into();
-    // The report is complete: how the server takes the farewell does not matter.
+    // The report is complete, so an error at the close does not matter.
     let _ = wire.close().await;
     let Head { status, reason, location, .. } = head;
     Ok(Report { status, reason, length, sha256, location })
 }
 
-/// A response's head, as far as it matters here.
+/// The parts of a response's head that matter here.
 struct Head {
     status: u16,
     reason: String,
@@ -158,7 +158,7 @@ struct Head {
     location: Option<String>,
 }
 
-/// Reads heads until one is final.
+/// Reads heads, up to the final one.
 async fn head<S>(wire: &mut Wire<'_, S>) -> Result<Head, FetchError>
 where
     S: Read + Write + TcpShutdown,
@@ -187,7 +187,7 @@ where
     }
 }
 
-/// Reads a head and its length from the beginning of `input`; `None` asks for more.
+/// Reads a head and its length from the beginning of `input`; `None` if it is incomplete.
 fn parse(input: &[u8]) -> Result<Option<(usize, Head)>, FetchError> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut parser = httparse::Response::new(&mut headers);
@@ -229,7 +229,7 @@ fn parse(input: &[u8]) -> Result<Option<(usize, Head)>, FetchError> {
     Ok(Some((taken, Head { status, reason, framing, location })))
 }
 
-/// The server's words, so that they cannot play tricks on a console.
+/// The server's text, escaped so that it cannot control the console.
 fn shown(text: &[u8]) -> String {
     text[..text.len().min(MAX_SHOWN)].escape_ascii().to_string()
 }
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn the_head_says_where_the_body_ends() {
+    fn the_head_determines_where_the_body_ends() {
         for (head, expected) in [
             ("200 OK\r\nContent-Length: 5\r\n", Framing::Length(5)),
             ("200 OK\r\nTransfer-Encoding: Chunked\r\n", Framing::Chunked),
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_says_cannot_control_the_console() {
+    fn text_from_a_server_cannot_control_the_console() {
         let text = b"HTTP/1.1 302 \xe9\r\nLocation: \x80\x9b31m\r\n\r\n";
         let (_, head) = parse(text).unwrap().unwrap();
         assert!(head.reason.is_ascii());

@@ -1,10 +1,19 @@
-//! The apps that the kernel can run.
+//! The apps of `xensock-kernel`, and their command line.
 //!
-//! They know nothing of Xen: they are written for the traits of `edge-nal`, so they run over
-//! XenSock, over an in-guest stack, and on a host under test. Their connections are served from one
-//! [`FuturesUnordered`](futures_util::stream::FuturesUnordered), so a wake polls the connection that
-//! it is meant for and no other.
-
+//! The apps use the traits of `edge-nal` for sockets and [`Environment`] for everything else, so
+//! they run over XenSock, over a stack in the guest, and in tests on a host.
+//!
+//! ```
+//! use apps::config::{App, Config};
+//!
+//! let config = Config::parse(b"app=echo port=7007").unwrap();
+//! assert_eq!(config.app, App::Echo { port: 7007 });
+//! let error = Config::parse(b"app=http port=0").unwrap_err();
+//! assert_eq!(
+//!     error.to_string(),
+//!     "command line, column 10: `port=0`: a port is a whole number from 1 to 65535"
+//! );
+//! ```
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -28,7 +37,7 @@ use config::{App, Config};
 use edge_nal::{Dns, TcpBind, TcpConnect};
 use thiserror::Error;
 
-/// Why an app ended without having done its work.
+/// Why an app failed.
 #[derive(Debug, Error)]
 pub enum AppError {
     /// The server ended.
@@ -44,8 +53,8 @@ pub enum AppError {
     },
 }
 
-/// Runs the app that `config` asks for; `names` knows hosts. A server never returns without an error; a client returns
-/// when its work is done, and the kernel may then shut down.
+/// Runs the app that `config` names. `names` resolves host names. A server returns only an error,
+/// a client when it has finished.
 pub async fn run<S>(
     config: &Config,
     stack: &S,
@@ -82,6 +91,7 @@ where
     }
 }
 
+/// The most connections of a server at once.
 fn limit(config: &Config, context: &Context, app_bytes: usize) -> usize {
     config.max_connections.unwrap_or_else(|| context.connection_limit(app_bytes))
 }
@@ -91,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_overrules_the_memory() {
+    fn a_limit_on_the_command_line_overrides_the_memory() {
         let context = Context::new(());
         let mut config = Config::default();
         assert_eq!(limit(&config, &context, 1 << 14), 16);

@@ -11,13 +11,14 @@ use futures_util::future::Either;
 use futures_util::stream::FuturesUnordered;
 use thiserror::Error;
 
-/// How often `accept` may fail in a row while no connection is open. With the pauses, that is half a minute.
+/// How often `accept` may fail in a row while no connection is open. With the pauses, half a
+/// minute.
 const MAX_FAILURES: u32 = 8;
 
-/// The first pause after a failure; each further one is twice as long.
+/// The first pause after a failure. Each further pause is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
-/// The longest pause while connections are open: each that ends gives back what may be lacking.
+/// The longest pause while connections are open: each one that ends may free the missing resource.
 const BUSY_PAUSE: Duration = Duration::from_millis(800);
 
 /// Why a server ended.
@@ -46,17 +47,17 @@ pub async fn bind<S: TcpBind>(stack: &S, port: u16) -> Result<S::Accept<'_>, Ser
     bound.map_err(|error| ServeError::Bind { port, reason: error.to_string() })
 }
 
-/// What woke the loop.
+/// A future of the loop has ended.
 enum Event<S, E> {
     Accepted(Result<(SocketAddr, S), E>),
     Ended,
 }
 
-/// Accepts connections and serves each with `handler`, at most `limit` at once; others wait in the
-/// listener's backlog. Returns only when the listener fails for good.
+/// Accepts connections and serves each with `handler`, at most `limit` at once. Others wait in the
+/// listener's backlog. Returns only if the listener keeps failing.
 ///
-/// `accept` stands in the same set as the connections: a wake polls only the future that it is
-/// meant for, and an `accept` under way is never dropped, so no connection is lost with it.
+/// `accept` is in the same set of futures as the connections. So a wake polls one future only,
+/// and an `accept` that has begun is never dropped, which could lose a connection.
 pub async fn serve<'a, A, H>(
     acceptor: &'a A,
     limit: usize,
@@ -78,7 +79,7 @@ where
     };
     let mut open = 0;
     let mut accepting = true;
-    // In a row: all of them, and the last ones without a connection.
+    // Failures in a row: all, and the last ones without an open connection.
     let (mut failures, mut alone) = (0u32, 0);
     let tasks = &mut FuturesUnordered::new();
     tasks.push(accept(None));

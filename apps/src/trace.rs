@@ -1,4 +1,4 @@
-//! A network interface's frames, streamed to whoever connects.
+//! Streams a network interface's frames to a client.
 
 use crate::serve::{ServeError, bind};
 use core::convert::Infallible;
@@ -9,11 +9,11 @@ use embedded_io_async::Write;
 use futures_util::future::{Either, select};
 use netfront::Capture;
 
-/// How long to wait after an `accept` that failed.
+/// The pause after a failed `accept`.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Serves what `capture` has kept, and then what comes, in libpcap's format. There is one reader: who connects later
-/// takes its place.
+/// Serves the frames that `capture` has kept, and then each new one, in libpcap's format. There
+/// is one client at a time: a new one replaces the former.
 pub async fn serve<S: TcpBind>(
     stack: &S,
     port: u16,

@@ -1,6 +1,6 @@
-//! A socket with a buffer to read from, time limits, and counters.
+//! A socket with a read buffer, a time limit and counters.
 //!
-//! All memory is allocated when the connection begins; reading and writing allocate nothing.
+//! All memory is allocated when the connection begins.
 
 use crate::Context;
 use alloc::boxed::Box;
@@ -11,34 +11,34 @@ use embassy_time::{Duration, Instant, with_deadline};
 use embedded_io_async::{Read, Write};
 use thiserror::Error;
 
-/// How long a peer may take to see that the connection is over.
+/// How long to wait for the peer's end of stream after the connection was closed.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// How much a peer may still send when the connection is over, in bytes.
+/// The most bytes that are read and dropped after the connection was closed.
 const LINGER_BYTES: usize = 1 << 20;
 
-/// Why bytes no longer move.
+/// Why a connection failed.
 #[derive(Debug, Error)]
 pub enum WireError {
     /// The socket failed.
     #[error("{0}")]
     Io(String),
-    /// The peer did nothing for too long.
+    /// The time limit has passed.
     #[error("the peer did nothing for too long")]
     TimedOut,
-    /// There is no memory for a connection.
+    /// Memory is short.
     #[error("there is no memory for the connection")]
     NoMemory,
 }
 
 impl WireError {
-    /// Keeps what the socket said.
+    /// Keeps a socket's error as text.
     pub fn io(error: impl fmt::Display) -> WireError {
         WireError::Io(error.to_string())
     }
 }
 
-/// The time limit of a connection: moved on by whoever sees progress.
+/// The time limit of a connection. Progress extends it.
 #[derive(Debug)]
 pub struct Deadline {
     idle: Option<Duration>,
@@ -46,7 +46,7 @@ pub struct Deadline {
 }
 
 impl Deadline {
-    /// A limit of `idle` between two signs of life, which begins now; `None` is none.
+    /// A limit of `idle` from now on; `None` is no limit.
     pub fn new(idle: Option<core::time::Duration>) -> Deadline {
         let idle = idle.map(|idle| Duration::from_micros(idle.as_micros() as u64));
         let mut deadline = Deadline { idle, due: None };
@@ -54,18 +54,18 @@ impl Deadline {
         deadline
     }
 
-    /// There was progress: the limit begins anew.
+    /// Restarts the limit, after progress.
     pub fn extend(&mut self) {
         self.due = self.idle.map(|idle| Instant::now() + idle);
     }
 
-    /// From now on at most `limit`, and never more than the idle limit.
+    /// Sets the limit to `limit` from now on, or to the idle limit if that is shorter.
     pub fn shorten(&mut self, limit: Duration) {
         let limit = self.idle.map_or(limit, |idle| idle.min(limit));
         self.due = Some(Instant::now() + limit);
     }
 
-    /// Waits for `work` until the limit.
+    /// Waits for `work`, at most until the limit.
     pub async fn guard<F: Future>(&self, work: F) -> Result<F::Output, WireError> {
         match self.due {
             Some(due) => with_deadline(due, work).await.map_err(|_| WireError::TimedOut),
@@ -74,7 +74,7 @@ impl Deadline {
     }
 }
 
-/// A socket, the bytes read ahead, and its limits.
+/// A socket with a read buffer.
 pub struct Wire<'c, S> {
     socket: S,
     buffer: Box<[u8]>,
@@ -82,7 +82,7 @@ pub struct Wire<'c, S> {
     end: usize,
     unflushed: bool,
     unread: bool,
-    /// The time limit of all that waits.
+    /// The time limit of each read and write.
     pub deadline: Deadline,
     context: &'c Context,
 }
@@ -91,7 +91,7 @@ impl<'c, S> Wire<'c, S>
 where
     S: Read + Write + TcpShutdown,
 {
-    /// Puts a buffer of `size` bytes before the socket, unless memory is short: then the socket closes.
+    /// Allocates a buffer of `size` bytes for the socket. If memory is short, the socket closes.
     pub fn new(
         socket: S,
         size: usize,
@@ -111,17 +111,17 @@ where
         })
     }
 
-    /// The bytes that were read and not yet consumed.
+    /// The bytes that were read and are not consumed yet.
     pub fn buffered(&self) -> &[u8] {
         &self.buffer[self.start..self.end]
     }
 
-    /// Whether [`fill`](Self::fill) has no room left.
+    /// Whether [`fill`](Self::fill) has no room.
     pub fn is_full(&self) -> bool {
         self.end - self.start == self.buffer.len()
     }
 
-    /// Forgets the first `count` buffered bytes.
+    /// Removes the first `count` buffered bytes.
     pub fn consume(&mut self, count: usize) {
         self.start = (self.start + count).min(self.end);
         if self.start == self.end {
@@ -129,8 +129,8 @@ where
         }
     }
 
-    /// Reads what the socket has, at least one byte, behind the buffered bytes. 0 means that the
-    /// peer sends no more, or that the buffer is full.
+    /// Reads at least one byte and appends it to the buffered ones. 0 means that the peer has
+    /// ended its stream, or that the buffer is full.
     pub async fn fill(&mut self) -> Result<usize, WireError> {
         if self.unflushed {
             self.flush().await?;
@@ -150,7 +150,7 @@ where
         Ok(read)
     }
 
-    /// Writes all of `data`. What is short may stay behind until [`flush`](Self::flush) or
+    /// Writes all of `data`. The stack may hold back the last bytes until [`flush`](Self::flush) or
     /// [`fill`](Self::fill).
     pub async fn write_all(&mut self, mut data: &[u8]) -> Result<(), WireError> {
         self.unflushed |= !data.is_empty();
@@ -167,15 +167,15 @@ where
         Ok(())
     }
 
-    /// Sends what stayed behind.
+    /// Sends the bytes that were held back.
     pub async fn flush(&mut self) -> Result<(), WireError> {
         self.unflushed = false;
         self.deadline.guard(self.socket.flush()).await?.map_err(WireError::io)
     }
 
-    /// Writes the bytes that are buffered, all of them, and forgets them.
+    /// Writes all buffered bytes and removes them.
     pub async fn echo(&mut self) -> Result<(), WireError> {
-        // The buffer is out of `self` for as long as `write_all` borrows both.
+        // Taken out of `self`, because `write_all` borrows both.
         let buffer = core::mem::take(&mut self.buffer);
         let result = self.write_all(&buffer[self.start..self.end]).await;
         self.buffer = buffer;
@@ -183,20 +183,20 @@ where
         result
     }
 
-    /// The peer may be sending what nobody will read.
+    /// Notes that the peer may be sending bytes that will not be read.
     pub fn leave_unread(&mut self) {
         self.unread = true;
     }
 
-    /// Ends the connection so that the peer gets all that was written: sends the end of the stream,
-    /// then waits a little for the peer's, since unread bytes at a close can make the peer's side
-    /// throw away what it has not read yet.
+    /// Ends the connection so that the peer gets all that was written. Sends the end of stream,
+    /// then waits a little for the peer's: closing with unread bytes sends a reset, which can
+    /// make the peer drop what it has not read yet.
     pub async fn close(mut self) -> Result<(), WireError> {
         self.flush().await?;
         self.deadline.shorten(LINGER);
         let half_closed = self.deadline.guard(self.socket.close(Close::Write)).await?.is_ok();
-        // Not every stack can close one direction. Dropping the socket closes both, and the peer
-        // learns of the end only then: so it comes at once, unless it would do harm.
+        // Not every stack can close one direction. Dropping the socket closes both, and only then
+        // does the peer see the end: so drop at once, unless a reset would do harm.
         if !half_closed && !self.unread {
             return Ok(());
         }

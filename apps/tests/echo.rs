@@ -7,13 +7,13 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::time::Duration;
 
-/// Bytes that show a loss, a repetition and an exchange.
+/// Bytes that reveal losses, repetitions and swaps.
 fn bytes(length: usize) -> Vec<u8> {
     (0..length).map(|at| (at.wrapping_mul(2654435761) >> 13) as u8).collect()
 }
 
 #[test]
-fn what_is_sent_comes_back_at_once() {
+fn sent_bytes_are_returned_at_once() {
     let server = Server::start("app=echo");
     let mut client = server.connect();
     for message in [b"a".as_slice(), b"hello", &bytes(5000)] {
@@ -25,7 +25,7 @@ fn what_is_sent_comes_back_at_once() {
 }
 
 #[test]
-fn ten_megabytes_come_back_whole_to_a_client_that_closed_its_half() {
+fn a_client_that_closed_its_half_gets_all_of_ten_megabytes() {
     let server = Server::start("app=echo");
     let mut client = server.connect();
     let sent = bytes(10_000_000);
@@ -35,7 +35,7 @@ fn ten_megabytes_come_back_whole_to_a_client_that_closed_its_half() {
         sender.write_all(&data).unwrap();
         sender.shutdown(Shutdown::Write).unwrap();
     });
-    // The reader starts late: what the server cannot send yet must not be lost.
+    // The reader starts late: bytes that the server cannot send yet must not be lost.
     std::thread::sleep(Duration::from_millis(300));
     let mut echo = Vec::new();
     client.read_to_end(&mut echo).unwrap();
@@ -64,7 +64,7 @@ fn a_hundred_clients_are_served_at_once() {
 }
 
 #[test]
-fn one_too_many_waits_until_another_leaves() {
+fn a_client_over_the_limit_waits_until_another_leaves() {
     let server = Server::start("app=echo max-connections=1");
     let mut first = server.connect();
     first.write_all(b"1").unwrap();
@@ -79,7 +79,7 @@ fn one_too_many_waits_until_another_leaves() {
 }
 
 #[test]
-fn a_silent_client_is_dropped_and_a_talking_one_is_not() {
+fn an_idle_client_is_dropped_and_an_active_one_is_not() {
     let server = Server::start("app=echo idle-timeout=1");
     let mut silent = server.connect();
     let mut talking = server.connect();
@@ -93,7 +93,7 @@ fn a_silent_client_is_dropped_and_a_talking_one_is_not() {
 }
 
 #[test]
-fn a_client_that_resets_does_no_harm() {
+fn a_reset_does_not_end_the_server() {
     let server = Server::start("app=echo");
     let mut rude = server.connect();
     rude.write_all(&bytes(100_000)).unwrap();

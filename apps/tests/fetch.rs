@@ -1,4 +1,4 @@
-//! The fetch app against servers that play a script.
+//! The fetch app against servers that follow a script.
 
 mod loopback;
 
@@ -15,13 +15,13 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-/// Fetches from a server that answers with `script`, piece by piece, then closes; gives what the
-/// server was asked, too.
+/// Fetches from a server that sends `script`, piece by piece, then closes. Also returns the
+/// request.
 fn play(script: &[&[u8]]) -> (Result<Report, String>, String) {
     play_at("127.0.0.1", script)
 }
 
-/// The same, of a server that is called so.
+/// The same, from a server with this name.
 fn play_at(host: &str, script: &[&[u8]]) -> (Result<Report, String>, String) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let url: Url =
@@ -36,7 +36,7 @@ fn play_at(host: &str, script: &[&[u8]]) -> (Result<Report, String>, String) {
             request.push(byte[0]);
         }
         for piece in script {
-            // A client that has seen enough may be gone.
+            // The client may have closed the connection.
             let _ = socket.write_all(&piece);
             thread::sleep(Duration::from_millis(20));
         }
@@ -49,7 +49,7 @@ fn play_at(host: &str, script: &[&[u8]]) -> (Result<Report, String>, String) {
     (report.map_err(|error| error.to_string()), server.join().unwrap())
 }
 
-/// Knows one name.
+/// Resolves one name.
 struct OneName;
 
 impl Dns for OneName {
@@ -69,7 +69,7 @@ impl Dns for OneName {
 }
 
 #[test]
-fn a_host_is_found_by_its_name_and_named_to_the_server() {
+fn a_host_name_is_resolved_and_sent_to_the_server() {
     let answer: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
     let (report, request) = play_at("here.example", &[answer]);
     assert_eq!(report.unwrap().length, 5);
@@ -78,7 +78,7 @@ fn a_host_is_found_by_its_name_and_named_to_the_server() {
 }
 
 #[test]
-fn a_name_that_leads_nowhere_is_reported() {
+fn an_unknown_name_is_reported() {
     for (command_line, expected) in [
         (
             "app=fetch url=http://there.example/x",
@@ -123,7 +123,7 @@ fn a_body_with_a_length_is_summed() {
 }
 
 #[test]
-fn a_chunked_body_is_summed_however_it_is_cut() {
+fn a_chunked_body_is_summed_in_pieces_of_any_size() {
     let whole = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\
                   5\r\nhello\r\n6;x=y\r\n world\r\n0\r\nTrailer: t\r\n\r\n";
     let bytes: Vec<&[u8]> = whole.chunks(1).collect();
@@ -134,7 +134,7 @@ fn a_chunked_body_is_summed_however_it_is_cut() {
 }
 
 #[test]
-fn a_body_without_length_goes_on_until_the_server_closes() {
+fn a_body_without_length_ends_when_the_server_closes() {
     let big = vec![b'x'; 3_000_000];
     let report = body(&[b"HTTP/1.0 200 OK\r\n\r\n", &big, b"end"]);
     assert_eq!(report.length, 3_000_003);
@@ -142,20 +142,20 @@ fn a_body_without_length_goes_on_until_the_server_closes() {
 }
 
 #[test]
-fn interim_answers_are_passed_over() {
+fn interim_responses_are_skipped() {
     let report = body(&[b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 204 None\r\n\r\n"]);
     assert_eq!((report.status, report.length), (204, 0));
 }
 
 #[test]
-fn a_redirect_is_told_and_not_followed() {
+fn a_redirect_is_reported_and_not_followed() {
     let report = body(&[b"HTTP/1.1 302 Found\r\nLocation: /there\r\nContent-Length: 0\r\n\r\n"]);
     assert_eq!((report.status, report.location.as_deref()), (302, Some("/there")));
     assert!(report.to_string().ends_with("redirects to /there (not followed)"));
 }
 
 #[test]
-fn what_breaks_off_is_an_error_and_says_where() {
+fn a_response_that_ends_early_is_an_error_with_its_position() {
     let head = "HTTP/1.1 200 OK\r\n";
     let many = format!("{head}{}", "N: v\r\n".repeat(101));
     let long = format!("{head}N: {}", "v".repeat(20_000));
@@ -175,7 +175,7 @@ fn what_breaks_off_is_an_error_and_says_where() {
 }
 
 #[test]
-fn a_refused_connection_is_a_readable_error() {
+fn a_refused_connection_is_an_error() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
@@ -189,7 +189,7 @@ fn a_refused_connection_is_a_readable_error() {
 }
 
 #[test]
-fn a_silent_server_is_given_up() {
+fn a_silent_server_times_out() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     let text = format!("app=fetch url=http://{address}/ idle-timeout=1");
@@ -199,7 +199,7 @@ fn a_silent_server_is_given_up() {
 }
 
 #[test]
-fn the_app_ends_when_its_work_is_done() {
+fn the_app_ends_when_it_has_finished() {
     let (asked, was_asked) = mpsc::channel();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();

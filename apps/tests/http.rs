@@ -1,4 +1,4 @@
-//! The HTTP app over real sockets, byte by byte.
+//! The HTTP app over real sockets.
 
 mod loopback;
 
@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
-/// A response taken apart.
+/// A parsed response.
 #[derive(Debug)]
 struct Response {
     status: u16,
@@ -33,7 +33,7 @@ impl Response {
     }
 }
 
-/// Reads a head alone, as of `HEAD` and `100 Continue`.
+/// Reads a head without a body, as for `HEAD` and `100 Continue`.
 fn head(client: &mut TcpStream) -> Response {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -56,7 +56,7 @@ fn response(client: &mut TcpStream) -> Response {
     response
 }
 
-/// Sends `request` on a connection of its own and reads one response.
+/// Sends `request` over a new connection and reads one response.
 fn ask(server: &Server, request: impl AsRef<[u8]>) -> Response {
     let mut client = server.connect();
     client.write_all(request.as_ref()).unwrap();
@@ -73,7 +73,7 @@ fn hex_sum(data: impl AsRef<[u8]>) -> String {
 }
 
 #[test]
-fn each_page_is_there() {
+fn each_page_is_served() {
     let server = Server::start("");
     let mut client = server.connect();
     for (path, kind, part) in [
@@ -134,7 +134,7 @@ fn bytes_are_their_offset_modulo_251() {
 }
 
 #[test]
-fn a_client_that_leaves_a_long_download_does_no_harm() {
+fn a_client_may_leave_during_a_long_download() {
     let server = Server::start("");
     let mut client = server.connect();
     client.write_all(get("/bytes/1099511627776").as_bytes()).unwrap();
@@ -180,7 +180,7 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
-fn more_requests_than_fit_in_the_buffer_are_answered_whole() {
+fn pipelined_requests_may_exceed_the_buffer() {
     let server = Server::start("");
     let mut client = server.connect();
     let count = 2000;
@@ -227,7 +227,7 @@ fn ten_megabytes_are_summed_by_length_and_in_chunks() {
 }
 
 #[test]
-fn a_client_that_expects_it_is_told_to_continue() {
+fn a_client_that_expects_100_continue_gets_it() {
     let server = Server::start("");
     let mut client = server.connect();
     let expect = "Host: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n";
@@ -235,7 +235,8 @@ fn a_client_that_expects_it_is_told_to_continue() {
     assert_eq!(head(&mut client).status, 100);
     client.write_all(b"hello").unwrap();
     assert_eq!(response(&mut client).text(), hex_sum("hello"));
-    // Whoever sends at once needs no word; whoever asks the wrong path gets the answer instead.
+    // A client that sends at once needs no 100 Continue; a request for a wrong path gets its
+    // response.
     let at_once = format!("POST /sum HTTP/1.1\r\n{expect}hello");
     client.write_all(at_once.as_bytes()).unwrap();
     assert_eq!(response(&mut client).status, 200);
@@ -245,7 +246,7 @@ fn a_client_that_expects_it_is_told_to_continue() {
 }
 
 #[test]
-fn methods_that_a_path_does_not_take_are_refused_with_those_it_takes() {
+fn a_refused_method_is_answered_with_the_allowed_ones() {
     let server = Server::start("");
     let mut client = server.connect();
     for (method, path, status, allow) in [
@@ -266,7 +267,7 @@ fn methods_that_a_path_does_not_take_are_refused_with_those_it_takes() {
 }
 
 #[test]
-fn nonsense_is_refused_with_a_reason_and_a_close() {
+fn invalid_requests_are_refused_with_a_reason_and_a_close() {
     let server = Server::start("");
     let long_header = format!("GET / HTTP/1.1\r\nHost: x\r\nName: {}\r\n\r\n", "v".repeat(20_000));
     let long_path = get(&format!("/{}", "x".repeat(20_000)));
@@ -299,7 +300,7 @@ fn nonsense_is_refused_with_a_reason_and_a_close() {
 }
 
 #[test]
-fn a_small_body_that_nobody_wants_is_passed_over_and_a_large_one_is_not() {
+fn a_small_unwanted_body_is_skipped_and_a_large_one_refused() {
     let server = Server::start("");
     let mut client = server.connect();
     let body = "x".repeat(64 << 10);
@@ -322,7 +323,7 @@ fn a_small_body_that_nobody_wants_is_passed_over_and_a_large_one_is_not() {
 }
 
 #[test]
-fn an_answer_arrives_although_the_client_is_still_sending() {
+fn a_response_arrives_while_the_client_is_still_sending() {
     for half_close in [HalfClose::Works, HalfClose::IsUnknown] {
         let server = Server::start_where(half_close, "");
         for (path, status) in [("/nowhere", 404), ("/healthz", 413)] {
@@ -352,7 +353,7 @@ fn a_stack_without_half_close_ends_connections_at_once() {
 }
 
 #[test]
-fn old_clients_are_served_once_unless_they_ask_for_more() {
+fn http_1_0_connections_close_unless_kept_alive() {
     let server = Server::start("");
     let answer = server.exchange("GET /healthz HTTP/1.0\r\n\r\n");
     assert!(answer.contains("\r\nConnection: close\r\n") && answer.ends_with("ok\n"), "{answer}");
@@ -365,7 +366,7 @@ fn old_clients_are_served_once_unless_they_ask_for_more() {
 }
 
 #[test]
-fn a_request_is_answered_although_the_client_closed_its_half() {
+fn a_client_that_closed_its_half_gets_the_response() {
     let server = Server::start("");
     let answer = server.exchange(get("/bytes/100000"));
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"));
@@ -390,7 +391,7 @@ fn a_client_that_stops_in_the_middle_gets_408() {
 }
 
 #[test]
-fn a_silent_connection_is_closed_without_a_word() {
+fn an_idle_connection_is_closed_without_a_response() {
     let server = Server::start("idle-timeout=1");
     let mut fresh = server.connect();
     let mut used = server.connect();
@@ -412,7 +413,7 @@ fn a_slow_client_is_served() {
         std::thread::sleep(Duration::from_millis(5));
     }
     assert_eq!(response(&mut client).text(), "ok\n");
-    // It outlasts the idle limit, but never stands still for so long.
+    // It takes longer than the idle limit, but is never idle for so long.
     client.write_all(b"POST /sum HTTP/1.1\r\nHost: x\r\nContent-Length: 7\r\n\r\n").unwrap();
     for byte in *b"letters" {
         std::thread::sleep(Duration::from_millis(1000));
@@ -422,7 +423,7 @@ fn a_slow_client_is_served() {
 }
 
 #[test]
-fn a_body_that_breaks_off_is_not_summed() {
+fn a_body_that_ends_early_is_not_summed() {
     let server = Server::start("");
     for body in
         ["Content-Length: 9\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"]
@@ -437,7 +438,7 @@ fn a_body_that_breaks_off_is_not_summed() {
 }
 
 #[test]
-fn two_hundred_connections_are_served_side_by_side() {
+fn two_hundred_connections_are_served_concurrently() {
     let server = Server::start("max-connections=200");
     let mut clients: Vec<_> = (0..200).map(|_| server.connect()).collect();
     for _ in 0..3 {

@@ -1,4 +1,4 @@
-//! The HTTP app as curl sees it. Where there is no curl, there is nothing to see.
+//! The HTTP app with curl as its client. Skipped if curl is not installed.
 
 mod loopback;
 
@@ -56,7 +56,7 @@ fn curl_gets_pages_over_one_connection() {
 }
 
 #[test]
-fn curl_asks_for_the_head_alone() {
+fn curl_gets_the_head_alone() {
     let server = Server::start("");
     let Some(output) = curl(&server, &["--head", "@/bytes/12345"], b"") else { return };
     let text = String::from_utf8(output).unwrap();
@@ -78,7 +78,7 @@ fn curl_sends_a_big_body_by_length_and_in_chunks() {
 }
 
 #[test]
-fn curl_sees_why_a_body_is_refused() {
+fn curl_gets_the_reason_why_a_body_is_refused() {
     let server = Server::start("");
     let data = vec![b'x'; 300_000];
     let arguments = ["--write-out", "%{http_code}", "--data-binary", "@-", "@/healthz"];

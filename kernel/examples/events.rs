@@ -1,8 +1,9 @@
-//! Tries event channels and grants against real Xen, to their limits: ports and references until there are
-//! no more, ports that storm, masks, and that all of it can be given back.
+//! Tries event channels and grants against real Xen, to their limits: ports and references until
+//! there are no more, ports that storm, masks, and that all of it can be given back.
 //!
-//! `ports=N` says how many ports the domain may have (`max_event_channels` in its configuration, or what
-//! the ABI that `evtchn=` chose allows), `frames=N` how many frames its grant table (`max_grant_frames`).
+//! `ports=N` says how many ports the domain may have (`max_event_channels` in its configuration,
+//! or what the ABI that `evtchn=` chose allows), `frames=N` how many frames its grant table
+//! (`max_grant_frames`).
 #![no_std]
 #![no_main]
 #![allow(unsafe_code, reason = "gives back a page that it granted")]
@@ -141,8 +142,8 @@ impl EventHandler for Storm {
     }
 }
 
-/// Both ends of an event channel from this domain to itself: what is sent over the first arrives at the
-/// second, where the handler hears of it.
+/// Both ends of an event channel from this domain to itself: what is sent over the first arrives
+/// at the second, where the handler hears of it.
 struct Channel {
     guest: &'static Guest,
     from: Port,

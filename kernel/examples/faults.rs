@@ -1,5 +1,5 @@
-//! Breaks one of the machine's rules, which the command line names, to show that the rule is kept and what
-//! the report says: `fault=` and one of the names below. It never ends well.
+//! Breaks one of the machine's rules, which the command line names, to show that the rule is kept
+//! and what the report says: `fault=` and one of the names below. It never ends well.
 #![no_std]
 #![no_main]
 #![allow(unsafe_code, reason = "breaks the rules on purpose")]

@@ -1,5 +1,6 @@
-//! Computes with floats over many sleeps, in tasks that interrupt each other, and says the bits of what comes
-//! out. What is computed is chaotic: a last bit that is wrong once makes all bits wrong a hundred steps later.
+//! Computes with floats over many sleeps, in tasks that interrupt each other, and says the bits
+//! of what comes out. What is computed is chaotic: a last bit that is wrong once makes all bits
+//! wrong a hundred steps later.
 #![no_std]
 #![no_main]
 

@@ -1,5 +1,6 @@
-//! Tells what the loader passed, and then, each time that dom0 writes to the guest's node `data/touch`,
-//! allocates all free pages, writes to each of them, reads them again, and says how many there were.
+//! Tells what the loader passed, and then, each time that dom0 writes to the guest's node
+//! `data/touch`, allocates all free pages, writes to each of them, reads them again, and says how
+//! many there were.
 //!
 //! It can also be entered as by a loader that is older than version 1 of `hvm_start_info`: at
 //! `version_0_start`, in place of `pvh_start`.
@@ -99,7 +100,8 @@ fn touch_all() -> Touched {
             unsafe { word.write_volatile(address) };
         }
         let block = start.cast::<Block>();
-        // SAFETY: as above; a page holds such a structure, aligned, and the words that tell of pages lie behind it.
+        // SAFETY: as above; a page holds such a structure, aligned, and the words that tell of
+        // pages lie behind it.
         unsafe { block.write(Block { before: last, count: size }) };
         last = Some(block);
     }

@@ -1,5 +1,5 @@
-//! Tries what the kernel gives an app beside sockets, for the tests in real Xen: `test=` and one of the
-//! names below. What it finds, it says on the console.
+//! Tries what the kernel gives an app beside sockets, for the tests in real Xen: `test=` and one
+//! of the names below. What it finds, it says on the console.
 #![no_std]
 #![no_main]
 
@@ -118,7 +118,8 @@ async fn output(system: &System) -> Result<(), String> {
     Ok(())
 }
 
-/// More messages than fit anywhere while nobody reads them: what is too much is lost, and nobody waits.
+/// More messages than fit anywhere while nobody reads them: what is too much is lost, and nobody
+/// waits.
 async fn flood(system: &System) -> Result<(), String> {
     let console = system.console().ok_or("no console")?;
     for n in 0..4000 {

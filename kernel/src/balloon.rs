@@ -1,8 +1,8 @@
-//! The balloon: gives free pages back to Xen, takes them again, and so keeps the guest's memory at the
-//! toolstack's target (`xl mem-set`).
+//! The balloon: gives free pages back to Xen, takes them again, and so keeps the guest's memory
+//! at the toolstack's target (`xl mem-set`).
 //!
-//! All memory stays mapped. Nobody has the address of pages that were given back: they came from the
-//! [free pages](crate::memory::pages), or were cut off before there were any.
+//! All memory stays mapped. Nobody has the address of pages that were given back: they came from
+//! the [free pages](crate::memory::pages), or were cut off before there were any.
 
 use crate::hypercall::Xen;
 use crate::memory::pages as free_pages;
@@ -60,10 +60,10 @@ pub fn pages() -> u64 {
 
 /// Takes from `free` what the memory map has beyond the memory that is there, and tells Xen so.
 ///
-/// With `maxmem` above `memory` the map shows all that the domain may once have. Xen populates it on
-/// demand, and ends a domain that demands more than it has: a page that was touched can be given back
-/// as well, but only as long as there are enough for all that are touched at once. So what is not there
-/// is given back before any of it is touched.
+/// With `maxmem` above `memory` the map shows all that the domain may once have. Xen populates it
+/// on demand, and ends a domain that demands more than it has: a page that was touched can be
+/// given back as well, but only as long as there are enough for all that are touched at once. So
+/// what is not there is given back before any of it is touched.
 ///
 /// # Safety
 /// At boot, while nobody uses the free memory.
@@ -129,12 +129,13 @@ pub fn shrink(xen: &impl Operations, count: u64) -> Result<u64, Refusal> {
     }
 }
 
-/// Takes at most `count` pages from Xen again, and not more than what is quickly done. Says how many;
-/// [`Errno::ENOENT`] when all are there, [`Errno::ENOMEM`] when Xen has none for this domain.
+/// Takes at most `count` pages from Xen again, and not more than what is quickly done. Says how
+/// many; [`Errno::ENOENT`] when all are there, [`Errno::ENOMEM`] when Xen has none for this
+/// domain.
 pub fn grow(xen: &impl Operations, count: u64) -> Result<u64, Errno> {
     let taken = BALLOON.lock().take(xen, count.min(STEP))?;
-    // SAFETY: the pages are memory again and nobody has them. They lie in a piece or where one ends, for
-    // what lies behind a piece's end comes back lowest first.
+    // SAFETY: the pages are memory again and nobody has them. They lie in a piece or where one
+    // ends, for what lies behind a piece's end comes back lowest first.
     unsafe { free_pages::add(region(taken)) };
     Ok(taken.count)
 }
@@ -150,8 +151,8 @@ fn region(run: Run) -> Region {
 /// How long to wait before what failed is tried again: memory may have become free meanwhile.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 
-/// Follows the toolstack's target for ever. `spare` is called when memory is to be given back, so that those
-/// who keep some for later use part with it.
+/// Follows the toolstack's target for ever. `spare` is called when memory is to be given back, so
+/// that those who keep some for later use part with it.
 pub async fn follow_target(store: Store, xen: Xen, spare: impl Fn()) {
     loop {
         let Err(error) = follow(&store, xen, &spare).await;
@@ -187,7 +188,8 @@ async fn follow(store: &Store, xen: Xen, spare: &impl Fn()) -> Result<Infallible
     }
 }
 
-/// Has as many pages given back as are wanted, step by step. The error is a reason for whoever set the target.
+/// Has as many pages given back as are wanted, step by step. The error is a reason for whoever
+/// set the target.
 async fn reach(xen: Xen, absent: u64) -> Result<(), String> {
     let before = pages();
     let result = loop {

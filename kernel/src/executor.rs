@@ -20,8 +20,8 @@ pub trait Platform {
     /// Wakes the tasks that events and timers are meant for. Returns whether there may be more.
     fn dispatch(&self) -> bool;
 
-    /// Waits until there is something to dispatch, unless there is already or `is_awake` says so. It
-    /// must not miss a thing that happens between the question and the sleep.
+    /// Waits until there is something to dispatch, unless there is already or `is_awake` says so.
+    /// It must not miss a thing that happens between the question and the sleep.
     fn sleep(&self, is_awake: &dyn Fn() -> bool);
 }
 

@@ -1,5 +1,5 @@
-//! The unit tests of those modules that need no machine, for the host. The library itself links on bare
-//! metal alone: it has the panic handler, the allocator and the addresses of the image.
+//! The unit tests of those modules that need no machine, for the host. The library itself links
+//! on bare metal alone: it has the panic handler, the allocator and the addresses of the image.
 #![allow(dead_code, missing_docs, reason = "the library uses and documents what is here")]
 
 extern crate alloc;

@@ -10,8 +10,8 @@ use xen::hypercall::Hypervisor;
 /// Bytes of each entry in the hypercall page.
 const ENTRY_SIZE: usize = 32;
 
-// Xen fills this page with code. It lies among the code so that it is mapped executable, and need not be mapped
-// writable: Xen writes to the physical page. `ud2` until then.
+// Xen fills this page with code. It lies among the code so that it is mapped executable, and need
+// not be mapped writable: Xen writes to the physical page. `ud2` until then.
 global_asm!(
     ".pushsection .text.hypercall_page, \"ax\", @progbits",
     ".balign 4096",

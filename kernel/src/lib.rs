@@ -1,5 +1,5 @@
-//! A unikernel for Xen PVH domains, with sockets in dom0 (feature `xensock`) or a TCP/IP stack over a
-//! network interface (feature `netfront`).
+//! A unikernel for Xen PVH domains, with sockets in dom0 (feature `xensock`) or a TCP/IP stack
+//! over a network interface (feature `netfront`).
 //!
 //! The crate is a library for bare metal. An image is a binary crate, built for the target
 //! `x86_64-xen-pvh.json`, that names its main function with [`entry!`]. The main function gets the
@@ -7,16 +7,17 @@
 //!
 //! # Crashes
 //!
-//! A panic, a wild pointer, a stack overflow and a failed allocation end the domain, with a report on its
-//! console. [`crash`] explains the report, the role of `on_crash` in the domain's configuration, and how
-//! to find the line of code.
+//! A panic, a wild pointer, a stack overflow and a failed allocation end the domain, with a
+//! report on its console. [`crash`] explains the report, the role of `on_crash` in the domain's
+//! configuration, and how to find the line of code.
 //!
 //! # No floating point registers
 //!
-//! The target computes with floats in software, in general registers, with the same results as SSE2. x87,
-//! MMX, SSE and AVX are switched off at boot (`boot/pvh.S`) and stay off, so nothing has to save their
-//! registers, not even an interrupt. Such an instruction, which only assembly can contain, ends in a crash
-//! report that says so. Floats are correct but slow: an app that computes a lot should use integers.
+//! The target computes with floats in software, in general registers, with the same results as
+//! SSE2. x87, MMX, SSE and AVX are switched off at boot (`boot/pvh.S`) and stay off, so nothing
+//! has to save their registers, not even an interrupt. Such an instruction, which only assembly
+//! can contain, ends in a crash report that says so. Floats are correct but slow: an app that
+//! computes a lot should use integers.
 #![no_std]
 #![deny(unsafe_code)]
 

@@ -1,5 +1,5 @@
-//! Where messages go: to the domain's console, or to Xen's debug port while there is none. The console
-//! gets the messages from before its time, too.
+//! Where messages go: to the domain's console, or to Xen's debug port while there is none. The
+//! console gets the messages from before its time, too.
 
 use crate::machine::{self, Guest};
 use crate::{command_line, time};
@@ -111,15 +111,15 @@ impl<W: Write> Write for Lines<W> {
 /// The number of Xen's debug port.
 const DEBUG_PORT: u16 = 0xe9;
 
-/// A writer to Xen's debug port: each byte appears in the hypervisor's log, from the first instruction on
-/// and without any set-up.
+/// A writer to Xen's debug port: each byte appears in the hypervisor's log, from the first
+/// instruction on and without any set-up.
 pub struct DebugPort;
 
 impl Write for DebugPort {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        // SAFETY: under Xen (and QEMU) the port is a debug console and nothing else; where it is nothing at
-        // all, the write has no effect. The bytes are only read. One instruction for all of them takes one
-        // exit to Xen, and not one for each.
+        // SAFETY: under Xen (and QEMU) the port is a debug console and nothing else; where it is
+        // nothing at all, the write has no effect. The bytes are only read. One instruction for
+        // all of them takes one exit to Xen, and not one for each.
         unsafe {
             asm!(
                 "rep outsb",

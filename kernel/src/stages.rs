@@ -1,7 +1,7 @@
 //! How long booting took, in stages.
 //!
-//! `pvh.S` reads the TSC at the very entry; each stage is marked once, with the TSC as well, because
-//! the first ones are over before there is a clock.
+//! `pvh.S` reads the TSC at the very entry; each stage is marked once, with the TSC as well,
+//! because the first ones are over before there is a clock.
 
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};

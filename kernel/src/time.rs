@@ -1,7 +1,7 @@
 //! The driver of `embassy-time`, over Xen's clock and timer.
 //!
-//! Its ticks are microseconds since the kernel started. The executor's loop wakes tasks ([`expire`]) after
-//! Xen's timer has fired; there is no periodic tick.
+//! Its ticks are microseconds since the kernel started. The executor's loop wakes tasks
+//! ([`expire`]) after Xen's timer has fired; there is no periodic tick.
 
 use crate::cpu::OneCpu;
 use crate::timers::Timers;
@@ -66,8 +66,9 @@ impl EventHandler for TimerEvents {
     }
 }
 
-/// If Xen's timer has fired, wakes the tasks whose time has come, and returns true. Wakes all tasks if
-/// there are suspiciously many (see [`Timers`]). To be called in each turn of the executor.
+/// If Xen's timer has fired, wakes the tasks whose time has come, and returns true. Wakes all
+/// tasks if there are suspiciously many (see [`Timers`]). To be called in each turn of the
+/// executor.
 pub fn expire() -> bool {
     let crowd = DRIVER.0.lock().sweep();
     crowd.into_iter().flatten().for_each(Waker::wake);
@@ -77,8 +78,8 @@ pub fn expire() -> bool {
     let now = nanoseconds() / TICK;
     let all = DRIVER.0.lock().clear(now, CLEARING);
     all.into_iter().flatten().for_each(Waker::wake);
-    // A function, so that the lock is not held while a waker runs. Tasks come back only after they were
-    // polled, so this ends.
+    // A function, so that the lock is not held while a waker runs. Tasks come back only after
+    // they were polled, so this ends.
     let pop = || DRIVER.0.lock().pop(now);
     while let Some(waker) = pop() {
         waker.wake();

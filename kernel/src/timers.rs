@@ -1,15 +1,16 @@
 //! Timers: which task is to be woken when.
 //!
-//! Each task (each waker) stands here at most once, with the earliest time it asked for; when that has
-//! come, the task is polled and asks again for what it still waits for. So a task that sets a new
-//! time limit for every byte it reads costs one look-up each, grows nothing, and is woken in vain at
-//! most once in each such time.
+//! Each task (each waker) stands here at most once, with the earliest time it asked for; when
+//! that has come, the task is polled and asks again for what it still waits for. So a task that
+//! sets a new time limit for every byte it reads costs one look-up each, grows nothing, and is
+//! woken in vain at most once in each such time.
 //!
-//! A task that ends says nothing, and what is left of it would stay here, with its memory, until its
-//! time comes: for a server of short connections with long time limits, thousands. So when there are
-//! twice as many entries as there were tasks, all are woken early. Whoever still waits comes back;
-//! of a task that has ended, the last reference is gone. The same happens now and then when the time of
-//! one has come anyway, so that the memory of a crowd that left does not stay for as long as its longest limit.
+//! A task that ends says nothing, and what is left of it would stay here, with its memory, until
+//! its time comes: for a server of short connections with long time limits, thousands. So when
+//! there are twice as many entries as there were tasks, all are woken early. Whoever still waits
+//! comes back; of a task that has ended, the last reference is gone. The same happens now and
+//! then when the time of one has come anyway, so that the memory of a crowd that left does not
+//! stay for as long as its longest limit.
 
 use alloc::collections::BTreeMap;
 use alloc::collections::btree_map::Entry;
@@ -89,8 +90,8 @@ impl Timers {
         (self.by_time.len() > self.limit).then(|| self.take_all())
     }
 
-    /// Takes out all tasks, to be woken early, unless that was done within the last `period`. To be called when
-    /// the time of one of them has come.
+    /// Takes out all tasks, to be woken early, unless that was done within the last `period`. To
+    /// be called when the time of one of them has come.
     pub fn clear(&mut self, now: u64, period: u64) -> Option<impl Iterator<Item = Waker> + use<>> {
         let is_due = now.saturating_sub(self.cleared) >= period;
         is_due.then(|| {

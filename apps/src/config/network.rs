@@ -1,4 +1,4 @@
-//! Which stack the sockets are of, and the network interface's addresses.
+//! The stack of the sockets, and the network interface's addresses.
 
 use super::words::{ConfigError, Problem, Words, number, number_in};
 use alloc::vec::Vec;
@@ -6,7 +6,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::str::FromStr;
 use netfront::stack::{self, Ipv4, Ipv4Cidr, Ipv6Cidr};
 
-/// As many DNS servers as a stack asks.
+/// The most DNS servers that a stack queries.
 const MAX_SERVERS: usize = 3;
 
 /// The stack of the app's sockets.
@@ -43,10 +43,9 @@ pub struct Network {
     pub ipv4: Ipv4,
     /// `ip6=` and `gw6=`.
     pub ipv6: Option<(Ipv6Cidr, Option<Ipv6Addr>)>,
-    /// `dns=`: in place of what the DHCP server says. Sockets of dom0 ask them over TCP.
+    /// `dns=`: the DNS servers, instead of those from DHCP. Over XenSock they are queried by TCP.
     pub dns: Vec<IpAddr>,
-    /// `tcp-buffer=`: what a connection receives before it is read, and what is written to it before it is
-    /// acknowledged, in bytes.
+    /// `tcp-buffer=`: each connection's receive buffer, and its transmit buffer, in bytes.
     pub tcp_buffer: usize,
 }
 
@@ -57,7 +56,7 @@ impl Default for Network {
 }
 
 impl Network {
-    /// A stack's configuration with these addresses. The seed shall be unlike that of any other boot.
+    /// The stack's configuration. Each boot needs a seed of its own.
     pub fn stack(&self, seed: u64) -> stack::Config {
         stack::Config {
             ipv4: self.ipv4,
@@ -169,7 +168,7 @@ mod tests {
     use crate::config::Config;
 
     #[test]
-    fn a_trace_is_of_the_guests_own_stack() {
+    fn a_trace_needs_the_guests_own_stack() {
         let trace = |text: &str| Config::parse(text.as_bytes()).unwrap().trace;
         assert_eq!(trace("stack=netfront"), None);
         assert_eq!(trace("stack=netfront trace=pcap"), Some(2002));
@@ -189,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sockets_are_in_dom0_unless_the_command_line_says_otherwise() {
+    fn the_stack_is_xensock_by_default() {
         for (text, stack) in [
             ("", StackChoice::XenSock),
             ("stack=xensock", StackChoice::XenSock),
@@ -202,8 +201,9 @@ mod tests {
     }
 
     #[test]
-    fn addresses_can_be_given() {
-        let text = "stack=netfront ip=10.0.0.2/24 gw=10.0.0.1 dns=10.0.0.3,::3 ip6=fd00::2/64 gw6=fd00::1 tcp-buffer=9";
+    fn addresses_can_be_static() {
+        let text = "stack=netfront ip=10.0.0.2/24 gw=10.0.0.1 dns=10.0.0.3,::3 ip6=fd00::2/64 \
+                    gw6=fd00::1 tcp-buffer=9";
         let Network { ipv4, ipv6, dns, tcp_buffer } =
             Config::parse(text.as_bytes()).unwrap().network;
         let address = Ipv4Cidr::new([10, 0, 0, 2].into(), 24);
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn each_mistake_has_its_own_answer() {
+    fn each_mistake_has_its_own_error() {
         for (text, column, what) in [
             ("stack=tcp", 1, Problem::Stack),
             ("ip=10.0.0.2/24", 1, Problem::NoInterface),

@@ -1,4 +1,4 @@
-//! URLs as the command line has them.
+//! URLs on the command line.
 
 use super::words::{Problem, number};
 use alloc::string::String;
@@ -9,32 +9,32 @@ use core::str::FromStr;
 /// The port of a URL without one.
 const PORT: u16 = 80;
 
-/// The longest name, and the longest part of one between dots (RFC 1035, section 2.3.4).
+/// The longest name and the longest label (RFC 1035, section 2.3.4).
 const MAX_NAME: usize = 253;
 const MAX_LABEL: usize = 63;
 
 /// An `http` URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Url {
-    /// Where to connect.
+    /// The host.
     pub host: Host,
-    /// The port there.
+    /// The port.
     pub port: u16,
-    /// What to ask for: path and query, from the first slash on.
+    /// The request target: path and query, from the first slash on.
     pub target: String,
 }
 
-/// A host, in either way to write one.
+/// A host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Host {
     /// Its address.
     Address(IpAddr),
-    /// Its name, which somebody has to look up.
+    /// Its name, to be resolved.
     Name(String),
 }
 
 impl Url {
-    /// Host and port, as a request names them.
+    /// Host and port, as in the Host header.
     pub fn authority(&self) -> impl fmt::Display {
         fmt::from_fn(|f| match &self.host {
             Host::Address(ip) => write!(f, "{}", SocketAddr::new(*ip, self.port)),
@@ -91,8 +91,8 @@ fn authority(text: &str) -> Option<(Host, u16)> {
     Some((host, port))
 }
 
-/// Whether a host can be called so (RFC 1123, section 2.1); what ends in digits alone is an address with
-/// a mistake.
+/// Whether `text` is a valid host name (RFC 1123, section 2.1). If its last label is a number, it
+/// is an invalid address instead.
 fn is_name(text: &str) -> bool {
     let is_label = |label: &str| {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
@@ -113,7 +113,7 @@ mod tests {
     use alloc::string::ToString;
 
     #[test]
-    fn a_url_is_a_host_and_a_target() {
+    fn a_url_is_split_into_host_and_target() {
         for (text, address, target) in [
             ("http://10.0.2.2:8000/a?b=c#d", "10.0.2.2:8000", "/a?b=c"),
             ("http://10.0.2.2", "10.0.2.2:80", "/"),

@@ -1,4 +1,4 @@
-//! The words of the command line: the table of keys, and what is wrong with a word.
+//! The words of the command line: the table of keys, splitting, and errors.
 
 use alloc::string::{String, ToString};
 use core::fmt;
@@ -29,11 +29,11 @@ pub const KEYS: [(&str, Problem); 17] = [
     ("trace", Problem::Trace),
 ];
 
-/// What is wrong with the command line, and where.
+/// An error in the command line, with its place.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("command line, column {column}: `{word}`: {problem}")]
 pub struct ConfigError {
-    /// The byte that the word begins at, counted from 1.
+    /// The number of the word's first byte, counted from 1.
     pub column: usize,
     /// The word, or its beginning.
     pub word: String,
@@ -41,7 +41,7 @@ pub struct ConfigError {
     pub problem: Problem,
 }
 
-/// What can be wrong with a word of the command line.
+/// The errors of a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Problem {
     /// The text exceeds [`MAX_LENGTH`].
@@ -50,16 +50,16 @@ pub enum Problem {
     /// Bytes outside ASCII's printable ones.
     #[error("only printable ASCII is allowed here")]
     NotText,
-    /// No `=`, or nothing behind it.
+    /// No `=`, or nothing after it.
     #[error("a value is missing: write key=value")]
     NoValue,
-    /// A key that nobody knows.
+    /// An unknown key.
     #[error("no such key: there are {}", Keys)]
     UnknownKey,
     /// A key for the second time.
     #[error("this key was given before: give each at most once")]
     Duplicate,
-    /// An app that nobody knows.
+    /// An unknown app.
     #[error("no such app: there are http, echo, fetch")]
     UnknownApp,
     /// Not a port.
@@ -89,7 +89,7 @@ pub enum Problem {
     /// The image has no stack for a network interface.
     #[error("this image has no network stack: it was built without the feature `netfront`")]
     NoNetfront,
-    /// An address, and no interface to have it.
+    /// An address without an interface.
     #[error("only a network interface has addresses: say stack=netfront or stack=both, too")]
     NoInterface,
     /// Not a source of addresses.
@@ -106,7 +106,7 @@ pub enum Problem {
     /// Not a gateway.
     #[error("a gateway is an address, as in gw=10.0.0.1 or gw6=fd00::1")]
     Gateway,
-    /// A gateway, and no address.
+    /// A gateway without an address.
     #[error("a gateway goes with an address: ip= for gw=, ip6= for gw6=; DHCP brings its own")]
     StrayGateway,
     /// Not DNS servers.
@@ -118,16 +118,16 @@ pub enum Problem {
     /// Not a trace.
     #[error("a trace is pcap, or pcap:PORT of dom0, as in trace=pcap:2002")]
     Trace,
-    /// A trace of what has no frames, or that cannot leave.
+    /// A trace without an interface, or without dom0's sockets.
     #[error("a trace is of stack=netfront alone, and leaves by dom0's sockets")]
     NoTrace,
     /// Two stacks for an app that needs one.
     #[error("fetch takes one stack: xensock or netfront")]
     OneStack,
-    /// The app has no use for the key.
+    /// A key of another app.
     #[error("this app has no such setting: port is for http and echo, url is for fetch")]
     WrongApp,
-    /// `app=fetch` alone.
+    /// `app=fetch` without `url=`.
     #[error("fetch needs url=http://ADDRESS:PORT/PATH")]
     NoUrl,
     /// Not `http://`.
@@ -138,7 +138,7 @@ pub enum Problem {
         "the URL's host is an address or a name, as in http://192.0.2.1/ or http://example.org/"
     )]
     Host,
-    /// The path has bytes that cannot stand in a request.
+    /// The path has bytes that a request must not contain.
     #[error("the URL's path must be printable ASCII")]
     Target,
 }

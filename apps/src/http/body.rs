@@ -1,68 +1,68 @@
-//! Message bodies as they arrive: by length, in chunks, or up to the end of the stream
-//! (RFC 9112, section 6).
+//! Decodes message bodies: by length, in chunks, or up to the end of the stream (RFC 9112,
+//! section 6).
 //!
-//! The decoder works in the connection's buffer and copies nothing. It takes the one reading that
-//! the RFC allows: no sign or space before a chunk's size, no lone CR or LF after its data, and a
-//! stream that ends early is an error, never an end of the body.
+//! The decoder works in the connection's buffer and copies nothing. It is as strict as the RFC
+//! allows: no sign or space before a chunk's size, no lone CR or LF after its data, and a stream
+//! that ends early is an error, not the end of the body.
 
 use super::super::wire::{Wire, WireError};
 use edge_nal::TcpShutdown;
 use embedded_io_async::{Read, Write};
 use thiserror::Error;
 
-/// The longest line that announces a chunk, extensions included, and the longest trailer section.
+/// The longest line with a chunk's size, including extensions, and the longest trailer section.
 const MAX_OVERHEAD: usize = 4096;
 
-/// How a body's end is known.
+/// How a body ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
     /// `Content-Length`.
     Length(u64),
     /// `Transfer-Encoding: chunked`.
     Chunked,
-    /// The connection's end: only responses.
+    /// At the connection's end; for responses only.
     UntilClose,
 }
 
-/// Why a body cannot be read to its end.
+/// Why a body cannot be read.
 #[derive(Debug, Error)]
 pub enum BodyError {
     /// The connection failed.
     #[error(transparent)]
     Wire(#[from] WireError),
-    /// The stream ended within the body.
+    /// The stream ended inside the body.
     #[error("the connection ended in the middle of the body")]
     Ended,
-    /// The chunks are not as they must be.
+    /// The chunks are invalid.
     #[error("{0}")]
     Malformed(&'static str),
 }
 
-/// Where in the body the reader is.
+/// The reader's position in the body.
 #[derive(Clone, Copy, Debug)]
 enum State {
-    /// This many bytes are left, then the end.
+    /// This many bytes are left of the body.
     Length(u64),
-    /// A chunk's size comes.
+    /// Before a chunk's size.
     Size,
-    /// This many bytes of a chunk are left.
+    /// This many bytes are left of a chunk.
     Chunk(u64),
-    /// The line end behind a chunk comes.
+    /// Before the line end after a chunk.
     ChunkEnd,
-    /// Trailer lines come, at most so many bytes.
+    /// In the trailer section, which may have this many more bytes.
     Trailers(usize),
     UntilClose,
     Done,
 }
 
-/// A body that is being read.
+/// A body that is read.
 #[derive(Debug)]
 pub struct Body {
     state: State,
 }
 
 impl Body {
-    /// A body of which nothing was read.
+    /// A body, before its first byte.
     pub fn new(framing: Framing) -> Body {
         let state = match framing {
             Framing::Length(length) => State::Length(length),
@@ -72,8 +72,8 @@ impl Body {
         Body { state }
     }
 
-    /// Makes the body's next bytes the first `n` of the wire's buffer and returns `n`; 0 is the
-    /// body's end. The caller consumes all `n` before the next call.
+    /// Returns `n`, when the first `n` bytes of the wire's buffer are the body's next ones; 0 at
+    /// the body's end. The caller consumes all `n` before the next call.
     pub async fn next<S>(&mut self, wire: &mut Wire<'_, S>) -> Result<usize, BodyError>
     where
         S: Read + Write + TcpShutdown,
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_looks_like_a_chunk_size_is_refused() {
+    fn invalid_chunk_sizes_are_refused() {
         let long = [b'0'; MAX_OVERHEAD + 1];
         let extension = [b"1;".as_slice(), &[b'x'; MAX_OVERHEAD]].concat();
         for input in [
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_ends_with_cr_and_lf_and_nothing_else() {
+    fn only_cr_and_lf_end_a_chunk() {
         assert!(matches!(step(State::ChunkEnd, b"\r\n5"), Ok((2, State::Size))));
         assert!(matches!(step(State::ChunkEnd, b"\r"), Ok((0, _))));
         assert!(step(State::ChunkEnd, b"\n").is_err());

@@ -1,4 +1,4 @@
-//! A client's requests and their answers, one after the other.
+//! A connection: requests and their responses, one after the other.
 
 use super::super::wire::{Wire, WireError};
 use super::body::{Body, BodyError, Framing};
@@ -14,24 +14,24 @@ use embassy_time::Duration;
 use embedded_io_async::{Read, Write};
 use sha2::{Digest, Sha256};
 
-/// What the buffer for heads and short bodies shrinks to between two requests.
+/// The capacity of the buffer for heads and short bodies between two requests.
 const OUT: usize = 1 << 10;
 
-/// How long a head may take from its first byte on.
+/// The time limit of a head, from its first byte on.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
 
-/// How much of a body is read only to be thrown away.
+/// The most bytes of an unwanted body that are read and dropped.
 const DRAIN_LIMIT: usize = 64 << 10;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
-/// Why a conversation ends.
+/// Why a connection ends.
 enum End {
-    /// Nobody has anything to say any more.
+    /// The client sent no further request.
     Quiet,
-    /// This has been said, or is to be said, before the connection closes.
+    /// The connection closes after this response.
     Refused(Refusal),
-    /// The connection is of no more use.
+    /// The connection failed.
     Broken(WireError),
 }
 
@@ -76,7 +76,7 @@ fn page_text(context: &Context) -> Result<String, End> {
     text.ok_or(End::Refused(NO_MEMORY))
 }
 
-/// A request that was taken from the wire.
+/// A request whose head was read.
 struct Asked {
     route: Route,
     method: Method,
@@ -88,7 +88,7 @@ struct Asked {
 /// One connection.
 pub struct Conversation<'c, S> {
     wire: Wire<'c, S>,
-    /// Heads and short bodies on their way out.
+    /// Heads and short bodies to be sent.
     out: String,
     context: &'c Context,
 }
@@ -97,12 +97,12 @@ impl<'c, S> Conversation<'c, S>
 where
     S: Read + Write + TcpShutdown,
 {
-    /// A conversation in which nothing was said yet.
+    /// A connection before its first request.
     pub fn new(wire: Wire<'c, S>, context: &'c Context) -> Self {
         Conversation { wire, out: String::with_capacity(OUT), context }
     }
 
-    /// Holds it to its end.
+    /// Serves the connection until it ends.
     pub async fn hold(mut self) -> Result<(), WireError> {
         match self.run().await {
             Ok(()) | Err(End::Quiet) => self.wire.close().await,
@@ -155,14 +155,14 @@ where
         }
     }
 
-    /// Answers, and says whether the connection goes on.
+    /// Sends a response. Returns whether the connection stays open.
     async fn answer(&mut self, asked: Asked) -> Result<bool, End> {
         let Asked { route, method, .. } = asked;
         if route == Route::Sum && method == Method::Post {
             return self.sum(asked).await;
         }
         // A client that waits for `100 Continue` may or may not send the body after another
-        // answer, so that nothing behind it could be understood.
+        // response, so the bytes that follow are ambiguous.
         let drained = !asked.expects_continue && self.drain(asked.framing).await?;
         let keep_alive = asked.keep_alive && drained;
         if !drained {
@@ -178,7 +178,7 @@ where
         match route {
             Route::Unknown => {
                 let head = Head { status: Status::NOT_FOUND, ..head };
-                self.short(head, method, "There is nothing here; / says what is.\n");
+                self.short(head, method, "There is nothing here; see /.\n");
             }
             _ if !takes => {
                 let allow = route.allow();
@@ -218,7 +218,7 @@ where
         Ok(keep_alive)
     }
 
-    /// Reads a body that nobody wants; false if it is too long for that.
+    /// Reads and drops a body. Returns false if it is too long.
     async fn drain(&mut self, framing: Framing) -> Result<bool, End> {
         if matches!(framing, Framing::Length(length) if length > DRAIN_LIMIT as u64) {
             return Ok(false);
@@ -236,7 +236,7 @@ where
         Ok(false)
     }
 
-    /// `/bytes/N`, behind its head.
+    /// `/bytes/N`, after the head.
     async fn bytes(&mut self, count: u64) -> Result<(), WireError> {
         let mut offset = 0;
         while offset < count {
@@ -290,7 +290,7 @@ where
         }
     }
 
-    /// Writes what is in `out`.
+    /// Sends the contents of `out`.
     async fn send(&mut self) -> Result<(), WireError> {
         self.wire.write_all(self.out.as_bytes()).await?;
         self.out.clear();
@@ -298,7 +298,7 @@ where
         Ok(())
     }
 
-    /// Says why the connection closes, and closes it.
+    /// Sends the reason why the connection closes, and closes it.
     async fn refuse(mut self, refusal: Refusal) -> Result<(), WireError> {
         let Refusal { status, reason } = refusal;
         log::debug!("http: {}: {reason}", status.code());

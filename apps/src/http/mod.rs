@@ -1,17 +1,16 @@
 //! The HTTP server (RFC 9110, RFC 9112).
 //!
-//! It stands on `httparse`, which splits heads and chunk sizes; what lies between, framing and the
-//! conversation itself, is in this folder. The complete no_std servers were looked at and cannot do
-//! it: picoserve 0.20 knows no chunked request bodies, and takes a length that it cannot read for
-//! none; edge-http 0.8 panics on such a length, loses pipelined requests behind a chunked body,
-//! takes a chunked body that breaks off for a complete one, and knows neither `HEAD` nor `Expect`.
+//! `httparse` parses heads and chunk sizes; this folder has the rest. The existing no_std servers
+//! do not suffice: picoserve 0.20 lacks chunked request bodies and ignores an invalid length;
+//! edge-http 0.8 panics on an invalid length, loses pipelined requests after a chunked body,
+//! accepts a chunked body that ends early, and lacks `HEAD` and `Expect`.
 //!
-//! | path | methods | what |
+//! | path | methods | response |
 //! |---|---|---|
 //! | `/` | GET, HEAD | a page for humans |
 //! | `/healthz` | GET, HEAD | `ok` |
 //! | `/metrics` | GET, HEAD | Prometheus' text format |
-//! | `/bytes/N` | GET, HEAD | N bytes, at offset i stands i mod 251 |
+//! | `/bytes/N` | GET, HEAD | N bytes; the byte at offset i is i mod 251 |
 //! | `/sum` | POST | the body's SHA-256 in hexadecimal, and a line feed |
 
 mod body;
@@ -32,11 +31,11 @@ use conversation::Conversation;
 use edge_nal::TcpShutdown;
 use embedded_io_async::{Read, Write};
 
-/// The buffer for what comes in, in bytes: the longest head, and what a body is read by.
+/// The read buffer, in bytes, and therefore the longest head.
 const BUFFER: usize = 16 << 10;
 
-/// The memory that one connection costs at most, in bytes, what is beneath the app left out: its
-/// buffer, a page under way, and the future itself.
+/// The most memory that one connection takes, in bytes, without its socket: its buffer, a page
+/// being sent, and the future.
 pub const CONNECTION_MEMORY: usize = BUFFER + 2 * page::CAPACITY + (2 << 10);
 
 /// Serves one connection until it ends.
@@ -60,7 +59,7 @@ mod tests {
     use core::convert::Infallible;
     use edge_nal::Close;
 
-    /// A socket without a body.
+    /// A socket without data.
     struct Nothing;
 
     impl embedded_io_async::ErrorType for Nothing {
@@ -94,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_conversation_costs_what_it_says() {
+    fn a_conversation_fits_into_its_memory() {
         let context = Context::new(());
         let future = size_of_val(&converse(Nothing, None, &context));
         assert!(BUFFER + 2 * page::CAPACITY + future <= CONNECTION_MEMORY, "{future}");

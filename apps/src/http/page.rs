@@ -1,4 +1,4 @@
-//! `/`: the page for humans. It is self-contained: no script, no picture, nothing from elsewhere.
+//! `/`: the page for humans. It is self-contained: no scripts, images or external resources.
 
 use super::route::MAX_BYTES;
 use crate::{Context, Metric};
@@ -9,7 +9,7 @@ use core::time::Duration;
 /// The media type of the page.
 pub const CONTENT_TYPE: &str = "text/html; charset=utf-8";
 
-/// The memory that the page takes, so that it is allocated at once.
+/// The most bytes of the page, which are allocated at once.
 pub const CAPACITY: usize = 6 << 10;
 
 const BEGINNING: &str = r#"<!DOCTYPE html>
@@ -24,7 +24,8 @@ const BEGINNING: &str = r#"<!DOCTYPE html>
 * { box-sizing: border-box }
 body { margin: 0 auto; max-width: 60rem; padding: 2rem 1.25rem; background: var(--paper);
   color: var(--ink); font: 16px/1.55 system-ui, sans-serif }
-h1 { font-size: 1.9rem; margin: 0 } h1 + p { margin-top: .3rem; color: var(--dim); max-width: 46rem }
+h1 { font-size: 1.9rem; margin: 0 }
+h1 + p { margin-top: .3rem; color: var(--dim); max-width: 46rem }
 h2 { font-size: 1rem; margin: 0 0 .5rem; color: var(--accent) }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: 1rem }
 section { background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
@@ -41,13 +42,14 @@ announced by event channels.</p>
 "#;
 
 const LINKS: &str = r#"</div>
-<section class="wide"><h2>Also here</h2><ul>
-<li><a href="/healthz"><code>/healthz</code></a> says <code>ok</code></li>
-<li><a href="/metrics"><code>/metrics</code></a> gives these numbers to Prometheus</li>
-<li><a href="/bytes/1000000"><code>/bytes/N</code></a> gives N bytes, each its offset modulo 251; N up to "#;
+<section class="wide"><h2>Other paths</h2><ul>
+<li><a href="/healthz"><code>/healthz</code></a>: <code>ok</code></li>
+<li><a href="/metrics"><code>/metrics</code></a>: these numbers for Prometheus</li>
+<li><a href="/bytes/1000000"><code>/bytes/N</code></a>: N bytes, each its offset modulo 251;
+N is up to "#;
 
 const ENDING: &str = r#"</li>
-<li><code>POST /sum</code> answers with the SHA-256 of what it is sent:
+<li><code>POST /sum</code>: the SHA-256 of the request's body, as in
 <code>curl --data-binary @file http://…/sum</code></li>
 </ul></section>
 </body></html>
@@ -120,14 +122,14 @@ impl fmt::Display for Size {
         if steps == 0 {
             return write!(f, "{} B", self.0);
         }
-        // Whole numbers only: the kernel has no floating point. Rounded down.
+        // Integers only, because floats are slow in the kernel. Rounded down.
         let shift = 10 * steps as u32;
         let tenths = (u128::from(self.0) * 10) >> shift;
         write!(f, "{}.{} {}", tenths / 10, tenths % 10, units[steps - 1])
     }
 }
 
-/// A span of time, for humans.
+/// A duration, for humans.
 struct Time(Duration);
 
 impl fmt::Display for Time {
@@ -182,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_is_whole_and_needs_nothing_from_elsewhere() {
+    fn the_page_is_well_formed_and_self_contained() {
         let mut page = String::with_capacity(CAPACITY);
         write(&mut page, &Context::new(Full));
         assert!(page.starts_with("<!DOCTYPE html>") && page.ends_with("</html>\n"));

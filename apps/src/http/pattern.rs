@@ -1,12 +1,12 @@
-//! The bytes that `/bytes/N` gives: at offset `i` stands `i` mod 251.
+//! The bytes of `/bytes/N`: the byte at offset `i` is `i` mod 251.
 //!
-//! They are written straight from a table in the kernel's image, so a download costs neither memory
-//! nor arithmetic. 251 is prime, so a page or a ring that is lost or repeated shows.
+//! They are written from a constant table, so a download needs neither memory nor arithmetic. 251
+//! is prime, so a lost or repeated page is visible.
 
 /// The pattern repeats after this many bytes.
 pub const PERIOD: u64 = 251;
 
-/// The most bytes that one write gets.
+/// The most bytes of one write.
 const SLICE: usize = 64 << 10;
 
 static TABLE: [u8; SLICE + PERIOD as usize] = table();
@@ -21,7 +21,7 @@ const fn table() -> [u8; SLICE + PERIOD as usize] {
     table
 }
 
-/// As many bytes as one write should get, of those from `offset` up to `end`.
+/// The bytes for the next write, of those from `offset` up to `end`.
 pub fn slice(offset: u64, end: u64) -> &'static [u8] {
     let start = (offset % PERIOD) as usize;
     let length = end.saturating_sub(offset).min(SLICE as u64) as usize;
@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slices_continue_each_other() {
+    fn consecutive_slices_form_the_pattern() {
         let end = 1_000_003;
         let mut offset = 0;
         while offset < end {
@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn a_far_offset_is_as_good_as_a_near_one() {
+    fn a_large_offset_works() {
         let far = slice(u64::MAX - 1, u64::MAX);
         assert_eq!(far, [((u64::MAX - 1) % 251) as u8]);
     }

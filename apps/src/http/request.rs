@@ -1,7 +1,7 @@
-//! A request's head: what it asks for, how long its body is, whether the connection stays.
+//! A request's head: method, path, the body's framing, and whether the connection stays open.
 //!
-//! Everything that two readers could understand differently is refused (RFC 9112, sections 3.2, 6
-//! and 11.2): two lengths, a length beside chunks, an unknown coding, no host or two.
+//! Ambiguous requests are refused (RFC 9112, sections 3.2, 6 and 11.2): two lengths, a length and
+//! chunks, an unknown coding, no host or two hosts.
 
 use super::body::Framing;
 use super::response::Status;
@@ -9,11 +9,11 @@ use super::response::Status;
 /// The most header lines a request may have.
 const MAX_HEADERS: usize = 64;
 
-/// Heads up to this length are parsed at each read, so that nonsense is answered at once; longer
-/// ones only when they are complete, so that a slow sender cannot make the parser run for ever.
+/// Heads up to this length are parsed after each read, so that invalid ones are refused at once.
+/// Longer ones are parsed only when complete, so that a slow sender cannot keep the parser busy.
 const EAGER: usize = 512;
 
-/// The methods that the paths know; others that exist, and those that do not.
+/// A method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     /// `GET`
@@ -22,28 +22,28 @@ pub enum Method {
     Head,
     /// `POST`
     Post,
-    /// A method of RFC 9110 or RFC 5789 that no path here takes.
+    /// Another method of RFC 9110 or RFC 5789, which no path here accepts.
     Other,
 }
 
 /// A request that can be answered.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Request<'h> {
-    /// The bytes that the head takes.
+    /// The head's length, in bytes.
     pub length: usize,
-    /// What to do.
+    /// The method.
     pub method: Method,
-    /// With what, query left out.
+    /// The path, without the query.
     pub path: &'h str,
-    /// How the body ends; [`Framing::Length`] of 0 when there is none.
+    /// How the body ends; [`Framing::Length`] of 0 without a body.
     pub framing: Framing,
-    /// Whether the client waits for `100 Continue` before it sends the body.
+    /// Whether the client waits for `100 Continue` before sending the body.
     pub expects_continue: bool,
-    /// Whether the connection may stay open behind the response.
+    /// Whether the connection may stay open after the response.
     pub keep_alive: bool,
 }
 
-/// A request that cannot be answered but with this; the connection closes behind it.
+/// An error response. The connection closes after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// The status.
@@ -56,8 +56,8 @@ const fn refuse<T>(status: Status, reason: &'static str) -> Result<T, Refusal> {
     Err(Refusal { status, reason })
 }
 
-/// Reads a head from the beginning of `input`; `None` asks for more input. `full` says that more
-/// will not fit.
+/// Reads a head from the beginning of `input`; `None` if it is incomplete. `full` means that no
+/// more input fits into the buffer.
 pub fn parse(input: &[u8], full: bool) -> Result<Option<Request<'_>>, Refusal> {
     if input.len() > EAGER && !has_end(input) {
         return if full { Err(too_long(input)) } else { Ok(None) };
@@ -101,9 +101,8 @@ pub fn parse(input: &[u8], full: bool) -> Result<Option<Request<'_>>, Refusal> {
     }))
 }
 
-/// Whether an empty line is somewhere.
+/// Whether `input` contains an empty line.
 fn has_end(input: &[u8]) -> bool {
-    // Looking for LF first keeps this fast; the header lines before are long since checked.
     let mut rest = input;
     while let Some(at) = rest.iter().position(|byte| *byte == b'\n') {
         rest = &rest[at + 1..];
@@ -129,7 +128,7 @@ fn refusal(error: httparse::Error, input: &[u8]) -> Refusal {
         }
         httparse::Error::Version if names_a_version(input) => Refusal {
             status: Status::VERSION_NOT_SUPPORTED,
-            reason: "Only HTTP/1.0 and HTTP/1.1 are spoken here.",
+            reason: "Only HTTP/1.0 and HTTP/1.1 are supported.",
         },
         httparse::Error::HeaderName | httparse::Error::HeaderValue => {
             bad("A header line is malformed.")
@@ -138,7 +137,7 @@ fn refusal(error: httparse::Error, input: &[u8]) -> Refusal {
     }
 }
 
-/// Whether the request line ends like one of HTTP, of whatever version.
+/// Whether the request line ends with an HTTP version, known or not.
 fn names_a_version(input: &[u8]) -> bool {
     let line = input.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let word = line.rsplit(|byte| *byte == b' ').next().unwrap_or_default();
@@ -174,7 +173,7 @@ fn path(target: &str) -> Result<&str, Refusal> {
     }
 }
 
-/// What the header lines say, as far as it matters here.
+/// The header fields that matter here.
 #[derive(Default)]
 struct Fields {
     hosts: u32,
@@ -202,7 +201,7 @@ impl Fields {
                 if fields.chunked || !header.value.eq_ignore_ascii_case(b"chunked") {
                     return refuse(
                         Status::NOT_IMPLEMENTED,
-                        "The only transfer coding that is understood is chunked, once.",
+                        "The only supported transfer coding is chunked, once.",
                     );
                 }
                 fields.chunked = true;
@@ -210,7 +209,7 @@ impl Fields {
                 if !header.value.eq_ignore_ascii_case(b"100-continue") {
                     return refuse(
                         Status::EXPECTATION_FAILED,
-                        "The only expectation that can be met is 100-continue.",
+                        "The only supported expectation is 100-continue.",
                     );
                 }
                 fields.expects_continue = true;
@@ -226,7 +225,7 @@ impl Fields {
     }
 }
 
-/// A length is digits only, and must fit.
+/// Reads a Content-Length, which is digits only.
 pub fn length(value: &[u8]) -> Result<u64, Refusal> {
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return refuse(Status::BAD_REQUEST, "A Content-Length is a whole number.");
@@ -254,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_request_is_understood() {
+    fn a_plain_request_is_parsed() {
         let text = "GET /a?b HTTP/1.1\r\nHost: x\r\nAccept: */*\r\n\r\nrest";
         let request = Request {
             length: text.len() - 4,
@@ -268,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn every_beginning_of_a_request_asks_for_more() {
+    fn every_prefix_of_a_request_is_incomplete() {
         let text = get("Content-Length: 3\r\nExpect: 100-continue\r\n");
         for end in 0..text.len() {
             assert_eq!(parse(&text.as_bytes()[..end], false), Ok(None), "{end}");
@@ -278,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn the_connection_stays_when_version_and_header_agree() {
+    fn version_and_header_decide_whether_the_connection_stays_open() {
         for (version, line, stays) in [
             ("1.1", "", true),
             ("1.1", "Connection: close\r\n", false),
@@ -321,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_line_that_is_none_is_refused_at_once() {
+    fn an_invalid_request_line_is_refused_at_once() {
         for (text, code) in [
             ("GARBAGE\r\n", 400),
             ("\x16\x03\x01\x02", 400),
@@ -338,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn targets_come_in_four_forms() {
+    fn all_four_forms_of_a_target_are_parsed() {
         for (target, expected) in [
             ("/x?y#z", "/x"),
             ("http://host/x?y", "/x"),
@@ -354,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn long_heads_are_read_whole_and_over_long_ones_refused() {
+    fn long_heads_are_parsed_and_too_long_ones_refused() {
         let long = get(&format!("Name: {}\r\n", "x".repeat(2000)));
         assert!(matches!(parse(long.as_bytes(), false), Ok(Some(_))));
         let partial = &long.as_bytes()[..long.len() - 1];
@@ -367,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn no_single_wrong_byte_upsets_the_parser() {
+    fn no_single_wrong_byte_breaks_the_parser() {
         let text = get("Content-Length: 3\r\nExpect: 100-continue\r\nConnection: close\r\n");
         for at in 0..text.len() {
             for byte in 0..=255 {

@@ -28,7 +28,7 @@ impl Status {
     }
 }
 
-/// Everything of a response but its body.
+/// A response without its body.
 #[derive(Clone, Copy, Debug)]
 pub struct Head {
     /// The status.
@@ -37,14 +37,14 @@ pub struct Head {
     pub content_type: &'static str,
     /// The body's length, in bytes.
     pub length: u64,
-    /// The methods that the path takes, where that was the matter.
+    /// The methods that the path accepts, if the request's was refused.
     pub allow: Option<&'static str>,
     /// Whether the connection stays open.
     pub keep_alive: bool,
 }
 
 impl Head {
-    /// Puts the head into `out`, empty line included.
+    /// Appends the head to `out`, including the empty line.
     pub fn write(&self, out: &mut String) {
         let Status(code, reason) = self.status;
         let connection = if self.keep_alive { "keep-alive" } else { "close" };

@@ -1,31 +1,31 @@
-//! The paths that are served.
+//! The paths of the HTTP server.
 
 use super::request::Method;
 
-/// The most bytes that `/bytes/N` gives.
+/// The most bytes that `/bytes/N` returns.
 pub const MAX_BYTES: u64 = 1 << 40;
 
-/// What a path stands for.
+/// The resource of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
     /// `/`: the page for humans.
     Index,
-    /// `/healthz`: a sign of life.
+    /// `/healthz`: for health checks.
     Health,
-    /// `/metrics`: the numbers for machines.
+    /// `/metrics`: the numbers for Prometheus.
     Metrics,
-    /// `/bytes/N`: so many bytes of the pattern.
+    /// `/bytes/N`: N bytes of the pattern.
     Bytes(u64),
-    /// `/bytes/` with something that is not a number up to [`MAX_BYTES`].
+    /// `/bytes/` without a number up to [`MAX_BYTES`].
     BadBytes,
-    /// `/sum`: the SHA-256 of what is sent there.
+    /// `/sum`: the SHA-256 of the request's body.
     Sum,
     /// Any other path.
     Unknown,
 }
 
 impl Route {
-    /// What `path`, query left out, stands for.
+    /// The resource of `path`, which is without a query.
     pub fn of(path: &str) -> Route {
         match path {
             "/" => Route::Index,
@@ -47,7 +47,7 @@ impl Route {
         }
     }
 
-    /// The methods that the path takes, as `Allow` names them; a path that is not there takes none.
+    /// The methods that the path accepts, in the format of `Allow`; `None` for an unknown path.
     pub fn allow(self) -> Option<&'static str> {
         match self {
             Route::Unknown => None,
@@ -56,7 +56,7 @@ impl Route {
         }
     }
 
-    /// Whether the path takes `method`.
+    /// Whether the path accepts `method`.
     pub fn takes(self, method: Method) -> bool {
         match self {
             Route::Unknown => false,
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_matched_whole() {
+    fn paths_are_matched_completely() {
         for (path, route) in [
             ("/", Route::Index),
             ("/healthz", Route::Health),
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_takes_what_it_allows() {
+    fn a_path_accepts_the_methods_that_it_allows() {
         for route in [Route::Index, Route::Health, Route::Metrics, Route::Bytes(1), Route::Sum] {
             for (method, name) in
                 [(Method::Get, "GET"), (Method::Head, "HEAD"), (Method::Post, "POST")]

@@ -1,7 +1,7 @@
 //! Apps on a host: a stack over tokio's sockets on loopback, and a thread that runs an app on it.
 //!
-//! The stack is meaner than it need be, so that a test notices what a kinder one forgives: a write
-//! takes only a part, and stays in memory until a flush or until there is much of it.
+//! The stack is as unhelpful as the traits permit: a write takes a part of the bytes only, and
+//! they stay in memory until a flush or until there are many.
 #![allow(dead_code, reason = "each test crate uses its own part")]
 
 use apps::config::Config;
@@ -21,10 +21,10 @@ use tokio::sync::oneshot;
 /// The most bytes that one write takes.
 const MAX_WRITE: usize = 40_000;
 
-/// As many unflushed bytes may wait.
+/// The most unflushed bytes.
 const MAX_UNFLUSHED: usize = 4_000;
 
-/// Long enough for anything that a test waits for on a busy machine.
+/// The time limit of all waiting, for a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Whether the stack can close one direction of a connection alone.
@@ -34,7 +34,7 @@ pub enum HalfClose {
     IsUnknown,
 }
 
-/// Binds any port on loopback, whichever was asked for, and tells which.
+/// Binds any free port on loopback and reports it.
 pub struct Loopback {
     bound: mpsc::Sender<SocketAddr>,
     half_close: HalfClose,
@@ -144,7 +144,7 @@ impl TcpSplit for Socket {
     }
 }
 
-/// Half a socket that nobody asks for.
+/// Half a socket, which the apps never request.
 pub enum Never {}
 
 impl ErrorType for Never {
@@ -187,7 +187,7 @@ pub fn run(config: &Config, context: &Context) -> Result<(), AppError> {
     block_on(async |stack| apps::run(config, &stack, &Resolver::new(&stack, &[]), context).await)
 }
 
-/// Runs what `work` makes of a stack, on this thread.
+/// Runs `work` with a stack, on this thread.
 pub fn block_on<F: Future>(work: impl FnOnce(Loopback) -> F) -> F::Output {
     let (bound, _) = mpsc::channel();
     runtime().block_on(work(Loopback { bound, half_close: HalfClose::Works }))
@@ -205,12 +205,12 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts the server that `command_line` asks for.
+    /// Starts the server that `command_line` names.
     pub fn start(command_line: &str) -> Server {
         Server::start_where(HalfClose::Works, command_line)
     }
 
-    /// Starts it on a stack where `half_close` is so.
+    /// Starts it on a stack with or without half-close.
     pub fn start_where(half_close: HalfClose, command_line: &str) -> Server {
         let config = Config::parse(command_line.as_bytes()).unwrap();
         let (bound, address) = mpsc::channel();
@@ -238,7 +238,7 @@ impl Server {
         client
     }
 
-    /// Sends `request`, then the end of the stream, and gives all that comes back.
+    /// Sends `request`, then the end of stream, and returns the complete response.
     pub fn exchange(&self, request: impl AsRef<[u8]>) -> String {
         let mut client = self.connect();
         io::Write::write_all(&mut client, request.as_ref()).unwrap();
@@ -257,14 +257,14 @@ impl Drop for Server {
     }
 }
 
-/// All that still comes.
+/// Everything up to the end of stream.
 pub fn rest(client: &mut Client) -> String {
     let mut bytes = Vec::new();
     io::Read::read_to_end(client, &mut bytes).unwrap();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Whether the peer has closed the connection, in whichever way.
+/// Whether the peer has closed or reset the connection.
 pub fn is_closed(client: &mut Client) -> bool {
     match io::Read::read(client, &mut [0]) {
         Ok(0) => true,

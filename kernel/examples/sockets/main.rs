@@ -1,9 +1,11 @@
-//! Tries, against whatever backend serves this guest, all that its sockets can do, and says what came of
-//! it: each connection has both of its ends here, and goes through the backend's loopback interface.
+//! Tries, against whatever backend serves this guest, all that its sockets can do, and says what
+//! came of it: each connection has both of its ends here, and goes through the backend's loopback
+//! interface.
 //!
 //! `port=N` is the first of some ports that are free there. `plain` says that the backend has no
-//! extension, so that each of them must be refused by name. `beside=ADDRESS`, dom0's on its bridge, tries what
-//! the sockets of all stacks do alike, between dom0's and those of a stack of the guest's own.
+//! extension, so that each of them must be refused by name. `beside=ADDRESS`, dom0's on its
+//! bridge, tries what the sockets of all stacks do alike, between dom0's and those of a stack of
+//! the guest's own.
 #![no_std]
 #![no_main]
 

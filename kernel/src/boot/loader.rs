@@ -1,5 +1,5 @@
-//! Reads what the loader left in memory, before anything else uses memory: `hvm_start_info`, and what it
-//! leads to.
+//! Reads what the loader left in memory, before anything else uses memory: `hvm_start_info`, and
+//! what it leads to.
 
 use super::memory_map::{self, MemoryMap};
 use crate::memory::ram::{Kind, LoadedModule, MAX_MODULES, Region};
@@ -13,7 +13,8 @@ pub const COMMAND_LINE_SIZE: usize = 4097;
 /// The command line.
 pub type CommandLine = ArrayVec<u8, COMMAND_LINE_SIZE>;
 
-/// What the loader left. Texts are copied, because nothing keeps the originals from being overwritten.
+/// What the loader left. Texts are copied, because nothing keeps the originals from being
+/// overwritten.
 pub struct Loaded {
     /// The command line, or as much of it as anyone reads.
     pub command_line: CommandLine,

@@ -1,5 +1,5 @@
-//! The memory map as Xen itself tells it. Loaders pass one too, unless they are older than version 1 of
-//! `hvm_start_info`, and the two need not be the same.
+//! The memory map as Xen itself tells it. Loaders pass one too, unless they are older than
+//! version 1 of `hvm_start_info`, and the two need not be the same.
 
 use crate::memory::ram::{Kind, Region};
 use arrayvec::ArrayVec;

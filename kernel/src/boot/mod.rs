@@ -40,8 +40,8 @@ extern "C" fn start(start_info: u32) -> ! {
     if let Ok(xen) = xen {
         crash::set_xen(xen);
     }
-    // SAFETY: the loader passes the address of `hvm_start_info`, and puts all that this leads to below
-    // 4 GiB, where a 32-bit kernel could read it; everything there is mapped to itself.
+    // SAFETY: the loader passes the address of `hvm_start_info`, and puts all that this leads to
+    // below 4 GiB, where a 32-bit kernel could read it; everything there is mapped to itself.
     let info = unsafe { StartInfoReader::from_paddr_identity(start_info) };
     let info = info.expect("no hvm_start_info where the loader said");
     let Loaded { command_line, memory_map, modules } = loader::read(&info);
@@ -86,8 +86,8 @@ extern "C" fn start(start_info: u32) -> ! {
 
 /// Says on the first serial port what this is and how to start it, and stops.
 fn stop_without_xen(error: &NoXen) -> ! {
-    // SAFETY: without Xen nothing else drives the port; if there is none, reads give 0xff and `new_port`
-    // or the initialization says so.
+    // SAFETY: without Xen nothing else drives the port; if there is none, reads give 0xff and
+    // `new_port` or the initialization says so.
     if let Ok(mut uart) = unsafe { Uart16550Tty::new_port(0x3f8, Config::default()) } {
         let _ = write!(
             uart,

@@ -1,7 +1,7 @@
 //! The processor, of which there is one: its segments, its interrupt, its sleep.
 //!
-//! Interrupts are enabled only while the CPU sleeps. The one interrupt is the event channels' upcall, which
-//! touches one byte and no Rust value (`upcall.S`).
+//! Interrupts are enabled only while the CPU sleeps. The one interrupt is the event channels'
+//! upcall, which touches one byte and no Rust value (`upcall.S`).
 
 mod segments;
 
@@ -49,9 +49,9 @@ pub fn sleep() {
 #[derive(Debug)]
 pub struct OneCpu<T>(T);
 
-// SAFETY: the guest has one vCPU. What interrupts it is the event upcall, which touches no Rust value, and
-// exceptions, which do not return. So nothing is shared between threads or sent to another. This crate
-// links for the guest alone.
+// SAFETY: the guest has one vCPU. What interrupts it is the event upcall, which touches no Rust
+// value, and exceptions, which do not return. So nothing is shared between threads or sent to
+// another. This crate links for the guest alone.
 unsafe impl<T> Sync for OneCpu<T> {}
 // SAFETY: as above.
 unsafe impl<T> Send for OneCpu<T> {}
@@ -68,8 +68,8 @@ impl<T> OneCpu<T> {
     }
 }
 
-/// Critical sections, for crates that ask for them. Running code is in one already, because interrupts
-/// are enabled only during sleep.
+/// Critical sections, for crates that ask for them. Running code is in one already, because
+/// interrupts are enabled only during sleep.
 struct InterruptsOff;
 
 set_impl!(InterruptsOff);

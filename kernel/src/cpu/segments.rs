@@ -1,5 +1,5 @@
-//! Segments and the task state segment, which 64-bit mode needs for little more than the stacks that
-//! exceptions switch to.
+//! Segments and the task state segment, which 64-bit mode needs for little more than the stacks
+//! that exceptions switch to.
 
 use crate::memory::image;
 use spin::Once;
@@ -40,8 +40,8 @@ pub fn init() {
     let data = table.append(Descriptor::kernel_data_segment());
     let state = table.append(Descriptor::tss_segment(tss));
     GDT.call_once(|| table).load();
-    // SAFETY: the selectors are those of the table just loaded, which lives for ever: flat 64-bit code
-    // and data like the segments before, and a task state segment.
+    // SAFETY: the selectors are those of the table just loaded, which lives for ever: flat 64-bit
+    // code and data like the segments before, and a task state segment.
     unsafe {
         CS::set_reg(code);
         DS::set_reg(data);

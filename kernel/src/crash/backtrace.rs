@@ -1,9 +1,9 @@
-//! Who called whom: the chain of frame pointers, which every function of the image keeps (the target's
-//! JSON says so, for the core library, too).
+//! Who called whom: the chain of frame pointers, which every function of the image keeps (the
+//! target's JSON says so, for the core library, too).
 //!
-//! A crash may have spoilt anything. So a frame counts only while it is aligned, lies in one of the
-//! kernel's stacks, and lies above the frame before: the walk reads nothing outside of those stacks, and
-//! it ends.
+//! A crash may have spoilt anything. So a frame counts only while it is aligned, lies in one of
+//! the kernel's stacks, and lies above the frame before: the walk reads nothing outside of those
+//! stacks, and it ends.
 
 use core::ops::Range;
 
@@ -28,13 +28,14 @@ pub struct Memory<R> {
     pub code: Range<u64>,
     /// Where stacks lie.
     pub stacks: [Range<u64>; 4],
-    /// Reads the word at an address that is a multiple of 8 and lies, all 8 bytes of it, in a stack.
+    /// Reads the word at an address that is a multiple of 8 and lies, all 8 bytes of it, in a
+    /// stack.
     pub read: R,
 }
 
-/// The addresses of a backtrace, the innermost first: of the instruction, then of the calls that led to it.
-/// A call's address is that of its last byte, because the return address may belong to the next line or
-/// even to the next function.
+/// The addresses of a backtrace, the innermost first: of the instruction, then of the calls that
+/// led to it. A call's address is that of its last byte, because the return address may belong to
+/// the next line or even to the next function.
 #[derive(Debug)]
 pub struct Backtrace<R> {
     memory: Memory<R>,
@@ -47,7 +48,8 @@ pub struct Backtrace<R> {
 impl<R: Fn(u64) -> u64> Backtrace<R> {
     /// Starts at an interrupted instruction.
     pub fn new(memory: Memory<R>, from: From) -> Self {
-        // Whoever called what is not code made no frame yet: its return address is on top of the stack.
+        // Whoever called what is not code made no frame yet: its return address is on top of the
+        // stack.
         let caller = if memory.code.contains(&from.rip) {
             None
         } else {

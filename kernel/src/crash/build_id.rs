@@ -1,5 +1,5 @@
-//! The image's build id, which the linker computes from all that it puts into the image: it tells to
-//! which file with symbols a crash report belongs. `readelf -n` prints the file's.
+//! The image's build id, which the linker computes from all that it puts into the image: it tells
+//! to which file with symbols a crash report belongs. `readelf -n` prints the file's.
 
 use core::fmt;
 

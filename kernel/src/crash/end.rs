@@ -33,8 +33,8 @@ pub fn build_id() -> BuildId<'static> {
     BuildId::from_note(image::build_id())
 }
 
-/// Reports a crash and ends the domain. `cause` may be anyone's code and crash, too; then `briefly` is said
-/// of that second crash, and must not.
+/// Reports a crash and ends the domain. `cause` may be anyone's code and crash, too; then
+/// `briefly` is said of that second crash, and must not.
 pub(crate) fn end(cause: &dyn Display, briefly: &dyn Display, registers: &Registers) -> ! {
     interrupts::disable();
     log::set_max_level(LevelFilter::Off);
@@ -65,8 +65,8 @@ fn callers(registers: &Registers) -> impl Iterator<Item = u64> {
     let stacks = image::stacks();
     let Registers { rip, rsp, rbp, .. } = *registers;
     let read = |address: u64| {
-        // SAFETY: the walk asks only for words of stacks, which are mapped; any bytes make a word. What is
-        // a variable on that stack changes no more: whoever owns it does not go on.
+        // SAFETY: the walk asks only for words of stacks, which are mapped; any bytes make a
+        // word. What is a variable on that stack changes no more: whoever owns it does not go on.
         unsafe { ptr::read_volatile(ptr::with_exposed_provenance(address as usize)) }
     };
     let memory = Memory { code: image::code(), stacks, read };

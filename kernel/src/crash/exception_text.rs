@@ -49,11 +49,11 @@ impl Vector {
     }
 }
 
-/// What to say of an instruction that uses the floating point unit's registers, which are switched off for
-/// good (see [the crate's documentation](crate#no-floating-point-registers)); none for any other. `code` is
-/// what lies where the instruction pointer points to.
+/// What to say of an instruction that uses the floating point unit's registers, which are
+/// switched off for good (see [the crate's documentation](crate#no-floating-point-registers));
+/// none for any other. `code` is what lies where the instruction pointer points to.
 pub fn floating_point(code: &[u8]) -> Option<&'static str> {
-    let is_prefix = |byte: &u8| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3 | 0x40..=0x4f);
+    let is_prefix = |byte: &u8| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3);
     let start = code.iter().position(|byte| !is_prefix(byte))?;
     let next = |n: usize| code.get(start + n).copied();
     match (next(0)?, next(1), next(2)) {

@@ -70,8 +70,8 @@ fn set_handler(table: &mut InterruptDescriptorTable, vector: usize, stub: u64) {
         _ => None,
     };
     let table = ptr::from_mut(table).cast::<Entry<HandlerFunc>>();
-    // SAFETY: the table is an array of 256 entries of one layout, whatever their handlers' types, and
-    // `vector` is below 256.
+    // SAFETY: the table is an array of 256 entries of one layout, whatever their handlers' types,
+    // and `vector` is below 256.
     let entry = unsafe { &mut *table.add(vector) };
     // SAFETY: the stub expects to be entered by an exception or interrupt of this vector.
     let options = unsafe { entry.set_handler_addr(VirtAddr::new(stub)) };

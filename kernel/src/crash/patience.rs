@@ -11,7 +11,8 @@ pub const NAP: u64 = 10_000_000;
 /// The most naps, for the case that the clock stands still and naps end at once.
 pub const NAPS: u32 = 10_000;
 
-/// Patience, which begins when it is asked for first. A crash within a crash report does not begin anew.
+/// Patience, which begins when it is asked for first. A crash within a crash report does not
+/// begin anew.
 #[derive(Debug)]
 pub struct Patience {
     deadline: AtomicU64,

@@ -1,5 +1,5 @@
-//! The names of the image's functions: the list that the linker's wrapper (`kernel/symbols-ld`) puts
-//! into the image. An image that was linked without the wrapper has an empty one.
+//! The names of the image's functions: the list that the linker's wrapper (`kernel/symbols-ld`)
+//! puts into the image. An image that was linked without the wrapper has an empty one.
 //!
 //! Reading allocates nothing, and a line that makes no sense is passed over: the list is read when
 //! something is wrong already.
@@ -23,8 +23,8 @@ pub struct Place<'a> {
 }
 
 impl<'a> Symbols<'a> {
-    /// The function in which `address` lies: the one that starts closest before it, so the address must be
-    /// one of code.
+    /// The function in which `address` lies: the one that starts closest before it, so the
+    /// address must be one of code.
     pub fn find(self, address: u64) -> Option<Place<'a>> {
         let lines = self.0.split(|byte| *byte == b'\n');
         let (start, name) = lines

@@ -19,9 +19,9 @@ impl Domain {
     }
 }
 
-// SAFETY: `pages` hands out each page once, and they are zeroed here; the grant table answers EBUSY
-// while the peer has the page mapped, and Xen lets nobody map it afterwards; the event channels call
-// the handler after every event until the port is closed.
+// SAFETY: `pages` hands out each page once, and they are zeroed here; the grant table answers
+// EBUSY while the peer has the page mapped, and Xen lets nobody map it afterwards; the event
+// channels call the handler after every event until the port is closed.
 unsafe impl Machine for Domain {
     fn alloc(&self, count: usize) -> Result<Pages, Errno> {
         let start = pages::alloc_beyond_reserve(count).ok_or(Errno::ENOMEM)?;
@@ -46,8 +46,8 @@ unsafe impl Machine for Domain {
     fn grant(&self, peer: DomId, pages: &Pages, index: usize) -> Result<GrantRef, Errno> {
         assert!(index < pages.count(), "page {index} of {} is to be granted", pages.count());
         let first = pages.start().addr() / PAGE_SIZE;
-        // SAFETY: `Pages` are reached as `Shared` alone, were zeroed when they were allocated, and hold
-        // only what their owner shares.
+        // SAFETY: `Pages` are reached as `Shared` alone, were zeroed when they were allocated,
+        // and hold only what their owner shares.
         unsafe { self.0.grants.grant(peer, Gfn((first + index) as u64), Access::ReadWrite) }
     }
 

@@ -95,8 +95,8 @@ impl Platform for &'static Guest {
     }
 
     fn sleep(&self, is_awake: &dyn Fn() -> bool) {
-        // Interrupts are off here, as always, so an event after these questions is still pending when
-        // the CPU halts, and ends the halt.
+        // Interrupts are off here, as always, so an event after these questions is still pending
+        // when the CPU halts, and ends the halt.
         if !self.events.is_pending() && !is_awake() {
             cpu::sleep();
             self.wakeups.add(1);
@@ -163,9 +163,10 @@ pub unsafe fn start(
 /// Has the timer's events heard.
 pub(super) fn bind_timer(events: &EventChannels<Xen, EventPages>) -> Result<Port, Errno> {
     let port = events.bind_virq(VIRQ_TIMER, Arc::new(time::TimerEvents))?;
-    // One turn of the executor handles a limited number of events. When the sockets have more than that,
-    // time must go on all the same, and so must xenstore and console (see `ToolstackRing`), by which the toolstack
-    // can end such a guest: theirs are handled in the first of those turns.
+    // One turn of the executor handles a limited number of events. When the sockets have more
+    // than that, time must go on all the same, and so must xenstore and console (see
+    // `ToolstackRing`), by which the toolstack can end such a guest: theirs are handled in the
+    // first of those turns.
     events.set_priority(port, Priority::HIGHEST)?;
     Ok(port)
 }

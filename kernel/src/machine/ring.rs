@@ -27,7 +27,8 @@ pub struct ToolstackRing {
 }
 
 impl ToolstackRing {
-    /// Opens the ring that these two parameters name. [`Errno::ENODEV`] when the toolstack gave none.
+    /// Opens the ring that these two parameters name. [`Errno::ENODEV`] when the toolstack gave
+    /// none.
     pub fn open(
         xen: Xen,
         events: &EventChannels<Xen, EventPages>,

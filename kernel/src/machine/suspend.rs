@@ -1,9 +1,9 @@
 //! Being saved, and going on in the restored domain.
 //!
-//! Xen saves memory and registers. The restored domain is another one: its shared info page, its event
-//! channels, its grants and its timer are new and empty, and so are the toolstack's two rings. What
-//! belongs to them is set up again here; what stands upon it (the xenstore client, the frontends) is
-//! for [`System`](crate::System) to bring back.
+//! Xen saves memory and registers. The restored domain is another one: its shared info page, its
+//! event channels, its grants and its timer are new and empty, and so are the toolstack's two
+//! rings. What belongs to them is set up again here; what stands upon it (the xenstore client,
+//! the frontends) is for [`System`](crate::System) to bring back.
 
 use super::guest::{Guest, bind_timer};
 use crate::cpu;
@@ -16,7 +16,8 @@ use xen::hypercall::Operations;
 /// What came of a suspension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resumed {
-    /// The domain goes on as if nothing had been: it was saved and left running, or saving it failed.
+    /// The domain goes on as if nothing had been: it was saved and left running, or saving it
+    /// failed.
     Unchanged,
     /// This is the restored domain.
     Restored,
@@ -25,8 +26,8 @@ pub enum Resumed {
 impl Guest {
     /// Suspends the domain until the toolstack resumes or restores it.
     ///
-    /// The error is Xen's, which refused to suspend, or says what of the machine could not be brought
-    /// back, and then the domain cannot go on.
+    /// The error is Xen's, which refused to suspend, or says what of the machine could not be
+    /// brought back, and then the domain cannot go on.
     pub fn suspend(&self) -> Result<Resumed, Errno> {
         // The clock goes on from here.
         self.clock.now();
@@ -40,7 +41,8 @@ impl Guest {
     }
 
     fn restore(&self) -> Result<(), Errno> {
-        // SAFETY: the image lies where it lay. The host may be another one, which is called otherwise.
+        // SAFETY: the image lies where it lay. The host may be another one, which is called
+        // otherwise.
         unsafe { hypercall::install() }.map_err(|_| Errno::ENODEV)?;
         // SAFETY: the frame is the page's own, as before, and empty.
         unsafe { self.xen.map_shared_info(self.shared_info) }?;

@@ -15,8 +15,8 @@ use spin::Mutex;
 use xen::hypercall::FrameSource;
 use xen::{Errno, Gfn, PAGE_SIZE, Shared};
 
-/// Pages that only the heap may take: 512 KiB. Beside a few hundred connections the kernel's own objects
-/// (requests to xenstore, messages, wakers, timers) are far from that.
+/// Pages that only the heap may take: 512 KiB. Beside a few hundred connections the kernel's own
+/// objects (requests to xenstore, messages, wakers, timers) are far from that.
 pub const RESERVE: usize = 128;
 
 struct Pages {
@@ -132,7 +132,8 @@ pub fn figures() -> PageFigures {
 #[derive(Clone, Copy, Debug)]
 pub struct EventPages;
 
-// SAFETY: `alloc` hands out each page once, and this one is never given back; memory is mapped to itself.
+// SAFETY: `alloc` hands out each page once, and this one is never given back; memory is mapped to
+// itself.
 unsafe impl FrameSource for EventPages {
     fn take(&self) -> Result<(Gfn, Shared<'static>), Errno> {
         let start = alloc(1).ok_or(Errno::ENOMEM)?.expose_provenance().get();

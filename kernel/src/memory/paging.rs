@@ -56,8 +56,8 @@ unsafe impl FrameAllocator<Size4KiB> for Front<'_> {
     }
 }
 
-/// Builds tables for all of `ram` and the image, and switches to them. Frames for the tables are cut
-/// off `free`.
+/// Builds tables for all of `ram` and the image, and switches to them. Frames for the tables are
+/// cut off `free`.
 ///
 /// # Safety
 /// Once, at boot, with everything below 4 GiB mapped to itself. `free` must be RAM below 4 GiB that
@@ -128,8 +128,8 @@ unsafe impl FrameAllocator<Size4KiB> for FromPages {
 /// They must be none of the kernel's own pages. [`activate`] and `pages::add` came before.
 pub unsafe fn map_special(region: Region) {
     let (root, _) = Cr3::read();
-    // SAFETY: `activate`'s tables are mapped to themselves, and nobody else refers to them: there is
-    // one CPU, and this function is not entered twice.
+    // SAFETY: `activate`'s tables are mapped to themselves, and nobody else refers to them: there
+    // is one CPU, and this function is not entered twice.
     let table = unsafe { &mut *(root.start_address().as_u64() as *mut PageTable) };
     // SAFETY: all tables lie in RAM, which is mapped to itself.
     let mut tables = unsafe { OffsetPageTable::new(table, VirtAddr::zero()) };

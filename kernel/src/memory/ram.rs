@@ -79,8 +79,8 @@ impl Region {
 /// The most modules. Xen's toolstack passes one.
 pub const MAX_MODULES: usize = 8;
 
-/// The longest command line of a module (`HVMLOADER_MODULE_CMDLINE_SIZE` in Xen's toolstack). Of a longer
-/// one the rest is cut off.
+/// The longest command line of a module (`HVMLOADER_MODULE_CMDLINE_SIZE` in Xen's toolstack). Of
+/// a longer one the rest is cut off.
 pub const MAX_MODULE_LINE: usize = 1024;
 
 /// A module as the loader left it.
@@ -113,8 +113,8 @@ pub fn agreed(one: &[Region], other: &[Region]) -> Agreed {
     agreed
 }
 
-/// The free RAM above 1 MiB: whole pages that no region in `taken` and none of the map's other kinds
-/// touches.
+/// The free RAM above 1 MiB: whole pages that no region in `taken` and none of the map's other
+/// kinds touches.
 pub fn free(map: &[Region], taken: &[Region]) -> Free {
     let mut free = Free::new();
     each_piece(map, taken, |piece| {
@@ -160,7 +160,8 @@ pub fn cut(free: &mut Free, pages: u64, keep: u64) -> Free {
     cut
 }
 
-/// Finds the pieces of RAM, in whole pages, that no other region of the map and none in `taken` touches.
+/// Finds the pieces of RAM, in whole pages, that no other region of the map and none in `taken`
+/// touches.
 fn each_piece(map: &[Region], taken: &[Region], mut found: impl FnMut(Region)) {
     let reserved = map.iter().filter(|region| region.kind == Kind::Reserved);
     let is_ram = |region: &&Region| region.kind == Kind::Ram;

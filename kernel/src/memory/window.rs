@@ -1,4 +1,5 @@
-//! A part of the physical address space behind all memory, where Xen's own pages are made to appear.
+//! A part of the physical address space behind all memory, where Xen's own pages are made to
+//! appear.
 //!
 //! To put them over RAM would lose that RAM: Xen drops the page that was there.
 
@@ -33,8 +34,8 @@ impl Window {
     }
 }
 
-// SAFETY: the addresses are mapped to themselves and each is given away once; until Xen's page appears
-// there, there is no memory behind them, and the receiver does not touch them.
+// SAFETY: the addresses are mapped to themselves and each is given away once; until Xen's page
+// appears there, there is no memory behind them, and the receiver does not touch them.
 unsafe impl FrameSource for Window {
     fn take(&self) -> Result<(Gfn, Shared<'static>), Errno> {
         let start = self.next.get();

@@ -1,5 +1,5 @@
-//! The guest as its main function sees it, and the life around that function: start, requests of the
-//! toolstack, an orderly end.
+//! The guest as its main function sees it, and the life around that function: start, requests of
+//! the toolstack, an orderly end.
 
 #[cfg(not(any(feature = "netfront", feature = "xensock")))]
 compile_error!("the kernel needs a stack: the feature `xensock`, `netfront` or both");
@@ -36,7 +36,8 @@ use xen::xenstore::{self, Driver, Store};
 /// An image's main function, as [`entry!`](crate::entry) passes it.
 pub type Main = fn(System) -> Pin<Box<dyn Future<Output = ()>>>;
 
-/// How long an orderly end waits for data on its way, for the backend, and for the console's reader.
+/// How long an orderly end waits for data on its way, for the backend, and for the console's
+/// reader.
 const DRAIN: Duration = Duration::from_secs(10);
 const CLOSE: Duration = Duration::from_secs(5);
 const FLUSH: Duration = Duration::from_secs(5);
@@ -126,8 +127,9 @@ pub fn main_task<T: Outcome>(
     Box::pin(async { main.await.report() })
 }
 
-/// Names the image's main function: `async fn(System)`, which returns `()` or `Result<(), E>` with an
-/// error that implements `Display`. When it returns, the domain shuts down in an orderly way.
+/// Names the image's main function: `async fn(System)`, which returns `()` or `Result<(), E>`
+/// with an error that implements `Display`. When it returns, the domain shuts down in an orderly
+/// way.
 ///
 /// ```no_run
 /// #![no_std]
@@ -153,8 +155,8 @@ macro_rules! entry {
 }
 
 impl System {
-    /// Waits for a device: calls `find` at first and after each change of the devices' nodes, until it
-    /// returns one. `hint` is logged once if there is none at first.
+    /// Waits for a device: calls `find` at first and after each change of the devices' nodes,
+    /// until it returns one. `hint` is logged once if there is none at first.
     async fn wait_for<T>(
         &self,
         hint: &str,
@@ -189,8 +191,8 @@ impl System {
         self.0.command_line
     }
 
-    /// The wall clock: time since the Unix epoch, as the host has it. [`Errno::EAGAIN`] if Xen keeps
-    /// changing its numbers while they are read.
+    /// The wall clock: time since the Unix epoch, as the host has it. [`Errno::EAGAIN`] if Xen
+    /// keeps changing its numbers while they are read.
     pub fn wall_clock(&self) -> Result<core::time::Duration, Errno> {
         self.0.guest.clock.wall_clock_now()
     }
@@ -215,7 +217,8 @@ impl System {
         self.0.tasks.spawn(task);
     }
 
-    /// Marks the end of the boot, for a server: it listens now. The first call logs how long the boot took.
+    /// Marks the end of the boot, for a server: it listens now. The first call logs how long the
+    /// boot took.
     pub fn listening(&self) {
         if stages::mark(Stage::Listening)
             && let Ok(time) = self.0.guest.clock.time_info()
@@ -289,8 +292,8 @@ impl System {
         }
     }
 
-    /// Suspends the domain, so that the toolstack can save it. In the restored domain, connections have
-    /// ended, listeners listen again, and everything else continues.
+    /// Suspends the domain, so that the toolstack can save it. In the restored domain,
+    /// connections have ended, listeners listen again, and everything else continues.
     async fn suspend(&self) {
         let Inner { guest, store, .. } = &*self.0;
         log::info!("suspending");
@@ -298,7 +301,8 @@ impl System {
             log::warn!("timed out waiting for xenstore; pending replies are lost");
         }
         if let Some(console) = &guest.console {
-            // Output that is still queued is saved with the guest; what is in the ring would be lost.
+            // Output that is still queued is saved with the guest; what is in the ring would be
+            // lost.
             let _ = with_timeout(FLUSH, console.flush()).await;
         }
         match guest.suspend() {
@@ -347,7 +351,8 @@ impl System {
         balloon::follow_target(self.0.store.clone(), self.0.guest.xen, trim).await;
     }
 
-    /// Waits until the data that the app wrote has left, and gives back all that other domains share.
+    /// Waits until the data that the app wrote has left, and gives back all that other domains
+    /// share.
     async fn close(&self) {
         for device in self.0.devices.take() {
             let drained = async {
@@ -383,7 +388,8 @@ async fn run_store<R: Read, W: Write>(driver: Driver<R, W>) {
     }
 }
 
-/// Runs the image's main function, and ends the domain when it returns or the toolstack asks for that.
+/// Runs the image's main function, and ends the domain when it returns or the toolstack asks for
+/// that.
 pub(crate) fn run(guest: &'static Guest, command_line: &'static [u8], main: Main) -> ! {
     logger::configure(command_line);
     logger::flush_early(guest);

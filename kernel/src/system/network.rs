@@ -24,9 +24,9 @@ struct Network {
 }
 
 impl System {
-    /// A TCP/IP stack over the domain's first network interface, for which this may be called once. Waits
-    /// until the toolstack has given the domain an interface. The stack's seed is mixed with the time.
-    /// `capture` gets a copy of all frames.
+    /// A TCP/IP stack over the domain's first network interface, for which this may be called
+    /// once. Waits until the toolstack has given the domain an interface. The stack's seed is
+    /// mixed with the time. `capture` gets a copy of all frames.
     pub async fn network(
         &self,
         interface: vif::Config,
@@ -47,7 +47,8 @@ impl System {
         let machine = Domain::new(self.0.guest);
         let (device, driver) =
             NetFront::new(machine, self.0.store.clone(), &path, interface).await?;
-        // No other boot of this domain has the same time and TSC, and no other domain the same address.
+        // No other boot of this domain has the same time and TSC, and no other domain the same
+        // address.
         let time = self.wall_clock().unwrap_or_default().as_nanos() as u64;
         stack.seed ^= time ^ read_tsc().rotate_left(32);
         let buffers = stack.connection_memory();

@@ -18,8 +18,9 @@ struct Sockets {
 }
 
 impl System {
-    /// The sockets in dom0: the frontend of the first device with a known protocol, which replaces the
-    /// protocol in `config`. Waits until the toolstack has given the domain such a device.
+    /// The sockets in dom0: the frontend of the first device with a known protocol, which
+    /// replaces the protocol in `config`. Waits until the toolstack has given the domain such a
+    /// device.
     pub async fn sockets(&self, config: Config) -> Result<Frontend<Domain>, Errno> {
         let hint = "no device for sockets, waiting for one: say pvcalls=[\"backend=0\"] in the \
                     domain's configuration, or run attach-sockets in dom0";
