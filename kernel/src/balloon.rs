@@ -1,8 +1,8 @@
-//! The balloon: gives free pages back to Xen, takes them again, and so keeps the guest's memory
-//! at the toolstack's target (`xl mem-set`).
+//! The balloon: returns free pages to Xen and takes them back, to keep the guest's memory at the
+//! toolstack's target (`xl mem-set`).
 //!
-//! All memory stays mapped. Nobody has the address of pages that were given back: they came from
-//! the [free pages](crate::memory::pages), or were cut off before there were any.
+//! All memory stays mapped. Pages in the balloon are not in use: they came from the [free
+//! pages](crate::memory::pages), or never became free pages.
 
 use crate::hypercall::Xen;
 use crate::memory::pages as free_pages;
@@ -19,54 +19,54 @@ use xen::hypercall::Operations;
 use xen::xenstore::Store;
 use xen::{Errno, Gfn, PAGE_SIZE};
 
-/// Pages that stay free for the guest's own work when the toolstack wants memory back: 2 MiB.
+/// Pages that stay free for the guest's own work: 2 MiB.
 pub const KEPT: usize = 512;
 
-/// The most pages of one step, so that steps are short.
+/// The most pages of one step, so that other tasks can run.
 const STEP: u64 = 512;
 
 /// The most special pages that Xen may count as the domain's memory.
 const MAX_SPECIAL: u64 = 256;
 
-/// Outside of all memory that it tells of: the kernel's image.
+/// Its record is in the image, so it is never itself returned to Xen.
 static BALLOON: Mutex<Balloon> = Mutex::new(Balloon::new());
 
-/// What was found at boot, in pages.
+/// The memory found at boot.
 static FOUND: Mutex<Found> =
     Mutex::new(Found { loader_map: false, ram: 0, reservation: None, surplus: 0 });
 
 /// The memory that was found at boot, in pages.
 #[derive(Clone, Copy, Debug)]
 pub struct Found {
-    /// Whether the loader passed a memory map; Xen has one, too.
+    /// Whether the loader passed a memory map, in addition to Xen's.
     pub loader_map: bool,
     /// RAM in the memory map.
     pub ram: u64,
-    /// What Xen has set aside for the domain, special pages included, if it says so.
+    /// The domain's current reservation, including special pages, if Xen reports it.
     pub reservation: Option<u64>,
-    /// What was given back, since it was not there.
+    /// The pages that the memory map has beyond the reservation.
     pub surplus: u64,
 }
 
-/// What was found at boot.
+/// The memory found at boot.
 pub fn found() -> Found {
     *FOUND.lock()
 }
 
-/// Pages that are given back now.
+/// The pages in the balloon.
 pub fn pages() -> u64 {
     BALLOON.lock().pages()
 }
 
-/// Takes from `free` what the memory map has beyond the memory that is there, and tells Xen so.
+/// Removes from `free` the pages that the memory map has beyond the domain's reservation, and
+/// returns them to Xen.
 ///
-/// With `maxmem` above `memory` the map shows all that the domain may once have. Xen populates it
-/// on demand, and ends a domain that demands more than it has: a page that was touched can be
-/// given back as well, but only as long as there are enough for all that are touched at once. So
-/// what is not there is given back before any of it is touched.
+/// With `maxmem` above `memory`, the map shows all the memory that the domain may ever have. Xen
+/// populates it on demand, and kills a domain that touches more than its reservation. So the
+/// surplus is returned before any of it is touched.
 ///
 /// # Safety
-/// At boot, while nobody uses the free memory.
+/// At boot, while the free memory is not in use.
 pub unsafe fn give_surplus(
     xen: &impl Operations,
     map: &[Region],
@@ -77,8 +77,8 @@ pub unsafe fn give_surplus(
     let reservation = xen.current_reservation().ok();
     let mut surplus = ram.saturating_sub(reservation.unwrap_or(ram));
     if surplus > 0 {
-        // Xen counts its special pages as the domain's, and the map calls those reserved. What this
-        // makes too much comes back once the toolstack's target is known.
+        // Xen's reservation includes special pages, which the map calls reserved. If this returns
+        // too many pages, they come back once the toolstack's target is known.
         surplus += ram::reserved_pages(map, MAX_SPECIAL);
     }
     let mut balloon = BALLOON.lock();
@@ -86,23 +86,23 @@ pub unsafe fn give_surplus(
         // SAFETY: the piece is free memory (the caller's promise), and not in `free` any more.
         let result = unsafe { balloon.give(xen, run(piece.start, piece.len())) };
         if let Err((error, left)) = result {
-            // Nobody gets this memory, so all that is lost is that Xen has less of it.
-            log::error!("Xen does not take {} pages back: {error}", left.count);
+            // The guest does not use these pages, so only Xen misses them.
+            log::error!("Xen does not take back {} pages: {error}", left.count);
         }
     }
     *FOUND.lock() = Found { loader_map, ram, reservation, surplus: balloon.pages() };
 }
 
-/// Why no more memory is given back.
+/// Why no more pages are returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// What is free is the least that is kept.
+    /// The free pages are those that the guest keeps.
     Kept,
-    /// Xen refuses, or the record is full.
+    /// Xen refused, or the balloon's record is full.
     Failed(Errno),
 }
 
-/// Gives at most `count` pages back, and not more than what is quickly done. Says how many.
+/// Returns up to `count` pages to Xen, at most one step. Returns their number.
 pub fn shrink(xen: &impl Operations, count: u64) -> Result<u64, Refusal> {
     let room = free_pages::figures().free.saturating_sub(KEPT) as u64;
     let mut size = count.min(room).min(STEP) as usize;
@@ -112,16 +112,16 @@ pub fn shrink(xen: &impl Operations, count: u64) -> Result<u64, Refusal> {
         }
         match free_pages::alloc(size) {
             Some(start) => break start,
-            // In pieces, then.
+            // No piece is that large.
             None => size /= 2,
         }
     };
     let given = run(start.addr().get() as u64, (size * PAGE_SIZE) as u64);
-    // SAFETY: the pages were allocated just now, and nobody else has them.
+    // SAFETY: the pages were allocated above, and nothing else uses them.
     let Err((error, left)) = (unsafe { BALLOON.lock().give(xen, given) }) else {
         return Ok(given.count);
     };
-    // SAFETY: the pages are memory still, and nobody has them.
+    // SAFETY: these pages were not returned, and nothing uses them.
     unsafe { free_pages::add(region(left)) };
     match given.count - left.count {
         0 => Err(Refusal::Failed(error)),
@@ -129,13 +129,13 @@ pub fn shrink(xen: &impl Operations, count: u64) -> Result<u64, Refusal> {
     }
 }
 
-/// Takes at most `count` pages from Xen again, and not more than what is quickly done. Says how
-/// many; [`Errno::ENOENT`] when all are there, [`Errno::ENOMEM`] when Xen has none for this
+/// Takes up to `count` pages back from Xen, at most one step. Returns their number.
+/// [`Errno::ENOENT`] if the balloon is empty, [`Errno::ENOMEM`] if Xen has no memory for this
 /// domain.
 pub fn grow(xen: &impl Operations, count: u64) -> Result<u64, Errno> {
     let taken = BALLOON.lock().take(xen, count.min(STEP))?;
-    // SAFETY: the pages are memory again and nobody has them. They lie in a piece or where one
-    // ends, for what lies behind a piece's end comes back lowest first.
+    // SAFETY: Xen has populated the pages, and nothing uses them. They lie in a piece or at its
+    // end, because the memory after a piece's end comes back lowest first.
     unsafe { free_pages::add(region(taken)) };
     Ok(taken.count)
 }
@@ -148,48 +148,47 @@ fn region(run: Run) -> Region {
     Region::new(run.start.0 * PAGE_SIZE as u64, run.count * PAGE_SIZE as u64, Kind::Ram)
 }
 
-/// How long to wait before what failed is tried again: memory may have become free meanwhile.
+/// The delay before a failed step is retried: memory may have become free.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 
-/// Follows the toolstack's target for ever. `spare` is called when memory is to be given back, so
-/// that those who keep some for later use part with it.
-pub async fn follow_target(store: Store, xen: Xen, spare: impl Fn()) {
+/// Follows the toolstack's target. Calls `trim` before memory is returned, so that frontends free
+/// what they keep for later use.
+pub async fn follow_target(store: Store, xen: Xen, trim: impl Fn()) {
     loop {
-        let Err(error) = follow(&store, xen, &spare).await;
-        log::warn!("the toolstack's target for memory is not heard: {error}");
+        let Err(error) = follow(&store, xen, &trim).await;
+        log::warn!("cannot read the toolstack's memory target: {error}; retrying");
         Timer::after(RETRY_DELAY).await;
     }
 }
 
-async fn follow(store: &Store, xen: Xen, spare: &impl Fn()) -> Result<Infallible, Errno> {
+async fn follow(store: &Store, xen: Xen, trim: &impl Fn()) -> Result<Infallible, Errno> {
     let mut target = Target::watch(store).await?;
     target.changed().await;
-    let mut said = None;
+    let mut reported = None;
     loop {
         let mut complaint = None;
         if let Some(wanted) = target.read().await? {
             if wanted.absent > pages() {
-                spare();
+                trim();
             }
             if let Err(reason) = reach(xen, wanted.absent).await {
                 complaint = Some(format!("the target of {} KiB: {reason}", wanted.target));
             }
         }
-        if let Some(text) = complaint.as_ref().filter(|text| said.as_ref() != Some(*text)) {
+        if let Some(text) = complaint.as_ref().filter(|text| reported.as_ref() != Some(*text)) {
             log::warn!("{text}");
         }
         target.complain(complaint.clone()).await;
         match complaint {
-            // A new target is heard at once.
+            // A new target ends the delay.
             Some(_) => drop(with_timeout(RETRY_DELAY, target.changed()).await),
             None => target.changed().await,
         }
-        said = complaint;
+        reported = complaint;
     }
 }
 
-/// Has as many pages given back as are wanted, step by step. The error is a reason for whoever
-/// set the target.
+/// Brings the balloon to `absent` pages, step by step. The error is a text for the toolstack.
 async fn reach(xen: Xen, absent: u64) -> Result<(), String> {
     let before = pages();
     let result = loop {

@@ -1,7 +1,7 @@
-//! The words of the command line that the kernel reads itself: `log=` and `evtchn=`.
+//! The options of the command line that the kernel reads itself: `log=` and `evtchn=`.
 
-/// The value of the first word `key=VALUE`, up to the first NUL byte. A value that makes no sense
-/// to the reader is ignored; an image that checks the whole line reports it.
+/// The value of the first option `key=VALUE`. The line ends at its first NUL byte. The kernel
+/// ignores invalid values; an image that checks the whole line reports them.
 pub fn value<'l>(line: &'l [u8], key: &str) -> Option<&'l str> {
     let line = line.split(|byte| *byte == 0).next()?;
     let words = line.split(u8::is_ascii_whitespace);

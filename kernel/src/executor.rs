@@ -1,4 +1,4 @@
-//! The executor: one CPU, many futures, and sleep in the hypervisor when none can go on.
+//! The executor: runs all tasks on one CPU, and sleeps in the hypervisor when none can run.
 
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -15,26 +15,26 @@ use futures_util::stream::{FuturesUnordered, Stream};
 
 type Task = Pin<Box<dyn Future<Output = ()>>>;
 
-/// What the executor needs of the machine.
+/// The executor's view of the machine.
 pub trait Platform {
-    /// Wakes the tasks that events and timers are meant for. Returns whether there may be more.
+    /// Handles events and timers, which wake tasks. Returns whether more may be pending.
     fn dispatch(&self) -> bool;
 
-    /// Waits until there is something to dispatch, unless there is already or `is_awake` says so.
-    /// It must not miss a thing that happens between the question and the sleep.
+    /// Sleeps until an event or timer is pending. Returns at once if one is already, or if
+    /// `is_awake` returns true. An event between that check and the sleep must end the sleep.
     fn sleep(&self, is_awake: &dyn Fn() -> bool);
 }
 
-/// A handle to start tasks with. Clones start tasks of the same group.
+/// Starts tasks. Clones start tasks of the same group.
 #[derive(Clone, Default)]
 pub struct Spawner {
     new: Rc<RefCell<Vec<Task>>>,
 }
 
 impl Spawner {
-    /// Starts a task, which runs beside all others until it ends or its group is dropped.
+    /// Starts a task. It runs until it ends or its group is dropped.
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
-        // Needs no wake: the executor looks here after it has polled anything.
+        // No wake is needed: the executor looks here after each round.
         self.new.borrow_mut().push(Box::pin(task));
     }
 }
@@ -45,7 +45,7 @@ impl fmt::Debug for Spawner {
     }
 }
 
-/// Tasks that were started through one [`Spawner`]. Dropping the group drops its tasks.
+/// The tasks of one [`Spawner`]. Dropping the group drops its tasks.
 #[derive(Default)]
 pub struct Tasks {
     spawner: Spawner,
@@ -58,15 +58,15 @@ impl Tasks {
         Tasks::default()
     }
 
-    /// The handle to start tasks with.
+    /// Returns the group's spawner.
     pub fn spawner(&self) -> Spawner {
         self.spawner.clone()
     }
 
-    /// Polls those tasks that were woken, and those that are new.
+    /// Polls the woken and the new tasks.
     fn poll(&mut self, context: &mut Context) {
         self.running.extend(self.spawner.new.take());
-        // Tasks that end are many only if many were started.
+        // The loop ends when no task ends: each turn takes one that has.
         while let Poll::Ready(Some(())) = Pin::new(&mut self.running).poll_next(context) {}
     }
 
@@ -75,7 +75,7 @@ impl Tasks {
     }
 }
 
-/// Whether some task can go on.
+/// Whether a task was woken.
 #[derive(Default)]
 struct Awake(AtomicBool);
 
@@ -89,7 +89,28 @@ impl Wake for Awake {
     }
 }
 
-/// Runs groups of tasks until `until` ends.
+/// Runs groups of tasks until `until` ends, and returns its result.
+///
+/// An image starts tasks by [`System::spawn`](crate::System::spawn). This is for another machine:
+///
+/// ```no_run
+/// use kernel::executor::{Platform, Tasks, run};
+///
+/// /// A machine without events: it never sleeps.
+/// struct Busy;
+///
+/// impl Platform for Busy {
+///     fn dispatch(&self) -> bool {
+///         true
+///     }
+///
+///     fn sleep(&self, _: &dyn Fn() -> bool) {}
+/// }
+///
+/// let mut tasks = Tasks::new();
+/// tasks.spawner().spawn(async { log::info!("a task") });
+/// run(&Busy, &mut [&mut tasks], async { log::info!("the end") });
+/// ```
 pub fn run<T>(
     platform: &impl Platform,
     groups: &mut [&mut Tasks],
@@ -124,7 +145,7 @@ mod tests {
     use core::future::poll_fn;
     use futures_util::future::pending;
 
-    /// A machine whose every sleep ends with one task's event.
+    /// A machine on which each sleep ends with one task's event.
     #[derive(Default)]
     struct Fake {
         waiting: RefCell<Vec<(Waker, Rc<Cell<bool>>)>>,
@@ -167,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_sleeps_until_its_event_comes() {
+    fn the_machine_sleeps_until_a_tasks_event() {
         let fake = Fake::default();
         run(&fake, &mut [], async {
             fake.event().await;
@@ -177,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn tasks_start_tasks_without_a_sleep_in_between() {
+    fn new_tasks_run_before_the_next_sleep() {
         let fake = Fake::default();
         let mut tasks = Tasks::new();
         let (spawner, depth) = (tasks.spawner(), Rc::new(Cell::new(0)));

@@ -1,4 +1,4 @@
-//! Finds Xen, and the page through which it is called.
+//! Finds Xen and installs the hypercall page.
 
 use core::arch::x86_64::__cpuid;
 use core::arch::{asm, global_asm};
@@ -10,8 +10,8 @@ use xen::hypercall::Hypervisor;
 /// Bytes of each entry in the hypercall page.
 const ENTRY_SIZE: usize = 32;
 
-// Xen fills this page with code. It lies among the code so that it is mapped executable, and need
-// not be mapped writable: Xen writes to the physical page. `ud2` until then.
+// Xen fills this page with code. It is in the text section, which is executable and need not be
+// writable: Xen writes to the physical page. Filled with `ud2` until then.
 global_asm!(
     ".pushsection .text.hypercall_page, \"ax\", @progbits",
     ".balign 4096",
@@ -26,7 +26,7 @@ unsafe extern "C" {
     static hypercall_page: [u8; 4096];
 }
 
-/// There is no Xen below this kernel.
+/// This machine does not run Xen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoXen;
 
@@ -41,29 +41,29 @@ impl fmt::Display for NoXen {
 
 impl core::error::Error for NoXen {}
 
-/// How many calls were made.
+/// The number of hypercalls.
 static CALLS: AtomicU64 = AtomicU64::new(0);
 
-/// How many hypercalls this domain has made since it began.
+/// The number of hypercalls since the kernel started.
 pub fn calls() -> u64 {
     CALLS.load(Ordering::Relaxed)
 }
 
-/// The hypervisor that this domain runs on: proof that the hypercall page is filled.
+/// The hypervisor. A value exists only after the hypercall page was filled.
 #[derive(Clone, Copy, Debug)]
 pub struct Xen(());
 
 /// Finds Xen by its CPUID signature and installs the hypercall page.
 ///
 /// # Safety
-/// The kernel's image must lie at the physical addresses that equal its virtual ones, and be mapped
-/// executable. Code must run in 64-bit mode, with privilege.
+/// The kernel's image must be identity-mapped and executable. Code must run in 64-bit mode, with
+/// privilege.
 pub unsafe fn install() -> Result<Xen, NoXen> {
     let base = find().ok_or(NoXen)?;
     let msr = __cpuid(base + 2).ebx;
     let page = (&raw const hypercall_page).addr() as u64;
-    // SAFETY: Xen named this register for this purpose; it fills the page that the address names,
-    // which is reserved for it above.
+    // SAFETY: CPUID names this register for this purpose. Xen fills the page at the address,
+    // which is reserved above.
     unsafe {
         asm!(
             "wrmsr",
@@ -85,17 +85,17 @@ fn find() -> Option<u32> {
     })
 }
 
-// SAFETY: the calls go to Xen itself.
+// SAFETY: the calls go to Xen.
 unsafe impl Hypervisor for Xen {
     #[inline]
     unsafe fn call(&self, number: u32, arguments: [u64; 4]) -> i64 {
-        // There is one CPU: no locked instruction is needed.
+        // No locked instruction is needed on one CPU.
         CALLS.store(CALLS.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         let entry = (&raw const hypercall_page).addr() + number as usize * ENTRY_SIZE;
         let result: i64;
-        // SAFETY: a `Xen` exists only once the page is filled. Xen's convention: arguments in RDI,
-        // RSI, RDX, R10, of which it may spoil those that it uses; the result in RAX. All else is
-        // kept. Memory is read and written as the caller allowed.
+        // SAFETY: a `Xen` exists only once the page is filled. Xen's convention: arguments in
+        // RDI, RSI, RDX and R10, which it may clobber if the call uses them; the result in RAX.
+        // All other registers are preserved. Memory is accessed as the caller allowed.
         unsafe {
             asm!(
                 "call {entry}",

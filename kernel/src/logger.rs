@@ -1,5 +1,5 @@
-//! Where messages go: to the domain's console, or to Xen's debug port while there is none. The
-//! console gets the messages from before its time, too.
+//! The logger: writes to the domain's console, or to Xen's debug port as long as there is none.
+//! Early messages appear on the console later.
 
 use crate::machine::{self, Guest};
 use crate::{command_line, time};
@@ -13,17 +13,17 @@ struct Logger;
 
 static LOGGER: Logger = Logger;
 
-/// Messages from before the console's time, as far as they fit.
+/// Messages logged before the console works, as far as they fit.
 static EARLY: Mutex<ArrayVec<u8, 4096>> = Mutex::new(ArrayVec::new_const());
 
-/// Messages can be logged from here on.
+/// Enables logging.
 pub fn init() {
     if log::set_logger(&LOGGER).is_ok() {
         log::set_max_level(LevelFilter::Info);
     }
 }
 
-/// Sets the level that `log=` on the command line names. An invalid one is reported by the image.
+/// Sets the level of `log=` on the command line. The image reports an invalid one.
 pub fn configure(command_line: &[u8]) {
     let level = command_line::value(command_line, "log");
     if let Some(level) = level.and_then(|level| level.parse().ok()) {
@@ -31,7 +31,7 @@ pub fn configure(command_line: &[u8]) {
     }
 }
 
-/// Changes the level at run time to the one that the text names.
+/// Changes the level at run time, to the one named in `level`.
 pub fn change(level: &[u8]) {
     let level = level.trim_ascii();
     match core::str::from_utf8(level).ok().and_then(|level| level.parse::<LevelFilter>().ok()) {
@@ -41,27 +41,27 @@ pub fn change(level: &[u8]) {
             log::set_max_level(level);
         }
         None => log::warn!(
-            "log level {}: there are off, error, warn, info, debug and trace",
+            "invalid log level {}: use off, error, warn, info, debug or trace",
             level.escape_ascii()
         ),
     }
 }
 
-/// Shows on the console what was logged before it was there.
+/// Writes early messages to the console.
 pub fn flush_early(guest: &Guest) {
     if let Some(console) = &guest.console {
         console.write(&EARLY.lock().take());
     }
 }
 
-/// A writer to the debug port that keeps what it writes for the console.
+/// Writes to the debug port, and keeps the text for the console.
 struct Early;
 
 impl Write for Early {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let mut early = EARLY.lock();
         let fits = text.len().min(early.remaining_capacity());
-        // The beginning tells more than the end.
+        // The first messages matter more than later ones.
         let _ = early.try_extend_from_slice(&text.as_bytes()[..fits]);
         DebugPort.write_str(text)
     }
@@ -90,7 +90,7 @@ fn write(to: &mut impl Write, micros: u128, record: &Record) -> fmt::Result {
     writeln!(to, "[{seconds:>5}.{micros:06}] {:<5} {}", record.level(), record.args())
 }
 
-/// Text with the line ends that a terminal wants.
+/// Writes text with the line ends of a terminal.
 pub struct Lines<W>(pub W);
 
 impl<W: Write> Write for Lines<W> {
@@ -111,15 +111,14 @@ impl<W: Write> Write for Lines<W> {
 /// The number of Xen's debug port.
 const DEBUG_PORT: u16 = 0xe9;
 
-/// A writer to Xen's debug port: each byte appears in the hypervisor's log, from the first
-/// instruction on and without any set-up.
+/// Writes to Xen's debug port: each byte appears in the hypervisor's log. Needs no set-up.
 pub struct DebugPort;
 
 impl Write for DebugPort {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        // SAFETY: under Xen (and QEMU) the port is a debug console and nothing else; where it is
-        // nothing at all, the write has no effect. The bytes are only read. One instruction for
-        // all of them takes one exit to Xen, and not one for each.
+        // SAFETY: under Xen and QEMU the port is a debug console and nothing else; on other
+        // machines the write has no effect. The bytes are only read. One instruction for all
+        // bytes causes one exit to Xen instead of one for each.
         unsafe {
             asm!(
                 "rep outsb",

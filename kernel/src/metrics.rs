@@ -1,4 +1,4 @@
-//! What the guest knows about itself.
+//! The guest's numbers.
 
 /// A number: its name, its meaning, and its value.
 pub type Metric = (&'static str, &'static str, u64);

@@ -1,22 +1,22 @@
-//! How long booting took, in stages.
+//! Measures the stages of the boot.
 //!
-//! `pvh.S` reads the TSC at the very entry; each stage is marked once, with the TSC as well,
-//! because the first ones are over before there is a clock.
+//! `pvh.S` reads the TSC at the entry. The end of each stage is marked with the TSC as well,
+//! because the first stages end before the clock works.
 
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 use xen::clock::read_tsc;
 
-/// A stage that is over.
+/// A stage of the boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// The page tables are the kernel's own, and memory can be allocated.
+    /// Page tables and allocators are set up.
     Memory,
-    /// Events, grants, the clock and the console work.
+    /// Events, grants, clock and console work.
     Machine,
-    /// Xenstore has answered.
+    /// Xenstore has replied.
     Xenstore,
-    /// The device for sockets is connected.
+    /// A device with sockets is connected.
     Device,
     /// An app listens.
     Listening,
@@ -30,17 +30,17 @@ const STAGES: [(Stage, &str); 5] = [
     (Stage::Listening, "listening"),
 ];
 
-/// The TSC at the end of each stage; 0 for one that is not over.
+/// The TSC at the end of each stage, or 0.
 static MARKS: [AtomicU64; STAGES.len()] = [const { AtomicU64::new(0) }; STAGES.len()];
 
-/// Marks the end of a stage. Returns whether it is the first time; later ones do not count.
+/// Marks the end of a stage. Returns true the first time; later calls have no effect.
 pub fn mark(stage: Stage) -> bool {
     let now = read_tsc().max(1);
     let mark = &MARKS[stage as usize];
     mark.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
 }
 
-/// The times of a boot, in ticks of the TSC.
+/// The times of the boot, in ticks of the TSC.
 pub struct Times {
     entry: u64,
     frequency: u64,
@@ -48,7 +48,7 @@ pub struct Times {
 }
 
 impl Times {
-    /// The stages so far. `entry` is the TSC at the entry, `frequency` its ticks in a second.
+    /// The stages so far. `entry` is the TSC at the entry, `frequency` its ticks per second.
     pub fn new(entry: u64, frequency: u64) -> Times {
         Times { entry, frequency, marks: MARKS.each_ref().map(|mark| mark.load(Ordering::Relaxed)) }
     }
@@ -76,7 +76,7 @@ mod tests {
     use alloc::string::ToString;
 
     #[test]
-    fn each_stage_is_told_by_what_it_took_itself() {
+    fn each_stage_shows_its_own_duration() {
         let times = Times { entry: 1000, frequency: 2_000_000, marks: [1200, 2200, 0, 4200, 4202] };
         assert_eq!(
             times.to_string(),
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_does_not_tick_divides_nothing() {
+    fn a_frequency_of_zero_does_not_panic() {
         let times = Times { entry: 9, frequency: 0, marks: [1, 2, 3, 4, 5] };
         assert!(times.to_string().ends_with("0 us since the entry"));
     }

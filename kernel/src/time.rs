@@ -13,28 +13,28 @@ use spin::{Mutex, Once};
 use xen::clock::Clock;
 use xen::event::EventHandler;
 
-/// Nanoseconds of a tick.
+/// Nanoseconds per tick.
 const TICK: u64 = 1_000_000_000 / TICK_HZ;
 
-/// How often all tasks are woken at most when the time of one has come, in ticks.
+/// The shortest time between two wake-ups of all tasks, in ticks.
 const CLEARING: u64 = 10 * TICK_HZ;
 
 struct XenTime(Mutex<Timers>);
 
 time_driver_impl!(static DRIVER: XenTime = XenTime(Mutex::new(Timers::new())));
 
-/// Xen's clock, and its nanoseconds when the kernel started.
+/// Xen's clock, and its nanoseconds at the start of the kernel.
 static CLOCK: Once<OneCpu<(&'static Clock, u64)>> = Once::new();
 
 /// Whether Xen's timer has fired.
 static FIRED: AtomicBool = AtomicBool::new(false);
 
-/// Starts the time at 0. `started` is what the clock said when the kernel started.
+/// Starts the time at 0. `started` is the clock's time at the start of the kernel.
 pub fn start(clock: &'static Clock, started: u64) {
     CLOCK.call_once(|| OneCpu::new((clock, started)));
 }
 
-/// The time since the kernel started, without the time for which the domain was saved. 0 before
+/// The time since the kernel started, except the time during which the domain was saved. 0 before
 /// [`start`].
 pub fn uptime() -> Duration {
     Duration::from_nanos(nanoseconds())
@@ -56,7 +56,7 @@ impl Driver for XenTime {
     }
 }
 
-/// Receives the timer's events.
+/// The handler of the timer's events.
 #[derive(Debug)]
 pub struct TimerEvents;
 
@@ -66,9 +66,8 @@ impl EventHandler for TimerEvents {
     }
 }
 
-/// If Xen's timer has fired, wakes the tasks whose time has come, and returns true. Wakes all
-/// tasks if there are suspiciously many (see [`Timers`]). To be called in each turn of the
-/// executor.
+/// Called in each turn of the executor. If Xen's timer has fired, wakes the tasks that are due
+/// and returns true. Sometimes wakes all tasks: see [`Timers`].
 pub fn expire() -> bool {
     let crowd = DRIVER.0.lock().sweep();
     crowd.into_iter().flatten().for_each(Waker::wake);
@@ -78,8 +77,8 @@ pub fn expire() -> bool {
     let now = nanoseconds() / TICK;
     let all = DRIVER.0.lock().clear(now, CLEARING);
     all.into_iter().flatten().for_each(Waker::wake);
-    // A function, so that the lock is not held while a waker runs. Tasks come back only after
-    // they were polled, so this ends.
+    // A function, so that the lock is free while a waker runs. The loop ends because tasks
+    // schedule again only when they are polled.
     let pop = || DRIVER.0.lock().pop(now);
     while let Some(waker) = pop() {
         waker.wake();
@@ -87,12 +86,12 @@ pub fn expire() -> bool {
     true
 }
 
-/// When the next task is to be woken, in nanoseconds since the kernel's start.
+/// The time of the next task, in nanoseconds since the kernel started.
 pub fn next_deadline() -> Option<u64> {
     DRIVER.0.lock().next().map(|tick| tick.saturating_mul(TICK))
 }
 
-/// The number of tasks that wait for their time.
+/// The number of pending timers.
 pub fn waiting() -> usize {
     DRIVER.0.lock().waiting()
 }

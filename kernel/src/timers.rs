@@ -1,23 +1,22 @@
-//! Timers: which task is to be woken when.
+//! The pending timers, by time and by task.
 //!
-//! Each task (each waker) stands here at most once, with the earliest time it asked for; when
-//! that has come, the task is polled and asks again for what it still waits for. So a task that
-//! sets a new time limit for every byte it reads costs one look-up each, grows nothing, and is
-//! woken in vain at most once in each such time.
+//! Each task (each waker) has at most one entry, with the earliest time that it asked for. When
+//! that time has come, the task is polled and schedules again if it still waits. So a task that
+//! sets a new time limit for each byte it reads costs one look-up each time, adds no entries, and
+//! is woken in vain at most once per time limit.
 //!
-//! A task that ends says nothing, and what is left of it would stay here, with its memory, until
-//! its time comes: for a server of short connections with long time limits, thousands. So when
-//! there are twice as many entries as there were tasks, all are woken early. Whoever still waits
-//! comes back; of a task that has ended, the last reference is gone. The same happens now and
-//! then when the time of one has come anyway, so that the memory of a crowd that left does not
-//! stay for as long as its longest limit.
+//! A task that ends leaves its entry, and the memory that the waker refers to, until the entry's
+//! time: thousands on a server with short connections and long time limits. So all tasks are
+//! woken early when there are twice as many entries as there were tasks: tasks that still wait
+//! schedule again, and the entries of ended tasks are gone. This also happens occasionally when
+//! an entry's time has come, so that memory is freed after a peak.
 
 use alloc::collections::BTreeMap;
 use alloc::collections::btree_map::Entry;
 use core::mem::take;
 use core::task::Waker;
 
-/// What tells tasks apart: a waker's data and functions.
+/// Identifies a task: the waker's data and functions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Task(usize, usize);
 
@@ -27,7 +26,7 @@ impl Task {
     }
 }
 
-/// So many entries are never too many.
+/// The number of entries that is never too large.
 const FEW: usize = 64;
 
 /// The waiting tasks. Times are in ticks of any unit.
@@ -35,11 +34,11 @@ const FEW: usize = 64;
 pub struct Timers {
     by_time: BTreeMap<(u64, Task), Waker>,
     by_task: BTreeMap<Task, u64>,
-    /// More entries than this are too many.
+    /// The largest number of entries before all tasks are woken.
     limit: usize,
-    /// Whether all were woken, and those who still wait have not been counted yet.
+    /// Whether all tasks were woken, and `limit` is still to be set.
     is_swept: bool,
-    /// When all were woken last because one's time had come.
+    /// When [`clear`](Timers::clear) last woke all tasks.
     cleared: u64,
 }
 
@@ -61,9 +60,9 @@ impl Timers {
         }
     }
 
-    /// Has `waker` woken at `time`, or before if it asked so earlier.
+    /// Wakes `waker` at `time`, or earlier if it is already scheduled earlier.
     pub fn schedule(&mut self, time: u64, waker: &Waker) {
-        // A waker that is kept here keeps its data alive, so its address names no other task.
+        // An entry keeps the waker's data alive, so its address identifies the task.
         let task = Task::of(waker);
         let waker = match self.by_task.entry(task) {
             Entry::Occupied(known) if *known.get() <= time => return,
@@ -79,19 +78,19 @@ impl Timers {
         self.by_time.insert((time, task), waker);
     }
 
-    /// Takes out all tasks, to be woken early, if there are too many. To be called when tasks that
-    /// were woken have run.
+    /// If there are too many entries, removes all and returns their wakers. Called after woken
+    /// tasks have run.
     pub fn sweep(&mut self) -> Option<impl Iterator<Item = Waker> + use<>> {
         if self.is_swept {
             self.is_swept = false;
-            // Not less than half of before, in case not all have run yet.
+            // At least half of the former limit, in case not all tasks have run yet.
             self.limit = (2 * self.by_time.len()).max(self.limit / 2).max(FEW);
         }
         (self.by_time.len() > self.limit).then(|| self.take_all())
     }
 
-    /// Takes out all tasks, to be woken early, unless that was done within the last `period`. To
-    /// be called when the time of one of them has come.
+    /// Removes all entries and returns their wakers, unless that was done within the last
+    /// `period`. Called when an entry's time has come.
     pub fn clear(&mut self, now: u64, period: u64) -> Option<impl Iterator<Item = Waker> + use<>> {
         let is_due = now.saturating_sub(self.cleared) >= period;
         is_due.then(|| {
@@ -106,7 +105,7 @@ impl Timers {
         take(&mut self.by_time).into_values()
     }
 
-    /// Takes out a task whose time has come.
+    /// Removes a task whose time has come.
     pub fn pop(&mut self, now: u64) -> Option<Waker> {
         let first = self.by_time.first_entry().filter(|first| first.key().0 <= now)?;
         let ((_, task), waker) = first.remove_entry();
@@ -159,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn tasks_are_woken_when_their_time_has_come_and_not_before() {
+    fn tasks_are_woken_at_their_time_and_not_before() {
         let [first, second, third] = tasks();
         let mut timers = Timers::new();
         timers.schedule(30, &third.1);
@@ -184,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_stands_once_with_its_earliest_time() {
+    fn a_task_has_one_entry_with_its_earliest_time() {
         let [task] = tasks();
         let mut timers = Timers::new();
         for time in [50, 70, 40, 60, 40] {
@@ -197,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_that_left_is_let_go_when_a_time_comes_but_not_at_each() {
+    fn clearing_removes_ended_tasks_at_most_once_in_a_period() {
         let [waiting] = tasks();
         let mut timers = Timers::new();
         for [ended] in (0..50).map(|_| tasks()) {
@@ -212,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_of_ended_tasks_is_swept_out() {
+    fn entries_of_ended_tasks_are_removed() {
         let living: Vec<_> = (0..1000).map(|_| tasks::<1>()).collect();
         let mut timers = Timers::new();
         let mut most = 0;
@@ -223,7 +222,7 @@ mod tests {
             if let Some(wakers) = timers.sweep() {
                 wakers.for_each(Waker::wake);
             }
-            // The executor polls whoever was woken and lives, and those ask again.
+            // Woken tasks that still exist schedule again.
             for [task] in &living {
                 if task.0.0.swap(0, Ordering::Relaxed) > 0 || round == 0 {
                     timers.schedule(1_000_000, &task.1);
@@ -237,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn few_timers_are_left_in_peace() {
+    fn a_few_timers_are_never_swept() {
         let tasks: Vec<_> = (0..FEW).map(|_| tasks::<1>()).collect();
         let mut timers = Timers::new();
         tasks.iter().for_each(|[task]| timers.schedule(5, &task.1));
@@ -246,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn ten_thousand_timers_leave_nothing_behind() {
+    fn ten_thousand_timers_leave_no_entries() {
         let tasks: Vec<_> = (0..10_000).map(|_| tasks::<1>()).collect();
         let mut timers = Timers::new();
         for (n, [task]) in tasks.iter().enumerate() {

@@ -73,10 +73,10 @@ const FAULTS: [(&str, &[&str], &[&str]); 26] = [
         &["faults::write_to"],
     ),
     ("not-canonical", &["general protection fault"], &["faults::write_to"]),
-    ("stack", &["page fault", "(a stack is used up)"], &["::recurse+"; 32]),
+    ("stack", &["page fault", "(a stack overflow)"], &["::recurse+"; 32]),
     (
         "stack-in-panic",
-        &["page fault", "(a stack is used up)"],
+        &["page fault", "(a stack overflow)"],
         &["core::panicking::panic_fmt", "::recurse+"],
     ),
     ("opcode", &["invalid opcode"], &["faults::"]),

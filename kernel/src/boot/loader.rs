@@ -1,5 +1,4 @@
-//! Reads what the loader left in memory, before anything else uses memory: `hvm_start_info`, and
-//! what it leads to.
+//! Reads `hvm_start_info` and everything it refers to, before other code uses that memory.
 
 use super::memory_map::{self, MemoryMap};
 use crate::memory::ram::{Kind, LoadedModule, MAX_MODULES, Region};
@@ -7,24 +6,23 @@ use arrayvec::ArrayVec;
 use core::ffi::CStr;
 use pvh::start_info::reader::{MemMap, StartInfoReader};
 
-/// The most bytes of the command line that are kept. Longer ones are cut off.
+/// The most bytes of the command line that are kept.
 pub const COMMAND_LINE_SIZE: usize = 4097;
 
 /// The command line.
 pub type CommandLine = ArrayVec<u8, COMMAND_LINE_SIZE>;
 
-/// What the loader left. Texts are copied, because nothing keeps the originals from being
-/// overwritten.
+/// The loader's data. Texts are copied, because the originals may be overwritten.
 pub struct Loaded {
-    /// The command line, or as much of it as anyone reads.
+    /// The command line, up to [`COMMAND_LINE_SIZE`].
     pub command_line: CommandLine,
-    /// The memory map; empty when the loader is older than version 1 of the structure.
+    /// The memory map; empty if the structure is older than version 1.
     pub memory_map: MemoryMap,
-    /// What the loader has put beside the kernel.
+    /// The modules.
     pub modules: ArrayVec<LoadedModule, MAX_MODULES>,
 }
 
-/// Reads all that `hvm_start_info` leads to.
+/// Reads `hvm_start_info` and everything it refers to.
 pub fn read<M: MemMap>(info: &StartInfoReader<'_, M>) -> Loaded {
     let count = info.raw().nr_modules;
     assert!(count as usize <= MAX_MODULES, "the loader passes {count} modules; {MAX_MODULES} fit");
@@ -39,7 +37,7 @@ pub fn read<M: MemMap>(info: &StartInfoReader<'_, M>) -> Loaded {
     }
 }
 
-/// A copy of a text, as much of it as fits.
+/// A copy of a text, cut off after `N` bytes.
 fn text<const N: usize>(line: Option<&CStr>) -> ArrayVec<u8, N> {
     line.unwrap_or_default().to_bytes().iter().copied().take(N).collect()
 }
@@ -52,7 +50,7 @@ mod tests {
         MemmapTableEntry, MemmapType, ModlistEntry, START_MAGIC_VALUE, StartInfo,
     };
 
-    /// Where everything lies in the memory of a machine that is about to be booted.
+    /// The memory of a machine that is about to boot.
     #[repr(C)]
     struct Left {
         info: StartInfo,
@@ -62,7 +60,7 @@ mod tests {
         module_line: [u8; 16],
     }
 
-    /// The address at which it begins there.
+    /// Its address there.
     const BASE: usize = 0x1_0000;
 
     struct Physical<'a>(&'a Left);
@@ -113,12 +111,12 @@ mod tests {
 
     #[allow(unsafe_code, reason = "the reader follows addresses, here into `Left`")]
     fn reader(left: &Left) -> Option<StartInfoReader<'_, Physical<'_>>> {
-        // SAFETY: all that the structure names lies where `Physical` finds it.
+        // SAFETY: `Physical` finds everything that the structure refers to.
         unsafe { StartInfoReader::from_paddr(BASE as u32, Physical(left)) }
     }
 
     #[test]
-    fn what_the_loader_left_is_found() {
+    fn everything_from_the_loader_is_found() {
         let left = left(1);
         let loaded = read(&reader(&left).unwrap());
         assert_eq!(loaded.command_line.as_slice(), b"app=http");
@@ -142,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_too_long_is_cut_where_it_is_seen_to_be() {
+    fn a_line_that_is_too_long_keeps_one_byte_too_many() {
         let mut left = left(1);
         left.line[..8000].fill(b'x');
         let loaded = read(&reader(&left).unwrap());
@@ -150,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn another_magic_number_is_refused() {
+    fn a_wrong_magic_number_is_refused() {
         let mut left = left(1);
         left.info.magic ^= 1;
         assert!(reader(&left).is_none());

@@ -1,5 +1,5 @@
-//! The memory map as Xen itself tells it. Loaders pass one too, unless they are older than
-//! version 1 of `hvm_start_info`, and the two need not be the same.
+//! The memory maps of Xen and of the loader. The loader's is missing before version 1 of
+//! `hvm_start_info`, and the two may differ.
 
 use crate::memory::ram::{Kind, Region};
 use arrayvec::ArrayVec;
@@ -8,19 +8,19 @@ use xen::Errno;
 use xen::abi::memory::{E820_RAM, E820Entry};
 use xen::hypercall::Operations;
 
-/// The most entries of a memory map that are looked at. Xen makes fewer than ten.
+/// The most entries of a memory map that are used. Xen makes fewer than ten.
 const MAX_REGIONS: usize = 64;
 
 /// A memory map.
 pub type MemoryMap = ArrayVec<Region, MAX_REGIONS>;
 
-/// The memory map that the loader has passed. Its types are those of E820.
+/// The loader's memory map. Its types are those of E820.
 pub fn of_loader(entries: &[MemmapTableEntry]) -> MemoryMap {
     let regions = entries.iter().take(MAX_REGIONS);
     regions.map(|entry| region(entry.addr, entry.size, entry.ty)).collect()
 }
 
-/// Asks for the memory map that the toolstack has set.
+/// The memory map that the toolstack has set, from Xen.
 pub fn ask(xen: &impl Operations) -> Result<MemoryMap, Errno> {
     let mut entries = [E820Entry::default(); MAX_REGIONS];
     let count = xen.memory_map(&mut entries)?;
@@ -38,7 +38,7 @@ mod tests {
     use xen::testing::FakeXen;
 
     #[test]
-    fn xen_tells_the_memory_map() {
+    fn the_memory_map_is_read_from_xen() {
         let entry = |addr, size, kind| E820Entry { addr, size, kind };
         let xen = FakeXen::new();
         xen.memory_map.replace(vec![entry(0, 0x0100_0000, 1), entry(0xfeff_8000, 0x8000, 2)]);

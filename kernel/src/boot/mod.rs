@@ -1,4 +1,4 @@
-//! From Xen's entry to an environment in which ordinary Rust runs.
+//! The boot: from Xen's entry to the running system.
 
 mod loader;
 mod memory_map;
@@ -26,48 +26,48 @@ unsafe extern "Rust" {
     safe static XENSOCK_KERNEL_MAIN: Main;
 }
 
-/// Apps may look at it at any time.
+/// Apps can read it at any time.
 static COMMAND_LINE: Once<CommandLine> = Once::new();
 
-/// Where `pvh.S` goes on, in 64-bit mode, on the kernel's stack, with interrupts off.
+/// Called by `pvh.S` in 64-bit mode, on the kernel's stack, with interrupts off.
 #[unsafe(no_mangle)]
 extern "C" fn start(start_info: u32) -> ! {
     cpu::init_segments();
     crash::init_exceptions();
     logger::init();
-    // SAFETY: the image lies where it was linked, below 4 GiB, mapped to itself and executable.
+    // SAFETY: the image is below 4 GiB, identity-mapped and executable.
     let xen = unsafe { hypercall::install() };
     if let Ok(xen) = xen {
         crash::set_xen(xen);
     }
-    // SAFETY: the loader passes the address of `hvm_start_info`, and puts all that this leads to
-    // below 4 GiB, where a 32-bit kernel could read it; everything there is mapped to itself.
+    // SAFETY: the loader passes the address of `hvm_start_info`. The structure and everything it
+    // refers to are below 4 GiB, for 32-bit kernels; all of that is identity-mapped.
     let info = unsafe { StartInfoReader::from_paddr_identity(start_info) };
-    let info = info.expect("no hvm_start_info where the loader said");
+    let info = info.expect("the loader passes hvm_start_info");
     let Loaded { command_line, memory_map, modules } = loader::read(&info);
     let command_line = COMMAND_LINE.call_once(|| command_line).as_slice();
     let mut taken: ArrayVec<Region, { MAX_MODULES + 1 }> = ArrayVec::new();
     taken.push(image::region());
     taken.extend(modules.iter().map(|module| module.region));
-    // SAFETY: here, once; the loader has put them there, and they are left out of the free memory.
+    // SAFETY: called once, here; the loader put the modules there, and they are excluded from
+    // free memory.
     unsafe { modules::keep(modules) };
-    let told = xen.as_ref().ok().and_then(|xen| memory_map::ask(xen).ok());
+    let xen_map = xen.as_ref().ok().and_then(|xen| memory_map::ask(xen).ok());
     let loader_map = !memory_map.is_empty();
-    let memory_map = ram::agreed(&memory_map, &told.unwrap_or_default());
+    let memory_map = ram::agreed(&memory_map, &xen_map.unwrap_or_default());
     let is_ram = |region: &Region| region.kind == Kind::Ram;
     let mut free = ram::free(&memory_map, &taken);
     if let Ok(xen) = &xen {
-        // SAFETY: nobody has been given any of the free memory.
+        // SAFETY: free memory is not in use yet.
         unsafe { balloon::give_surplus(xen, &memory_map, loader_map, &mut free) };
     }
     let largest = free.iter_mut().filter(|piece| piece.end <= 1 << 32);
-    let largest = largest
-        .max_by_key(|piece| piece.len())
-        .expect("loader and Xen agree on no RAM below 4 GiB");
-    // SAFETY: here, once, before anything uses memory outside of the image; the piece is free and
-    // below 4 GiB.
+    let largest =
+        largest.max_by_key(|piece| piece.len()).expect("loader and Xen agree on RAM below 4 GiB");
+    // SAFETY: called once, here, before memory outside of the image is used; the piece is free
+    // and below 4 GiB.
     unsafe { paging::activate(memory_map.iter().copied().filter(is_ram), largest) };
-    // SAFETY: all RAM is mapped now, and nobody has been given any; each piece comes once.
+    // SAFETY: all RAM is mapped now and not in use; each piece is added once.
     free.into_iter().for_each(|piece| unsafe { pages::add(piece) });
     modules::map();
     stages::mark(Stage::Memory);
@@ -75,7 +75,7 @@ extern "C" fn start(start_info: u32) -> ! {
         Ok(xen) => xen,
         Err(error) => stop_without_xen(&error),
     };
-    // SAFETY: here, once; memory and interrupts are set up.
+    // SAFETY: called once, here; memory and interrupts are set up.
     let guest = match unsafe { machine::start(xen, &memory_map, command_line) } {
         Ok(guest) => guest,
         Err(error) => panic!("cannot set up the machine with Xen: {error}"),
@@ -84,17 +84,17 @@ extern "C" fn start(start_info: u32) -> ! {
     system::run(guest, command_line, XENSOCK_KERNEL_MAIN)
 }
 
-/// Says on the first serial port what this is and how to start it, and stops.
+/// Prints on the first serial port how to start this kernel, and stops.
 fn stop_without_xen(error: &NoXen) -> ! {
-    // SAFETY: without Xen nothing else drives the port; if there is none, reads give 0xff and
-    // `new_port` or the initialization says so.
+    // SAFETY: without Xen nothing else drives the port. Without a port, reads return 0xff, and
+    // `new_port` or the initialization fails.
     if let Ok(mut uart) = unsafe { Uart16550Tty::new_port(0x3f8, Config::default()) } {
         let _ = write!(
             uart,
             "xensock-kernel: there is no Xen here: {error}.\n\
-             This is the kernel of a Xen domain, and its sockets live in dom0: start it with\n\
-             `xl create` from a configuration that says type=\"pvh\" and kernel=\"(this file)\".\n\
-             Nothing more happens here.\n"
+             This is the kernel of a Xen domain. Start it by `xl create` from a configuration\n\
+             with type=\"pvh\" and kernel=\"(this file)\".\n\
+             The kernel stops here.\n"
         );
     }
     crash::halt()

@@ -1,7 +1,7 @@
-//! The processor, of which there is one: its segments, its interrupt, its sleep.
+//! The processor: segments, the event interrupt, sleep, and values for a single CPU.
 //!
-//! Interrupts are enabled only while the CPU sleeps. The one interrupt is the event channels'
-//! upcall, which touches one byte and no Rust value (`upcall.S`).
+//! Interrupts are enabled only while the CPU sleeps. The only interrupt is the event channels'
+//! upcall, which writes one byte and no Rust value (`upcall.S`).
 
 mod segments;
 
@@ -20,10 +20,10 @@ unsafe extern "C" {
     safe fn halt_until_interrupt();
 }
 
-/// The vector of the interrupt that tells of pending events. Any above the exceptions' would do.
+/// The vector of the event channels' upcall. Any vector above the exceptions' would do.
 pub const EVENT_VECTOR: u8 = 0xf3;
 
-/// The byte in which Xen notes that it has interrupted (`evtchn_upcall_pending`).
+/// The byte in which Xen notes that an upcall was made (`evtchn_upcall_pending`).
 #[unsafe(export_name = "upcall_pending")]
 static UPCALL_PENDING: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
 
@@ -32,25 +32,25 @@ pub fn event_handler() -> u64 {
     event_upcall as *const () as u64
 }
 
-/// Sets the byte that the event interrupt clears. Before that, no event may interrupt.
+/// Sets the byte that the upcall clears. No upcall may be made before.
 ///
 /// # Safety
-/// The byte must be `evtchn_upcall_pending` of this vCPU, mapped and writable for ever.
+/// The byte must be `evtchn_upcall_pending` of this vCPU, and stay mapped and writable.
 pub unsafe fn set_upcall_pending(byte: *mut u8) {
     UPCALL_PENDING.store(byte, Ordering::Release);
 }
 
-/// Sleeps until an interrupt; one that is pending already ends the sleep at once.
+/// Sleeps until an interrupt. A pending one ends the sleep at once.
 pub fn sleep() {
     halt_until_interrupt();
 }
 
-/// A value that all code may use although its type is for one thread: there is only one.
+/// A value that all code may use although its type is for a single thread.
 #[derive(Debug)]
 pub struct OneCpu<T>(T);
 
-// SAFETY: the guest has one vCPU. What interrupts it is the event upcall, which touches no Rust
-// value, and exceptions, which do not return. So nothing is shared between threads or sent to
+// SAFETY: the guest has one vCPU. It is interrupted by the upcall only, which touches no Rust
+// value, and by exceptions, which do not return. So no value is shared between threads or sent to
 // another. This crate links for the guest alone.
 unsafe impl<T> Sync for OneCpu<T> {}
 // SAFETY: as above.
@@ -68,13 +68,13 @@ impl<T> OneCpu<T> {
     }
 }
 
-/// Critical sections, for crates that ask for them. Running code is in one already, because
+/// Critical sections, for crates that need them. Running code is always in one, because
 /// interrupts are enabled only during sleep.
 struct InterruptsOff;
 
 set_impl!(InterruptsOff);
 
-// SAFETY: with one CPU and interrupts off, nothing else runs until they are restored.
+// SAFETY: with one CPU and interrupts off, nothing else runs until `release`.
 unsafe impl Impl for InterruptsOff {
     unsafe fn acquire() -> RawRestoreState {
         let were_on = interrupts::are_enabled();

@@ -1,5 +1,5 @@
-//! Segments and the task state segment, which 64-bit mode needs for little more than the stacks
-//! that exceptions switch to.
+//! The segments and the task state segment, which 64-bit mode uses for little more than the
+//! stacks of exceptions.
 
 use crate::memory::image;
 use spin::Once;
@@ -9,25 +9,25 @@ use x86_64::instructions::tables::load_tss;
 use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable};
 use x86_64::structures::tss::TaskStateSegment;
 
-/// A place in the task state segment's list of stacks.
+/// An index into the task state segment's list of stacks.
 #[derive(Clone, Copy)]
 pub enum Stack {
     /// For double faults.
     DoubleFault,
     /// For non-maskable interrupts, which may come at any instruction.
     Nmi,
-    /// For page faults, whose cause may be that the interrupted stack is used up.
+    /// For page faults, which a stack overflow causes.
     PageFault,
 }
 
 static TSS: Once<TaskStateSegment> = Once::new();
 static GDT: Once<GlobalDescriptorTable> = Once::new();
 
-/// Loads segments of the kernel's own, in place of those it was started with.
+/// Loads the kernel's own segments.
 pub fn init() {
     let tss = TSS.call_once(|| {
         let mut tss = TaskStateSegment::new();
-        // The structure is packed, so its list cannot be borrowed.
+        // A list in a packed structure cannot be borrowed.
         let mut stacks = tss.interrupt_stack_table;
         stacks[Stack::DoubleFault as usize] = VirtAddr::new(image::double_fault_stack_top());
         stacks[Stack::Nmi as usize] = VirtAddr::new(image::nmi_stack_top());
@@ -40,7 +40,7 @@ pub fn init() {
     let data = table.append(Descriptor::kernel_data_segment());
     let state = table.append(Descriptor::tss_segment(tss));
     GDT.call_once(|| table).load();
-    // SAFETY: the selectors are those of the table just loaded, which lives for ever: flat 64-bit
+    // SAFETY: the selectors are from the table just loaded, which is never freed: flat 64-bit
     // code and data like the segments before, and a task state segment.
     unsafe {
         CS::set_reg(code);

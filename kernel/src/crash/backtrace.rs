@@ -1,8 +1,8 @@
-//! Who called whom: the chain of frame pointers, which every function of the image keeps (the
-//! target's JSON says so, for the core library, too).
+//! Backtraces, from the chain of frame pointers, which all functions of the image keep: the
+//! target's JSON demands it, also for the core library.
 //!
-//! A crash may have spoilt anything. So a frame counts only while it is aligned, lies in one of
-//! the kernel's stacks, and lies above the frame before: the walk reads nothing outside of those
+//! A crash may have corrupted anything. So a frame is used only if it is aligned, in one of the
+//! kernel's stacks, and above the frame before. So the walk reads nothing outside of those
 //! stacks, and it ends.
 
 use core::ops::Range;
@@ -10,36 +10,35 @@ use core::ops::Range;
 /// The most addresses in a backtrace.
 pub const MOST: usize = 32;
 
-/// Where code was when it was interrupted.
+/// The state of interrupted code.
 #[derive(Clone, Copy, Debug)]
 pub struct From {
     /// The instruction.
     pub rip: u64,
-    /// The stack's end.
+    /// The stack pointer.
     pub rsp: u64,
     /// The frame pointer.
     pub rbp: u64,
 }
 
-/// The memory in which a backtrace is made.
+/// The memory that a backtrace is made from.
 #[derive(Debug)]
 pub struct Memory<R> {
-    /// Where code lies.
+    /// The code.
     pub code: Range<u64>,
-    /// Where stacks lie.
+    /// The stacks.
     pub stacks: [Range<u64>; 4],
-    /// Reads the word at an address that is a multiple of 8 and lies, all 8 bytes of it, in a
-    /// stack.
+    /// Reads the word at an address, which is a multiple of 8, with all 8 bytes in a stack.
     pub read: R,
 }
 
-/// The addresses of a backtrace, the innermost first: of the instruction, then of the calls that
-/// led to it. A call's address is that of its last byte, because the return address may belong to
-/// the next line or even to the next function.
+/// The addresses of a backtrace, innermost first: the instruction, then the calls that led to it.
+/// The address of a call is its last byte, because the return address may belong to the next line
+/// or even to the next function.
 #[derive(Debug)]
 pub struct Backtrace<R> {
     memory: Memory<R>,
-    /// What comes next, if it is known before the frame is looked at.
+    /// The next addresses, as far as they are known without the frame.
     next: [Option<u64>; 2],
     frame: u64,
     left: usize,
@@ -48,8 +47,8 @@ pub struct Backtrace<R> {
 impl<R: Fn(u64) -> u64> Backtrace<R> {
     /// Starts at an interrupted instruction.
     pub fn new(memory: Memory<R>, from: From) -> Self {
-        // Whoever called what is not code made no frame yet: its return address is on top of the
-        // stack.
+        // A call to an address that is not code has made no frame yet: its return address is on
+        // top of the stack.
         let caller = if memory.code.contains(&from.rip) {
             None
         } else {
@@ -62,7 +61,7 @@ impl<R: Fn(u64) -> u64> Backtrace<R> {
         let (frame, memory) = (self.frame, &self.memory);
         let outer = memory.word(frame)?;
         let caller = memory.call_before(memory.word(frame.checked_add(8)?)?)?;
-        // Frames grow towards the stack's start; the outermost has no other.
+        // An outer frame has a higher address; the outermost frame has none.
         self.frame = if outer > frame { outer } else { 0 };
         Some(caller)
     }
@@ -76,7 +75,7 @@ impl<R: Fn(u64) -> u64> Memory<R> {
         (address.is_multiple_of(8) && self.stacks.iter().any(lies_in)).then(|| (self.read)(address))
     }
 
-    /// The call to which this is the return address, if it can be one.
+    /// The call with this return address, if there can be one.
     fn call_before(&self, address: u64) -> Option<u64> {
         let call = address.checked_sub(1)?;
         self.code.contains(&call).then_some(call)
@@ -97,7 +96,7 @@ impl<R: Fn(u64) -> u64> Iterator for Backtrace<R> {
 mod tests {
     use super::*;
 
-    /// A stack from 0x1000 on whose words are these.
+    /// The backtrace over a stack of these words, from 0x1000 on.
     fn trace(from: From, words: &[u64]) -> Vec<u64> {
         let stack = 0x1000..0x1000 + 8 * words.len() as u64;
         let read = |address: u64| {
@@ -113,14 +112,14 @@ mod tests {
     const FROM: From = From { rip: 0x110, rsp: 0x1000, rbp: 0x1000 };
 
     #[test]
-    fn calls_follow_from_frame_to_frame_until_one_has_no_outer() {
+    fn frames_are_followed_up_to_the_outermost() {
         let words = [0x1018, 0x121, 7, 0x1028, 0x131, 0, 0x141, 0, 0x151];
         assert_eq!(trace(FROM, &words), [0x110, 0x120, 0x130, 0x140]);
         assert_eq!(trace(From { rbp: 0x1018, ..FROM }, &words), [0x110, 0x130, 0x140]);
     }
 
     #[test]
-    fn the_caller_of_what_is_no_code_lies_on_top_of_the_stack() {
+    fn the_caller_of_a_bad_address_is_on_top_of_the_stack() {
         let words = [0x121, 0, 0, 0x131];
         let from = From { rip: 0, rsp: 0x1000, rbp: 0x1010 };
         assert_eq!(trace(from, &words), [0, 0x120, 0x130]);
@@ -128,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_that_goes_round_or_down_or_out_of_the_stack_ends() {
+    fn a_chain_that_loops_or_leaves_the_stack_ends() {
         let words = [0x1000, 0x121, 0x1000, 0x131];
         assert_eq!(trace(FROM, &words), [0x110, 0x120]);
         assert_eq!(trace(From { rbp: 0x1010, ..FROM }, &words), [0x110, 0x130]);
@@ -141,14 +140,14 @@ mod tests {
     }
 
     #[test]
-    fn a_return_address_that_is_no_code_ends_it() {
+    fn a_return_address_outside_of_code_ends_the_chain() {
         for address in [0, 0x100, 0x201, u64::MAX] {
             assert_eq!(trace(FROM, &[0x1010, address, 0, 0x131]), [0x110], "{address:#x}");
         }
     }
 
     #[test]
-    fn an_endless_recursion_is_cut() {
+    fn an_endless_recursion_is_cut_off() {
         let words: Vec<u64> = (0..100).flat_map(|n| [0x1010 + 16 * n, 0x121]).collect();
         assert_eq!(trace(FROM, &words).len(), MOST);
     }

@@ -1,9 +1,9 @@
-//! The image's build id, which the linker computes from all that it puts into the image: it tells
-//! to which file with symbols a crash report belongs. `readelf -n` prints the file's.
+//! The image's build id, which the linker computes from the image's contents. It tells which file
+//! with symbols belongs to a crash report: `readelf -n` prints the file's build id.
 
 use core::fmt;
 
-/// A build id, or nothing in an image that was linked without one. It shows as hexadecimal digits.
+/// A build id; `unknown` in an image that was linked without one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BuildId<'a>(Option<&'a [u8]>);
 
@@ -13,7 +13,7 @@ const HEADER: usize = 12;
 const BUILD_ID: u32 = 3;
 
 impl<'a> BuildId<'a> {
-    /// Reads the section `.note.gnu.build-id`, of which the id is the only note.
+    /// Reads the section `.note.gnu.build-id`, which has a single note.
     pub fn from_note(note: &'a [u8]) -> BuildId<'a> {
         BuildId(Self::read(note))
     }
@@ -50,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_such_note_gives_no_id() {
+    fn other_notes_give_no_id() {
         for length in 0..NOTE.len() - 1 {
             assert_eq!(
                 BuildId::from_note(&NOTE[..length]).to_string(),

@@ -17,13 +17,13 @@ use spin::Once;
 use x86_64::instructions::{hlt, interrupts};
 use xen::hypercall::{Operations, ShutdownReason};
 
-/// The hypervisor, to end the domain with.
+/// The hypervisor, which ends the domain.
 static XEN: Once<Xen> = Once::new();
 
-/// How many reports have begun: a report may crash itself.
+/// The number of reports that have begun: a report may crash itself.
 static REPORTS: AtomicU32 = AtomicU32::new(0);
 
-/// From here on, a crash ends the domain. Before, it stops the processor.
+/// Lets crashes end the domain. Before, they stop the processor.
 pub(crate) fn set_xen(xen: Xen) {
     XEN.call_once(|| xen);
 }
@@ -33,8 +33,8 @@ pub fn build_id() -> BuildId<'static> {
     BuildId::from_note(image::build_id())
 }
 
-/// Reports a crash and ends the domain. `cause` may be anyone's code and crash, too; then
-/// `briefly` is said of that second crash, and must not.
+/// Reports a crash and ends the domain. `cause` may be code of an app and crash as well; the
+/// second report then contains `briefly`, which must not crash.
 pub(crate) fn end(cause: &dyn Display, briefly: &dyn Display, registers: &Registers) -> ! {
     interrupts::disable();
     log::set_max_level(LevelFilter::Off);
@@ -65,8 +65,8 @@ fn callers(registers: &Registers) -> impl Iterator<Item = u64> {
     let stacks = image::stacks();
     let Registers { rip, rsp, rbp, .. } = *registers;
     let read = |address: u64| {
-        // SAFETY: the walk asks only for words of stacks, which are mapped; any bytes make a
-        // word. What is a variable on that stack changes no more: whoever owns it does not go on.
+        // SAFETY: the walk reads words of stacks only, which are mapped, and any bytes are a
+        // valid word. Variables there do not change: their owners do not run any more.
         unsafe { ptr::read_volatile(ptr::with_exposed_provenance(address as usize)) }
     };
     let memory = Memory { code: image::code(), stacks, read };
@@ -78,12 +78,12 @@ pub(crate) fn shut_down(reason: ShutdownReason) -> ! {
     if let Some(xen) = XEN.get()
         && let Err(error) = xen.shutdown(reason)
     {
-        let _ = writeln!(DebugPort, "xensock-kernel: Xen refuses to end the domain: {error}");
+        let _ = writeln!(DebugPort, "xensock-kernel: Xen does not shut down the domain: {error}");
     }
     halt()
 }
 
-/// Stops for ever.
+/// Stops the processor.
 pub(crate) fn halt() -> ! {
     interrupts::disable();
     loop {
@@ -91,7 +91,7 @@ pub(crate) fn halt() -> ! {
     }
 }
 
-/// Where a panic was, without its message, which is its author's code.
+/// The location of a panic, without its message, which may be code of an app.
 struct Where<'a>(&'a PanicInfo<'a>);
 
 impl Display for Where<'_> {
@@ -103,7 +103,8 @@ impl Display for Where<'_> {
     }
 }
 
-/// The panic handler, except on a host, where only examples in documentation use this crate.
+/// The panic handler. (On a host, where only examples of the documentation are compiled with this
+/// crate, `std` has one.)
 #[cfg_attr(target_os = "none", panic_handler)]
 pub fn panic(info: &PanicInfo) -> ! {
     end(info, &Where(info), &Registers::here())

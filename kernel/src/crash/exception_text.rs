@@ -1,4 +1,4 @@
-//! What an exception means, in words (Intel SDM volume 3, chapter 6; AMD APM volume 2, chapter 8).
+//! Texts for exceptions (Intel SDM volume 3, chapter 6; AMD APM volume 2, chapter 8).
 
 use core::fmt;
 
@@ -9,7 +9,7 @@ pub struct Vector(pub u8);
 impl Vector {
     /// A non-maskable interrupt: `xl trigger DOMAIN nmi`.
     pub const NMI: Vector = Vector(2);
-    /// An instruction that does not exist, or not with the processor's settings.
+    /// An invalid instruction, or one that is disabled.
     pub const INVALID_OPCODE: Vector = Vector(6);
     /// An instruction of the floating point unit.
     pub const DEVICE_NOT_AVAILABLE: Vector = Vector(7);
@@ -49,9 +49,9 @@ impl Vector {
     }
 }
 
-/// What to say of an instruction that uses the floating point unit's registers, which are
-/// switched off for good (see [the crate's documentation](crate#no-floating-point-registers));
-/// none for any other. `code` is what lies where the instruction pointer points to.
+/// The text for an instruction that uses floating point registers, which are switched off (see
+/// [the crate's documentation](crate#no-floating-point-registers)); `None` for any other. `code`
+/// begins at the instruction pointer.
 pub fn floating_point(code: &[u8]) -> Option<&'static str> {
     let is_prefix = |byte: &u8| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3);
     let start = code.iter().position(|byte| !is_prefix(byte))?;
@@ -59,7 +59,7 @@ pub fn floating_point(code: &[u8]) -> Option<&'static str> {
     match (next(0)?, next(1), next(2)) {
         (0x9b | 0xd8..=0xdf, ..) => Some("an x87 instruction, but the FPU is switched off"),
         (0x62 | 0xc4 | 0xc5, ..) => Some("an AVX instruction, but SSE and AVX are switched off"),
-        // Opcodes of integers among those of SSE: CRC32, MOVBE and their kind.
+        // Integer opcodes among those of SSE, such as CRC32 and MOVBE.
         (0x0f, Some(0x38), Some(0xf0..)) => None,
         (0x0f, Some(0x10..=0x17 | 0x28..=0x2f | 0x38 | 0x3a | 0x50..=0x7f), _)
         | (0x0f, Some(0xae | 0xc2 | 0xc4..=0xc6 | 0xd0..=0xfe), _) => {
@@ -69,12 +69,12 @@ pub fn floating_point(code: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// An error code, with the vector that says how to read it.
+/// An error code and the vector, which determines its format.
 #[derive(Clone, Copy, Debug)]
 pub struct ErrorCode(pub Vector, pub u64);
 
 impl ErrorCode {
-    /// Whether the vector comes with an error code at all.
+    /// Whether the vector has an error code.
     pub fn exists(self) -> bool {
         matches!(self.0.0, 8 | 10..=14 | 17 | 21 | 29 | 30)
     }
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_fault_says_who_tried_what() {
+    fn a_page_fault_shows_the_access_and_its_cause() {
         for (code, text) in [
             (0b0_0000, "read: the page is not mapped"),
             (0b0_0011, "write: the page's rights forbid it"),
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_selector_is_taken_apart() {
+    fn a_selector_shows_table_and_entry() {
         let gp = Vector(13);
         assert_eq!(ErrorCode(gp, 0).to_string(), "code 0x0");
         assert_eq!(ErrorCode(gp, 0x18).to_string(), "GDT entry 3");
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn instructions_of_the_floating_point_unit_are_told_from_others() {
+    fn floating_point_instructions_are_recognized() {
         for (code, said) in [
             (&[0xd9, 0xe8][..], "x87"),               // fld1
             (&[0x9b], "x87"),                         // fwait

@@ -1,4 +1,4 @@
-//! Exceptions, all of which are bugs: each ends in a crash report.
+//! Exceptions: each is a bug and ends in a crash report.
 
 use super::end::end;
 use super::exception_text::{ErrorCode, Vector, floating_point};
@@ -21,7 +21,7 @@ unsafe extern "C" {
 
 static IDT: Once<InterruptDescriptorTable> = Once::new();
 
-/// What `exceptions.S` and the processor push, from the lowest address on.
+/// The registers as `exceptions.S` and the processor push them, lowest address first.
 #[repr(C)]
 struct Frame {
     r15: u64,
@@ -51,7 +51,7 @@ struct Frame {
 /// Loads the interrupt table.
 pub fn init() {
     let table = IDT.call_once(|| {
-        // SAFETY: the symbol is a table of 32 addresses, in memory that nobody writes.
+        // SAFETY: the symbol is a table of 32 addresses, which is never written.
         let stubs = unsafe { &exception_stubs };
         let mut table = InterruptDescriptorTable::new();
         let mut set = |vector: usize, stub: u64| set_handler(&mut table, vector, stub);
@@ -70,13 +70,14 @@ fn set_handler(table: &mut InterruptDescriptorTable, vector: usize, stub: u64) {
         _ => None,
     };
     let table = ptr::from_mut(table).cast::<Entry<HandlerFunc>>();
-    // SAFETY: the table is an array of 256 entries of one layout, whatever their handlers' types,
-    // and `vector` is below 256.
+    // SAFETY: the table is an array of 256 entries of one layout, whatever the types of their
+    // handlers are, and `vector` is below 256.
     let entry = unsafe { &mut *table.add(vector) };
-    // SAFETY: the stub expects to be entered by an exception or interrupt of this vector.
+    // SAFETY: the stub is made for exceptions or interrupts of this vector.
     let options = unsafe { entry.set_handler_addr(VirtAddr::new(stub)) };
     if let Some(stack) = stack {
-        // SAFETY: `cpu::init_segments` has put a stack in this place, for this vector alone.
+        // SAFETY: `cpu::init_segments` has set up the stack with this index, for this vector
+        // alone.
         unsafe { options.set_stack_index(stack as u16) };
     }
 }
@@ -122,7 +123,7 @@ impl fmt::Display for Frame {
                 let address = Cr2::read_raw();
                 write!(f, ", address {address:#x}")?;
                 if image::guards().contains(&(address & !0xfff)) {
-                    write!(f, " (a stack is used up)")?;
+                    write!(f, " (a stack overflow)")?;
                 } else if address < 0x1000 {
                     write!(f, " (page zero: a null pointer)")?;
                 } else if let Some(part) = image::part(address) {

@@ -1,12 +1,11 @@
-//! The end of a guest that cannot go on, and its report.
+//! Crashes and their reports.
 //!
 //! # What a crash does
 //!
-//! A panic, an exception of the processor (a null pointer, a stack that is used up, an
-//! instruction that does not exist) and an allocation for which there is no memory end the
-//! domain. Nothing unwinds and nothing is dropped: what the app has written and the backend has
-//! not yet taken is lost, and the backend learns of the end from Xen. First there is a report, on
-//! the domain's console and in Xen's log:
+//! A panic, an exception (such as a null pointer, a stack overflow or an invalid instruction) and
+//! a failed allocation end the domain. There is no unwinding and nothing is dropped. Data that
+//! the app has written and the backend has not taken yet is lost. First, a report is written to
+//! the domain's console and to Xen's log:
 //!
 //! ```text
 //! xensock-kernel: page fault (#PF) at rip 0x103031, address 0x10 (page zero: a null pointer), write: the page is not mapped
@@ -20,36 +19,35 @@
 //! xensock-kernel: end of the report
 //! ```
 //!
-//! It has the cause, the registers (of a panic: as they are in the panic handler), the build id,
-//! and whence the place was called: the instruction first, then the calls that led there, at most
-//! 32. Inlined functions do not show. The report needs neither heap nor logger. On the console it
-//! waits for the reader, for five seconds at most, so it is whole also when it is longer than the
-//! console's ring. In Xen's log (`xl dmesg`) its lines begin with `(dN)`, N being the domain's
-//! number; there they need `guest_loglvl=all` on Xen's command line. A crash within the report
-//! makes a second, shorter report; one within that just ends the domain.
+//! It contains the cause, the registers (for a panic: those in the panic handler), the build id,
+//! and a backtrace of at most 32 addresses: the instruction, then the calls that led to it,
+//! without inlined functions. It needs neither heap nor logger. The console's reader has five
+//! seconds to read it, so it may be longer than the console's ring. In Xen's log (`xl dmesg`) its
+//! lines begin with `(dN)`, for domain N; this needs `guest_loglvl=all` on Xen's command line. A
+//! crash within the report makes a second, shorter report. A crash within that one just ends the
+//! domain.
 //!
-//! `xl trigger DOMAIN nmi` makes a guest crash that hangs: the report says where.
+//! `xl trigger DOMAIN nmi` crashes a guest that hangs. The report shows where it was.
 //!
-//! # What follows
+//! # What the toolstack does
 //!
-//! The domain shuts down with the reason *crash*, and the toolstack does what `on_crash` in the
-//! domain's configuration says: `destroy` (xl's default), `restart`, `preserve` (`xl list` shows
-//! it with a `c`), `coredump-destroy` or `coredump-restart`; see `man xl.cfg`. A service wants
+//! The domain shuts down with the reason *crash*, and the toolstack acts as `on_crash` in the
+//! domain's configuration says: `destroy` (xl's default), `restart`, `preserve` (`xl list` then
+//! shows a `c`), `coredump-destroy` or `coredump-restart`; see `man xl.cfg`. For a service, use
 //! `on_crash = "restart"`.
 //!
 //! # Names and lines
 //!
-//! The names come from a list in the image, which `kernel/symbols-ld` adds when it is the linker,
-//! as it is for `make kernel` and `make examples`; `strip` leaves it in place. An image that
-//! plain `ld` linked has a report with addresses only. The image's file before `strip` has the
-//! lines, too, and inlined functions:
+//! The names come from a list in the image, which the linker's wrapper `kernel/symbols-ld` adds;
+//! `strip` keeps it. Without the wrapper, a report has addresses only. The file before `strip`
+//! also knows lines and inlined functions:
 //!
 //! ```text
 //! addr2line -Cfipe target/x86_64-xen-pvh/release/examples/faults 0x103031 0x102beb
 //! ```
 //!
-//! The file is the right one if `readelf -n` prints the report's build id for it. (An address of
-//! a call is that of its last byte, which belongs to the call's line.)
+//! The file is the right one if `readelf -n` prints the report's build id. (The address of a call
+//! is its last byte, which belongs to the call's line.)
 
 mod backtrace;
 mod build_id;

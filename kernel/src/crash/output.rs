@@ -1,4 +1,4 @@
-//! Where crash reports go: to Xen's own log, and to the domain's console.
+//! Writes crash reports to Xen's log and to the domain's console.
 
 use super::patience::Patience;
 use crate::logger::{DebugPort, Lines};
@@ -16,7 +16,7 @@ pub fn everywhere(text: fmt::Arguments) {
     }
 }
 
-/// Waits until the console's reader has taken everything, within the bounds of patience.
+/// Waits until the console's reader has read everything, for a limited time.
 pub fn flush() {
     let Some(guest) = machine::guest() else { return };
     let Some(console) = &guest.console else { return };
@@ -25,7 +25,7 @@ pub fn flush() {
     }
 }
 
-/// The console, to which nothing is lost while its reader lives.
+/// The console. Waits for its reader, for a limited time.
 struct Console(&'static Guest);
 
 impl Write for Console {
@@ -43,10 +43,10 @@ impl Write for Console {
     }
 }
 
-/// Sleeps for a moment; false when patience is at its end.
+/// Sleeps for a moment; false if the time is over.
 fn nap(guest: &Guest) -> bool {
     let Some(end) = PATIENCE.nap(guest.clock.now()) else { return false };
-    // Should Xen refuse, this goes on without sleep, to the same end.
+    // If Xen refuses, the loop goes on without sleep; it still ends.
     let _ = guest.xen.poll_until(guest.clock.system_time_of(end));
     true
 }

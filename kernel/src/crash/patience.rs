@@ -1,18 +1,17 @@
-//! How long crash reports wait for the console's reader: an end that comes whatever the clock does.
+//! Limits how long crash reports wait for the console's reader, even if the clock is wrong.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// Altogether, in nanoseconds.
+/// The total time, in nanoseconds.
 pub const TIME: u64 = 5_000_000_000;
 
-/// How often there is a look for room meanwhile, in nanoseconds. An event ends a nap sooner.
+/// The time between two looks for room, in nanoseconds. An event ends it earlier.
 pub const NAP: u64 = 10_000_000;
 
-/// The most naps, for the case that the clock stands still and naps end at once.
+/// The most naps, in case the clock stands still and naps end at once.
 pub const NAPS: u32 = 10_000;
 
-/// Patience, which begins when it is asked for first. A crash within a crash report does not
-/// begin anew.
+/// The limit. Its time begins with the first call, also for a second crash within a report.
 #[derive(Debug)]
 pub struct Patience {
     deadline: AtomicU64,
@@ -26,12 +25,12 @@ impl Default for Patience {
 }
 
 impl Patience {
-    /// All of it.
+    /// The full limit.
     pub const fn new() -> Patience {
         Patience { deadline: AtomicU64::new(u64::MAX), naps: AtomicU32::new(NAPS) }
     }
 
-    /// Whether there is still some at this time, in nanoseconds; then until when to take a nap.
+    /// The end of the next nap, if the limit is not reached at the time `now`, in nanoseconds.
     pub fn nap(&self, now: u64) -> Option<u64> {
         let deadline = now.saturating_add(TIME);
         let deadline = deadline.min(self.deadline.fetch_min(deadline, Ordering::Relaxed));
@@ -46,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn patience_ends_with_the_time() {
+    fn the_limit_ends_with_the_time() {
         let (patience, mut now) = (Patience::new(), 5);
         while let Some(end) = patience.nap(now) {
             assert_eq!(end, now + NAP);
@@ -57,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn patience_ends_when_the_clock_stands_still_or_goes_back_or_is_mad() {
+    fn the_limit_ends_whatever_the_clock_says() {
         for clock in [|_| 7, |n: u64| 1 << (40 - n % 40), |_| 0, |_| u64::MAX] {
             let patience = Patience::new();
             let naps = (0..).take_while(|n| patience.nap(clock(*n)).is_some()).count();

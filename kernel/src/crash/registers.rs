@@ -1,8 +1,8 @@
-//! The processor's registers, as a crash report shows them.
+//! The processor's registers, for crash reports.
 
 use core::fmt;
 
-/// The general registers, and what goes with them.
+/// The general registers, instruction pointer and flags.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct Registers {
@@ -27,12 +27,12 @@ pub struct Registers {
 }
 
 impl Registers {
-    /// The registers as they are here, in the function that this becomes a part of.
+    /// The registers at the place of this inlined call.
     #[inline(always)]
     pub fn here() -> Registers {
         use core::mem::offset_of;
         let mut registers = Registers::default();
-        // SAFETY: the stores go to the fields that they name, and the stack is left as it was.
+        // SAFETY: the stores go to the named fields, and the stack is unchanged afterwards.
         unsafe {
             core::arch::asm!(
                 "mov [{to} + {rax}], rax",

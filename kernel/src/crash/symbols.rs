@@ -1,15 +1,14 @@
-//! The names of the image's functions: the list that the linker's wrapper (`kernel/symbols-ld`)
-//! puts into the image. An image that was linked without the wrapper has an empty one.
+//! The names of the image's functions, which the linker's wrapper (`kernel/symbols-ld`) adds to
+//! the image. The list is empty without the wrapper.
 //!
-//! Reading allocates nothing, and a line that makes no sense is passed over: the list is read when
-//! something is wrong already.
+//! Reading it allocates nothing and skips invalid lines, because something is already wrong then.
 
 use core::fmt;
 
-/// The most bytes of a name that are shown. The linker's wrapper cuts names to less.
+/// The most bytes of a name that are shown. The linker's wrapper limits names to less.
 const MAX_NAME: usize = 120;
 
-/// A list of functions: lines of an address in hexadecimal, a space and a name.
+/// A list of functions. Each line has an address in hexadecimal, a space and a name.
 #[derive(Clone, Copy, Debug)]
 pub struct Symbols<'a>(pub &'a [u8]);
 
@@ -23,8 +22,8 @@ pub struct Place<'a> {
 }
 
 impl<'a> Symbols<'a> {
-    /// The function in which `address` lies: the one that starts closest before it, so the
-    /// address must be one of code.
+    /// The function that contains `address`, which must be in the code: the function that starts
+    /// closest before it.
     pub fn find(self, address: u64) -> Option<Place<'a>> {
         let lines = self.0.split(|byte| *byte == b'\n');
         let (start, name) = lines
@@ -54,7 +53,7 @@ mod tests {
         Symbols(b"100000 pvh_start\n100040 faults::write_to\n1000f0 <T as U>::run\n\n");
 
     #[test]
-    fn an_address_is_named_by_the_function_that_starts_before_it() {
+    fn an_address_belongs_to_the_function_that_starts_before_it() {
         for (address, name) in [
             (0x10_0000, "pvh_start+0x0"),
             (0x10_003f, "pvh_start+0x3f"),
@@ -73,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_make_no_sense_are_passed_over() {
+    fn invalid_lines_are_skipped() {
         let list = Symbols(
             b"x y\n10 good\n\xff\xfe z\n11\n-12 no\n1ffffffffffffffff big\n 13 space\n0x14 no",
         );
@@ -81,14 +80,14 @@ mod tests {
     }
 
     #[test]
-    fn an_endless_name_is_cut_between_characters() {
+    fn a_long_name_is_cut_between_characters() {
         let line = format!("10 a{}", "é".repeat(1000));
         let name = Symbols(line.as_bytes()).find(0x10).unwrap().name;
         assert_eq!(name, format!("a{}", "é".repeat(59)));
     }
 
     #[test]
-    fn no_byte_that_changes_makes_it_panic() {
+    fn no_wrong_byte_makes_it_panic() {
         for at in 0..LIST.0.len() {
             for byte in 0..=u8::MAX {
                 let mut list = LIST.0.to_vec();

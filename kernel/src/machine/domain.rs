@@ -1,4 +1,4 @@
-//! What a frontend needs of the machine: pages, grants and ports.
+//! The machine as frontends use it: pages, grants and ports.
 
 use super::guest::Guest;
 use super::ring::notify;
@@ -19,13 +19,13 @@ impl Domain {
     }
 }
 
-// SAFETY: `pages` hands out each page once, and they are zeroed here; the grant table answers
-// EBUSY while the peer has the page mapped, and Xen lets nobody map it afterwards; the event
-// channels call the handler after every event until the port is closed.
+// SAFETY: `pages` returns each page once, and pages are zeroed here. The grant table returns
+// EBUSY while the peer has the page mapped; after that, Xen lets no domain map it. The event
+// channels call the signal after every event until the port is closed.
 unsafe impl Machine for Domain {
     fn alloc(&self, count: usize) -> Result<Pages, Errno> {
         let start = pages::alloc_beyond_reserve(count).ok_or(Errno::ENOMEM)?;
-        // SAFETY: the pages are whole, mapped for ever, and this value's alone from here on.
+        // SAFETY: the pages are whole, stay mapped, and belong to this value alone.
         let pages = unsafe { Pages::new(start.as_ptr(), count) };
         pages.shared().zero();
         Ok(pages)
@@ -33,8 +33,8 @@ unsafe impl Machine for Domain {
 
     unsafe fn free(&self, pages: Pages) {
         let start = NonNull::new(pages.start()).expect("pages have an address");
-        // SAFETY: they came from `alloc`, whole, and no grant lets a peer reach them (the caller's
-        // promise).
+        // SAFETY: they came from `alloc`, whole, and no grant of them is left (guaranteed by the
+        // caller).
         unsafe { pages::free(start, pages.count()) };
     }
 
@@ -46,8 +46,8 @@ unsafe impl Machine for Domain {
     fn grant(&self, peer: DomId, pages: &Pages, index: usize) -> Result<GrantRef, Errno> {
         assert!(index < pages.count(), "page {index} of {} is to be granted", pages.count());
         let first = pages.start().addr() / PAGE_SIZE;
-        // SAFETY: `Pages` are reached as `Shared` alone, were zeroed when they were allocated,
-        // and hold only what their owner shares.
+        // SAFETY: `Pages` are accessed as `Shared` alone, were zeroed by `alloc`, and contain
+        // only what their owner shares.
         unsafe { self.0.grants.grant(peer, Gfn((first + index) as u64), Access::ReadWrite) }
     }
 

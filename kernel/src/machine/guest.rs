@@ -25,7 +25,7 @@ use xen::{Counter, Errno, Gfn, Port};
 /// The domain's console.
 pub type Console = xen::console::Console<Notify>;
 
-/// All of the machine.
+/// The machine.
 pub struct Guest {
     /// The hypervisor.
     pub xen: Xen,
@@ -35,41 +35,41 @@ pub struct Guest {
     pub grants: GrantTable<Xen, Window>,
     /// The clock.
     pub clock: Clock,
-    /// The timer behind all timers.
+    /// Xen's timer.
     pub timer: Timer<Xen>,
-    /// The console, unless the toolstack gave none.
+    /// The console, if the toolstack made one.
     pub console: Option<Console>,
     pub(super) console_ring: Option<ToolstackRing>,
-    /// The way to xenstored.
+    /// The ring to xenstored.
     pub(super) store: ToolstackRing,
-    /// Where the shared info page is.
+    /// The frame of the shared info page.
     pub(super) shared_info: Gfn,
-    /// The clock when the kernel started, in nanoseconds.
+    /// The clock's time when the kernel started, in nanoseconds.
     started: u64,
     /// The timer's event channel.
     pub(super) timer_port: Cell<Port>,
-    /// The time that the timer is set to.
+    /// The time for which the timer is set.
     pub(super) armed: Cell<Option<u64>>,
-    /// Ports that are open.
+    /// The open ports.
     pub ports_open: Counter,
-    /// How often the CPU has woken.
+    /// How often the CPU has woken from sleep.
     pub wakeups: Counter,
 }
 
 static GUEST: Once<OneCpu<Guest>> = Once::new();
 
-/// The machine, once it has been started.
+/// The machine, after [`start`].
 pub fn guest() -> Option<&'static Guest> {
     GUEST.get().map(OneCpu::get)
 }
 
 impl Guest {
-    /// Time since the kernel started, without that for which the domain was saved.
+    /// The time since the kernel started, except the time during which the domain was saved.
     pub fn uptime(&self) -> Duration {
         time::uptime()
     }
 
-    /// Sets Xen's timer to the earliest of the kernel's, unless it is set to that or before.
+    /// Sets Xen's timer to the next deadline, unless it is set to that time or an earlier one.
     fn arm(&self) {
         let Some(next) = time::next_deadline() else { return };
         if self.armed.get().is_some_and(|armed| armed <= next) {
@@ -87,7 +87,7 @@ impl Platform for &'static Guest {
     fn dispatch(&self) -> bool {
         let more = self.events.dispatch();
         if time::expire() {
-            // The timer fired, so it is set to nothing.
+            // Xen's timer fires once.
             self.armed.set(None);
         }
         self.arm();
@@ -95,8 +95,8 @@ impl Platform for &'static Guest {
     }
 
     fn sleep(&self, is_awake: &dyn Fn() -> bool) {
-        // Interrupts are off here, as always, so an event after these questions is still pending
-        // when the CPU halts, and ends the halt.
+        // Interrupts are off, so an event after these checks is pending when the CPU halts, and
+        // ends the sleep.
         if !self.events.is_pending() && !is_awake() {
             cpu::sleep();
             self.wakeups.add(1);
@@ -104,25 +104,26 @@ impl Platform for &'static Guest {
     }
 }
 
-/// Brings the machine to life. Events can end the CPU's sleep from here on.
+/// Sets up the machine. From here on, events end the CPU's sleep.
 ///
 /// # Safety
-/// Once, after memory and the interrupt table were set up.
+/// Called once, after memory and the interrupt table were set up.
 pub unsafe fn start(
     xen: Xen,
     memory_map: &[Region],
     command_line: &[u8],
 ) -> Result<&'static Guest, Errno> {
     let (_, grant_frames) = xen.grant_table_size()?;
-    // SAFETY: the caller's promise. The shared info page and the grant table are to have room.
+    // SAFETY: guaranteed by the caller. The window is for the shared info page and the grant
+    // table.
     let window = unsafe { Window::open(memory_map, 1 + u64::from(grant_frames)) };
     let (gfn, shared_info) = window.take()?;
-    // SAFETY: the window gave the frame to nobody else, and it is reached as `Shared`.
+    // SAFETY: the window returned the frame once, and it is accessed as `Shared`.
     unsafe { xen.map_shared_info(gfn) }?;
     let abi = command_line::value(command_line, "evtchn").and_then(|abi| abi.parse().ok());
     let events = EventChannels::new(xen, shared_info, EventPages, abi)?;
     let upcall_pending = shared_info.slice(offset_of!(VcpuInfo, evtchn_upcall_pending), 1);
-    // SAFETY: vCPU 0's info is the shared info page's beginning, and that stays mapped.
+    // SAFETY: vCPU 0's info is at the start of the shared info page, which stays mapped.
     unsafe { cpu::set_upcall_pending(upcall_pending.as_ptr()) };
     xen.set_callback_vector(cpu::EVENT_VECTOR)?;
 
@@ -132,13 +133,13 @@ pub unsafe fn start(
     let timer_port = bind_timer(&events)?;
     let grants = GrantTable::new(xen, window)?;
     let store = ToolstackRing::open(xen, &events, HVM_PARAM_STORE_PFN, HVM_PARAM_STORE_EVTCHN)
-        .inspect_err(|error| log::error!("no way to xenstore: {error}"))?;
+        .inspect_err(|error| log::error!("cannot open the xenstore ring: {error}"))?;
     let ring = ToolstackRing::open(xen, &events, HVM_PARAM_CONSOLE_PFN, HVM_PARAM_CONSOLE_EVTCHN);
     let console_ring = ring
-        .inspect_err(|error| log::warn!("no console: {error}; messages go to Xen's log alone"))
+        .inspect_err(|error| log::warn!("no console: {error}; messages go to Xen's log only"))
         .ok();
     let console =
-        console_ring.as_ref().map(|ring| Console::new(ring.page(), ring.notify(), ring.heard()));
+        console_ring.as_ref().map(|ring| Console::new(ring.page(), ring.notify(), ring.signal()));
     let guest = Guest {
         xen,
         events,
@@ -160,18 +161,17 @@ pub unsafe fn start(
     Ok(guest)
 }
 
-/// Has the timer's events heard.
+/// Binds the timer's events.
 pub(super) fn bind_timer(events: &EventChannels<Xen, EventPages>) -> Result<Port, Errno> {
     let port = events.bind_virq(VIRQ_TIMER, Arc::new(time::TimerEvents))?;
-    // One turn of the executor handles a limited number of events. When the sockets have more
-    // than that, time must go on all the same, and so must xenstore and console (see
-    // `ToolstackRing`), by which the toolstack can end such a guest: theirs are handled in the
-    // first of those turns.
+    // One turn of the executor handles a limited number of events. If the sockets have more,
+    // timers must still work, and so must xenstore and console (see `ToolstackRing`), through
+    // which the toolstack can end such a guest. Their priority lets the first turn handle them.
     events.set_priority(port, Priority::HIGHEST)?;
     Ok(port)
 }
 
-/// The way to xenstored, from where its rings are now.
+/// The connection to xenstored.
 pub fn xenstore(guest: &Guest) -> (RingReader<Notify>, RingWriter<Notify>) {
-    xen::xenstore::ring::open(guest.store.page(), guest.store.notify(), guest.store.heard())
+    xen::xenstore::ring::open(guest.store.page(), guest.store.notify(), guest.store.signal())
 }

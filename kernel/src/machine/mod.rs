@@ -1,5 +1,5 @@
-//! The machine that Xen gives a domain, brought to life: event channels, grants, the clock, the
-//! console and the way to xenstore.
+//! The machine that Xen gives a domain: event channels, grants, the clock, the console and the
+//! connection to xenstore.
 
 mod domain;
 mod guest;

@@ -1,4 +1,4 @@
-//! The rings that the toolstack sets up: the console's and xenstore's.
+//! The rings that the toolstack sets up: those of console and xenstore.
 
 use crate::hypercall::Xen;
 use crate::memory::pages::EventPages;
@@ -11,10 +11,10 @@ use xen::event::{EventChannels, Priority};
 use xen::hypercall::Operations;
 use xen::{Errno, Gfn, PAGE_SIZE, Port, Shared, Signal};
 
-/// Sends an event to whoever serves a ring.
+/// Notifies the backend of a ring.
 pub type Notify = &'static (dyn Fn() + Send + Sync);
 
-/// A ring's page and event channel, which the parameters of the domain name (`HVM_PARAM_*`).
+/// A ring's page and event channel, which parameters of the domain name (`HVM_PARAM_*`).
 pub struct ToolstackRing {
     xen: Xen,
     page: Shared<'static>,
@@ -23,11 +23,11 @@ pub struct ToolstackRing {
     port_parameter: u32,
     port: &'static AtomicU32,
     notify: Notify,
-    heard: Arc<Signal>,
+    signal: Arc<Signal>,
 }
 
 impl ToolstackRing {
-    /// Opens the ring that these two parameters name. [`Errno::ENODEV`] when the toolstack gave
+    /// Opens the ring that these two parameters name. [`Errno::ENODEV`] if the toolstack made
     /// none.
     pub fn open(
         xen: Xen,
@@ -38,26 +38,26 @@ impl ToolstackRing {
         let (gfn, port) = parameters(xen, pfn_parameter, port_parameter)?;
         let address = gfn.0.checked_mul(PAGE_SIZE as u64).ok_or(Errno::EINVAL)?;
         let page = Region::new(address, PAGE_SIZE as u64, Kind::Reserved);
-        // SAFETY: the toolstack keeps its special pages out of the memory map's RAM.
+        // SAFETY: the toolstack's special pages are not RAM in the memory map.
         unsafe { paging::map_special(page) };
         let start = core::ptr::with_exposed_provenance_mut(page.start as usize);
-        // SAFETY: mapped just now and for ever, and no reference into it exists.
+        // SAFETY: the page was mapped above, stays mapped, and no reference into it exists.
         let page = unsafe { Shared::new(start, PAGE_SIZE) };
-        let heard = Arc::new(Signal::default());
-        // There are two such rings, and both live as long as the kernel.
+        let signal = Arc::new(Signal::default());
+        // There are two such rings, and both are used until the end.
         let port: &AtomicU32 = Box::leak(Box::new(AtomicU32::new(port.0)));
         let notify = Box::leak(Box::new(move || notify(xen, Port(port.load(Ordering::Relaxed)))));
         let ring =
-            ToolstackRing { xen, page, gfn, pfn_parameter, port_parameter, port, notify, heard };
+            ToolstackRing { xen, page, gfn, pfn_parameter, port_parameter, port, notify, signal };
         ring.listen(events)?;
         Ok(ring)
     }
 
-    /// Goes on in a restored domain, whose toolstack has made another event channel.
+    /// Continues in a restored domain, where the toolstack has made another event channel.
     pub fn resume(&self, events: &EventChannels<Xen, EventPages>) -> Result<(), Errno> {
         let (gfn, port) = parameters(self.xen, self.pfn_parameter, self.port_parameter)?;
         if gfn != self.gfn {
-            log::error!("a ring of the toolstack's is at page {:#x} now", gfn.0);
+            log::error!("a ring of the toolstack has moved to page {:#x}", gfn.0);
             return Err(Errno::EINVAL);
         }
         self.port.store(port.0, Ordering::Relaxed);
@@ -65,7 +65,7 @@ impl ToolstackRing {
     }
 
     fn listen(&self, events: &EventChannels<Xen, EventPages>) -> Result<(), Errno> {
-        events.register(self.port(), self.heard.clone())?;
+        events.register(self.port(), self.signal.clone())?;
         events.set_priority(self.port(), Priority::HIGH)
     }
 
@@ -74,9 +74,9 @@ impl ToolstackRing {
         self.page
     }
 
-    /// Who hears of the ring's events.
-    pub fn heard(&self) -> Arc<Signal> {
-        self.heard.clone()
+    /// The signal of the ring's events.
+    pub fn signal(&self) -> Arc<Signal> {
+        self.signal.clone()
     }
 
     /// The ring's event channel.
@@ -84,7 +84,7 @@ impl ToolstackRing {
         Port(self.port.load(Ordering::Relaxed))
     }
 
-    /// Notifies the ring's server, whatever the event channel is then.
+    /// Notifies the ring's backend, over the event channel of that time.
     pub fn notify(&self) -> Notify {
         self.notify
     }
@@ -103,7 +103,7 @@ pub fn notifications_sent() -> u64 {
     NOTIFICATIONS.load(Ordering::Relaxed)
 }
 
-/// Sends an event over a port, and counts it.
+/// Sends an event, and counts it.
 pub fn notify(xen: Xen, port: Port) {
     NOTIFICATIONS.fetch_add(1, Ordering::Relaxed);
     if let Err(error) = xen.send(port) {

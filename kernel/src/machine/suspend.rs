@@ -1,9 +1,9 @@
-//! Being saved, and going on in the restored domain.
+//! Saving the domain, and continuing in the restored one.
 //!
-//! Xen saves memory and registers. The restored domain is another one: its shared info page, its
-//! event channels, its grants and its timer are new and empty, and so are the toolstack's two
-//! rings. What belongs to them is set up again here; what stands upon it (the xenstore client,
-//! the frontends) is for [`System`](crate::System) to bring back.
+//! Xen saves memory and registers. The restored domain is a new one: its shared info page, event
+//! channels, grants and timer are new and empty, and so are the toolstack's two rings. They are
+//! set up again here. Everything above them (the xenstore client, the frontends) is restored by
+//! [`System`](crate::System).
 
 use super::guest::{Guest, bind_timer};
 use crate::cpu;
@@ -13,10 +13,10 @@ use xen::Errno;
 use xen::event::EventHandler;
 use xen::hypercall::Operations;
 
-/// What came of a suspension.
+/// The result of a suspension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resumed {
-    /// The domain goes on as if nothing had been: it was saved and left running, or saving it
+    /// The domain continues as if nothing had happened: it was saved and left running, or saving
     /// failed.
     Unchanged,
     /// This is the restored domain.
@@ -26,10 +26,10 @@ pub enum Resumed {
 impl Guest {
     /// Suspends the domain until the toolstack resumes or restores it.
     ///
-    /// The error is Xen's, which refused to suspend, or says what of the machine could not be
-    /// brought back, and then the domain cannot go on.
+    /// Returns Xen's error if it refuses to suspend. Panics if the restored domain cannot be set
+    /// up.
     pub fn suspend(&self) -> Result<Resumed, Errno> {
-        // The clock goes on from here.
+        // The clock continues from here.
         self.clock.now();
         if self.xen.suspend()? {
             return Ok(Resumed::Unchanged);
@@ -41,20 +41,20 @@ impl Guest {
     }
 
     fn restore(&self) -> Result<(), Errno> {
-        // SAFETY: the image lies where it lay. The host may be another one, which is called
-        // otherwise.
+        // SAFETY: the image is where it was. Another host may need another hypercall page.
         unsafe { hypercall::install() }.map_err(|_| Errno::ENODEV)?;
-        // SAFETY: the frame is the page's own, as before, and empty.
+        // SAFETY: the frame is that of the page before, and empty.
         unsafe { self.xen.map_shared_info(self.shared_info) }?;
         self.events.resume()?;
         self.xen.set_callback_vector(cpu::EVENT_VECTOR)?;
         self.clock.resume();
         self.timer.resume()?;
         self.armed.set(None);
-        // The former one's number is free then: each port from before is to be closed by its owner.
+        // This frees the former port's number: after a restore, each former port is closed by its
+        // owner.
         self.events.close(self.timer_port.get())?;
         self.timer_port.set(bind_timer(&self.events)?);
-        // Those that were due meanwhile.
+        // Some timers may have become due.
         TimerEvents.raise();
         self.grants.resume()?;
         self.store.resume(&self.events)?;

@@ -1,4 +1,4 @@
-//! The heap, for small objects: chunks of pages, taken as needed and given back once empty.
+//! The heap, for small objects. It takes chunks of pages as needed, and frees empty ones.
 
 use super::pages;
 use arrayvec::ArrayVec;
@@ -11,14 +11,14 @@ use xen::PAGE_SIZE;
 /// A chunk has at least this many pages.
 const CHUNK: usize = 64;
 
-/// The most chunks. Once there are half as many, new ones are larger.
+/// The most chunks. Above half of that, new chunks are larger.
 const MAX_CHUNKS: usize = 128;
 
-/// Room for the allocator's own words in a chunk that is made for a single object.
+/// Room for the allocator's own data in a chunk for a single object.
 const OVERHEAD: usize = 64;
 
 struct Chunks {
-    // Only the last place is ever given up, except by swapping: order does not matter.
+    // The order of chunks does not matter.
     chunks: ArrayVec<Heap, MAX_CHUNKS>,
     used: usize,
     total: usize,
@@ -67,7 +67,7 @@ impl Chunks {
         Some(object)
     }
 
-    /// Allocates from one chunk; also says how many bytes that took.
+    /// Allocates from one chunk. Also returns the number of bytes that this took.
     fn take(chunk: &mut Heap, layout: Layout) -> Option<(NonNull<u8>, usize)> {
         let before = chunk.used();
         let object = chunk.allocate_first_fit(layout).ok()?;
@@ -81,11 +81,12 @@ impl Chunks {
         let needed = layout.size().checked_add(layout.align() + OVERHEAD)?.div_ceil(PAGE_SIZE);
         let half = MAX_CHUNKS / 2;
         let usual = CHUNK << (self.chunks.len().saturating_sub(half) / (half / 8)).min(8);
-        // When memory runs out, a chunk that holds just this object still helps.
+        // If memory is short, a chunk for this object alone may still fit.
         let (start, count) = [usual.max(needed), needed]
             .into_iter()
             .find_map(|count| Some((pages::alloc(count)?, count)))?;
-        // SAFETY: the pages are whole, mapped, and this chunk's alone until `dealloc` frees them.
+        // SAFETY: the pages are whole, mapped, and belong to this chunk until `dealloc` frees
+        // them.
         let chunk = unsafe { Heap::new(start.as_ptr(), count * PAGE_SIZE) };
         self.total += chunk.size();
         self.chunks.push(chunk);
@@ -99,21 +100,21 @@ impl Chunks {
         let index = self.chunks.iter().position(owns).expect("freed what was never allocated");
         let chunk = &mut self.chunks[index];
         let before = chunk.used();
-        // SAFETY: the chunk that contains the object made it; the rest is the caller's promise.
+        // SAFETY: the object lies in this chunk; the caller guarantees the rest.
         unsafe { chunk.deallocate(object, layout) };
         self.used -= before - chunk.used();
         if chunk.used() == 0 && self.chunks.len() > 1 {
             let chunk = self.chunks.swap_remove(index);
             self.total -= chunk.size();
             let start = NonNull::new(chunk.bottom()).expect("a chunk has an address");
-            // SAFETY: `grow` allocated exactly these pages, and no object is left in them.
+            // SAFETY: `grow` allocated exactly these pages, and they contain no object.
             unsafe { pages::free(start, chunk.size() / PAGE_SIZE) };
         }
     }
 }
 
-// SAFETY: objects come from `linked_list_allocator`, which honours layouts; chunks do not overlap,
-// and a chunk's pages are given back only when no object is left in it.
+// SAFETY: objects come from `linked_list_allocator`, which honours layouts. Chunks do not
+// overlap, and a chunk's pages are freed only when it is empty.
 unsafe impl GlobalAlloc for Global {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         self.0.lock().alloc(layout).map_or(ptr::null_mut(), NonNull::as_ptr)
@@ -121,7 +122,7 @@ unsafe impl GlobalAlloc for Global {
 
     unsafe fn dealloc(&self, object: *mut u8, layout: Layout) {
         let object = NonNull::new(object).expect("an object has an address");
-        // SAFETY: the caller's promise is the same.
+        // SAFETY: the caller guarantees the same.
         unsafe { self.0.lock().dealloc(object, layout) };
     }
 }

@@ -1,4 +1,4 @@
-//! Where the parts of the kernel's own image lie: `linker.ld` and `boot/pvh.S` name them.
+//! The addresses of the image's parts, which `linker.ld` and `boot/pvh.S` define.
 
 use super::ram::{Kind, Region};
 use core::ops::Range;
@@ -24,17 +24,17 @@ addresses! {
     text_start = image_text_start;
     /// The first address of constants.
     rodata_start = image_rodata_start;
-    /// The first address of what can be written.
+    /// The first address of writable data.
     data_start = image_data_start;
-    /// The first address of the list of functions' names, which may only be read.
+    /// The first address of the functions' names.
     symbols_start = image_symbols_start;
-    /// The address behind that list.
+    /// The end of the functions' names.
     symbols_end = image_symbols_end;
     /// The first address of the note with the build id.
     build_id_start = image_build_id_start;
-    /// The address behind that note.
+    /// The end of that note.
     build_id_end = image_build_id_end;
-    /// The address behind the image.
+    /// The end of the image.
     end = image_end;
     /// Where the stack starts, growing down.
     stack_top = stack_top;
@@ -56,7 +56,7 @@ addresses! {
 
 /// The TSC at the entry.
 pub fn entry_tsc() -> u64 {
-    // SAFETY: `pvh.S` wrote it before any Rust ran, and nobody writes to it any more.
+    // SAFETY: `pvh.S` wrote it before any Rust code ran, and nothing writes to it afterwards.
     unsafe { (&raw const symbols::entry_tsc).cast::<u64>().read() }
 }
 
@@ -65,7 +65,7 @@ pub fn region() -> Region {
     Region { start: text_start(), end: end(), kind: Kind::Reserved }
 }
 
-/// The stacks, without the pages below them.
+/// The stacks, without their guard pages.
 pub fn stacks() -> [Range<u64>; 4] {
     let [stack, double_fault, nmi, page_fault] = guards().map(|guard| guard + PAGE_SIZE as u64);
     [
@@ -81,7 +81,7 @@ pub fn code() -> Range<u64> {
     text_start()..rodata_start()
 }
 
-/// The part of the image in which an address lies, in words.
+/// The name of the image's part that contains `address`.
 pub fn part(address: u64) -> Option<&'static str> {
     if code().contains(&address) {
         Some("code")
@@ -98,7 +98,7 @@ pub fn part(address: u64) -> Option<&'static str> {
     }
 }
 
-/// The bytes of the instruction at `address`, and some behind it; none if it is not code.
+/// The bytes from `address` on, at most one instruction's; none if it is not in the code.
 pub fn code_at(address: u64) -> &'static [u8] {
     /// The length of the longest instruction.
     const MOST: u64 = 15;
@@ -112,25 +112,25 @@ pub fn code_at(address: u64) -> &'static [u8] {
 
 /// The list of functions' names.
 pub fn symbols() -> &'static [u8] {
-    // SAFETY: the linker names the list's start and end, and it may only be read.
+    // SAFETY: the linker defines start and end of the list, which is read-only.
     unsafe { bytes(symbols_start(), symbols_end()) }
 }
 
 /// The note with the build id.
 pub fn build_id() -> &'static [u8] {
-    // SAFETY: the linker names the note's start and end, and it is a constant.
+    // SAFETY: the linker defines start and end of the note, which is read-only.
     unsafe { bytes(build_id_start(), build_id_end()) }
 }
 
 /// # Safety
-/// All of it must lie in the image and never be written.
+/// The range must be in the image and never be written.
 unsafe fn bytes(start: u64, end: u64) -> &'static [u8] {
     let length = end.saturating_sub(start) as usize;
-    // SAFETY: the image is loaded and mapped where it was linked; the rest is the caller's promise.
+    // SAFETY: the image is identity-mapped; the caller guarantees the rest.
     unsafe { slice::from_raw_parts(ptr::with_exposed_provenance(start as usize), length) }
 }
 
-/// The pages below stacks.
+/// The guard pages below the stacks.
 pub fn guards() -> [u64; 4] {
     [stack_guard(), double_fault_stack_guard(), nmi_stack_guard(), page_fault_stack_guard()]
 }

@@ -1,4 +1,4 @@
-//! The guest's memory: which there is, who may do what with it, and who has it.
+//! Memory: the memory map, page tables, allocators.
 
 pub mod ram;
 
@@ -17,9 +17,9 @@ pub mod window;
 
 pub use heap::{HeapFigures, figures as heap_figures};
 
-/// Whether an app may allocate `bytes` and leave the kernel what it needs for itself. What takes
-/// much memory for somebody else (a connection, an answer) asks first, and refuses when there is
-/// no room: an allocation that finds no memory at all ends the guest.
+/// Whether an app may allocate `bytes` and leave enough for the kernel. Ask before each large
+/// allocation that a peer can cause (a connection, a response): a failed allocation ends the
+/// guest.
 pub fn has_room(bytes: usize) -> bool {
     let beyond = pages::figures().free.saturating_sub(pages::RESERVE);
     bytes <= beyond.saturating_mul(xen::PAGE_SIZE)

@@ -1,4 +1,4 @@
-//! What the loader has put beside the kernel (xl's `ramdisk=`), for apps to read.
+//! The modules that the loader put into memory (xl's `ramdisk=`), for apps to read.
 
 use super::paging;
 use super::ram::{LoadedModule, MAX_MODULES};
@@ -6,12 +6,12 @@ use arrayvec::ArrayVec;
 use core::{ptr, slice};
 use spin::Once;
 
-/// A module as the loader left it.
+/// A module.
 #[derive(Clone, Copy, Debug)]
 pub struct Module {
-    /// Its bytes. Nobody else uses that memory.
+    /// Its bytes. Nothing else uses this memory.
     pub bytes: &'static [u8],
-    /// Its command line, empty without one. xl passes none.
+    /// Its command line; empty from xl.
     pub command_line: &'static [u8],
 }
 
@@ -21,29 +21,28 @@ fn found() -> impl Iterator<Item = &'static LoadedModule> {
     FOUND.get().into_iter().flatten()
 }
 
-/// The modules that the loader passed, in its order.
+/// The modules, in the loader's order.
 pub fn modules() -> impl Iterator<Item = Module> {
     found().map(|LoadedModule { region, command_line }| {
         let start = ptr::with_exposed_provenance(region.start as usize);
-        // SAFETY: `keep`'s contract; `map` has come before any app.
+        // SAFETY: guaranteed by the caller of `keep`; `map` was called before any app.
         let bytes = unsafe { slice::from_raw_parts(start, region.len() as usize) };
         Module { bytes: if region.is_empty() { &[] } else { bytes }, command_line }
     })
 }
 
-/// Keeps what was loaded.
+/// Keeps the list of modules.
 ///
 /// # Safety
-/// Once. The modules must lie there, and nobody may use their memory in another way, ever after.
+/// Called once. The modules must be there, and nothing else may use their memory.
 pub(crate) unsafe fn keep(modules: ArrayVec<LoadedModule, MAX_MODULES>) {
     FOUND.call_once(|| modules);
 }
 
-/// Makes sure that the modules can be read, wherever they lie. After memory was set up.
+/// Maps the modules outside of RAM. Called after memory was set up.
 pub(crate) fn map() {
     for LoadedModule { region, .. } in found().filter(|module| !module.region.is_empty()) {
-        // SAFETY: what is RAM is mapped already, and stays as it is; anything else is none of the
-        // kernel's own pages.
+        // SAFETY: RAM is mapped already and stays as it is; other addresses are not the kernel's.
         unsafe { paging::map_special(*region) };
     }
 }

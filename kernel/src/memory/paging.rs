@@ -1,7 +1,7 @@
-//! The page tables: every address maps to itself, with no more rights than its use needs.
+//! The page tables: an identity mapping, with the fewest rights that each page needs.
 //!
-//! Code can be executed and not written, constants only read, everything else read and written and
-//! never executed. Page zero, the pages below stacks and whatever is not memory are not mapped.
+//! Code is executable and read-only, constants are read-only, and everything else is writable and
+//! not executable. Page zero, guard pages, and addresses without memory are not mapped.
 
 use super::ram::{LOW_END, Region};
 use super::{image, pages};
@@ -13,13 +13,13 @@ use x86_64::structures::paging::{
 };
 use x86_64::{PhysAddr, VirtAddr};
 
-/// Read and write, never execute.
+/// Readable, writable, not executable.
 const DATA: Flags = Flags::PRESENT.union(Flags::WRITABLE).union(Flags::NO_EXECUTE);
 
-/// Tables themselves allow everything: the last level decides.
+/// All rights: the last level decides.
 const TABLES: Flags = Flags::PRESENT.union(Flags::WRITABLE);
 
-/// The rights of one page of memory; `None` for a page that stays unmapped.
+/// The rights of a page; `None` if it stays unmapped.
 fn rights(address: u64) -> Option<Flags> {
     if address < Size4KiB::SIZE || image::guards().contains(&address) {
         None
@@ -34,17 +34,17 @@ fn rights(address: u64) -> Option<Flags> {
     }
 }
 
-/// Whether all of the 2 MiB from `address` on are plain data.
+/// Whether the 2 MiB at `address` are ordinary data.
 fn is_plain(address: u64) -> bool {
     address >= LOW_END
         && (address + Size2MiB::SIZE <= image::text_start() || address >= image::end())
 }
 
-/// Takes frames for tables from the front of a piece of free memory.
+/// Takes frames for tables from the front of a free region.
 struct Front<'f>(&'f mut Region);
 
-// SAFETY: each frame is cut off the region before it is handed out, so it is handed out once; the
-// region is free memory by `activate`'s contract.
+// SAFETY: each frame is removed from the region before it is returned; the region is free memory,
+// as `activate`'s caller guarantees.
 unsafe impl FrameAllocator<Size4KiB> for Front<'_> {
     fn allocate_frame(&mut self) -> Option<PhysFrame> {
         let start = self.0.start;
@@ -56,18 +56,18 @@ unsafe impl FrameAllocator<Size4KiB> for Front<'_> {
     }
 }
 
-/// Builds tables for all of `ram` and the image, and switches to them. Frames for the tables are
-/// cut off `free`.
+/// Builds tables for `ram` and the image, and switches to them. Takes the frames for the tables
+/// from `free`.
 ///
 /// # Safety
-/// Once, at boot, with everything below 4 GiB mapped to itself. `free` must be RAM below 4 GiB that
-/// nobody uses, and nothing outside `ram` and the image may be in use.
+/// Called once, at boot, with everything below 4 GiB identity-mapped. `free` must be RAM below 4
+/// GiB that is not in use, and nothing outside `ram` and the image may be in use.
 pub unsafe fn activate(ram: impl Iterator<Item = Region>, free: &mut Region) {
     let root = Front(free).allocate_frame().expect("no memory for page tables");
-    // SAFETY: the frame is free memory, mapped to itself, and now belongs to the tables.
+    // SAFETY: the frame is free memory, identity-mapped, and now belongs to the tables.
     let table = unsafe { &mut *(root.start_address().as_u64() as *mut PageTable) };
     *table = PageTable::new();
-    // SAFETY: frames for tables lie below 4 GiB, where memory is mapped to itself.
+    // SAFETY: frames for tables are below 4 GiB, where memory is identity-mapped.
     let mut tables = unsafe { OffsetPageTable::new(table, VirtAddr::zero()) };
     for region in ram.map(Region::pages_within).chain([image::region()]) {
         let mut at = region.start;
@@ -86,7 +86,8 @@ pub unsafe fn activate(ram: impl Iterator<Item = Region>, free: &mut Region) {
             }
         }
     }
-    // SAFETY: the new tables map all that is in use (the caller's promise) where it was before.
+    // SAFETY: the new tables map all memory in use (guaranteed by the caller) at the same
+    // addresses.
     unsafe { Cr3::write(root, Cr3Flags::empty()) };
 }
 
@@ -100,12 +101,12 @@ fn map<'t, S: PageSize>(
 {
     let page = Page::<S>::containing_address(VirtAddr::new(at));
     let frame = PhysFrame::containing_address(PhysAddr::new(at));
-    // SAFETY: an address maps to itself, so no memory gets a second name; the rights are those that
-    // its use needs.
+    // SAFETY: the mapping is an identity mapping, so it creates no alias; the rights are those
+    // that the page needs.
     let mapped = unsafe { tables.map_to_with_table_flags(page, frame, flags, TABLES, frames) };
     match mapped {
         Ok(flush) => flush.ignore(),
-        // The image lies in RAM, so its pages come twice.
+        // The image is a part of RAM, so its pages are mapped already.
         Err(MapToError::PageAlreadyMapped(_) | MapToError::ParentEntryHugePage) => {}
         Err(MapToError::FrameAllocationFailed) => panic!("no memory for page tables"),
     }
@@ -114,7 +115,7 @@ fn map<'t, S: PageSize>(
 /// Takes frames for tables from the free pages.
 struct FromPages;
 
-// SAFETY: the allocator gives each page to one owner.
+// SAFETY: the allocator returns each page once.
 unsafe impl FrameAllocator<Size4KiB> for FromPages {
     fn allocate_frame(&mut self) -> Option<PhysFrame> {
         let page = pages::alloc(1)?.addr().get() as u64;
@@ -122,16 +123,16 @@ unsafe impl FrameAllocator<Size4KiB> for FromPages {
     }
 }
 
-/// Maps pages that are not RAM (Xen's special pages, grant frames) for reading and writing.
+/// Maps pages outside of RAM (Xen's special pages, grant frames) for reading and writing.
 ///
 /// # Safety
-/// They must be none of the kernel's own pages. [`activate`] and `pages::add` came before.
+/// They must not be pages of the kernel. [`activate`] and `pages::add` were called before.
 pub unsafe fn map_special(region: Region) {
     let (root, _) = Cr3::read();
-    // SAFETY: `activate`'s tables are mapped to themselves, and nobody else refers to them: there
-    // is one CPU, and this function is not entered twice.
+    // SAFETY: `activate`'s tables are identity-mapped. Nothing else refers to them: there is one
+    // CPU, and this function does not call itself.
     let table = unsafe { &mut *(root.start_address().as_u64() as *mut PageTable) };
-    // SAFETY: all tables lie in RAM, which is mapped to itself.
+    // SAFETY: all tables are in RAM, which is identity-mapped.
     let mut tables = unsafe { OffsetPageTable::new(table, VirtAddr::zero()) };
     let region = region.pages_around();
     for at in (region.start..region.end).step_by(Size4KiB::SIZE as usize) {

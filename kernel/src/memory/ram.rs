@@ -1,52 +1,52 @@
-//! Which memory the kernel may use: the memory map's RAM, less what is taken already.
+//! The memory map, and the free memory in it.
 
 use arrayvec::ArrayVec;
 use xen::PAGE_SIZE;
 
-/// The most separate pieces of free memory that are used; further ones (there are none in practice)
-/// would be left alone.
+/// The most separate pieces of free memory that are used. Further ones, which do not occur in
+/// practice, are ignored.
 pub const MAX_FREE: usize = 8;
 
-/// Pieces smaller than this are not worth a place in [`Free`].
+/// The smallest piece of free memory that is used.
 const SMALLEST: u64 = 64 * 1024;
 
-/// Below 1 MiB lie loaders' tables, and page zero, which must stay unmapped.
+/// The memory below 1 MiB contains loaders' tables, and page zero, which must stay unmapped.
 pub const LOW_END: u64 = 1 << 20;
 
-/// The end of what four levels of page tables can map to itself.
+/// The end of the addresses that four levels of page tables can identity-map.
 const ADDRESS_END: u64 = 1 << 47;
 
-/// What a piece of the physical address space is.
+/// The kind of a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Memory to use.
+    /// Usable memory.
     Ram,
     /// Anything else.
     Reserved,
 }
 
-/// A piece of the physical address space.
+/// A range of physical addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Region {
     /// The first address.
     pub start: u64,
-    /// The address behind the last.
+    /// The end: the address after the last one.
     pub end: u64,
-    /// What it is.
+    /// The kind.
     pub kind: Kind,
 }
 
-/// The most regions that two maps come to.
+/// The most regions in the intersection of two maps.
 pub const MAX_AGREED: usize = 128;
 
-/// What two memory maps agree on.
+/// The intersection of two memory maps.
 pub type Agreed = ArrayVec<Region, MAX_AGREED>;
 
-/// Pieces of free memory, of whole pages, apart from each other.
+/// Pieces of free memory: whole pages, not adjacent.
 pub type Free = ArrayVec<Region, MAX_FREE>;
 
 impl Region {
-    /// `size` bytes from `start`, cut off where page tables end.
+    /// `size` bytes from `start`, up to the end of what page tables can map.
     pub fn new(start: u64, size: u64, kind: Kind) -> Region {
         let end = start.saturating_add(size).min(ADDRESS_END);
         Region { start: start.min(end), end, kind }
@@ -57,19 +57,19 @@ impl Region {
         self.end - self.start
     }
 
-    /// Whether there is no byte in it.
+    /// Whether it has no byte.
     pub fn is_empty(&self) -> bool {
         self.end == self.start
     }
 
-    /// The whole pages in it.
+    /// The whole pages inside.
     pub fn pages_within(self) -> Region {
         let page = PAGE_SIZE as u64;
         let end = self.end / page * page;
         Region { start: self.start.next_multiple_of(page).min(end), end, ..self }
     }
 
-    /// The whole pages that it touches.
+    /// All pages that it overlaps.
     pub fn pages_around(self) -> Region {
         let page = PAGE_SIZE as u64;
         Region { start: self.start / page * page, end: self.end.next_multiple_of(page), ..self }
@@ -79,27 +79,27 @@ impl Region {
 /// The most modules. Xen's toolstack passes one.
 pub const MAX_MODULES: usize = 8;
 
-/// The longest command line of a module (`HVMLOADER_MODULE_CMDLINE_SIZE` in Xen's toolstack). Of
-/// a longer one the rest is cut off.
+/// The longest command line of a module (`HVMLOADER_MODULE_CMDLINE_SIZE` in Xen's toolstack).
+/// Longer ones are cut off.
 pub const MAX_MODULE_LINE: usize = 1024;
 
-/// A module as the loader left it.
+/// A module that the loader put into memory.
 pub struct LoadedModule {
-    /// Where it lies.
+    /// Its memory.
     pub region: Region,
     /// Its command line.
     pub command_line: ArrayVec<u8, MAX_MODULE_LINE>,
 }
 
-/// What two memory maps of the same domain agree on: RAM is what both call so, and whatever either
-/// calls something else is reserved. A map without entries is none, and the other one holds.
+/// The intersection of two memory maps of the same domain: memory is RAM if both say so, and
+/// reserved if either says so. If one map is empty, the other one is the result.
 pub fn agreed(one: &[Region], other: &[Region]) -> Agreed {
     let mut agreed = Agreed::new();
     if one.is_empty() || other.is_empty() {
         agreed.extend(one.iter().chain(other).copied().take(MAX_AGREED));
         return agreed;
     }
-    // These come first: RAM that finds no place is merely not used.
+    // Reserved regions come first: RAM that does not fit is merely not used.
     let is_ram = |region: &&Region| region.kind == Kind::Ram;
     agreed.extend(one.iter().chain(other).filter(|region| !is_ram(region)).copied());
     for ram in one.iter().filter(is_ram) {
@@ -113,14 +113,14 @@ pub fn agreed(one: &[Region], other: &[Region]) -> Agreed {
     agreed
 }
 
-/// The free RAM above 1 MiB: whole pages that no region in `taken` and none of the map's other
-/// kinds touches.
+/// The free RAM above 1 MiB: whole pages that overlap no region in `taken` and no reserved region
+/// of the map.
 pub fn free(map: &[Region], taken: &[Region]) -> Free {
     let mut free = Free::new();
     each_piece(map, taken, |piece| {
         let piece = Region { start: piece.start.max(LOW_END).min(piece.end), ..piece };
         if piece.len() >= SMALLEST {
-            // Without a place, it is left alone.
+            // A piece that does not fit is not used.
             let _ = free.try_push(piece);
         }
     });
@@ -134,15 +134,14 @@ pub fn pages(map: &[Region]) -> u64 {
     bytes / PAGE_SIZE as u64
 }
 
-/// The number of pages that a map calls something else than RAM, up to a limit.
+/// The number of reserved pages in a map, at most `limit`.
 pub fn reserved_pages(map: &[Region], limit: u64) -> u64 {
     let reserved = map.iter().filter(|region| region.kind == Kind::Reserved);
     let pages = reserved.map(|region| region.pages_around().len() / PAGE_SIZE as u64);
     pages.fold(0, u64::saturating_add).min(limit)
 }
 
-/// Cuts whole pages off free memory, from the top down; what was cut is returned, highest first. As
-/// much is left as `keep` says, in pages.
+/// Removes pages from free memory, highest first, and returns them. At least `keep` pages stay.
 pub fn cut(free: &mut Free, pages: u64, keep: u64) -> Free {
     let page = PAGE_SIZE as u64;
     let all: u64 = free.iter().map(Region::len).sum();
@@ -160,17 +159,17 @@ pub fn cut(free: &mut Free, pages: u64, keep: u64) -> Free {
     cut
 }
 
-/// Finds the pieces of RAM, in whole pages, that no other region of the map and none in `taken`
-/// touches.
+/// Calls `found` for each piece of RAM, in whole pages, that overlaps no other region of the map
+/// and none in `taken`.
 fn each_piece(map: &[Region], taken: &[Region], mut found: impl FnMut(Region)) {
     let reserved = map.iter().filter(|region| region.kind == Kind::Reserved);
     let is_ram = |region: &&Region| region.kind == Kind::Ram;
     for (index, ram) in map.iter().enumerate().filter(|(_, region)| is_ram(region)) {
-        // Entries that overlap are not handed out twice.
+        // Entries that overlap an earlier one count once.
         let before = map[..index].iter().filter(is_ram);
         let ram = ram.pages_within();
         let mut at = ram.start;
-        // Each turn finds the free piece from `at` on and steps over what ends it, so `at` grows.
+        // Each turn finds the free piece from `at` on, and skips the hole that ends it.
         while at < ram.end {
             let holes =
                 reserved.clone().chain(taken).chain(before.clone()).filter(|hole| !hole.is_empty());
@@ -186,7 +185,7 @@ fn each_piece(map: &[Region], taken: &[Region], mut found: impl FnMut(Region)) {
     }
 }
 
-/// The first address behind everything in the map, and behind the 32-bit space with its devices.
+/// The first address after all regions of the map and after the 32-bit address space.
 pub fn end_of_everything(map: &[Region]) -> u64 {
     map.iter().map(|region| region.end).fold(1 << 32, u64::max)
 }
@@ -206,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_is_left_out_with_the_pages_it_touches() {
+    fn taken_regions_are_left_out_with_all_pages_they_overlap() {
         let map = [ram(0, 16 * MIB), taken(0xfeff_8000, 0xff00_0000)];
         let image = taken(MIB, 2 * MIB + 1);
         let module = taken(8 * MIB + 5, 8 * MIB + 6);
@@ -217,13 +216,13 @@ mod tests {
     }
 
     #[test]
-    fn low_memory_and_scraps_are_left_alone() {
+    fn low_memory_and_small_pieces_are_not_used() {
         let map = [ram(0, 0x9f000), ram(MIB, MIB + 0xf000), ram(3 * MIB + 1, 4 * MIB + 1)];
         assert_eq!(free(&map, &[]).as_slice(), [ram(3 * MIB + 4096, 4 * MIB)]);
     }
 
     #[test]
-    fn overlapping_reservations_do_not_confuse_it() {
+    fn reservations_may_overlap() {
         let map = [ram(0, 16 * MIB), taken(4 * MIB, 6 * MIB), taken(5 * MIB, 5 * MIB + 9)];
         assert_eq!(
             free(&map, &[taken(0, 5 * MIB), taken(3, 3)]).as_slice(),
@@ -243,31 +242,31 @@ mod tests {
     }
 
     #[test]
-    fn two_maps_agree_on_what_both_call_ram() {
+    fn only_memory_that_both_maps_call_ram_is_ram() {
         let one = [ram(0, 16 * MIB), taken(0xfeff_8000, 0xff00_0000), ram(4 << 30, 5 << 30)];
         let other = [ram(0, 8 * MIB), taken(8 * MIB, 9 * MIB), ram(9 * MIB, 20 * MIB)];
         let both = agreed(&one, &other);
         assert_eq!(free(&both, &[]).as_slice(), [ram(MIB, 8 * MIB), ram(9 * MIB, 16 * MIB)]);
         assert_eq!(pages(&both), 15 * MIB / 4096);
         assert_eq!(agreed(&other, &one).len(), both.len());
-        // What one calls reserved within the other's RAM is no RAM, and is not counted twice.
+        // A region that is reserved in one map is not RAM, and is not counted twice.
         let within = [ram(0, 16 * MIB), taken(2 * MIB, 3 * MIB)];
         assert_eq!(pages(&agreed(&within, &[ram(0, 16 * MIB)])), 15 * MIB / 4096);
         assert_eq!(pages(&agreed(&within, &within)), 15 * MIB / 4096);
     }
 
     #[test]
-    fn one_map_that_is_missing_does_not_matter() {
+    fn one_map_may_be_missing() {
         let map = [ram(0, 16 * MIB), taken(0xfeff_8000, 0xff00_0000)];
         assert_eq!(agreed(&map, &[]).as_slice(), map);
         assert_eq!(agreed(&[], &map).as_slice(), map);
         assert!(agreed(&[], &[]).is_empty());
-        // A map that knows no RAM is a map.
+        // A map without RAM counts as a map.
         assert_eq!(pages(&agreed(&map, &[taken(0, MIB)])), 0);
     }
 
     #[test]
-    fn maps_of_absurd_length_lose_ram_and_never_a_reservation() {
+    fn very_long_maps_lose_ram_but_no_reservation() {
         let many: Vec<_> = (0..64).map(|n| taken(n * MIB, n * MIB + 4096)).collect();
         let mut long = many.clone();
         long[63] = ram(0, 100 * MIB);
@@ -277,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_surplus_is_cut_off_the_top() {
+    fn a_surplus_is_removed_from_the_top() {
         let pieces: Free = [ram(MIB, 3 * MIB), ram(8 * MIB, 12 * MIB)].into_iter().collect();
         let mut free = pieces.clone();
         assert_eq!(cut(&mut free, 256, 0).as_slice(), [ram(11 * MIB, 12 * MIB)]);
@@ -285,7 +284,7 @@ mod tests {
         let gone = cut(&mut free, 1024, 0);
         assert_eq!(gone.as_slice(), [ram(8 * MIB, 11 * MIB), ram(2 * MIB, 3 * MIB)]);
         assert_eq!(free.as_slice(), [ram(MIB, 2 * MIB)]);
-        // Something stays, however large the surplus.
+        // Some memory stays, however large the surplus is.
         let mut free = pieces;
         cut(&mut free, u64::MAX, 300);
         assert_eq!(free.iter().map(Region::len).sum::<u64>(), 300 * 4096);
@@ -293,14 +292,14 @@ mod tests {
     }
 
     #[test]
-    fn special_pages_are_what_the_map_calls_reserved() {
+    fn reserved_pages_are_counted_up_to_a_limit() {
         let map = [ram(0, 16 * MIB), taken(0xfeff_8000, 0xff00_0000), taken(MIB + 1, MIB + 2)];
         assert_eq!(reserved_pages(&map, 100), 9);
         assert_eq!(reserved_pages(&map, 5), 5);
     }
 
     #[test]
-    fn more_pieces_than_there_is_room_for_are_left_alone() {
+    fn pieces_that_do_not_fit_are_not_used() {
         let pieces: Vec<_> = (1..20).map(|n| ram(n * MIB, n * MIB + MIB / 2)).collect();
         assert_eq!(free(&pieces, &[]).len(), MAX_FREE);
     }
