@@ -82,8 +82,8 @@ impl Connection {
             statistics.streams_opened += 1;
             statistics.streams_open += 1;
         });
-        let error = Rc::default();
-        inner.with(|state| state.streams.push((socket, Rc::downgrade(&error))));
+        let error = Rc::<Cell<_>>::default();
+        inner.with(|state| state.streams.insert(socket, error.clone()));
         Connection { inner: inner.clone(), socket, error, read_shutdown: Cell::new(false) }
     }
 
@@ -154,6 +154,7 @@ impl Drop for Connection {
         self.inner.count(|statistics| statistics.streams_open -= 1);
         let until = Instant::now() + self.inner.config.linger;
         self.inner.with(|state| {
+            state.streams.remove(&self.socket);
             state.tcp(self.socket).close();
             state.retire(self.socket, until);
         });
