@@ -52,6 +52,14 @@ impl Environment {
         self.write("state", state.to_string());
     }
 
+    /// Goes through the backend's states before it connects.
+    pub fn initialise(&mut self) {
+        for state in [1, 2] {
+            self.set_state(state);
+            self.tasks.run();
+        }
+    }
+
     /// Writes a node of the frontend, as a toolstack may.
     pub fn write_front(&self, name: &str, value: &[u8]) {
         self.store.write(&format!("{}/{name}", self.front), value);

@@ -190,10 +190,7 @@ impl Backend {
         for (name, value) in self.protocol.backend_nodes(2) {
             self.around.write(name, value);
         }
-        for state in [1, 2] {
-            self.around.set_state(state);
-            self.around.tasks.run();
-        }
+        self.around.initialise();
         self.attach();
         self.around.set_state(4);
     }

@@ -227,10 +227,7 @@ impl Backend {
             let value = if number == 0 || features >> number & 1 == 1 { "1" } else { "0" };
             self.around.write(name, value);
         }
-        for state in [1, 2] {
-            self.around.set_state(state);
-            self.around.tasks.run();
-        }
+        self.around.initialise();
         self.attach();
         self.around.set_state(4);
         self.around.tasks.run();
