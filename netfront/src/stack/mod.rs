@@ -114,8 +114,8 @@ impl Stack {
     /// [`Errno::ECONNREFUSED`] if the peer refuses, [`Errno::ETIMEDOUT`] if nothing answers within
     /// [`Config::connect_within`], [`Errno::ENETUNREACH`] without a route, [`Errno::ENOMEM`]
     /// without memory for the buffers.
-    pub async fn connect(&self, to: SocketAddr) -> Result<Stream, Errno> {
-        stream::connect(&self.0, to).await
+    pub async fn connect(&self, remote: SocketAddr) -> Result<Stream, Errno> {
+        stream::connect(&self.0, remote).await
     }
 
     /// Listens at an address, which may be unspecified. Port 0 chooses a free port.
@@ -124,8 +124,8 @@ impl Stack {
     ///
     /// [`Errno::EADDRINUSE`] if a listener of this stack has the address, [`Errno::EADDRNOTAVAIL`]
     /// if it is not the interface's, [`Errno::ENOMEM`] without memory for the buffers.
-    pub async fn bind(&self, at: SocketAddr) -> Result<Listener, Errno> {
-        listener::bind(&self.0, at)
+    pub async fn bind(&self, local: SocketAddr) -> Result<Listener, Errno> {
+        listener::bind(&self.0, local)
     }
 
     /// Waits until the interface has an IPv4 address.

@@ -1,4 +1,4 @@
-//! A connection: bytes in, bytes out.
+//! Connected streams.
 
 use super::state::Inner;
 use alloc::rc::Rc;
@@ -47,9 +47,9 @@ pub struct Connection {
 }
 
 /// Connects to an address.
-pub(super) async fn connect(inner: &Rc<Inner>, to: SocketAddr) -> Result<Stream, Errno> {
+pub(super) async fn connect(inner: &Rc<Inner>, remote: SocketAddr) -> Result<Stream, Errno> {
     let connecting = async {
-        let ready = || inner.with(|state| state.has_address(to.is_ipv6())).then_some(());
+        let ready = || inner.with(|state| state.has_address(remote.is_ipv6())).then_some(());
         inner.changed.until(ready).await;
         let socket = inner.config.socket()?;
         let handle = inner.with(|state| {
@@ -57,10 +57,10 @@ pub(super) async fn connect(inner: &Rc<Inner>, to: SocketAddr) -> Result<Stream,
             let handle = state.sockets.add(socket);
             let context = state.interface.context();
             let socket: &mut tcp::Socket<'_> = state.sockets.get_mut(handle);
-            socket.connect(context, to, port).map_err(|error| {
+            socket.connect(context, remote, port).map_err(|error| {
                 state.sockets.remove(handle);
                 match error {
-                    tcp::ConnectError::Unaddressable if to.port() == 0 => Errno::EADDRNOTAVAIL,
+                    tcp::ConnectError::Unaddressable if remote.port() == 0 => Errno::EADDRNOTAVAIL,
                     tcp::ConnectError::Unaddressable => Errno::ENETUNREACH,
                     tcp::ConnectError::InvalidState => Errno::EINVAL,
                 }
