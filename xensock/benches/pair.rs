@@ -1,8 +1,8 @@
-//! A frontend and a backend in one process and one thread, against the plain copying of memory.
+//! A frontend and a backend in one process and one thread, compared to copying memory.
 //!
-//! Each byte of the pair is copied twice, once by each end, and the events, the tasks and the rings
-//! come on top: the ratio that is printed first says how much of a `memcpy`'s speed is left. Times of
-//! different runs, or machines, cannot be compared; ratios can, roughly.
+//! Each end copies each byte once, and the events, tasks and rings add to that. The ratio that is
+//! printed first is the share of the speed of `memcpy` that remains. Times of different runs or
+//! machines cannot be compared; ratios can, roughly.
 
 #[path = "../tests/rig/mod.rs"]
 mod rig;
@@ -18,11 +18,11 @@ use xensock::back::Limits;
 use xensock::front::Config;
 use xensock::wire::{Dialect, Extensions, Protocol};
 
-/// What an application hands over at once.
+/// Bytes of one write of an application.
 const CHUNK: usize = 16 * 1024;
 const MEBI: usize = 1 << 20;
 
-/// What something took.
+/// The cost of a run.
 #[derive(Clone, Copy, Default)]
 struct Cost {
     time: Duration,
@@ -30,7 +30,7 @@ struct Cost {
     events: u64,
 }
 
-/// Runs `test` with a connected pair, and returns the time that it says it took.
+/// Runs `test` with a connected pair, and returns the time that it measured.
 fn timed<F: Future<Output = Duration>>(config: Config, test: impl FnOnce(Rc<Rig>) -> F) -> Cost {
     let cost = Cell::default();
     let protocol = Protocol { dialect: Dialect::PvCalls, extensions: Extensions::all() };
@@ -46,7 +46,7 @@ fn timed<F: Future<Output = Duration>>(config: Config, test: impl FnOnce(Rc<Rig>
     cost.get()
 }
 
-/// From an application to a remote that throws everything away.
+/// From an application to a peer that discards everything.
 fn outwards(bytes: usize, config: Config) -> Cost {
     timed(config, |rig| async move {
         let server = rig.net.listen(address(80)).unwrap();
@@ -70,7 +70,7 @@ fn outwards(bytes: usize, config: Config) -> Cost {
     })
 }
 
-/// To an application, from a remote that makes bytes out of nothing.
+/// To an application, from a peer that sends arbitrary bytes.
 fn inwards(bytes: usize, config: Config) -> Cost {
     timed(config, |rig| async move {
         let server = rig.net.listen(address(80)).unwrap();
@@ -95,7 +95,7 @@ fn inwards(bytes: usize, config: Config) -> Cost {
     })
 }
 
-/// Questions and answers of 64 bytes.
+/// Requests and responses of 64 bytes.
 fn round_trips(count: u64) -> Duration {
     timed(config(), |rig| async move {
         let server = rig.net.listen(address(80)).unwrap();
@@ -137,7 +137,7 @@ fn connections(count: u64) -> Duration {
     .time
 }
 
-/// Copies between two buffers that are no better in the cache than a ring is.
+/// Copies between two buffers that are as large as a ring.
 fn copying(bytes: usize) -> Duration {
     let from = rig::pattern(MEBI);
     let mut to = vec![0; MEBI];
@@ -149,7 +149,7 @@ fn copying(bytes: usize) -> Duration {
     start.elapsed()
 }
 
-/// The best of a few: what disturbs a measurement only ever makes it slower.
+/// The best of several runs: disturbances only make a run slower.
 fn best(run: impl Fn() -> Cost) -> Cost {
     (0..7).map(|_| run()).min_by_key(|cost| cost.time).unwrap_or_default()
 }
@@ -183,7 +183,7 @@ fn ratios() {
 }
 
 fn main() {
-    // `cargo test --benches` only wants to know whether it runs.
+    // `cargo test --benches` only checks that it runs.
     if !std::env::args().any(|argument| argument == "--bench") {
         outwards(MEBI, config());
         inwards(MEBI, config());

@@ -1,4 +1,4 @@
-//! Futures that are dropped half-way leave nothing behind: the rig checks it after each test.
+//! Dropped futures leave nothing behind: the rig checks that after each test.
 
 mod rig;
 
@@ -12,27 +12,27 @@ use xensock::Errno;
 
 /// Polls a future for a while, then drops it.
 async fn give_up_on(future: impl Future, after: Duration) {
-    assert!(with_timeout(after, future).await.is_err(), "it was to be given up");
+    assert!(with_timeout(after, future).await.is_err(), "the future completed");
 }
 
 const SOON: Duration = Duration::from_millis(20);
 
 #[test]
-fn a_connect_that_is_given_up_is_released_once_it_succeeds() {
+fn a_cancelled_connect_is_released_once_it_succeeds() {
     with_backend(|rig| async move {
         let server = rig.net.listen(address(80)).unwrap();
         rig.net.silence(address(80));
         give_up_on(rig.frontend.connect(address(80)), SOON).await;
         rig.net.speak(address(80));
         let socket = server.accept().await;
-        assert_eq!(socket.read_to_end().await, Ok(Vec::new()), "nobody talks to it");
+        assert_eq!(socket.read_to_end().await, Ok(Vec::new()), "the connection carried no data");
         drop(socket);
         rig.until(|| rig.net.open_sockets() == 0 && rig.holds_nothing_in_use()).await;
     });
 }
 
 #[test]
-fn a_connect_that_is_given_up_is_forgotten_once_it_fails() {
+fn a_cancelled_connect_is_forgotten_once_it_fails() {
     with_backend(|rig| async move {
         rig.net.silence(address(80));
         give_up_on(rig.frontend.connect(address(80)), SOON).await;
@@ -42,12 +42,12 @@ fn a_connect_that_is_given_up_is_forgotten_once_it_fails() {
 }
 
 #[test]
-fn a_connect_can_be_given_up_at_every_step() {
+fn a_connect_can_be_cancelled_at_every_step() {
     with_backend(|rig| async move {
         let server = rig.net.listen(address(80)).unwrap();
         rig.frontend.connected().await.unwrap();
         for step in 0..200 {
-            // Each poll gets the future, and the world around it, a little further.
+            // Each poll advances the future, and everything around it, by one step.
             let given_up = async {
                 let mut connect = pin!(rig.frontend.connect(address(80)));
                 for _ in 0..step {
@@ -67,7 +67,7 @@ fn a_connect_can_be_given_up_at_every_step() {
                 true
             };
             if !given_up.await {
-                assert!(step > 1, "it took several steps");
+                assert!(step > 1, "connecting takes several steps");
                 break;
             }
             assert!(step < 199, "it never connected");
@@ -78,7 +78,7 @@ fn a_connect_can_be_given_up_at_every_step() {
 }
 
 #[test]
-fn an_accept_that_is_given_up_leaves_its_connection_to_the_next() {
+fn a_cancelled_accept_leaves_its_connection_to_the_next() {
     with_backend(|rig| async move {
         let listener = rig.frontend.bind(address(80)).await.unwrap();
         give_up_on(listener.accept(), SOON).await;
@@ -91,7 +91,7 @@ fn an_accept_that_is_given_up_leaves_its_connection_to_the_next() {
 }
 
 #[test]
-fn a_listener_that_is_dropped_takes_its_accept_along() {
+fn dropping_a_listener_cancels_its_accept() {
     with_backend(|rig| async move {
         let listener = rig.frontend.bind(address(80)).await.unwrap();
         give_up_on(listener.accept(), SOON).await;
@@ -101,7 +101,7 @@ fn a_listener_that_is_dropped_takes_its_accept_along() {
 }
 
 #[test]
-fn a_listener_that_is_dropped_closes_connections_that_nobody_fetched() {
+fn dropping_a_listener_closes_connections_that_were_not_accepted() {
     with_backend(|rig| async move {
         let listener = rig.frontend.bind(address(80)).await.unwrap();
         give_up_on(listener.accept(), SOON).await;
@@ -115,7 +115,7 @@ fn a_listener_that_is_dropped_closes_connections_that_nobody_fetched() {
 }
 
 #[test]
-fn a_bind_that_is_given_up_frees_its_address() {
+fn a_cancelled_bind_frees_its_address() {
     with_backend(|rig| async move {
         rig.frontend.connected().await.unwrap();
         {
@@ -132,7 +132,7 @@ fn a_bind_that_is_given_up_frees_its_address() {
 }
 
 #[test]
-fn reads_and_writes_that_are_given_up_have_done_nothing() {
+fn cancelled_reads_and_writes_have_no_effect() {
     with_backend(|rig| async move {
         let server = rig.net.listen(address(80)).unwrap();
         let mut stream = rig.frontend.connect(address(80)).await.unwrap();
@@ -151,7 +151,7 @@ fn reads_and_writes_that_are_given_up_have_done_nothing() {
 }
 
 #[test]
-fn a_shutdown_during_everything_leaves_nothing_behind() {
+fn a_shutdown_at_any_time_leaves_nothing_behind() {
     with_backend(|rig| async move {
         let server = rig.net.listen(address(80)).unwrap();
         let mut stream = rig.frontend.connect(address(80)).await.unwrap();
@@ -169,7 +169,7 @@ fn a_shutdown_during_everything_leaves_nothing_behind() {
 }
 
 #[test]
-fn what_runs_out_is_an_error_and_nothing_is_lost() {
+fn exhausted_resources_are_errors_and_nothing_is_lost() {
     with_backend(|rig| async move {
         let _server = rig.net.listen(address(80)).unwrap();
         rig.frontend.connected().await.unwrap();
@@ -179,7 +179,7 @@ fn what_runs_out_is_an_error_and_nothing_is_lost() {
         rig.world.limit_ports(0);
         assert_eq!(rig.frontend.connect(address(80)).await.map(drop), Err(Errno::ENOSPC));
         rig.world.limit_ports(1000);
-        // The pages that are pooled by now serve one connection, but not two.
+        // The pooled pages are enough for one connection, but not for two.
         rig.world.limit_pages(1);
         let stream = rig.frontend.connect(address(80)).await.unwrap();
         assert_eq!(rig.frontend.connect(address(80)).await.map(drop), Err(Errno::ENOMEM));

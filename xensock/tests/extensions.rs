@@ -1,4 +1,4 @@
-//! What goes beyond the plain protocol, over the real backend engine, in every dialect.
+//! The extensions of the protocol, over the real backend engine, in every dialect.
 
 mod rig;
 
@@ -21,7 +21,7 @@ fn with_extensions<F: Future<Output = ()>>(test: impl Fn(Rc<Rig>) -> F) {
     }
 }
 
-/// Runs a test in every dialect, with a frontend that knows all extensions and a backend that has none.
+/// Runs a test in every dialect, with all extensions in the frontend and none in the backend.
 fn without_extensions<F: Future<Output = ()>>(test: impl Fn(Rc<Rig>) -> F) {
     for dialect in Dialect::ALL {
         with_backend_of(dialect.into(), config(), limits(), &test);
@@ -35,14 +35,14 @@ async fn connected(rig: &Rig, options: Options) -> (Stream<FakeMachine>, FakeStr
 }
 
 #[test]
-fn what_was_not_announced_is_refused_and_does_no_harm() {
+fn extensions_that_were_not_announced_are_refused_without_harm() {
     without_extensions(|rig| async move {
         let (mut stream, socket) = connected(&rig, Options::new()).await;
         let unsupported = Err(Errno::EOPNOTSUPP);
         assert_eq!(stream.close(Close::Write).await, unsupported);
         assert_eq!(stream.set_option(SocketOption::NoDelay, 0).await, unsupported);
         assert_eq!(stream.option(SocketOption::NoDelay).await.map(drop), unsupported);
-        // Draft 1 has rings of one size, whatever is asked for.
+        // Plain draft 1 has rings of one size, whatever is requested.
         if stream.option(SocketOption::SendBuffer).await == Ok(32768) {
             assert_eq!(stream.set_option(SocketOption::SendBuffer, 4096).await, unsupported);
         }
@@ -81,7 +81,7 @@ fn an_option_that_the_network_refuses_leaves_no_socket_behind() {
 }
 
 #[test]
-fn both_ends_know_their_names() {
+fn both_ends_know_their_addresses() {
     with_extensions(|rig| async move {
         let (stream, socket) = connected(&rig, Options::new()).await;
         assert_eq!(stream.peer_addr(), Some(address(80)));
@@ -96,7 +96,7 @@ fn both_ends_know_their_names() {
 }
 
 #[test]
-fn addresses_of_ipv6_are_carried() {
+fn ipv6_addresses_are_supported() {
     with_extensions(|rig| async move {
         let six = "[2001:db8::7]:80".parse().unwrap();
         let server = rig.net.listen(six).unwrap();
@@ -114,10 +114,10 @@ fn addresses_of_ipv6_are_carried() {
 }
 
 #[test]
-fn one_direction_is_closed_and_the_other_goes_on() {
+fn one_direction_closes_and_the_other_continues() {
     with_extensions(|rig| async move {
         let (mut stream, socket) = connected(&rig, Options::new()).await;
-        // More than the network buffers: some is still in the ring when the direction is closed.
+        // More than the network buffers, so the ring is not empty when the direction is closed.
         let data = pattern(64 * 1024 + 5000);
         stream.write_all(&data).await.unwrap();
         stream.close(Close::Write).await.unwrap();
@@ -133,7 +133,7 @@ fn one_direction_is_closed_and_the_other_goes_on() {
 }
 
 #[test]
-fn a_stream_that_reads_no_more_sees_the_end_and_can_still_write() {
+fn a_stream_that_closed_reading_sees_the_end_and_can_still_write() {
     with_extensions(|rig| async move {
         let (mut stream, socket) = connected(&rig, Options::new()).await;
         stream.close(Close::Read).await.unwrap();
@@ -144,7 +144,7 @@ fn a_stream_that_reads_no_more_sees_the_end_and_can_still_write() {
 }
 
 #[test]
-fn an_aborted_stream_is_a_reset_for_the_remote() {
+fn an_aborted_stream_is_reset_for_the_peer() {
     with_extensions(|rig| async move {
         let (mut stream, socket) = connected(&rig, Options::new()).await;
         stream.write_all(&pattern(64 * 1024 + 1000)).await.unwrap();
@@ -155,7 +155,7 @@ fn an_aborted_stream_is_a_reset_for_the_remote() {
 }
 
 #[test]
-fn sizes_of_buffers_choose_the_ring_before_connecting() {
+fn buffer_sizes_choose_the_ring_before_connecting() {
     with_extensions(|rig| async move {
         let options = Options::new().with(SocketOption::SendBuffer, 5000);
         let (stream, _socket) = connected(&rig, options).await;
@@ -194,7 +194,7 @@ fn a_ring_grows_and_shrinks_under_traffic_and_no_byte_is_lost() {
                     let size = sizes[changes % sizes.len()];
                     changes += 1;
                     match stream.set_option(SocketOption::SendBuffer, size).await {
-                        // The ring before has still something in it.
+                        // The old ring is not empty yet.
                         Ok(()) | Err(Errno::EBUSY) => {}
                         Err(error) => panic!("{error}"),
                     }
@@ -216,7 +216,7 @@ fn a_ring_grows_and_shrinks_under_traffic_and_no_byte_is_lost() {
 }
 
 #[test]
-fn what_is_in_the_ring_when_its_size_changes_is_read_and_sent_first() {
+fn bytes_in_the_ring_when_its_size_changes_are_read_and_sent_first() {
     with_extensions(|rig| async move {
         let (mut stream, socket) = connected(&rig, Options::new()).await;
         let there = pattern(64 * 1024 + 20_000);
@@ -240,7 +240,7 @@ fn what_is_in_the_ring_when_its_size_changes_is_read_and_sent_first() {
 }
 
 #[test]
-fn an_end_that_was_seen_before_the_size_changed_is_seen_after_it() {
+fn an_end_of_stream_survives_a_change_of_size() {
     with_extensions(|rig| async move {
         let (mut stream, socket) = connected(&rig, Options::new()).await;
         socket.write_all(b"last").await.unwrap();
@@ -256,7 +256,7 @@ fn an_end_that_was_seen_before_the_size_changed_is_seen_after_it() {
 }
 
 #[test]
-fn connections_after_one_another_use_one_ring_and_its_grants_again() {
+fn consecutive_connections_reuse_one_ring_and_its_grants() {
     with_extensions(|rig| async move {
         let server = rig.net.listen(address(80)).unwrap();
         let (mut ports, mut grants) = (Vec::new(), Vec::new());
@@ -273,7 +273,7 @@ fn connections_after_one_another_use_one_ring_and_its_grants_again() {
             ports.push(rig.world.ports());
             grants.push(rig.world.made_grants());
         }
-        // Draft 1 cannot say that it will use a ring again.
+        // A RELEASE of draft 1 cannot announce that the ring will be used again.
         let reuses = ports[0] == 2;
         assert_eq!(grants[19] == grants[0], reuses, "{grants:?}");
         assert!(ports.iter().all(|&count| count == ports[0]), "{ports:?}");
@@ -281,7 +281,7 @@ fn connections_after_one_another_use_one_ring_and_its_grants_again() {
 }
 
 #[test]
-fn of_many_connections_that_end_at_once_few_rings_are_kept() {
+fn few_rings_are_kept_when_many_connections_end_at_once() {
     with_extensions(|rig| async move {
         let server = rig.net.listen(address(80)).unwrap();
         let mut streams = Vec::new();
@@ -297,7 +297,7 @@ fn of_many_connections_that_end_at_once_few_rings_are_kept() {
 }
 
 #[test]
-fn a_data_ring_is_quiet_where_both_ends_say_when_they_want_to_be_told() {
+fn event_indexes_save_events_on_a_data_ring() {
     let mut events = Vec::new();
     for extensions in [Extensions::all() - Extensions::EVENT_INDEX, Extensions::all()] {
         for protocol in extended() {

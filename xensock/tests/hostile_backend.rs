@@ -1,4 +1,5 @@
-//! A frontend whose backend is broken, slow, gone or malicious: sockets may fail, nothing else.
+//! A backend that is broken, slow, absent or malicious makes the frontend's sockets fail, and
+//! nothing else.
 
 mod rig;
 
@@ -31,10 +32,10 @@ fn a_backend_of_another_version_is_refused() {
 }
 
 #[test]
-fn answers_that_were_not_asked_for_are_ignored() {
+fn responses_without_a_request_are_ignored() {
     with_frontend(config(), |rig| async move {
         let mut script = Script::attach(&rig).await;
-        // Two sockets at once, so that there are slots for wrong answers.
+        // Two sockets at once, so that slots are free for wrong answers.
         let (first, second, ()) =
             join3(rig.frontend.connect(address(80)), rig.frontend.connect(address(81)), async {
                 let (one, two) = (script.next().await, script.next().await);
@@ -42,7 +43,7 @@ fn answers_that_were_not_asked_for_are_ignored() {
                 script.answer(Response { command: Command::Poll, ..right });
                 script.answer(Response { id: right.id.wrapping_add(1000), ..right });
                 Timer::after(SOON).await;
-                assert_eq!(rig.world.ports(), 3, "nobody took those for an answer");
+                assert_eq!(rig.world.ports(), 3, "the wrong answers were ignored");
                 drop(two);
                 script.close().await;
             })
@@ -79,7 +80,7 @@ fn impossible_responses_end_all_sockets_and_the_next_backend_serves_again() {
     });
 }
 
-/// What a backend that starts again does first.
+/// The first step of a restarted backend.
 async fn xenbus_initialising(rig: &rig::Rig) {
     let store = rig::connect(&rig.store, rig::DOM0, &rig.spawner);
     xenbus::switch_state(&store, BACK, State::Initialising).await.unwrap();
@@ -98,7 +99,7 @@ fn impossible_indexes_end_one_stream_and_no_other() {
         bad_ring.region().indexes.store_u32(way.prod, way.size + 1, Ordering::Release);
         bad_ring.notify();
         assert_eq!(bad.read(&mut [0]).await, Err(Errno::EPROTO));
-        // Taking it back helps nobody.
+        // The socket stays closed even if the index becomes possible again.
         bad_ring.region().indexes.store_u32(way.prod, 0, Ordering::Release);
         assert_eq!(bad.write(b"x").await, Err(Errno::EPROTO));
 
@@ -121,7 +122,7 @@ fn impossible_indexes_end_one_stream_and_no_other() {
 fn pages_that_the_backend_keeps_mapped_wait_in_quarantine() {
     with_frontend(config(), |rig| async move {
         let mut script = Script::attach(&rig).await;
-        // A connection that comes to nothing, whose ring is kept all the same.
+        // The connection fails, but the backend keeps its ring mapped.
         let (refused, mapped) = join(rig.frontend.connect(address(80)), async {
             script.grant_next().await;
             let request = script.next().await;
@@ -137,7 +138,7 @@ fn pages_that_the_backend_keeps_mapped_wait_in_quarantine() {
         rig.until(|| rig.frontend.statistics().quarantined_pages == 5).await;
         Timer::after_millis(50).await;
         assert_eq!(rig.world.grants(), 1 + 5);
-        assert_eq!(rig.world.ports(), 1, "the port needs nobody's leave");
+        assert_eq!(rig.world.ports(), 1, "the port was closed");
         drop(mapped);
         rig.until(|| rig.frontend.statistics().quarantined_pages == 0).await;
         assert_eq!(rig.world.grants(), 1);
@@ -145,18 +146,18 @@ fn pages_that_the_backend_keeps_mapped_wait_in_quarantine() {
 }
 
 #[test]
-fn a_backend_that_does_not_answer_is_not_waited_for_for_ever() {
+fn calls_time_out_if_the_backend_does_not_answer() {
     let impatient = Config { answer_within: SOON, ..config() };
     with_frontend(impatient, |rig| async move {
         let mut script = Script::attach(&rig).await;
         let connected = rig.frontend.connect(address(80)).await.map(drop);
         assert_eq!(connected, Err(Errno::ETIMEDOUT));
         assert_eq!(rig.frontend.bind(address(80)).await.map(drop), Err(Errno::ETIMEDOUT));
-        // The late answer hurts nobody.
+        // The late answer does no harm.
         let late = script.next().await;
         script.answer(late.answer(Ok(0)));
         Timer::after(SOON).await;
-        // The ring that the backend may still come to map stays until the session ends.
+        // The backend may still map the ring, so it stays until the session ends.
         assert_eq!(rig.world.ports(), 2);
     });
 }
@@ -179,14 +180,14 @@ fn a_ring_stays_granted_until_the_listener_of_its_accept_is_released() {
         drop(listener);
         let release = script.next().await;
         assert_eq!(release.call, Call::Release { reuse: false });
-        // Longer than the frontend waits for the RELEASE, and for the ACCEPT after that.
+        // Longer than the frontend waits for the RELEASE, and then for the ACCEPT.
         Timer::after(SOON + Duration::from_secs(3)).await;
         drop(script.map(ring));
     });
 }
 
 #[test]
-fn an_accept_that_is_never_answered_goes_with_its_listener() {
+fn an_accept_that_is_never_answered_ends_with_its_listener() {
     with_frontend(config(), |rig| async move {
         let mut script = Script::attach(&rig).await;
         let (listener, ()) = join(rig.frontend.bind(address(80)), async {

@@ -1,4 +1,4 @@
-//! Backends that die, leave and come back, and devices that are taken away and given back.
+//! Backends that are killed, close and return, and devices that are detached and attached again.
 
 mod rig;
 
@@ -18,8 +18,8 @@ use xensock::wire::Protocol;
 
 const SOON: Duration = Duration::from_millis(300);
 
-/// Runs a test with the richest protocol and with the plainest one, with a frontend whose backend the test
-/// starts.
+/// Runs a test with PV Calls with all extensions and with plain draft 1. The test starts the
+/// backend.
 fn with_protocols<F: Future<Output = ()>>(test: impl Fn(Rc<Rig>, Protocol) -> F) {
     let protocols = protocols()
         .filter(|protocol| protocol.dialect.has_socket_command() != protocol.extensions.is_empty());
@@ -30,7 +30,7 @@ fn with_protocols<F: Future<Output = ()>>(test: impl Fn(Rc<Rig>, Protocol) -> F)
     }
 }
 
-/// A client that says something to the listener's next connection.
+/// A client that sends something to the listener's next connection.
 async fn served(rig: &Rig, listener: &Listener<xen::testing::FakeMachine>) {
     let asked = async {
         rig.until(|| rig.net.bound_sockets() == 1).await;
@@ -45,7 +45,7 @@ async fn served(rig: &Rig, listener: &Listener<xen::testing::FakeMachine>) {
 }
 
 #[test]
-fn a_listener_listens_again_when_its_backend_was_killed() {
+fn a_listener_listens_again_after_its_backend_was_killed() {
     with_protocols(|rig, protocol| async move {
         let backend = rig.start_backend(protocol, limits());
         let listener = rig.frontend.bind(address(80)).await.unwrap();
@@ -53,7 +53,7 @@ fn a_listener_listens_again_when_its_backend_was_killed() {
         backend.kill();
         rig.until(|| rig.net.bound_sockets() == 0).await;
         rig.start_backend(protocol, limits());
-        // Nobody waits for a connection: it is back all the same.
+        // No call of `accept` waits, but it listens again all the same.
         rig.until(|| rig.net.bound_sockets() == 1).await;
         served(&rig, &listener).await;
         assert_eq!(rig.frontend.statistics().listeners_open, 1);
@@ -61,7 +61,7 @@ fn a_listener_listens_again_when_its_backend_was_killed() {
 }
 
 #[test]
-fn a_call_of_accept_waits_until_the_backend_is_back() {
+fn accept_waits_until_the_backend_returns() {
     with_protocols(|rig, protocol| async move {
         let backend = rig.start_backend(protocol, limits());
         let listener = rig.frontend.bind(address(80)).await.unwrap();
@@ -78,7 +78,7 @@ fn a_call_of_accept_waits_until_the_backend_is_back() {
 }
 
 #[test]
-fn streams_end_with_a_named_error_and_connections_wait_for_the_link() {
+fn streams_end_with_enetdown_and_connect_waits_for_the_link() {
     with_protocols(|rig, protocol| async move {
         let server = rig.net.listen(address(80)).unwrap();
         let backend = rig.start_backend(protocol, limits());
@@ -88,7 +88,7 @@ fn streams_end_with_a_named_error_and_connections_wait_for_the_link() {
         drop(socket);
         backend.kill();
         rig.start_backend(protocol, limits());
-        // What the killed backend had put into the ring may still be read.
+        // The bytes that the killed backend put into the ring can still be read.
         let mut some = [0; 100];
         let error = loop {
             match stream.read(&mut some).await {
@@ -106,8 +106,8 @@ fn streams_end_with_a_named_error_and_connections_wait_for_the_link() {
     });
 }
 
-/// The domain is saved and restored: xenstore owes it nothing, then there are other nodes, and no backend
-/// yet.
+/// Saves and restores the domain: no reply of xenstore is outstanding, the nodes are new, and the
+/// backend is not there yet.
 async fn restore(rig: &Rig, protocol: Protocol) {
     rig.guest_store.quiesce().await;
     let (front, back) = (of(protocol.dialect, FRONT), of(protocol.dialect, BACK));
@@ -120,7 +120,7 @@ async fn restore(rig: &Rig, protocol: Protocol) {
 }
 
 #[test]
-fn in_a_restored_domain_streams_end_with_a_named_error_and_listeners_listen_again() {
+fn in_a_restored_domain_streams_end_with_enetdown_and_listeners_listen_again() {
     with_protocols(|rig, protocol| async move {
         let server = rig.net.listen(address(90)).unwrap();
         let backend = rig.start_backend(protocol, limits());
@@ -141,7 +141,7 @@ fn in_a_restored_domain_streams_end_with_a_named_error_and_listeners_listen_agai
 #[test]
 fn a_domain_may_be_saved_at_any_point_of_the_handshake() {
     with_protocols(|rig, protocol| async move {
-        // No backend yet, one that has just begun, one that is about to be connected.
+        // Without a backend, with a new backend, and shortly before the backend connects.
         for millis in 0..6 {
             let backend = (millis > 0).then(|| rig.start_backend(protocol, limits()));
             Timer::after_millis(millis).await;
@@ -157,7 +157,7 @@ fn a_domain_may_be_saved_at_any_point_of_the_handshake() {
 }
 
 #[test]
-fn an_address_that_another_has_taken_meanwhile_is_tried_for_and_then_an_error() {
+fn an_address_that_was_taken_in_the_meantime_is_retried_and_then_an_error() {
     with_protocols(|rig, protocol| async move {
         let backend = rig.start_backend(protocol, limits());
         let listener = rig.frontend.bind(address(80)).await.unwrap();
@@ -165,7 +165,7 @@ fn an_address_that_another_has_taken_meanwhile_is_tried_for_and_then_an_error() 
         rig.until(|| rig.net.bound_sockets() == 0).await;
         let thief = rig.net.listen(address(80)).unwrap();
         rig.start_backend(protocol, limits());
-        // It tries for longer than this.
+        // The frontend retries for longer than this.
         assert!(with_timeout(SOON * 8, listener.accept()).await.is_err());
         drop(thief);
         rig.until(|| rig.net.bound_sockets() == 1).await;
@@ -174,7 +174,7 @@ fn an_address_that_another_has_taken_meanwhile_is_tried_for_and_then_an_error() 
 }
 
 #[test]
-fn a_listener_that_is_dropped_while_its_backend_is_away_stays_away() {
+fn a_listener_dropped_while_its_backend_is_away_does_not_return() {
     with_protocols(|rig, protocol| async move {
         let backend = rig.start_backend(protocol, limits());
         let listener = rig.frontend.bind(address(80)).await.unwrap();
@@ -184,7 +184,7 @@ fn a_listener_that_is_dropped_while_its_backend_is_away_stays_away() {
         drop(listener);
         rig.start_backend(protocol, limits());
         rig.until(|| rig.net.bound_sockets() == 1).await;
-        // The other one is served, so the dropped one had its chance to come back, too.
+        // The other listener is served, so the dropped one would have returned by now, too.
         let (accepted, client) = join(other.accept(), rig.net.connect(address(81))).await;
         assert!(accepted.is_ok() && client.is_ok());
         assert_eq!(rig.net.bound_sockets(), 1);
@@ -201,7 +201,7 @@ fn a_port_that_the_backend_chose_stays_the_same() {
         backend.kill();
         rig.until(|| rig.net.bound_sockets() == 0).await;
         if chosen.port() == 0 {
-            // The backend does not tell.
+            // Without the extension the backend does not report addresses.
             return;
         }
         let _lower = rig.net.listen(address(chosen.port() - 1));
@@ -213,7 +213,7 @@ fn a_port_that_the_backend_chose_stays_the_same() {
 }
 
 #[test]
-fn a_shortage_when_the_backend_comes_back_is_outlived() {
+fn a_shortage_when_the_backend_returns_is_survived() {
     with_protocols(|rig, protocol| async move {
         let backend = rig.start_backend(protocol, limits());
         let listener = rig.frontend.bind(address(80)).await.unwrap();
@@ -230,7 +230,7 @@ fn a_shortage_when_the_backend_comes_back_is_outlived() {
 }
 
 #[test]
-fn a_device_can_be_taken_away_and_given_back() {
+fn a_device_can_be_detached_and_attached_again() {
     with_protocols(|rig, protocol| async move {
         let (front, back) = (of(protocol.dialect, FRONT), of(protocol.dialect, BACK));
         let backend = rig.start_backend(protocol, limits());
@@ -249,7 +249,7 @@ fn a_device_can_be_taken_away_and_given_back() {
 }
 
 #[test]
-fn an_orderly_unplug_and_a_new_device_of_the_same_name() {
+fn a_device_can_be_closed_and_created_again() {
     with_protocols(|rig, protocol| async move {
         let (front, back) = (of(protocol.dialect, FRONT), of(protocol.dialect, BACK));
         let backend = rig.start_backend(protocol, limits());
@@ -267,10 +267,10 @@ fn an_orderly_unplug_and_a_new_device_of_the_same_name() {
 }
 
 #[test]
-fn a_backend_that_may_not_be_looked_at_yet_is_waited_for() {
+fn the_frontend_waits_until_it_may_read_the_backend_s_nodes() {
     with_protocols(|rig, protocol| async move {
         let (front, back) = (of(protocol.dialect, FRONT), of(protocol.dialect, BACK));
-        // The toolstack makes the nodes first, and lets the guest read them then.
+        // The toolstack creates the nodes first, then permits the guest to read them.
         let all = ["", "/state", "/frontend", "/frontend-id"].map(|node| format!("{back}{node}"));
         let allow = |access| {
             let own = Permission { access: Access::None, domain: DOM0 };

@@ -1,4 +1,4 @@
-//! What an application can do with its sockets, over the real backend engine.
+//! The socket API of an application, over the real backend engine.
 
 mod rig;
 
@@ -23,7 +23,7 @@ async fn read_to_end(stream: &mut Stream<FakeMachine>) -> Result<Vec<u8>, Errno>
 }
 
 #[test]
-fn a_client_talks_to_a_server_of_the_network() {
+fn a_client_exchanges_data_with_a_server() {
     with_backend(|rig| async move {
         let server = rig.net.listen(address(80)).unwrap();
         let mut stream = rig.frontend.connect(address(80)).await.unwrap();
@@ -39,18 +39,18 @@ fn a_client_talks_to_a_server_of_the_network() {
 }
 
 #[test]
-fn a_refused_connection_says_so_and_leaves_nothing_behind() {
+fn a_refused_connection_is_econnrefused_and_leaves_nothing_behind() {
     with_backend(|rig| async move {
         for _ in 0..3 {
             let refused = rig.frontend.connect(address(80)).await.map(drop);
             assert_eq!(refused, Err(Errno::ECONNREFUSED));
         }
-        assert_eq!(rig.world.ports(), 1, "the command ring's");
+        assert_eq!(rig.world.ports(), 1, "only the command ring's port");
     });
 }
 
 #[test]
-fn an_address_of_a_family_that_was_not_agreed_on_is_refused_at_once() {
+fn an_ipv6_address_without_the_extension_is_refused_at_once() {
     let config = Config { extensions: Extensions::all() - Extensions::IPV6, ..config() };
     with_backend_and(config, Limits::default(), |rig| async move {
         let connected = rig.frontend.connect("[::1]:80".parse().unwrap()).await.map(drop);
@@ -61,7 +61,7 @@ fn an_address_of_a_family_that_was_not_agreed_on_is_refused_at_once() {
 }
 
 #[test]
-fn much_data_goes_both_ways_at_once_unharmed() {
+fn much_data_moves_both_ways_at_once_intact() {
     const MUCH: usize = 3_000_000;
     with_backend(|rig| async move {
         let server = rig.net.listen(address(80)).unwrap();
@@ -98,7 +98,7 @@ fn all_data_is_read_before_the_end_of_the_stream() {
         let sent = data.clone();
         rig.spawn(async move { socket.write_all(&sent).await.unwrap() });
         assert!(read_to_end(&mut stream).await.unwrap() == data);
-        assert_eq!(stream.read(&mut [0]).await, Ok(0), "the end stays");
+        assert_eq!(stream.read(&mut [0]).await, Ok(0), "the end of the stream persists");
     });
 }
 
@@ -114,12 +114,12 @@ fn a_reset_connection_is_an_error() {
 }
 
 #[test]
-fn what_was_written_arrives_although_the_stream_was_dropped() {
+fn written_bytes_arrive_although_the_stream_was_dropped() {
     with_backend(|rig| async move {
         let server = rig.net.listen(address(80)).unwrap();
         let mut stream = rig.frontend.connect(address(80)).await.unwrap();
         let socket = server.accept().await;
-        // More than the network buffers, so that some is still in the ring.
+        // More than the network buffers, so the ring is not empty.
         let data = pattern(64 * 1024 + 30_000);
         stream.write_all(&data).await.unwrap();
         drop(stream);
@@ -128,7 +128,7 @@ fn what_was_written_arrives_although_the_stream_was_dropped() {
 }
 
 #[test]
-fn closing_waits_until_everything_has_gone_out() {
+fn closing_waits_until_everything_is_sent() {
     with_backend(|rig| async move {
         let server = rig.net.listen(address(80)).unwrap();
         let mut stream = rig.frontend.connect(address(80)).await.unwrap();
@@ -143,7 +143,7 @@ fn closing_waits_until_everything_has_gone_out() {
 }
 
 #[test]
-fn a_remote_that_reads_nothing_cannot_hold_a_dropped_stream_for_ever() {
+fn a_peer_that_reads_nothing_cannot_hold_a_dropped_stream_for_ever() {
     with_backend(|rig| async move {
         let server = rig.net.listen(address(80)).unwrap();
         let mut stream = rig.frontend.connect(address(80)).await.unwrap();
@@ -155,7 +155,7 @@ fn a_remote_that_reads_nothing_cannot_hold_a_dropped_stream_for_ever() {
 }
 
 #[test]
-fn aborting_does_not_wait_for_the_remote() {
+fn aborting_does_not_wait_for_the_peer() {
     with_backend(|rig| async move {
         let server = rig.net.listen(address(80)).unwrap();
         let mut stream = rig.frontend.connect(address(80)).await.unwrap();
@@ -187,7 +187,7 @@ fn a_server_serves_many_clients() {
 }
 
 #[test]
-fn calls_of_accept_wait_side_by_side() {
+fn several_calls_of_accept_can_wait() {
     with_backend(|rig| async move {
         let listener = rig.frontend.bind(address(80)).await.unwrap();
         let connecting = async {
@@ -205,7 +205,7 @@ fn calls_of_accept_wait_side_by_side() {
 }
 
 #[test]
-fn an_address_in_use_cannot_be_bound_until_its_listener_is_gone() {
+fn an_address_in_use_cannot_be_bound_until_its_listener_is_dropped() {
     with_backend(|rig| async move {
         let listener = rig.frontend.bind(address(80)).await.unwrap();
         assert_eq!(rig.frontend.bind(address(80)).await.map(drop), Err(Errno::EADDRINUSE));
@@ -238,7 +238,7 @@ fn the_buffer_of_a_stream_keeps_what_was_not_consumed() {
 }
 
 #[test]
-fn data_is_read_and_written_where_it_lies() {
+fn data_is_read_and_written_in_place() {
     with_backend(|rig| async move {
         let server = rig.net.listen(address(80)).unwrap();
         let mut stream = rig.frontend.connect(address(80)).await.unwrap();
@@ -271,7 +271,7 @@ fn a_stream_that_is_always_ready_lets_others_run() {
         socket.write_all(&pattern(1000)).await.unwrap();
         let others = std::rc::Rc::new(std::cell::Cell::new(0));
         let seen = others.clone();
-        // Counts its turns, and asks for the next at once.
+        // Counts its turns, and yields at once.
         rig.spawn(std::future::poll_fn(move |cx| {
             seen.set(seen.get() + 1);
             cx.waker().wake_by_ref();
@@ -298,7 +298,7 @@ fn small_messages_cost_one_event_each() {
             socket.write_all(&bytes).await.unwrap();
             stream.read_exact(&mut bytes).await.unwrap();
         }
-        // Reading needs none: the ring was never near to full.
+        // Reading sends none: the ring was never half full.
         assert_eq!(rig.frontend.statistics().notifications_sent - before, 100);
     });
 }
@@ -311,7 +311,7 @@ fn pages_are_kept_for_the_next_connections_unless_memory_is_short() {
         rig.frontend.connected().await.unwrap();
         let bare = pages();
         let come_and_go = async || {
-            // More than rings are parked.
+            // More connections than rings can be parked.
             let connecting = (0..12).map(|_| rig.frontend.connect(address(80)));
             let streams = futures_util::future::join_all(connecting).await;
             let used = pages();
@@ -321,9 +321,9 @@ fn pages_are_kept_for_the_next_connections_unless_memory_is_short() {
         };
         let used = come_and_go().await;
         let each = (used - bare) / 12;
-        // A ring is in use, or it is parked, or its pages are kept, or they are with the machine.
+        // A page is in a ring in use, in a parked ring, in the pool, or free.
         let none_kept = || pages() == bare + each * rig.frontend.statistics().parked_rings;
-        assert_eq!(pages(), used, "all are kept");
+        assert_eq!(pages(), used, "the pages are kept");
         rig.until(|| {
             rig.frontend.trim();
             none_kept()
@@ -335,6 +335,6 @@ fn pages_are_kept_for_the_next_connections_unless_memory_is_short() {
         rig.until(none_kept).await;
         rig.guest.set_short(false);
         assert_eq!(come_and_go().await, used);
-        assert_eq!(pages(), used, "all are kept again");
+        assert_eq!(pages(), used, "the pages are kept again");
     });
 }

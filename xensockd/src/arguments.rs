@@ -9,8 +9,8 @@ use xensock::wire::Extensions;
 /// Serves the sockets of Xen guests (PV Calls, XenSock) from this domain.
 ///
 /// Requires root, the kernel modules xen-evtchn and xen-gntdev, and a running xenstored. A line
-/// `pvcalls=["backend=0"]` in a guest's configuration gives it a device. SIGUSR1 logs what is in use;
-/// SIGTERM and SIGINT close all guests' sockets and stop the daemon.
+/// `pvcalls=["backend=0"]` in a guest's configuration gives it a device. SIGUSR1 logs what is in
+/// use; SIGTERM and SIGINT close all guests' sockets and stop the daemon.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "xensockd", version)]
 pub struct Arguments {

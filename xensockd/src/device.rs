@@ -1,8 +1,8 @@
 //! One device of one guest: follows its nodes in xenstore, and serves it while it is connected.
 //!
 //! After every change the states of both ends are read, and one step is taken from there (see
-//! `states`), so changes may be missed. A guest that breaks the protocol gets its device closed and a
-//! line in the log; it may connect again after a while.
+//! `states`), so changes may be missed. A guest that breaks the protocol gets its device closed and
+//! a line in the log; it may connect again after a while.
 
 use crate::counts::Ticket;
 use crate::states::{Step, View, next_step};
@@ -26,7 +26,8 @@ const PROTOCOL_ERROR_BACKOFF: Duration = Duration::from_secs(1);
 /// The shortest time between two connections of a device, each of which is a line in the log.
 const CONNECT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a frontend may take to close when the toolstack, which waits longer, removes the device.
+/// How long a frontend may take to close when the toolstack, which waits longer, removes the
+/// device.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long a frontend may take to close when the daemon stops.
@@ -93,7 +94,8 @@ impl<H: Host> Device<H> {
         let mut changes =
             [store.watch(&self.path).await?, store.watch(&format!("{}/state", other.path)).await?];
         let mut stop = stop.clone();
-        // No earlier backend exists any more, so of its state only a request of the toolstack counts.
+        // No earlier backend exists any more, so of its state only a request of the toolstack
+        // counts.
         let mut mine = match read_state(store, &self.path).await? {
             request @ (State::Closing | State::Closed) => request,
             _ => State::Unknown,
@@ -119,7 +121,8 @@ impl<H: Host> Device<H> {
                     };
                     let timeout = async {
                         match (view.online, mine) {
-                            // Counted from the first time, however often the guest writes its state.
+                            // Counted from the first time, however often the guest writes its
+                            // state.
                             (false, State::Closing) => {
                                 let since = *closing_since.get_or_insert_with(Instant::now);
                                 host.sleep(CLOSE_TIMEOUT.saturating_sub(since.elapsed())).await;
@@ -207,8 +210,8 @@ impl<H: Host> Device<H> {
         Ok(state)
     }
 
-    /// Maps the command ring and binds the event channel that the frontend's nodes name. An error is
-    /// the guest's fault, in words.
+    /// Maps the command ring and binds the event channel that the frontend's nodes name. An error
+    /// is the guest's fault, in words.
     async fn connect(&self, other: &OtherEnd) -> Result<Service<'_>, String> {
         let Backend { store, host, limits, guests, .. } = &*self.backend;
         let node =
@@ -234,7 +237,8 @@ impl<H: Host> Device<H> {
         Ok(Service { engine, _ticket: Ticket::new(guests) })
     }
 
-    /// Closes the device as the daemon stops, and waits for the frontend to close, for a short time.
+    /// Closes the device as the daemon stops, and waits for the frontend to close, for a short
+    /// time.
     async fn close(&self, other: &OtherEnd, changes: &mut [Watch; 2]) -> Result<(), Errno> {
         self.switch(State::Closing).await?;
         let timeout = pin!(self.backend.host.sleep(STOP_TIMEOUT));

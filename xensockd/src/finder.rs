@@ -1,4 +1,5 @@
-//! Finds the guests' devices of one type, whose nodes the toolstack creates and removes in xenstore.
+//! Finds the guests' devices of one type, whose nodes the toolstack creates and removes in
+//! xenstore.
 
 use crate::device::{Backend, Device};
 use futures_util::future::{Either, select};
@@ -10,8 +11,8 @@ use xen::{DomId, Errno};
 use xensock::back::Host;
 use xensock::wire::Dialect;
 
-/// Runs a task for each device of a type on the current [`LocalSet`](tokio::task::LocalSet). Dropping
-/// it stops them.
+/// Runs a task for each device of a type on the current [`LocalSet`](tokio::task::LocalSet).
+/// Dropping it stops them.
 pub struct Finder<H> {
     backend: Rc<Backend<H>>,
     dialect: Dialect,

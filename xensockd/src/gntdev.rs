@@ -1,7 +1,7 @@
 //! Maps guests' pages through `/dev/xen/gntdev` (Linux's `include/uapi/xen/gntdev.h`).
 //!
-//! A guest cannot revoke a grant while it is mapped, and mapped pages outlive even the guest. So mapped
-//! memory stays readable and writable until the mapping is dropped.
+//! A guest cannot revoke a grant while it is mapped, and mapped pages outlive even the guest. So
+//! mapped memory stays readable and writable until the mapping is dropped.
 
 use crate::counts::Ticket;
 use crate::linux::{errno, explain};
@@ -79,8 +79,8 @@ pub struct Pages {
 
 impl xensock::back::Mapping for Pages {
     fn shared(&self) -> Shared<'_> {
-        // SAFETY: the pages stay mapped until `self` is dropped, which nothing outlives that borrows
-        // it; no other code unmaps them or makes references to them.
+        // SAFETY: the pages stay mapped until `self` is dropped, which nothing outlives that
+        // borrows it; no other code unmaps them or makes references to them.
         unsafe { Shared::new(self.start, self.len) }
     }
 }
@@ -144,8 +144,8 @@ unsafe impl Ioctl for MapGrantRef {
     }
 
     unsafe fn output_from_ptr(_: IoctlOutput, argument: *mut c_void) -> rustix::io::Result<u64> {
-        // SAFETY: `argument` is the result of `as_ptr`: at least two words, exclusively borrowed for
-        // the call.
+        // SAFETY: `argument` is the result of `as_ptr`: at least two words, exclusively borrowed
+        // for the call.
         Ok(unsafe { argument.cast::<u64>().add(1).read() })
     }
 }

@@ -17,8 +17,8 @@ pub fn watch(file: Rc<OwnedFd>, interest: Interest) -> io::Result<Watched> {
     Ok(unsafe { AsyncFd::register_with_interest(file, interest) }?)
 }
 
-/// Receives straight into memory that a guest shares, up to two pieces of it: the kernel's copy is the
-/// only one. 0 is the end of the stream, unless there is no room.
+/// Receives straight into memory that a guest shares, up to two pieces of it: the kernel's copy is
+/// the only one. 0 is the end of the stream, unless there is no room.
 pub fn receive(socket: impl AsFd, room: [Shared<'_>; 2]) -> io::Result<usize> {
     let mut iovecs = room.map(iovec);
     let mut header = header(&mut iovecs);

@@ -25,8 +25,8 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Sockets counted in `counter`. With `reuse_port`, any number of listening sockets may have the
-    /// same address and share its connections.
+    /// Sockets counted in `counter`. With `reuse_port`, any number of listening sockets may have
+    /// the same address and share its connections.
     pub fn new(counter: Rc<Counter>, reuse_port: bool) -> Self {
         Sockets { counter, reuse_port }
     }
@@ -114,8 +114,8 @@ impl Stream for Connected {
         loop {
             let mut ready = ready!(self.socket.poll_read_ready(cx)).map_err(errno)?;
             match ready.try_io(|socket| uninterrupted(|| linux::receive(socket, room))) {
-                // Linux stops at urgent data, so fewer bytes than room does not mean that the socket is
-                // empty. Only EAGAIN clears the readiness.
+                // Linux stops at urgent data, so fewer bytes than room does not mean that the
+                // socket is empty. Only EAGAIN clears the readiness.
                 Ok(result) => return Poll::Ready(result.map_err(errno)),
                 Err(_would_block) => {}
             }

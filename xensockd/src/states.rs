@@ -53,7 +53,8 @@ pub(crate) fn next_step(mine: State, view: View) -> Step {
     match (view.front, mine) {
         (Initialised, InitWait) => Step::Connect,
         (Initialised | Connected, Connected) => Step::Wait,
-        // The frontend has not seen yet that this end closes, or was connected to an earlier backend.
+        // The frontend has not seen yet that this end closes, or was connected to an earlier
+        // backend.
         (Connected, Closing) | (Initialised, Closing) => Step::Wait,
         (Connected, _) => Step::Close,
         (Closing, Closing) => Step::Wait,

@@ -1,9 +1,11 @@
-//! The connection to xenstored through the kernel: `/dev/xen/xenbus`, a stream of xenstore messages.
+//! The connection to xenstored through the kernel: `/dev/xen/xenbus`, a stream of xenstore
+//! messages.
 //!
 //! The device is opened twice, once for watches and once for all other requests. Linux carries out
-//! `XS_WATCH` and `XS_UNWATCH` within the `write`, and holds a lock of the open file that it needs to
-//! hand out any other reply on the same file. With a request outstanding on that file, the kernel's xenbus
-//! thread and the writer would deadlock, and with them xenstore for the whole domain.
+//! `XS_WATCH` and `XS_UNWATCH` within the `write`, and holds a lock of the open file that it needs
+//! to hand out any other reply on the same file. With a request outstanding on that file, the
+//! kernel's xenbus thread and the writer would deadlock, and with them xenstore for the whole
+//! domain.
 
 use crate::linux::{Watched, explain, watch};
 use rustix::fs::{Mode, OFlags};

@@ -1,4 +1,4 @@
-//! The program as a user starts it.
+//! The program's command line.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -8,7 +8,7 @@ fn xensockd(arguments: &[&str]) -> Output {
 }
 
 #[test]
-fn it_tells_its_version_and_its_options() {
+fn version_and_help_are_printed() {
     let version = String::from_utf8(xensockd(&["--version"]).stdout).unwrap();
     assert_eq!(version, format!("xensockd {}\n", env!("CARGO_PKG_VERSION")));
     let help = String::from_utf8(xensockd(&["--help"]).stdout).unwrap();
@@ -18,9 +18,9 @@ fn it_tells_its_version_and_its_options() {
 }
 
 #[test]
-fn without_xen_it_says_in_one_line_what_is_missing_and_what_to_do() {
+fn without_xen_one_line_names_the_missing_device_and_the_remedy() {
     if Path::new("/dev/xen/gntdev").exists() {
-        eprintln!("this machine runs under Xen: nothing to be tried");
+        eprintln!("skipped: this machine runs under Xen");
         return;
     }
     let output = xensockd(&[]);
@@ -31,7 +31,7 @@ fn without_xen_it_says_in_one_line_what_is_missing_and_what_to_do() {
 }
 
 #[test]
-fn an_option_that_makes_no_sense_is_refused() {
+fn an_invalid_option_is_refused() {
     let output = xensockd(&["--max-page-order", "12"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8(output.stderr).unwrap().contains("1..=9"));

@@ -1,5 +1,5 @@
-//! Guests, as xenstore shows them: the daemon's own logic and real sockets on the loopback
-//! interface, over fakes of xenstored and of the guest's memory and events.
+//! The life of devices: the daemon's own code and real sockets on the loopback interface, over
+//! fakes of xenstored and of the guests' memory and events.
 
 use embedded_io_async::{Read, Write};
 use futures_util::future::{Either, select};
@@ -26,7 +26,7 @@ use xensockd::sockets::Sockets;
 
 const DOM0: DomId = DomId(0);
 
-/// No test takes longer, even on a slow and busy machine.
+/// The longest time for a test, even on a slow and busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// A machine with a daemon.
@@ -38,7 +38,7 @@ struct Rig {
     daemon: JoinHandle<()>,
 }
 
-/// Runs a test; afterwards the daemon must hold nothing.
+/// Runs a test, and checks that the daemon holds nothing afterwards.
 fn run<F: Future<Output = ()>>(test: impl FnOnce(Rc<Rig>) -> F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     LocalSet::new().block_on(&runtime, async {
@@ -60,7 +60,7 @@ fn run<F: Future<Output = ()>>(test: impl FnOnce(Rc<Rig>) -> F) {
             {
                 let (finding, stopping) = (pin!(finder.run()), pin!(stopping.changed()));
                 if let Either::Left((error, _)) = select(finding, stopping).await {
-                    panic!("the finder ended: {error}");
+                    panic!("the finder failed: {error}");
                 }
             }
             finder.stopped().await;
@@ -90,7 +90,7 @@ fn back(guest: DomId) -> String {
 }
 
 impl Rig {
-    /// Does what the toolstack does for a new domain with a device.
+    /// Creates a domain with a device, as the toolstack does.
     fn create(&self, guest: DomId) {
         self.tree.add_domain(guest);
         self.create_with_frontend(guest, &front(guest));
@@ -121,7 +121,7 @@ impl Rig {
     }
 }
 
-/// A real server that sends back all that it receives, once.
+/// A real server that echoes one connection.
 fn echo_server() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -144,7 +144,7 @@ async fn talk(frontend: &Frontend<FakeMachine>) {
 }
 
 #[test]
-fn a_guest_s_connection_reaches_a_real_server_and_comes_back() {
+fn a_guest_exchanges_data_with_a_real_server() {
     run(|rig| async move {
         rig.create(DomId(7));
         let (frontend, driver) = rig.boot(DomId(7));
@@ -176,8 +176,8 @@ fn a_guest_listens_on_a_real_port() {
             let mut stream = listener.accept().await.unwrap();
             let mut got = [0; 8];
             assert_eq!(stream.read(&mut got).await, Ok(1));
-            assert_eq!(stream.read(&mut got[1..]).await, Ok(0), "the client is through");
-            // It still listens.
+            assert_eq!(stream.read(&mut got[1..]).await, Ok(0), "the client has closed");
+            // The client still receives.
             stream.write_all(&[got[0]; 1000]).await.unwrap();
             drop(stream);
             rig.until(|| asking.is_finished()).await;
@@ -190,7 +190,7 @@ fn a_guest_listens_on_a_real_port() {
 }
 
 #[test]
-fn several_guests_are_served_and_one_that_is_destroyed_leaves_nothing() {
+fn several_guests_are_served_and_a_destroyed_one_leaves_nothing() {
     run(|rig| async move {
         let guests = [DomId(3), DomId(4), DomId(5)];
         guests.iter().for_each(|guest| rig.create(*guest));
@@ -204,7 +204,7 @@ fn several_guests_are_served_and_one_that_is_destroyed_leaves_nothing() {
         rig.tree.rm(&back(guests[0]));
         rig.until(|| rig.counts.guests.get() == 2).await;
         assert_eq!(rig.counts.sockets.get(), 0);
-        // A domain that is gone without its nodes having been removed yet.
+        // A domain that was destroyed before its nodes are removed.
         let home = format!("/local/domain/{}", guests[1]);
         rig.tree.rm(&home);
         rig.tree.fire("@releaseDomain");
@@ -218,7 +218,7 @@ fn several_guests_are_served_and_one_that_is_destroyed_leaves_nothing() {
 }
 
 #[test]
-fn a_guest_that_writes_nonsense_is_closed_and_may_try_again() {
+fn a_guest_with_invalid_nodes_is_closed_and_can_connect_later() {
     run(|rig| async move {
         let guest = DomId(7);
         rig.create(guest);
@@ -284,23 +284,23 @@ fn the_toolstack_can_detach_the_device_of_a_guest_that_runs() {
 }
 
 #[test]
-fn a_guest_without_manners_does_not_keep_its_device_from_being_removed() {
+fn a_guest_that_does_not_close_cannot_prevent_the_removal_of_its_device() {
     run(|rig| async move {
         let guest = DomId(7);
         rig.create(guest);
         rig.tree.write(&format!("{}/state", front(guest)), "4");
         rig.until(|| rig.state(guest) == "5").await;
         rig.tree.write(&format!("{}/online", back(guest)), "0");
-        // It never closes; after a few seconds nobody waits for it.
+        // The frontend never closes; after a few seconds the backend closes without it.
         rig.until(|| rig.state(guest) == "6").await;
     });
 }
 
 #[test]
-fn a_guest_of_an_earlier_daemon_connects_to_the_next() {
+fn a_guest_of_a_killed_daemon_connects_to_the_next() {
     run(|rig| async move {
         let guest = DomId(7);
-        // What a daemon that was killed left behind: both ends say that they are connected.
+        // The nodes that a killed daemon leaves behind: both ends are in Connected.
         rig.tree.add_domain(guest);
         let (front, back) = (front(guest), back(guest));
         rig.tree.write(&format!("{front}/state"), "4");
@@ -316,7 +316,7 @@ fn a_guest_of_an_earlier_daemon_connects_to_the_next() {
 }
 
 #[test]
-fn the_daemon_s_end_closes_sockets_and_tells_the_guests() {
+fn stopping_the_daemon_closes_sockets_and_devices() {
     run(|rig| async move {
         let guest = DomId(7);
         rig.create(guest);

@@ -1,4 +1,4 @@
-//! Real sockets on the loopback interface, through the interface that the engine uses.
+//! Real sockets on the loopback interface, through the traits of the engine.
 
 use std::future::poll_fn;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -55,7 +55,7 @@ async fn connected() -> (Connected, TcpStream) {
 }
 
 #[test]
-fn bytes_go_both_ways_between_two_pieces_of_memory_and_a_socket() {
+fn bytes_move_both_ways_between_two_pieces_of_memory_and_a_socket() {
     run(async {
         let (stream, mut peer) = connected().await;
 
@@ -69,7 +69,7 @@ fn bytes_go_both_ways_between_two_pieces_of_memory_and_a_socket() {
         let room = memory(8);
         let pieces = [room.slice(5, 3), room.slice(0, 4)];
         let writer = thread::spawn(move || {
-            // Later, so that the receiver waits first.
+            // Delayed, so that the receiver waits first.
             thread::sleep(Duration::from_millis(50));
             peer.write_all(b"abcde").unwrap();
             peer
@@ -82,7 +82,7 @@ fn bytes_go_both_ways_between_two_pieces_of_memory_and_a_socket() {
 }
 
 #[test]
-fn an_end_that_comes_with_the_last_bytes_is_not_missed() {
+fn an_end_of_stream_that_comes_with_the_last_bytes_is_not_missed() {
     run(async {
         for _ in 0..50 {
             let server = TcpListener::bind(any()).unwrap();
@@ -101,7 +101,7 @@ fn an_end_that_comes_with_the_last_bytes_is_not_missed() {
 }
 
 #[test]
-fn a_connection_that_is_refused_says_so() {
+fn a_refused_connection_is_econnrefused() {
     run(async {
         let address = TcpListener::bind(any()).unwrap().local_addr().unwrap();
         let result = connect(address).await;
@@ -110,7 +110,7 @@ fn a_connection_that_is_refused_says_so() {
 }
 
 #[test]
-fn a_peer_that_resets_the_connection_is_an_error_and_no_end() {
+fn a_reset_connection_is_an_error_and_not_an_end() {
     run(async {
         let (stream, peer) = connected().await;
         let data = memory(1);
@@ -124,7 +124,7 @@ fn a_peer_that_resets_the_connection_is_an_error_and_no_end() {
 }
 
 #[test]
-fn a_peer_that_does_not_read_makes_the_sender_wait_and_then_go_on() {
+fn a_sender_waits_while_its_peer_does_not_read() {
     run(async {
         let (stream, mut peer) = connected().await;
         let data = memory(1 << 20);
@@ -151,7 +151,7 @@ fn a_peer_that_does_not_read_makes_the_sender_wait_and_then_go_on() {
 }
 
 #[test]
-fn a_listener_waits_accepts_and_can_be_asked_without_accepting() {
+fn a_listener_accepts_and_can_be_polled_without_accepting() {
     run(async {
         let counts = Counts::default();
         let sockets = Sockets::new(counts.sockets.clone(), false);
@@ -182,7 +182,7 @@ fn a_listener_waits_accepts_and_can_be_asked_without_accepting() {
 }
 
 #[test]
-fn an_address_that_somebody_listens_on_is_taken_unless_it_is_to_be_shared() {
+fn an_address_in_use_cannot_be_bound_unless_ports_are_shared() {
     run(async {
         let alone = Sockets::default();
         let first = alone.bind(GUEST, any(), &Options::new()).unwrap();

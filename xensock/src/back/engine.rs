@@ -181,8 +181,8 @@ impl<H: Host> Engine<'_, H> {
         }
     }
 
-    /// Takes the parked ring of this offer. A parked ring that shares only the pages or only the event
-    /// channel is dropped: the guest uses them otherwise now.
+    /// Takes the parked ring of this offer. A parked ring that shares only the pages or only the
+    /// event channel is dropped: the guest uses them otherwise now.
     pub(super) fn parked(&self, offer: &RingOffer) -> Option<DataRing<H>> {
         let mut parked = self.parked.borrow_mut();
         let mut found = None;

@@ -24,8 +24,8 @@ pub struct Limits {
     /// The most pages of data rings mapped at a time. A guest's own limit of grants does not bound
     /// this: it can offer one page many times.
     pub pages: usize,
-    /// The largest order of a data ring, which has two to that power pages. Plain draft 1, whose only
-    /// order is 6, is exempt.
+    /// The largest order of a data ring, which has two to that power pages. Plain draft 1, whose
+    /// only order is 6, is exempt.
     pub max_ring_order: u32,
     /// How long a released socket may make no progress in sending what is left in its ring. It is
     /// closed after four times this long in any case.
@@ -54,8 +54,8 @@ pub trait Channel {
 pub trait Socket {
     /// Sets an option. [`Errno::ENOPROTOOPT`] if the host does not have it.
     ///
-    /// [`SocketOption::Linger`] of 0 means that closing resets the connection; any other value means
-    /// that it does not.
+    /// [`SocketOption::Linger`] of 0 means that closing resets the connection; any other value
+    /// means that it does not.
     fn set_option(&self, option: SocketOption, value: u32) -> Result<(), Errno>;
 
     /// Returns an option's value.
@@ -67,8 +67,8 @@ pub trait Socket {
 
 /// A connected socket.
 ///
-/// Two tasks may wait for the two directions at once. Each call takes the (up to two) pieces of a ring
-/// that hold data or room, and copies straight from or to them.
+/// Two tasks may wait for the two directions at once. Each call takes the (up to two) pieces of a
+/// ring that hold data or room, and copies straight from or to them.
 pub trait Stream: Socket {
     /// Receives into `room`. Returns the number of bytes received, 0 at the end of the stream.
     fn poll_recv(&self, cx: &mut Context<'_>, room: [Shared<'_>; 2]) -> Poll<Result<usize, Errno>>;

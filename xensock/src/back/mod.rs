@@ -1,14 +1,15 @@
 //! The backend's protocol engine, without I/O of its own.
 //!
-//! [`serve`] serves one device of one guest: a future that owns all that the guest holds here. It takes
-//! requests from the command ring, carries them out through a [`Host`], and moves bytes between
-//! sockets and data rings. Dropping it closes every socket, unmaps every page and unbinds every event
-//! channel.
+//! [`serve`] serves one device of one guest: a future that owns all that the guest holds here. It
+//! takes requests from the command ring, carries them out through a [`Host`], and moves bytes
+//! between sockets and data rings. Dropping it closes every socket, unmaps every page and unbinds
+//! every event channel.
 //!
-//! It trusts nothing that the guest writes. A malformed request is answered with an error; impossible
-//! indexes on a data ring close that connection; impossible indexes on the command ring end the
-//! future. [`Limits`] and the slots of the command ring bound what a guest can make it hold. The work
-//! per poll is bounded too, so that other guests on the same executor get their turns.
+//! It trusts nothing that the guest writes. A malformed request is answered with an error;
+//! impossible indexes on a data ring close that connection; impossible indexes on the command ring
+//! end the future. [`Limits`] and the slots of the command ring bound what a guest can make it
+//! hold. The work per poll is bounded too, so that other guests on the same executor get their
+//! turns.
 //!
 //! The fakes of `xensock::testing` are a host, here with a guest whose grants and ports they check:
 //!
@@ -37,7 +38,7 @@
 //!     signal,
 //! };
 //! let engine = serve(&host, guest, link, Dialect::PvCalls, Limits::default());
-//! // An executor polls `engine` until the guest's device closes. Dropping it gives everything back.
+//! // An executor polls `engine` until the guest's device closes. Dropping it frees everything.
 //! drop(engine);
 //! machine.close_port(port);
 //! machine.revoke(grant).expect("the engine unmapped the page");

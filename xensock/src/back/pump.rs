@@ -1,7 +1,7 @@
 //! Moves bytes between a socket and its data ring, both ways.
 //!
-//! The directions are independent: a peer that has sent everything can still be written to. An error
-//! word is set after the last byte that came before the error.
+//! The directions are independent: a peer that has sent everything can still be written to. An
+//! error word is set after the last byte that came before the error.
 
 use super::data_ring::{DataRing, EventChannel, RingMemory};
 use super::engine::{Engine, Reply};
@@ -127,8 +127,8 @@ impl<H: Host> Pumps<H> {
         Ok(())
     }
 
-    /// Switches to another ring. Bytes stay in the former one: the guest reads the rest of its `in`, and
-    /// `poll_send` sends the rest of its `out`.
+    /// Switches to another ring. Bytes stay in the former one: the guest reads the rest of its
+    /// `in`, and `poll_send` sends the rest of its `out`.
     fn resize(&mut self, engine: &Engine<'_, H>, grants: &RingGrants) -> Result<(), Errno> {
         self.stream()?;
         if self.former.is_some() {

@@ -69,8 +69,8 @@ pub(super) struct Mailbox {
 }
 
 impl Mailbox {
-    /// Hands over a request, which the task will answer. [`Errno::ENOTCONN`] before the connection is
-    /// open.
+    /// Hands over a request, which the task will answer. [`Errno::ENOTCONN`] before the connection
+    /// is open.
     pub(super) fn hand_over(&self, header: Header, operation: Operation) -> Result<(), Errno> {
         if !self.open.get() {
             return Err(Errno::ENOTCONN);

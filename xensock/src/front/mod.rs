@@ -52,12 +52,13 @@ use xen::{Errno, Machine};
 /// use futures_util::{future::join, task::LocalSpawnExt};
 /// use xen::testing::{FakeStore, World};
 /// use xensock::front::{Config, Frontend};
-/// use xensock::testing::{Dom0, Net, backend};
+/// use xensock::testing::{FakeDom0, FakeNet, backend};
 /// use xensock::wire::Dialect;
 /// # use xen::{DomId, Errno, xenstore};
 ///
 /// let (front, back) = ("/local/domain/7/device/pvcalls/0", "/local/domain/0/backend/pvcalls/7/0");
-/// let (world, fake, net, mut pool) = (World::new(), FakeStore::new(), Net::new(), LocalPool::new());
+/// let (world, fake, net) = (World::new(), FakeStore::new(), FakeNet::new());
+/// let mut pool = LocalPool::new();
 /// # for domain in [DomId(0), DomId(7)] {
 /// #     fake.add_domain(domain);
 /// # }
@@ -70,7 +71,7 @@ use xen::{Errno, Machine};
 /// # let spawner = pool.spawner();
 /// fake.add_device((front, DomId(7)), (back, DomId(0)));
 /// let (guest_store, dom0_store) = (connect(DomId(7), &spawner), connect(DomId(0), &spawner));
-/// let dom0 = Dom0::new(&world, DomId(0), &net);
+/// let dom0 = FakeDom0::new(&world, DomId(0), net.clone());
 /// spawner.spawn_local(async move {
 ///     let protocol = Dialect::PvCalls.into();
 ///     backend(&dom0, &dom0_store, back, protocol, Default::default()).await;

@@ -1,4 +1,4 @@
-//! A backend's device: the handshake in xenstore, and the engine while it lasts.
+//! Serves a device as a backend: the handshake in xenstore, then the engine.
 
 use super::FakeDom0;
 use crate::back::{CommandLink, Host, Limits, Violation, serve};
@@ -40,7 +40,7 @@ async fn serve_once(
     for (name, value) in protocol.backend_nodes(limits.max_ring_order) {
         store.write(&format!("{path}/{name}"), value).await?;
     }
-    // Whoever served the frontend before is gone.
+    // No earlier backend of this frontend exists any more.
     xenbus::switch_state(store, path, State::InitWait).await?;
     watch.wait_for(|state| state == State::Initialised).await?;
     let node =
@@ -64,10 +64,10 @@ async fn serve_once(
             watch.wait_for(|state| { !matches!(state, State::Initialised | State::Connected) })
         );
         if let Either::Left((Violation, _)) = select(engine, left).await {
-            log::error!("the guest has broken the protocol");
+            log::error!("the guest broke the protocol");
         }
     }
-    // Everything is unmapped by now.
+    // Dropping the engine has unmapped everything.
     xenbus::switch_state(store, path, State::Closing).await?;
     watch.wait_for(|state| !matches!(state, State::Connected | State::Closing)).await?;
     xenbus::switch_state(store, path, State::Closed).await

@@ -7,8 +7,8 @@ use std::time::Duration;
 use xen::testing::{BoundPort, MappedPages, Peer, World};
 use xen::{DomId, Errno, GrantRef, Port, Shared, Signal};
 
-/// The domain of the backends: its memory and events are fakes, and so are its sockets unless `N` is
-/// another network.
+/// The domain of the backends: its memory and events are fakes, and so are its sockets unless `N`
+/// is another network.
 #[derive(Clone)]
 pub struct FakeDom0<N = FakeNet> {
     peer: Peer,

@@ -1,7 +1,7 @@
 //! A fake backend: a domain with backends in a [`World`](xen::testing::World) of fakes.
 //!
-//! [`FakeDom0`] is its [`Host`](crate::back::Host). [`FakeNet`] is the network on which the backends open
-//! their sockets, and the test its own.
+//! [`FakeDom0`] is its [`Host`](crate::back::Host). [`FakeNet`] is the network on which the
+//! backends open their sockets, and the test its own.
 
 mod backend;
 mod dom0;

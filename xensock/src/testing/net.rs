@@ -12,10 +12,10 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use xen::{DomId, Errno, Shared, WaitList};
 
-/// What each direction of a connection buffers.
+/// The buffer of each direction of a connection, in bytes.
 const CAPACITY: usize = 64 * 1024;
 
-/// The first port that is given to a socket that is bound to port 0.
+/// The first port for sockets that are bound to port 0.
 const EPHEMERAL: u16 = 49152;
 
 /// A network in memory. Clones are the same network.
@@ -44,7 +44,7 @@ struct Bound {
 /// A bound socket, which may listen. Dropping it closes it.
 pub struct FakeListener(Rc<Bound>);
 
-/// One end of a connection. Dropping it closes it: what was sent still arrives.
+/// One end of a connection. Dropping it closes it; bytes that were sent still arrive.
 pub struct FakeStream {
     net: FakeNet,
     input: Rc<Pipe>,
@@ -80,7 +80,7 @@ impl FakeNet {
         (socket(&back, &there, near, far), socket(&there, &back, far, near))
     }
 
-    /// Connects to an address; addresses differ by their ports alone.
+    /// Connects to an address, of which only the port counts.
     pub async fn connect(&self, to: SocketAddr) -> Result<FakeStream, Errno> {
         let answers = || (!self.0.silent.borrow().contains(&to)).then_some(());
         self.0.spoke.until(answers).await;
@@ -316,7 +316,7 @@ impl FakeStream {
         self.local
     }
 
-    /// The address of the other end.
+    /// The address of the peer.
     pub fn peer(&self) -> SocketAddr {
         self.peer
     }
@@ -326,7 +326,7 @@ impl FakeStream {
         self.output.finish();
     }
 
-    /// Breaks the connection.
+    /// Resets the connection.
     pub fn reset(&self) {
         self.input.reset();
         self.output.reset();

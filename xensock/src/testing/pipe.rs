@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::task::{Context, Poll, Waker};
 use xen::Errno;
 
-/// Bytes on their way, for one writer and one reader.
+/// Bytes in flight, with one writer and one reader.
 pub(super) struct Pipe {
     bytes: RefCell<Bytes>,
     end: Cell<End>,
@@ -21,11 +21,11 @@ struct Bytes {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     Open,
-    /// The writer has said all.
+    /// The writer has closed.
     Finished,
-    /// The reader is gone.
+    /// The reader has closed.
     Unread,
-    /// The connection is broken.
+    /// The connection was reset.
     Reset,
 }
 
@@ -40,7 +40,7 @@ impl Pipe {
         }
     }
 
-    /// Lets `take` have some bytes; 0 at the end.
+    /// Passes some bytes to `take`, which returns how many it took. 0 at the end.
     pub(super) fn poll_take(
         &self,
         cx: &mut Context<'_>,
@@ -66,7 +66,7 @@ impl Pipe {
         Poll::Ready(Ok(count))
     }
 
-    /// Lets `put` fill some room.
+    /// Passes some room to `put`, which returns how much it filled.
     pub(super) fn poll_put(
         &self,
         cx: &mut Context<'_>,
@@ -93,19 +93,19 @@ impl Pipe {
         Poll::Ready(Ok(count))
     }
 
-    /// The writer has said all.
+    /// Closes the writing end.
     pub(super) fn finish(&self) {
         self.set_end(End::Finished);
     }
 
-    /// Nobody will read any more.
+    /// Closes the reading end.
     pub(super) fn abandon(&self) {
         if self.end.get() != End::Finished {
             self.set_end(End::Unread);
         }
     }
 
-    /// Breaks the connection.
+    /// Resets the connection.
     pub(super) fn reset(&self) {
         self.end.set(End::Reset);
         wake(&self.reader);

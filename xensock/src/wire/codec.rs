@@ -1,7 +1,7 @@
 //! Puts requests and responses into slots, and reads them from private copies of slots.
 //!
-//! Both dialects start a request with its id (`u32`), its command (`u32`) and its socket (`u64`), and
-//! a response with its id and its command. [`Format`](super::layout::Format) has what differs.
+//! Both dialects start a request with its id (`u32`), its command (`u32`) and its socket (`u64`),
+//! and a response with its id and its command. [`Format`](super::layout::Format) has what differs.
 
 use super::dialect::Dialect;
 use super::draft1;
@@ -46,7 +46,8 @@ impl Protocol {
     /// Writes a request.
     ///
     /// [`Errno::EAFNOSUPPORT`] for an IPv6 address, or [`Errno::EOPNOTSUPP`] for a command, of an
-    /// extension that is not in force. [`Errno::EINVAL`] for a command or a ring of another dialect.
+    /// extension that is not in force. [`Errno::EINVAL`] for a command or a ring of another
+    /// dialect.
     pub fn encode_request(&self, request: &Request, slot: &mut [u8]) -> Result<(), Errno> {
         let Header { id, command, socket } = request.header();
         if !self.has_extension_of(command) {

@@ -79,8 +79,8 @@ impl Dialect {
         }
     }
 
-    /// The layout of a data ring of this order, with event indexes. [`Errno::EINVAL`] if the dialect
-    /// has no such order.
+    /// The layout of a data ring of this order, with event indexes. [`Errno::EINVAL`] if the
+    /// dialect has no such order.
     pub fn layout(self, order: u32) -> Result<Layout, Errno> {
         if !self.orders(true).contains(&order) {
             return Err(Errno::EINVAL);

@@ -1,8 +1,9 @@
 //! XenSock draft 1 (2016), the predecessor of PV Calls.
 //!
-//! It has no command to create a socket, and LISTEN has no backlog. A data ring is one structure of 64
-//! pages, whose grant references the request itself carries. With
-//! [`Extensions::RESIZE`](super::Extensions::RESIZE) it may have fewer pages, in the same proportions.
+//! It has no command to create a socket, and LISTEN has no backlog. A data ring is one structure of
+//! 64 pages, whose grant references the request itself carries. With
+//! [`Extensions::RESIZE`](super::Extensions::RESIZE) it may have fewer pages, in the same
+//! proportions.
 
 use super::layout::{Direction, EventIndexes, Format, Layout, Slots};
 use super::message::Command;

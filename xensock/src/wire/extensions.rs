@@ -1,8 +1,8 @@
 //! What goes beyond the plain dialects; `docs/protocol.md` is the specification.
 //!
-//! A node of the backend announces each extension, and a node of the frontend of the same name takes
-//! it up. An extension is in force while both ends that agreed on it are connected. Its commands have
-//! the same numbers and fields in both dialects.
+//! A node of the backend announces each extension, and a node of the frontend of the same name
+//! takes it up. An extension is in force while both ends that agreed on it are connected. Its
+//! commands have the same numbers and fields in both dialects.
 
 use super::message::Command;
 use alloc::format;
@@ -29,8 +29,8 @@ bitflags! {
         const NAMES = 4;
         /// IPv6 addresses.
         const IPV6 = 8;
-        /// RESIZE: gives an open connection a ring of another size. In draft 1 it also permits rings
-        /// of other sizes at all.
+        /// RESIZE: gives an open connection a ring of another size. In draft 1 it also permits
+        /// rings of other sizes at all.
         const RESIZE = 16;
         /// Each end of a data ring states the index at which it needs an event.
         const EVENT_INDEX = 32;
@@ -58,13 +58,14 @@ pub(super) const COMMANDS: [(Command, u32, Extensions); 6] = [
 ];
 
 impl Extensions {
-    /// The nodes that announce this set. Absent extensions get a `0`, so that nothing remains of what
-    /// an earlier version of this end wrote.
+    /// The nodes that announce this set. Absent extensions get a `0`, so that nothing remains of
+    /// what an earlier version of this end wrote.
     pub fn nodes(self) -> impl Iterator<Item = (&'static str, String)> {
         NODES.iter().map(move |&(name, one)| (name, u8::from(self.contains(one)).to_string()))
     }
 
-    /// The set that the other end announces; `node` reads one of its nodes. An error names the node.
+    /// The set that the other end announces; `node` reads one of its nodes. An error names the
+    /// node.
     pub async fn read(node: &impl AsyncFn(&str) -> Option<String>) -> Result<Extensions, String> {
         let mut all = Extensions::empty();
         for (name, one) in NODES {

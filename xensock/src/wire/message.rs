@@ -109,8 +109,8 @@ pub enum Call {
     },
     /// [`Command::Release`].
     Release {
-        /// Whether the frontend will offer the same pages and port again, so that a backend may keep
-        /// them mapped.
+        /// Whether the frontend will offer the same pages and port again, so that a backend may
+        /// keep them mapped.
         reuse: bool,
     },
     /// [`Command::Bind`].
@@ -268,8 +268,9 @@ impl Request {
 pub struct Malformed {
     /// The part that the response repeats.
     pub header: Header,
-    /// The reason: [`Errno::ENOTSUP`] for an unknown command, [`Errno::EAFNOSUPPORT`] for an address
-    /// of another family, [`Errno::ENOPROTOOPT`] for an unknown option, otherwise [`Errno::EINVAL`].
+    /// The reason: [`Errno::ENOTSUP`] for an unknown command, [`Errno::EAFNOSUPPORT`] for an
+    /// address of another family, [`Errno::ENOPROTOOPT`] for an unknown option, otherwise
+    /// [`Errno::EINVAL`].
     pub error: Errno,
 }
 

@@ -2,9 +2,9 @@
 //!
 //! The rest of the crate works with [`Request`]s, [`Response`]s and [`Layout`]s. How they look in
 //! shared memory (command numbers, slot sizes, offsets, xenstore nodes) depends on the [`Dialect`],
-//! of which each has one file, and on the [`Extensions`] in force; a [`Protocol`] is the two together.
-//! Nothing here touches a command ring itself: requests and responses are decoded from private copies,
-//! so that what was checked cannot change afterwards.
+//! of which each has one file, and on the [`Extensions`] in force; a [`Protocol`] is the two
+//! together. Nothing here touches a command ring itself: requests and responses are decoded from
+//! private copies, so that what was checked cannot change afterwards.
 
 mod codec;
 mod dialect;

@@ -33,11 +33,11 @@ options! {
     KeepCount = 7,
     /// `SO_BUSY_POLL`, in microseconds.
     BusyPoll = 8,
-    /// `SO_LINGER`, in seconds: how long a RELEASE may continue to send what is left in the ring, up to
-    /// the backend's own limit. 0 discards it and resets the connection.
+    /// `SO_LINGER`, in seconds: how long a RELEASE may continue to send what is left in the ring,
+    /// up to the backend's own limit. 0 discards it and resets the connection.
     Linger = 9,
-    /// `SO_RCVBUF`, in bytes: the size of the ring's `in`. Not on the wire: the frontend offers a ring
-    /// of that size.
+    /// `SO_RCVBUF`, in bytes: the size of the ring's `in`. Not on the wire: the frontend offers a
+    /// ring of that size.
     ReceiveBuffer = 10,
     /// `SO_SNDBUF`, in bytes: the size of the ring's `out`, likewise.
     SendBuffer = 11,

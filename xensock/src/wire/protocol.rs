@@ -71,8 +71,8 @@ impl Protocol {
         self.dialect.orders(self.has(Extensions::RESIZE))
     }
 
-    /// The largest order of a data ring that a backend with this limit maps. The smallest order that
-    /// the protocol has is always mapped, so plain draft 1 is exempt from the limit.
+    /// The largest order of a data ring that a backend with this limit maps. The smallest order
+    /// that the protocol has is always mapped, so plain draft 1 is exempt from the limit.
     pub fn max_order(&self, limit: u32) -> u32 {
         let (start, end) = self.orders().into_inner();
         limit.clamp(start, end)
@@ -111,8 +111,8 @@ impl Protocol {
         nodes
     }
 
-    /// What a frontend that supports this agrees on with a backend; `node` reads one of the backend's
-    /// nodes. An error names the node and the remedy.
+    /// What a frontend that supports this agrees on with a backend; `node` reads one of the
+    /// backend's nodes. An error names the node and the remedy.
     pub async fn with_backend(
         &self,
         node: impl AsyncFn(&str) -> Option<String>,

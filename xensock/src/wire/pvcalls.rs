@@ -1,7 +1,7 @@
 //! PV Calls version 1 (`xen/include/public/io/pvcalls.h` and its specification).
 //!
-//! The two disagree about the offset of `ring_order`: 128 in the header and every implementation, 76
-//! in the specification's drawing. This module follows the header.
+//! The two disagree about the offset of `ring_order`: 128 in the header and every implementation,
+//! 76 in the specification's drawing. This module follows the header.
 
 use super::layout::{Direction, EventIndexes, Format, Layout, Slots};
 use super::message::{Command, RingGrants};

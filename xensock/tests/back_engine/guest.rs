@@ -1,4 +1,4 @@
-//! A guest that speaks the protocol by hand, and may do it wrong.
+//! A guest whose test writes each request itself, and may break the protocol.
 
 use embassy_time::{Duration, Timer, with_timeout};
 use futures_executor::LocalPool;
@@ -25,10 +25,10 @@ use xensock::wire::{
 pub const DOM0: DomId = DomId(0);
 pub const GUEST: DomId = DomId(7);
 
-/// No test takes longer, even on a slow and busy machine.
+/// The longest time for a test, even on a slow and busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Short, so that what waits for it can be tested.
+/// Short, so that tests can wait for it.
 pub const LINGER: core::time::Duration = core::time::Duration::from_millis(150);
 
 pub fn limits() -> Limits {
@@ -52,14 +52,14 @@ pub struct Raw {
     commands: RefCell<CommandFront>,
     answers: RefCell<BTreeMap<u32, Result<u32, Errno>>>,
     next: Cell<u32>,
-    /// How the engine ended, if it did.
+    /// The violation that ended the engine, if any.
     pub ended: Cell<Option<Violation>>,
-    /// How often the engine was polled.
+    /// The number of polls of the engine.
     pub polls: Cell<usize>,
 }
 
-/// Runs a test against the engine. Then the engine is dropped, then what the test returns, and
-/// nothing must be left behind.
+/// Runs a test against the engine. Then drops the engine, then the result of the test, and checks
+/// that nothing is left behind.
 pub fn run<F: Future>(test: impl FnOnce(Rc<Raw>) -> F) {
     run_with(limits(), test);
 }
@@ -113,7 +113,7 @@ pub fn run_protocol<F: Future>(
             }
             pending::<()>().await
         };
-        // A task of its own: what wakes the test does not wake the engine.
+        // A task of its own, so that wakers of the test do not wake the engine.
         let mut engine = FuturesUnordered::from_iter([engine]);
         let test = with_timeout(LIMIT, test(raw.clone()));
         match select(pin!(test), engine.next()).await {
@@ -124,7 +124,7 @@ pub fn run_protocol<F: Future>(
     drop(kept);
     assert_eq!(raw.net.open_sockets(), 0, "the engine left a socket open");
     assert_eq!(raw.net.bound_sockets(), 0, "the engine left a listening socket behind");
-    let Raw { machine, page, port, world, .. } = Rc::into_inner(raw).expect("the test's own");
+    let Raw { machine, page, port, world, .. } = Rc::into_inner(raw).expect("the only reference");
     machine.close_port(port);
     machine.revoke(grant).expect("the engine left the command ring mapped");
     // SAFETY: its only grant was revoked, and it came from this machine.
@@ -137,7 +137,7 @@ impl Raw {
         self.page.shared()
     }
 
-    /// Makes a request.
+    /// Sends a request.
     pub fn ask(&self, socket: u64, call: Call) -> u32 {
         let id = self.push(socket, call);
         self.publish();
@@ -149,11 +149,11 @@ impl Raw {
         let id = self.next.get();
         self.next.set(id + 1);
         let mut commands = self.commands.borrow_mut();
-        commands.push(self.page.shared(), &Request { id, socket, call }).expect("a free slot");
+        commands.push(self.page.shared(), &Request { id, socket, call }).expect("no slot is free");
         id
     }
 
-    /// Writes a request of these bytes, whose number is set right. The backend does not see it yet.
+    /// Writes a request with these bytes and the next id. The backend does not see it yet.
     pub fn push_bytes(&self, mut bytes: [u8; 64]) -> u32 {
         let id = self.push(0, Call::Poll);
         bytes[..4].copy_from_slice(&id.to_ne_bytes());
@@ -171,10 +171,10 @@ impl Raw {
         self.machine.notify(self.port);
     }
 
-    /// The answer to a request, if it is there.
+    /// The response to a request, if it has arrived.
     pub fn answered(&self, id: u32) -> Option<Result<u32, Errno>> {
         let mut commands = self.commands.borrow_mut();
-        while let Some(response) = commands.pop(self.page.shared()).expect("a good ring") {
+        while let Some(response) = commands.pop(self.page.shared()).expect("impossible indexes") {
             let former = self.answers.borrow_mut().insert(response.id, response.result);
             assert!(former.is_none(), "a second answer to request {}", response.id);
         }
@@ -204,7 +204,7 @@ impl Raw {
         self.call(socket, Call::Release { reuse: false }).await
     }
 
-    /// Memory for a data ring, granted and described.
+    /// A data ring that can be offered.
     pub fn ring(&self, order: u32) -> Ring {
         let layout = self.protocol.layout(order).unwrap();
         let pages = self.machine.alloc(layout.pages).unwrap();
@@ -243,13 +243,13 @@ impl Raw {
         assert_eq!(self.call(socket, Call::Listen { backlog: 8 }).await, Ok(0));
     }
 
-    /// Lets everything that can happen happen.
+    /// Waits until all tasks are idle.
     pub async fn settle(&self) {
         Timer::after_millis(10).await;
     }
 }
 
-/// A data ring, the guest's end.
+/// The guest's end of a data ring.
 pub struct Ring {
     machine: FakeMachine,
     pub offer: RingOffer,
@@ -271,7 +271,7 @@ impl Ring {
     }
 
     pub fn region(&self) -> Region<'_> {
-        self.layout.split(self.pages.as_ref().expect("not freed").shared())
+        self.layout.split(self.pages.as_ref().expect("the pages were freed").shared())
     }
 
     pub fn notify(&self) {
@@ -286,7 +286,7 @@ impl Ring {
         self.producer.borrow().error(self.region())
     }
 
-    /// Waits until `look` sees something, looking again after each event.
+    /// Waits until `look` returns something, and calls it again after each event.
     pub async fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
         poll_fn(|cx| {
             self.signal.register(Side::Rx, cx.waker());
@@ -295,7 +295,7 @@ impl Ring {
         .await
     }
 
-    /// Reads what comes next; nothing at the end, whose reason is [`in_error`](Ring::in_error).
+    /// Reads the next bytes; none at the end, whose reason is [`in_error`](Ring::in_error).
     pub async fn read(&self) -> Vec<u8> {
         self.until(|| {
             let region = self.region();
@@ -326,7 +326,7 @@ impl Ring {
         }
     }
 
-    /// Puts what there is room for.
+    /// Writes as many bytes as the ring has room for.
     pub fn put(&self, bytes: &[u8]) -> usize {
         let region = self.region();
         let mut producer = self.producer.borrow_mut();
@@ -351,7 +351,7 @@ impl Ring {
 }
 
 impl Drop for Ring {
-    /// Takes the memory back, which must not be mapped any more.
+    /// Frees the memory, which must no longer be mapped.
     fn drop(&mut self) {
         if std::thread::panicking() {
             return;
@@ -367,7 +367,7 @@ impl Drop for Ring {
     }
 }
 
-/// The references of a ring's data pages, in its indexes page.
+/// Sets the reference of a data page in the indexes page.
 pub fn set_ref(ring: &Ring, index: usize, grant: u32) {
     ring.region().indexes.store_u32(132 + 4 * index, grant, std::sync::atomic::Ordering::Relaxed);
 }
@@ -376,12 +376,12 @@ pub fn set_order(ring: &Ring, order: u32) {
     ring.region().indexes.store_u32(128, order, std::sync::atomic::Ordering::Relaxed);
 }
 
-/// An offer that names one grant as the indexes page.
+/// An offer of a ring with this grant as its indexes page.
 pub fn offer(grant: u32, port: u32) -> RingOffer {
     RingOffer { grants: RingGrants::Indexes(GrantRef(grant)), port: Port(port) }
 }
 
-/// Bytes that show when they are out of order or lost.
+/// Bytes that differ wherever they are out of order or lost.
 pub fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at ^ (at >> 8) ^ (at >> 16)) as u8).collect()
 }

@@ -1,4 +1,4 @@
-//! A guest that breaks the rules hurts itself alone.
+//! A guest that breaks the protocol harms only itself.
 
 use crate::guest::{address, limits, offer, pattern, run, run_protocol, set_order, set_ref};
 use std::sync::atomic::Ordering::Relaxed;
@@ -6,7 +6,7 @@ use xen::Errno;
 use xensock::back::Limits;
 use xensock::wire::{Call, Dialect, Extensions, Family, Protocol};
 
-/// A request's bytes, but for its number.
+/// The bytes of a request, except for its id.
 fn bytes(command: u32, socket: u64) -> [u8; 64] {
     let mut bytes = [0; 64];
     bytes[4..8].copy_from_slice(&command.to_ne_bytes());
@@ -15,7 +15,7 @@ fn bytes(command: u32, socket: u64) -> [u8; 64] {
 }
 
 #[test]
-fn a_command_that_nobody_knows_is_not_supported() {
+fn an_unknown_command_is_not_supported() {
     run(|guest| async move {
         for command in [7, 8, 255, u32::MAX] {
             let id = guest.push_bytes(bytes(command, 1));
@@ -27,7 +27,7 @@ fn a_command_that_nobody_knows_is_not_supported() {
 }
 
 #[test]
-fn sockets_and_addresses_of_other_kinds_are_refused() {
+fn other_socket_types_and_address_families_are_refused() {
     run(|guest| async move {
         let socket = |domain: u32, kind: u32, protocol: u32| {
             let mut bytes = bytes(0, 1);
@@ -42,7 +42,7 @@ fn sockets_and_addresses_of_other_kinds_are_refused() {
             assert_eq!(guest.answer(id).await, Err(Errno::EAFNOSUPPORT));
         }
         guest.call(1, Call::Socket { family: Family::V4 }).await.unwrap();
-        // CONNECT and BIND: a family of another kind, and lengths that cannot be.
+        // CONNECT and BIND: another family, and impossible lengths.
         for command in [1, 3] {
             for (family, len, error) in [
                 (10u16, 28u32, Errno::EAFNOSUPPORT),
@@ -63,7 +63,7 @@ fn sockets_and_addresses_of_other_kinds_are_refused() {
 }
 
 #[test]
-fn rings_that_cannot_be_mapped_are_refused_and_the_socket_lives_on() {
+fn rings_that_cannot_be_mapped_are_refused_and_the_socket_stays_usable() {
     run(|guest| async move {
         let server = guest.net.listen(address(80)).unwrap();
         guest.call(1, Call::Socket { family: Family::V4 }).await.unwrap();
@@ -90,7 +90,7 @@ fn rings_that_cannot_be_mapped_are_refused_and_the_socket_lives_on() {
         let reference = good.region().indexes.load_u32(132 + 8, Relaxed);
         set_ref(&good, 2, 3);
         assert!(guest.call(1, connect(good.offer.clone())).await.is_err());
-        assert_eq!(guest.net.open_sockets(), 0, "nobody was connected to in vain");
+        assert_eq!(guest.net.open_sockets(), 0, "no connection was made for a bad ring");
         set_ref(&good, 2, reference);
         assert_eq!(guest.call(1, connect(good.offer.clone())).await, Ok(0));
         // The same ring and port for a second socket: the port is taken.
@@ -131,7 +131,7 @@ fn a_ring_larger_than_the_limit_is_refused_in_both_dialects() {
 }
 
 #[test]
-fn an_accept_with_a_bad_ring_is_refused_at_once_and_takes_no_connection() {
+fn an_accept_with_a_bad_ring_is_refused_at_once_and_accepts_nothing() {
     run(|guest| async move {
         guest.listen(1, 80).await;
         let accept = |ring| Call::Accept { new: 2, ring };
@@ -147,7 +147,7 @@ fn an_accept_with_a_bad_ring_is_refused_at_once_and_takes_no_connection() {
 }
 
 #[test]
-fn a_release_on_the_heels_of_a_connect_that_fails_is_answered_too() {
+fn a_release_right_after_a_failing_connect_is_answered_too() {
     run(|guest| async move {
         guest.call(1, Call::Socket { family: Family::V4 }).await.unwrap();
         let ring = offer(77777, 1);
@@ -161,7 +161,7 @@ fn a_release_on_the_heels_of_a_connect_that_fails_is_answered_too() {
         assert_eq!(
             guest.call(1, Call::Socket { family: Family::V4 }).await,
             Ok(0),
-            "the name is free"
+            "the id is free"
         );
     });
 }
@@ -198,7 +198,7 @@ fn impossible_indexes_of_a_data_ring_end_that_connection_and_no_other() {
 }
 
 #[test]
-fn an_index_that_goes_back_during_a_release_does_not_hold_it_up() {
+fn an_index_that_goes_back_during_a_release_does_not_delay_it() {
     run(|guest| async move {
         let (ring, peer) = guest.connect(1, 4).await;
         ring.write(&pattern(64 * 1024 + 20_000)).await;
@@ -212,7 +212,7 @@ fn an_index_that_goes_back_during_a_release_does_not_hold_it_up() {
 }
 
 #[test]
-fn impossible_indexes_of_the_command_ring_end_the_service_and_close_everything() {
+fn impossible_indexes_of_the_command_ring_end_the_engine_and_close_everything() {
     for lie in [33, 1000, 1 << 31, u32::MAX] {
         run(|guest| async move {
             let (ring, peer) = guest.connect(1, 1).await;
@@ -227,7 +227,7 @@ fn impossible_indexes_of_the_command_ring_end_the_service_and_close_everything()
 }
 
 #[test]
-fn events_without_end_do_no_work_and_no_harm() {
+fn a_flood_of_events_does_no_harm() {
     run(|guest| async move {
         let (ring, peer) = guest.connect(1, 1).await;
         for round in 0..200 {
@@ -245,7 +245,7 @@ fn events_without_end_do_no_work_and_no_harm() {
 }
 
 #[test]
-fn one_connection_that_is_always_busy_does_not_keep_the_engine_from_answering() {
+fn a_connection_that_is_always_busy_does_not_keep_the_engine_from_answering() {
     run(|guest| async move {
         let (ring, peer) = guest.connect(1, 4).await;
         let flood = async {
@@ -273,7 +273,7 @@ fn one_connection_that_is_always_busy_does_not_keep_the_engine_from_answering() 
 }
 
 #[test]
-fn requests_of_random_bytes_are_each_answered_and_nothing_stays_behind() {
+fn random_requests_are_each_answered_and_nothing_is_left_behind() {
     for seed in 1..=8u64 {
         run(|guest| async move {
             let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -287,8 +287,8 @@ fn requests_of_random_bytes_are_each_answered_and_nothing_stays_behind() {
             let rings: Vec<_> = (0..6).map(|_| guest.ring(1 + (random() % 4) as u32)).collect();
             let mut waiting = Vec::new();
             for _ in 0..400 {
-                // A slot is free once its request was answered; those that wait for a connection get
-                // one, in the end.
+                // Slots become free when requests are answered, so ACCEPTs get a connection in the
+                // end.
                 while waiting.len() >= 24 {
                     let peer = guest.net.connect(address(81)).await;
                     guest.settle().await;
@@ -308,7 +308,7 @@ fn requests_of_random_bytes_are_each_answered_and_nothing_stays_behind() {
                 let ring = &rings[random() as usize % rings.len()].offer;
                 let xensock::wire::RingGrants::Indexes(grant) = ring.grants else { unreachable!() };
                 if random() % 8 > 0 {
-                    // Often what the backend expects, so that it gets further.
+                    // Valid fields in most requests, so that they get further.
                     match command {
                         0 => {
                             bytes[16..28].fill(0);
@@ -333,7 +333,7 @@ fn requests_of_random_bytes_are_each_answered_and_nothing_stays_behind() {
                 waiting.push(guest.push_bytes(bytes));
                 guest.publish();
                 if random() % 4 == 0 {
-                    // An index of one of the rings becomes anything.
+                    // A random index in one of the rings.
                     let ring = &rings[random() as usize % rings.len()];
                     let index = [0, 4, 64, 68][random() as usize % 4];
                     ring.region().indexes.store_u32(index, random() as u32, Relaxed);
@@ -344,7 +344,7 @@ fn requests_of_random_bytes_are_each_answered_and_nothing_stays_behind() {
                     waiting.retain(|id| guest.answered(*id).is_none());
                 }
             }
-            assert_eq!(guest.ended.get(), None, "no request is that bad");
+            assert_eq!(guest.ended.get(), None, "no request ends the engine");
             drop(server);
             rings
         });

@@ -1,7 +1,7 @@
-//! The backend's engine, asked by a guest that speaks the protocol by hand.
+//! The backend's engine, against a guest whose test writes each request itself.
 
 #[allow(unsafe_code, reason = "gives pages back to the fake machine")]
 mod guest;
 mod hostile;
-mod passive;
+mod listeners;
 mod streams;

@@ -1,4 +1,4 @@
-//! Connections: what goes through them, and how they end.
+//! Connections: their data, and how they end.
 
 use crate::guest::{LINGER, address, limits, pattern, run, run_with};
 use embassy_time::{Duration, Instant, Timer};
@@ -8,7 +8,7 @@ use xensock::back::Limits;
 use xensock::wire::{Call, Family};
 
 #[test]
-fn bytes_go_both_ways_at_once_whatever_the_ring_holds() {
+fn bytes_move_both_ways_at_once_with_rings_of_any_size() {
     for order in 1..=4 {
         run(|guest| async move {
             let (ring, peer) = guest.connect(1, order).await;
@@ -19,7 +19,7 @@ fn bytes_go_both_ways_at_once_whatever_the_ring_holds() {
                     while all.len() < back.len() {
                         all.extend(ring.read().await);
                     }
-                    assert!(all == back, "what came is what was sent");
+                    assert!(all == back, "the received bytes are the sent ones");
                 })
                 .await
             };
@@ -30,7 +30,7 @@ fn bytes_go_both_ways_at_once_whatever_the_ring_holds() {
                         let count = peer.read(&mut some).await.unwrap();
                         all.extend_from_slice(&some[..count]);
                     }
-                    assert!(all == there, "what came is what was sent");
+                    assert!(all == there, "the received bytes are the sent ones");
                 })
                 .await
             };
@@ -43,7 +43,7 @@ fn bytes_go_both_ways_at_once_whatever_the_ring_holds() {
 }
 
 #[test]
-fn a_server_that_speaks_first_is_heard() {
+fn bytes_of_a_server_that_sends_first_arrive() {
     run(|guest| async move {
         let server = guest.net.listen(address(80)).unwrap();
         let ring = guest.ring(1);
@@ -85,28 +85,28 @@ fn the_end_of_a_stream_comes_after_its_last_byte_and_leaves_the_other_direction_
 }
 
 #[test]
-fn a_connection_that_is_reset_says_so_in_both_directions() {
+fn a_reset_connection_is_an_error_in_both_directions() {
     run(|guest| async move {
         let (ring, peer) = guest.connect(1, 1).await;
         peer.reset();
         ring.until(|| ring.in_error()).await;
         assert_eq!(ring.in_error(), Some(Errno::ECONNRESET));
         assert!(ring.out_error().is_some());
-        assert_eq!(guest.net.open_sockets(), 1, "only the test's own");
+        assert_eq!(guest.net.open_sockets(), 1, "only the test's own socket is open");
         assert_eq!(guest.release(1).await, Ok(0));
     });
 }
 
 #[test]
-fn what_was_written_before_the_release_is_sent_first() {
+fn bytes_written_before_the_release_are_sent_first() {
     run(|guest| async move {
         let (ring, peer) = guest.connect(1, 4).await;
-        // More than the network buffers: the rest waits in the ring.
+        // More than the network buffers: the rest stays in the ring.
         let all = pattern(64 * 1024 + 30_000);
         ring.write(&all).await;
         let release = guest.ask(1, Call::Release { reuse: false });
         guest.settle().await;
-        assert_eq!(guest.answered(release), None, "there is something to be sent");
+        assert_eq!(guest.answered(release), None, "bytes are still to be sent");
         let received = peer.read_to_end().await.unwrap();
         assert!(received == all, "{} of {} bytes came", received.len(), all.len());
         assert_eq!(guest.answer(release).await, Ok(0));
@@ -114,7 +114,7 @@ fn what_was_written_before_the_release_is_sent_first() {
 }
 
 #[test]
-fn what_is_written_after_the_release_does_not_put_it_off() {
+fn bytes_written_after_the_release_do_not_delay_it() {
     run(|guest| async move {
         let (ring, peer) = guest.connect(1, 4).await;
         ring.write(&pattern(90_000)).await;
@@ -128,7 +128,7 @@ fn what_is_written_after_the_release_does_not_put_it_off() {
             assert!(received < 300_000, "the release never ends");
             guest.settle().await;
         }
-        assert!(received >= 24_000, "what was there before has gone out");
+        assert!(received >= 24_000, "bytes written before the release are sent");
     });
 }
 
@@ -140,7 +140,7 @@ fn a_release_does_not_wait_for_ever_for_a_peer_that_does_not_read() {
         let start = Instant::now();
         assert_eq!(guest.release(1).await, Ok(0));
         let linger = Duration::from_micros(LINGER.as_micros() as u64);
-        assert!(start.elapsed() >= linger, "it gave up too early");
+        assert!(start.elapsed() >= linger, "the engine gave up too early");
         drop((ring, peer));
     });
 }
@@ -163,7 +163,7 @@ fn a_peer_that_reads_a_little_at_a_time_cannot_hold_a_release_for_ever() {
 }
 
 #[test]
-fn a_connect_that_takes_long_keeps_nobody_waiting_and_can_be_released() {
+fn a_slow_connect_delays_no_other_request_and_can_be_released() {
     run(|guest| async move {
         guest.net.silence(address(9));
         let ring = guest.ring(1);
@@ -176,7 +176,7 @@ fn a_connect_that_takes_long_keeps_nobody_waiting_and_can_be_released() {
         assert_eq!(guest.call(1, ring.connect(address(9))).await, Err(Errno::EISCONN));
         assert_eq!(guest.release(1).await, Ok(0));
         assert_eq!(guest.answered(connect), Some(Err(Errno::ECONNABORTED)));
-        // Both are answered, so the ring is the guest's again: dropping it checks that.
+        // Both are answered, so the ring is unmapped: dropping it checks that.
     });
 }
 
@@ -190,30 +190,30 @@ fn a_connect_that_fails_leaves_a_socket_that_can_connect_elsewhere() {
         assert_eq!(guest.call(1, ring.connect(address(10))).await, Ok(0));
         drop(server);
         assert_eq!(guest.release(1).await, Ok(0));
-        assert_eq!(guest.release(1).await, Err(Errno::EINVAL), "the name is free again");
+        assert_eq!(guest.release(1).await, Err(Errno::EINVAL), "the id is free again");
     });
 }
 
 #[test]
-fn a_guest_that_finds_no_room_is_told_when_there_is_some_and_no_other_is() {
+fn a_guest_gets_an_event_for_room_only_if_it_found_none() {
     run(|guest| async move {
         let (ring, peer) = guest.connect(1, 1).await;
-        // The network's buffer and the ring are filled to the brim.
+        // Fills the network's buffer and the ring.
         ring.write(&pattern(64 * 1024)).await;
         ring.write(&pattern(4096)).await;
         guest.settle().await;
-        assert_eq!(ring.put(b"x"), 0, "all is full");
+        assert_eq!(ring.put(b"x"), 0, "the ring is full");
         let waiting = ring.until(|| Some(ring.put(b"x")).filter(|put| *put > 0));
         let (_, _) = join(waiting, async { peer.read(&mut [0; 1000]).await.unwrap() }).await;
         guest.settle().await;
-        // From here on the ring is neither full nor empty when some bytes leave it.
+        // From here on the ring is neither full nor empty when bytes leave it.
         let _ = peer.read(&mut [0; 1000]).await.unwrap();
         guest.settle().await;
         assert!((1..4000).contains(&ring.unsent()), "{} bytes are unsent", ring.unsent());
         let before = guest.world.events();
         let _ = peer.read(&mut [0; 100]).await.unwrap();
         guest.settle().await;
-        assert_eq!(guest.world.events(), before, "nobody waits for anything");
+        assert_eq!(guest.world.events(), before, "no event is due");
         guest.call(7, Call::Poll).await.unwrap_err();
         drop(peer);
         guest.release(1).await.unwrap();
@@ -251,7 +251,7 @@ fn an_engine_that_is_dropped_closes_unmaps_and_unbinds_everything() {
         draining.write(&pattern(64 * 1024 + 10)).await;
         guest.ask(5, Call::Release { reuse: false });
         guest.settle().await;
-        // These are given back after the engine is gone, which must have let go of them.
+        // Dropped after the engine, which must have unmapped them.
         (ring, waiting, connecting, draining, peer, slow)
     });
 }

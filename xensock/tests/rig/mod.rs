@@ -1,4 +1,4 @@
-//! A guest and its backend in one process, and what a test needs around them.
+//! A guest and its backend in one process, and the surroundings of a test.
 #![allow(dead_code, reason = "each test file uses its own part of it")]
 
 pub mod script;
@@ -26,7 +26,7 @@ pub const GUEST: DomId = DomId(7);
 pub const FRONT: &str = "/local/domain/7/device/pvcalls/0";
 pub const BACK: &str = "/local/domain/0/backend/pvcalls/7/0";
 
-/// What a backend may speak: each dialect, with every extension and with none.
+/// The protocols under test: each dialect, with all extensions and with none.
 pub fn protocols() -> impl Iterator<Item = Protocol> {
     Dialect::ALL.into_iter().flat_map(|dialect| {
         [Extensions::all(), Extensions::empty()].map(|extensions| Protocol { dialect, extensions })
@@ -38,7 +38,7 @@ pub fn extended() -> impl Iterator<Item = Protocol> {
     protocols().filter(|protocol| protocol.extensions == Extensions::all())
 }
 
-/// No test takes longer, even on a slow and busy machine.
+/// The longest time for a test, even on a slow and busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
 
 pub struct Rig {
@@ -55,11 +55,11 @@ pub struct Rig {
     driver_ended: Rc<RefCell<Option<Errno>>>,
 }
 
-/// A backend that runs.
+/// A running backend.
 pub struct Backend(AbortHandle);
 
 impl Backend {
-    /// Ends it as a signal would that cannot be caught: xenstore hears nothing of it.
+    /// Kills it, as SIGKILL would: its nodes in xenstore stay as they are.
     pub fn kill(self) {
         self.0.abort();
     }
@@ -70,7 +70,7 @@ pub fn address(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
 }
 
-/// Short times, so that what waits for them can be tested.
+/// Short times, so that tests can wait for them.
 pub fn config() -> Config {
     Config {
         answer_within: Duration::from_secs(20),
@@ -79,13 +79,13 @@ pub fn config() -> Config {
     }
 }
 
-/// A backend's limits that go with [`config`].
+/// The limits of a backend, for [`config`].
 pub fn limits() -> Limits {
     Limits { linger: core::time::Duration::from_millis(200), ..Limits::default() }
 }
 
-/// Runs a test with a connected frontend and backend, for each of [`protocols`]; afterwards nothing must
-/// be left behind.
+/// Runs a test with a frontend and a backend, for each of [`protocols`], and checks that nothing is
+/// left behind.
 pub fn with_backend<F: Future<Output = ()>>(test: impl Fn(Rc<Rig>) -> F) {
     with_backend_and(config(), limits(), test);
 }
@@ -101,7 +101,7 @@ pub fn with_backend_and<F: Future<Output = ()>>(
     }
 }
 
-/// Runs a test with a backend that speaks this.
+/// Runs a test with a backend of this protocol.
 pub fn with_backend_of<F: Future<Output = ()>>(
     protocol: Protocol,
     config: Config,
@@ -114,7 +114,7 @@ pub fn with_backend_of<F: Future<Output = ()>>(
     });
 }
 
-/// Runs a test with a frontend whose backend the test plays.
+/// Runs a test with a frontend only; the test acts as the backend.
 pub fn with_frontend<F: Future<Output = ()>>(config: Config, test: impl FnOnce(Rc<Rig>) -> F) {
     let mut pool = LocalPool::new();
     let spawner = pool.spawner();
@@ -174,7 +174,7 @@ pub fn connect(store: &FakeStore, domain: DomId, spawner: &LocalSpawner) -> Stor
 }
 
 impl Rig {
-    /// Starts a backend, which goes on if what is returned is dropped.
+    /// Starts a backend, which continues if the result is dropped.
     pub fn start_backend(&self, protocol: Protocol, limits: Limits) -> Backend {
         let client = connect(&self.store, DOM0, &self.spawner);
         let (dom0, path) = (self.dom0.clone(), of(protocol.dialect, BACK));
@@ -191,18 +191,17 @@ impl Rig {
         self.spawner.spawn_local(task).unwrap();
     }
 
-    /// How the driver ended, if it did.
+    /// The error that ended the driver, if any.
     pub fn driver_ended(&self) -> Option<Errno> {
         *self.driver_ended.borrow()
     }
 
-    /// Whether the frontend has no ports but the command ring's and those of rings that it keeps for the
-    /// next connections.
+    /// Whether the only ports of the frontend are those of the command ring and of parked rings.
     pub fn holds_nothing_in_use(&self) -> bool {
         self.world.ports() as u64 == 1 + self.frontend.statistics().parked_rings
     }
 
-    /// Waits for something that nothing tells of.
+    /// Polls a condition until it holds.
     pub async fn until(&self, mut done: impl FnMut() -> bool) {
         while !done() {
             Timer::after_millis(1).await;
@@ -210,7 +209,7 @@ impl Rig {
     }
 }
 
-/// Bytes that show when they are out of order or lost.
+/// Bytes that differ wherever they are out of order or lost.
 pub fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at ^ (at >> 8) ^ (at >> 16)) as u8).collect()
 }

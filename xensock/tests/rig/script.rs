@@ -1,4 +1,4 @@
-//! A backend that does what a test wants, right or wrong.
+//! A backend whose test decides each step, and may break the protocol.
 
 use super::{BACK, DOM0, FRONT, GUEST, Rig, connect};
 use std::future::poll_fn;
@@ -34,7 +34,7 @@ pub struct Mapped {
     channel: BoundPort,
 }
 
-/// Publishes what a backend offers and waits for the frontend's nodes.
+/// Writes a backend's nodes and goes to InitWait.
 pub async fn offer(rig: &Rig, nodes: &[(&str, &str)]) -> (Store, StateWatch) {
     let store = connect(&rig.store, DOM0, &rig.spawner);
     for (name, value) in nodes {
@@ -46,12 +46,12 @@ pub async fn offer(rig: &Rig, nodes: &[(&str, &str)]) -> (Store, StateWatch) {
     (store, watch)
 }
 
-/// What a right backend offers.
+/// The nodes of a correct backend.
 pub const RIGHT: [(&str, &str); 3] =
     [("versions", "1"), ("max-page-order", "2"), ("function-calls", "1")];
 
 impl Script {
-    /// Shakes hands as a backend should.
+    /// Connects as a backend should.
     pub async fn attach(rig: &Rig) -> Script {
         let (store, mut watch) = offer(rig, &RIGHT).await;
         watch.wait_for(|state| state == State::Initialised).await.unwrap();
@@ -83,7 +83,7 @@ impl Script {
             self.signal.register(Side::Rx, cx.waker());
             loop {
                 if let Some(request) = self.ring.pop(self.page.shared()).unwrap() {
-                    return Poll::Ready(request.expect("a frontend makes sense"));
+                    return Poll::Ready(request.expect("the frontend sent a malformed request"));
                 }
                 if !self.ring.final_check(self.page.shared()) {
                     return Poll::Pending;
@@ -100,7 +100,7 @@ impl Script {
         }
     }
 
-    /// Waits for a request and says yes to it.
+    /// Waits for a request and answers it with success.
     pub async fn grant_next(&mut self) -> Request {
         let request = self.next().await;
         self.answer(request.answer(Ok(0)));

@@ -1,4 +1,4 @@
-//! The honest part: a handshake, commands, and a client of the guest's server.
+//! The correct part of the liar: the handshake, commands, and a client of the guest's server.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -13,7 +13,7 @@ use xensock::ring::{CommandBack, Consumer, NotifyPolicy, Producer, copy_in, copy
 use xensock::wire::{Call, Dialect, Layout, Protocol, Region, Request, Response, RingGrants};
 use xensockd::dom0::Dom0;
 
-/// Why a lie was not told to its end.
+/// The reason why a lie failed, in words.
 #[derive(Debug)]
 pub struct Failure(pub String);
 
@@ -29,7 +29,7 @@ impl From<Errno> for Failure {
     }
 }
 
-/// A backend that has not met its guest yet.
+/// A backend that is not connected yet.
 pub struct Liar<'h> {
     pub host: &'h Dom0,
     pub store: &'h Store,
@@ -37,7 +37,7 @@ pub struct Liar<'h> {
     pub path: String,
 }
 
-/// A backend that is connected.
+/// A connected backend.
 pub struct Met<'h> {
     pub liar: Liar<'h>,
     pub front: StateWatch,
@@ -52,7 +52,7 @@ impl<'h> Liar<'h> {
         Liar { host, store, guest: DomId(guest), path: format!("backend/pvcalls/{guest}/0") }
     }
 
-    /// Writes nodes of the backend's: those of an honest one, unless they are among `lies`.
+    /// Writes the backend's nodes: correct ones, except for those among `lies`.
     pub async fn write_nodes(&self, lies: &[(&str, &str)]) -> Result<(), Errno> {
         let plain = Protocol::from(Dialect::PvCalls);
         for (name, value) in plain.backend_nodes(6) {
@@ -75,7 +75,7 @@ impl<'h> Liar<'h> {
         Ok((other, watch))
     }
 
-    /// Shakes hands as a backend should.
+    /// Connects as a backend should.
     pub async fn meet(self) -> Result<Met<'h>, Errno> {
         self.write_nodes(&[]).await?;
         let (other, mut front) = self.front().await?;
@@ -124,18 +124,18 @@ impl<'h> Met<'h> {
                 }
             }
         });
-        let malformed = |_| Failure("the guest's own request makes no sense".to_string());
+        let malformed = |_| Failure("the guest sent a malformed request".to_string());
         request.await?.map_err(malformed)
     }
 
     pub fn answer(&mut self, response: Response) {
         self.commands.push(self.page.shared(), &response);
-        // Whether or not the guest waits for it.
+        // Sent even if the guest needs no event.
         let _ = self.commands.publish(self.page.shared());
         self.notify();
     }
 
-    /// Says yes to all requests up to the first of which `wanted` is true, which is returned.
+    /// Answers requests with success up to the first for which `wanted` is true, and returns that.
     pub async fn until(&mut self, wanted: impl Fn(&Call) -> bool) -> Result<Request, Failure> {
         loop {
             let request = self.next().await?;
@@ -151,7 +151,7 @@ impl<'h> Met<'h> {
         self.until(|call| matches!(call, Call::Accept { .. })).await
     }
 
-    /// Lets the guest accept a connection, whose client is returned.
+    /// Lets the guest accept a connection, and returns its client.
     pub async fn connection(&mut self) -> Result<Client, Failure> {
         let request = self.until_accept().await?;
         let client = self.map(&request)?;
@@ -162,7 +162,7 @@ impl<'h> Met<'h> {
     /// Maps the ring that an ACCEPT offers.
     pub fn map(&self, accept: &Request) -> Result<Client, Failure> {
         let Call::Accept { new, ring } = &accept.call else {
-            return Err(Failure(format!("no ACCEPT: {accept:?}")));
+            return Err(Failure(format!("not an ACCEPT: {accept:?}")));
         };
         let RingGrants::Indexes(page) = ring.grants else {
             return Err(Failure("a ring of another dialect".to_string()));
@@ -198,7 +198,7 @@ impl<'h> Met<'h> {
         }
     }
 
-    /// Waits until the guest closes the device, and leaves.
+    /// Waits until the guest closes the device, and closes it.
     pub async fn until_closed(mut self) -> Result<(), Failure> {
         self.front.wait_for(|state| !matches!(state, State::Connected)).await?;
         drop((self.page, self.channel));
@@ -208,7 +208,7 @@ impl<'h> Met<'h> {
         Ok(())
     }
 
-    /// Leaves, as an honest backend would.
+    /// Closes the device as a backend should.
     pub async fn leave(self) -> Result<(), Failure> {
         self.liar.say(State::Closing).await?;
         self.until_closed().await
@@ -217,9 +217,9 @@ impl<'h> Met<'h> {
 
 /// A client of the guest's server: the backend's end of a connection.
 pub struct Client {
-    /// The guest's name for the socket.
+    /// The guest's id of the socket.
     pub name: u64,
-    /// How many pages its ring has.
+    /// The number of pages of its ring.
     pub pages: usize,
     pub layout: Layout,
     pub input: Producer,
@@ -239,7 +239,7 @@ impl Client {
         self.channel.notify();
     }
 
-    /// Says something that fits into the ring.
+    /// Sends text that fits into the ring.
     pub fn say(&mut self, text: &str) -> Result<(), Failure> {
         let region = Region { indexes: self.indexes.shared(), data: self.data.shared() };
         let room = self.input.room(region)?;
@@ -249,7 +249,7 @@ impl Client {
         Ok(())
     }
 
-    /// Hears the guest out, until it has said `last`.
+    /// Receives until the guest has sent `last`.
     pub async fn hear(&mut self, last: &str) -> Result<String, Failure> {
         let mut heard = Vec::new();
         poll_fn(|cx| {
@@ -275,7 +275,7 @@ impl Client {
         .await
     }
 
-    /// Asks for a page that ends with `last`.
+    /// Requests a page that ends with `last`.
     pub async fn get(&mut self, path: &str, last: &str) -> Result<String, Failure> {
         self.say(&format!("GET {path} HTTP/1.1\r\nHost: guest\r\n\r\n"))?;
         self.hear(last).await

@@ -1,4 +1,4 @@
-//! The lies, each with what a guest should make of it.
+//! The lies, each with the guest's correct reaction.
 
 use crate::backend::{Client, Failure, Liar, Met};
 use clap::ValueEnum;
@@ -11,55 +11,55 @@ use xensock::wire::{Command, Response};
 /// The producer's index of responses in the command ring's page (`ring.h`).
 const RSP_PROD: usize = 8;
 
-/// How long what goes on and on goes on.
+/// The duration of a lie that is repeated.
 const LONG: Duration = Duration::from_secs(1);
 
-/// What there is to lie about.
+/// The kinds of lies.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Lie {
-    /// An answer to a request that was never made
+    /// A response to a request that was never made
     WrongId,
-    /// An answer to another command than was asked
+    /// A response with another command than the request's
     WrongCommand,
-    /// An answer about another socket than was asked
+    /// A response with another socket than the request's
     WrongSocket,
-    /// Two answers to the same request
+    /// Two responses to the same request
     Twice,
-    /// More answers than there are requests
+    /// More responses than requests
     TooManyAnswers,
-    /// Fewer answers than there were before
+    /// Fewer responses than before
     AnswersTakenBack,
     /// Random bytes in the whole command ring
     RingOfGarbage,
     /// More data in a ring than it holds
     InTooFar,
-    /// Data that was there is not there any more
+    /// Data that is taken back
     InTakenBack,
-    /// More room in a ring than was ever filled
+    /// More bytes read from a ring than were written
     OutTooFar,
     /// A data ring's index that changes all the time
     InFlickers,
-    /// Random bytes in a data ring's indexes page, again and again
+    /// Random bytes in a data ring's indexes page, repeatedly
     IndexesOfGarbage,
-    /// Error words that are no errors of anything
+    /// Error words that are not error numbers
     OddErrors,
     /// As many events as possible, on the command ring and on a connection
     Storm,
-    /// An ACCEPT that is answered without a connection, again and again
+    /// An ACCEPT that is answered without a connection, repeatedly
     EmptyAccepts,
-    /// A ring that stays mapped although its connection came to nothing
+    /// A ring that stays mapped although its connection failed
     KeepsPages,
-    /// No answer to anything
+    /// No response to any request
     Silence,
-    /// The state of a backend that is connected, without having looked at the frontend
+    /// The state Connected, before the frontend's nodes were read
     ConnectedAtOnce,
     /// A state that does not exist
     NoState,
-    /// A protocol's version that does not exist
+    /// A protocol version that does not exist
     NoVersion,
-    /// Ring orders that are no numbers
+    /// A ring order that is not a number
     NoOrder,
-    /// An extension that is neither there nor not there
+    /// An extension's node that is neither 0 nor 1
     NoFeature,
 }
 
@@ -81,7 +81,7 @@ async fn tell_connected(lie: Lie, mut met: Met<'_>) -> Result<(), Failure> {
         Lie::WrongCommand => wrong(met, |answer| answer.command = Command::Bind).await,
         Lie::WrongSocket => wrong(met, |answer| answer.socket ^= 1 << 40).await,
         Lie::Twice => {
-            // Of the two that wait, one is answered twice and the other never.
+            // Of two waiting requests, one is answered twice and the other never.
             let accept = met.until_accept().await?;
             let first = met.map(&accept)?;
             met.answer(accept.answer(Ok(0)));
@@ -128,7 +128,7 @@ async fn tell_connected(lie: Lie, mut met: Met<'_>) -> Result<(), Failure> {
             indexes(met, |client| {
                 let way = client.layout.output;
                 client.region().indexes.store_u32(way.cons, 1 << 30, Ordering::Release);
-                // The guest looks at it when it has something to say.
+                // The guest reads the index when it has something to send.
                 let _ = client.say("GET / HTTP/1.1\r\nHost: guest\r\n\r\n");
             })
             .await
@@ -183,9 +183,9 @@ async fn tell_connected(lie: Lie, mut met: Met<'_>) -> Result<(), Failure> {
                 met.answer(accept.answer(Err(Errno::EMFILE)));
                 count += 1;
             }
-            // A guest that tries again at once would have been told thousands of times.
+            // A guest that retries at once would have sent thousands of ACCEPTs.
             if count > 1000 {
-                return Err(Failure(format!("it asked {count} times in {LONG:?}")));
+                return Err(Failure(format!("the guest sent {count} ACCEPTs in {LONG:?}")));
             }
             met.leave().await
         }
@@ -197,11 +197,11 @@ async fn tell_connected(lie: Lie, mut met: Met<'_>) -> Result<(), Failure> {
             }
             met.leave().await
         }
-        _ => Err(Failure("this lie is told before the two are connected".to_string())),
+        _ => Err(Failure("this lie comes before the connection".to_string())),
     }
 }
 
-/// Bytes that look like nothing, different ones for each seed.
+/// Pseudo-random bytes.
 fn fill(page: xen::Shared<'_>, seed: u64) {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     for at in (0..page.len()).step_by(4) {
@@ -212,7 +212,7 @@ fn fill(page: xen::Shared<'_>, seed: u64) {
     }
 }
 
-/// An answer that is wrong in one thing: the guest ignores it and waits on.
+/// A response with one wrong field: the guest ignores it and continues to wait.
 async fn wrong(mut met: Met<'_>, spoil: impl Fn(&mut Response)) -> Result<(), Failure> {
     let accept = met.until_accept().await?;
     let mut answer = accept.answer(Ok(0));
@@ -222,7 +222,7 @@ async fn wrong(mut met: Met<'_>, spoil: impl Fn(&mut Response)) -> Result<(), Fa
     met.leave().await
 }
 
-/// Indexes that cannot be: the guest closes that socket, and accepts another connection.
+/// Impossible indexes: the guest closes that socket, and accepts another connection.
 async fn indexes(mut met: Met<'_>, spoil: impl Fn(&mut Client)) -> Result<(), Failure> {
     let mut client = met.connection().await?;
     spoil(&mut client);
@@ -233,7 +233,7 @@ async fn indexes(mut met: Met<'_>, spoil: impl Fn(&mut Client)) -> Result<(), Fa
     met.leave().await
 }
 
-/// While events come as fast as they can, the guest still serves.
+/// The guest continues to serve during a flood of events.
 async fn storm(mut met: Met<'_>) -> Result<(), Failure> {
     let mut client = met.connection().await?;
     let (mut events, mut pages) = (0u64, 0u32);
@@ -259,11 +259,11 @@ async fn storm(mut met: Met<'_>) -> Result<(), Failure> {
         }
         events += 1000;
     }
-    println!("storm: {events} events, {pages} pages served meanwhile");
+    println!("storm: {events} events, {pages} pages served");
     met.leave().await
 }
 
-/// The guest's pages wait in quarantine until they are let go of, and it goes on serving with others.
+/// The guest keeps pages in quarantine until they are unmapped, and continues to serve with others.
 async fn keeps_pages(mut met: Met<'_>) -> Result<(), Failure> {
     let accept = met.until_accept().await?;
     let kept = met.map(&accept)?;
@@ -271,18 +271,18 @@ async fn keeps_pages(mut met: Met<'_>) -> Result<(), Failure> {
     let quarantined = |page: &str| -> Result<usize, Failure> {
         let line = page.lines().find_map(|line| line.strip_prefix("xensock_quarantined_pages "));
         line.and_then(|number| number.trim().parse().ok())
-            .ok_or_else(|| Failure(format!("no number of pages in quarantine: {page}")))
+            .ok_or_else(|| Failure(format!("the page has no number of quarantined pages: {page}")))
     };
     let mut client = met.connection().await?;
     const LAST: &str = "xensock_app_sent_bytes_total ";
     let count = quarantined(&client.get("/metrics", LAST).await?)?;
     if count != kept.pages {
-        return Err(Failure(format!("{count} pages are in quarantine, {} are kept", kept.pages)));
+        return Err(Failure(format!("{count} pages are in quarantine, {} are mapped", kept.pages)));
     }
     drop(kept);
     loop {
         tokio::time::sleep(Duration::from_millis(200)).await;
-        // A page may end in the middle of a line: what follows it belongs to the next one.
+        // A page can end in the middle of a line; the rest belongs to the next page.
         if quarantined(&client.get("/metrics", LAST).await?)? == 0 {
             return met.leave().await;
         }
@@ -294,7 +294,7 @@ async fn connected_at_once(liar: Liar<'_>) -> Result<(), Failure> {
     liar.write_nodes(&[]).await?;
     liar.say(State::InitWait).await?;
     front.wait_for(|state| state == State::Initialised).await?;
-    // It maps nothing, so it cannot answer. Then it is gone.
+    // It has mapped nothing, so it cannot answer. Then it closes.
     liar.say(State::Connected).await?;
     front.wait_for(|state| state == State::Connected).await?;
     liar.say(State::Closed).await?;
@@ -310,17 +310,17 @@ async fn no_state(liar: Liar<'_>) -> Result<(), Failure> {
     met.until_closed().await
 }
 
-/// Nodes that make no sense: the guest waits for a better backend.
+/// Invalid nodes: the guest waits for a better backend.
 async fn nonsense(liar: Liar<'_>, lies: &[(&str, &str)]) -> Result<(), Failure> {
     liar.write_nodes(lies).await?;
     let (_, mut front) = liar.front().await?;
     liar.say(State::InitWait).await?;
     front.wait_for(|state| state == State::Initialising).await?;
-    // The guest looks at an offer again every two seconds.
+    // The guest reads the nodes again every two seconds.
     let believed = front.wait_for(|state| state == State::Initialised);
     let met = tokio::time::timeout(LONG * 4, believed).await;
     if met.is_ok() {
-        return Err(Failure("the guest believes it".to_string()));
+        return Err(Failure("the guest accepted the invalid node".to_string()));
     }
     for (name, _) in lies {
         let _ = liar.store.rm(&format!("{}/{name}", liar.path)).await;

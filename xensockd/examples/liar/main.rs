@@ -1,8 +1,8 @@
-//! A backend that lies, for seeing what a frontend makes of it: run it in dom0 in place of xensockd.
+//! A lying backend that tests a frontend: run it in dom0 instead of xensockd.
 //!
-//! It meets the guest as a backend should and plays the network itself: the "client" of a connection is
-//! this program. Then it tells the lie that was asked for, and ends well if the guest takes that as it
-//! should, which each lie says for itself.
+//! It connects to the guest as a backend should, and acts as the network itself: the client of a
+//! connection is this program. Then it tells the given lies, and succeeds if the guest reacts to
+//! each as it should.
 
 mod backend;
 mod lies;
@@ -18,17 +18,17 @@ use xensockd::counts::Counts;
 use xensockd::dom0::Dom0;
 use xensockd::sockets::Sockets;
 
-/// How long a guest may take to do what is waited for.
+/// How long a guest may take to react.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Tells a guest lies, as its backend for sockets (PV Calls). The guest must run `app=http`, and xensockd must
-/// not run.
+/// Lies to a guest as its backend for sockets (PV Calls). The guest must run `app=http`, and
+/// xensockd must not run.
 #[derive(Parser)]
 #[command(name = "liar")]
 struct Arguments {
-    /// The guest's number
+    /// The guest's domain id
     domain: u16,
-    /// What to lie about, one after the other; the backend is another one each time
+    /// The lies, one after the other; the backend connects again for each
     #[arg(required = true)]
     lies: Vec<Lie>,
 }
@@ -55,7 +55,7 @@ async fn tell_all(arguments: &Arguments) -> Result<(), String> {
     let events = host.events().clone();
     spawn_local(async move {
         let error = events.run().await;
-        eprintln!("liar: event channels do not work: {error}");
+        eprintln!("liar: event channels failed: {error}");
     });
     let (reader, writer) = xensockd::xenstored::connect().await?;
     let (store, driver) = xen::xenstore::connect(reader, writer);
@@ -68,10 +68,10 @@ async fn tell_all(arguments: &Arguments) -> Result<(), String> {
             lie.to_possible_value().map_or_else(String::new, |value| value.get_name().into());
         let liar = Liar::new(&host, &store, arguments.domain);
         let told = tokio::time::timeout(PATIENCE, pin!(lies::tell(*lie, liar))).await;
-        told.map_err(|_| "the guest does not do what is waited for".to_string())
+        told.map_err(|_| "the guest did not react in time".to_string())
             .and_then(|told| told.map_err(|error| error.to_string()))
             .map_err(|reason| format!("{name}: {reason}"))?;
-        println!("{name}: the guest took it well");
+        println!("{name}: the guest reacted correctly");
     }
     Ok(())
 }

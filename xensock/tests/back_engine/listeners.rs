@@ -1,4 +1,4 @@
-//! Listening sockets and those who wait for their connections.
+//! Listening sockets, and the ACCEPTs and POLLs that wait for their connections.
 
 use crate::guest::{address, limits, run, run_with};
 use xen::Errno;
@@ -6,7 +6,7 @@ use xensock::back::Limits;
 use xensock::wire::{Call, Family};
 
 #[test]
-fn accepts_that_wait_are_served_in_the_order_in_which_they_came() {
+fn accepts_are_served_in_order() {
     run(|guest| async move {
         guest.listen(1, 80).await;
         let rings: Vec<_> = (0..4).map(|_| guest.ring(1)).collect();
@@ -32,7 +32,7 @@ fn accepts_that_wait_are_served_in_the_order_in_which_they_came() {
 }
 
 #[test]
-fn a_poll_is_answered_when_a_connection_waits_and_leaves_it_there() {
+fn a_poll_is_answered_when_a_connection_waits_and_does_not_accept_it() {
     run(|guest| async move {
         guest.listen(1, 80).await;
         let polls = [guest.ask(1, Call::Poll), guest.ask(1, Call::Poll)];
@@ -46,14 +46,14 @@ fn a_poll_is_answered_when_a_connection_waits_and_leaves_it_there() {
         assert_eq!(guest.call(1, ring.accept(2)).await, Ok(0));
         let poll = guest.ask(1, Call::Poll);
         guest.settle().await;
-        assert_eq!(guest.answered(poll), None, "there is no other connection");
+        assert_eq!(guest.answered(poll), None, "no other connection waits");
         guest.release(2).await.unwrap();
         drop(peer);
     });
 }
 
 #[test]
-fn the_release_of_a_listener_answers_all_who_wait_and_gives_their_rings_back() {
+fn the_release_of_a_listener_answers_what_waits_and_frees_the_rings() {
     run(|guest| async move {
         guest.listen(1, 80).await;
         let rings = [guest.ring(1), guest.ring(2)];
@@ -65,14 +65,14 @@ fn the_release_of_a_listener_answers_all_who_wait_and_gives_their_rings_back() {
             assert_eq!(guest.answered(waiting), Some(Err(Errno::ECONNABORTED)));
         }
         drop(rings);
-        // Name and address are free.
+        // The id and the address are free.
         guest.listen(1, 80).await;
         assert_eq!(guest.release(2).await, Err(Errno::EINVAL));
     });
 }
 
 #[test]
-fn an_accept_that_waits_can_be_taken_back_by_releasing_its_new_socket() {
+fn an_accept_is_cancelled_by_releasing_its_new_socket() {
     run(|guest| async move {
         guest.listen(1, 80).await;
         let (first, second) = (guest.ring(1), guest.ring(1));
@@ -94,7 +94,7 @@ fn commands_in_the_wrong_order_are_refused() {
     run(|guest| async move {
         let ring = guest.ring(1);
         let bind = |port| Call::Bind { addr: address(port) };
-        // A name that nobody took.
+        // An unknown id.
         for call in [
             bind(80),
             Call::Listen { backlog: 1 },
@@ -117,8 +117,8 @@ fn commands_in_the_wrong_order_are_refused() {
         assert_eq!(guest.call(1, ring.connect(address(80))).await, Err(Errno::EOPNOTSUPP));
         guest.call(1, Call::Listen { backlog: 1 }).await.unwrap();
         guest.call(1, Call::Listen { backlog: 2 }).await.unwrap();
-        assert_eq!(guest.call(1, ring.accept(1)).await, Err(Errno::EEXIST), "its own name");
-        // An address that is taken.
+        assert_eq!(guest.call(1, ring.accept(1)).await, Err(Errno::EEXIST), "its own id");
+        // An address in use.
         guest.call(2, Call::Socket { family: Family::V4 }).await.unwrap();
         assert_eq!(guest.call(2, bind(80)).await, Err(Errno::EADDRINUSE));
         assert_eq!(guest.call(2, bind(81)).await, Ok(0));
@@ -128,7 +128,7 @@ fn commands_in_the_wrong_order_are_refused() {
 }
 
 #[test]
-fn a_guest_gets_only_so_many_sockets_those_to_come_included() {
+fn the_limit_of_sockets_includes_those_of_waiting_accepts() {
     run_with(Limits { sockets: 3, ..limits() }, |guest| async move {
         guest.listen(1, 80).await;
         guest.call(2, Call::Socket { family: Family::V4 }).await.unwrap();
