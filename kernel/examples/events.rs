@@ -1,9 +1,9 @@
-//! Tries event channels and grants against real Xen, to their limits: ports and references until
-//! there are no more, ports that storm, masks, and that all of it can be given back.
+//! Tests event channels and grants on real Xen, up to their limits: all ports and grant
+//! references, events without pause, masks, and that everything can be freed.
 //!
-//! `ports=N` says how many ports the domain may have (`max_event_channels` in its configuration,
-//! or what the ABI that `evtchn=` chose allows), `frames=N` how many frames its grant table
-//! (`max_grant_frames`).
+//! `ports=N` is the number of ports that the domain may have (`max_event_channels` in its
+//! configuration, or the limit of the ABI chosen by `evtchn=`), `frames=N` that of its grant
+//! table's frames (`max_grant_frames`).
 #![no_std]
 #![no_main]
 #![allow(unsafe_code, reason = "gives back a page that it granted")]
@@ -31,14 +31,14 @@ use xen::{DomId, Errno, PAGE_SIZE, Port};
 
 kernel::entry!(main);
 
-/// How long one of the checks may take.
+/// The time limit of a check.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Entries of the grant table in a frame, and those that are the toolstack's.
+/// Entries of the grant table per frame, and entries reserved for the toolstack.
 const PER_FRAME: u32 = (PAGE_SIZE / 8) as u32;
 const RESERVED: u32 = 8;
 
-/// What a check ends with: a sentence about what was wrong.
+/// The result of a check: the error says what was wrong.
 type Outcome = Result<(), String>;
 
 struct Bench {
@@ -68,13 +68,13 @@ async fn main(system: System) -> Result<(), String> {
                 }
                 Err(_) => {
                     failed += 1;
-                    log::error!("check {}: it takes too long", stringify!($check));
+                    log::error!("check {}: timed out", stringify!($check));
                 }
             }
         )* };
     }
-    checks!(an_event_arrives a_masked_port_keeps_its_event a_storm_starves_nobody
-        a_storm_of_the_highest_priority_starves_nobody every_port_can_be_used
+    checks!(an_event_arrives a_masked_port_keeps_its_event a_busy_port_does_not_starve_others
+        a_busy_port_of_the_highest_priority_does_not_starve_others every_port_can_be_used
         every_grant_reference_can_be_used);
     log::info!("checks are done: {failed} failed");
     Ok(())
@@ -88,7 +88,7 @@ fn expect<T: PartialEq + Debug>(what: &str, got: T, wanted: T) -> Outcome {
     if got == wanted { Ok(()) } else { Err(format!("{what}: {got:?} and not {wanted:?}")) }
 }
 
-/// Lets the executor look for events, and everything else go on.
+/// Lets the executor handle events and run other tasks.
 async fn yield_now() {
     let mut yielded = false;
     poll_fn(|cx| {
@@ -116,7 +116,7 @@ impl Counter {
         self.0.load(Relaxed)
     }
 
-    /// Waits until there were so many events. Others, and the timers, go on meanwhile.
+    /// Waits for `count` events, while other tasks and timers run.
     async fn reaches(&self, count: u32) {
         while self.count() < count {
             yield_now().await;
@@ -124,10 +124,10 @@ impl Counter {
     }
 }
 
-/// Sends an event as soon as one comes, until it is told to stop.
+/// Sends an event after each one received, until it is stopped.
 struct Storm {
     xen: Xen,
-    /// Where to send it; 0 for nowhere.
+    /// The port to send to; 0 for none.
     to: AtomicU32,
     count: AtomicU32,
 }
@@ -142,8 +142,8 @@ impl EventHandler for Storm {
     }
 }
 
-/// Both ends of an event channel from this domain to itself: what is sent over the first arrives
-/// at the second, where the handler hears of it.
+/// Both ends of an event channel from this domain to itself: events sent over the first arrive at
+/// the handler of the second.
 struct Channel {
     guest: &'static Guest,
     from: Port,
@@ -179,7 +179,7 @@ impl Drop for Channel {
     }
 }
 
-/// A channel whose events are counted, and the count.
+/// A channel with a counter of its events.
 fn counted(bench: &Bench) -> Result<(Channel, Arc<Counter>), String> {
     let counter = Arc::new(Counter::default());
     let channel = Channel::new(bench.guest, counter.clone()).map_err(say("open"))?;
@@ -192,7 +192,7 @@ async fn an_event_arrives(bench: &Bench) -> Outcome {
         channel.send()?;
         counter.reaches(count).await;
     }
-    // The executor sleeps, and an event of the timer's wakes it.
+    // The executor sleeps until the timer's event.
     Timer::after_millis(1).await;
     expect("events", counter.count(), 100)
 }
@@ -203,7 +203,7 @@ async fn a_masked_port_keeps_its_event(bench: &Bench) -> Outcome {
     let events = &bench.guest.events;
     let mut total = 0;
     for round in 0..50 {
-        // The event comes before the mask, behind it, or both, and is dispatched in between or not.
+        // The event is sent before the mask, after it, or both, and dispatched in between or not.
         if round % 3 != 0 {
             channel.send()?;
         }
@@ -212,7 +212,8 @@ async fn a_masked_port_keeps_its_event(bench: &Bench) -> Outcome {
             channel.send()?;
         }
         if round % 2 == 0 {
-            // What is sent later over another port is heard, so that this one was looked at.
+            // An event that is sent later over another port has arrived, so this port was
+            // checked, too.
             other.send()?;
             marker.reaches(round / 2 + 1).await;
         }
@@ -224,7 +225,8 @@ async fn a_masked_port_keeps_its_event(bench: &Bench) -> Outcome {
     Ok(())
 }
 
-/// Sends events without pause over one channel; the timer and another channel must get theirs.
+/// Sends events without pause over one channel, while the timer and another channel must get
+/// theirs.
 async fn storm(bench: &Bench, stormy: Priority, quiet: Priority) -> Outcome {
     let events = &bench.guest.events;
     let handler =
@@ -248,15 +250,15 @@ async fn storm(bench: &Bench, stormy: Priority, quiet: Priority) -> Outcome {
     Ok(())
 }
 
-async fn a_storm_starves_nobody(bench: &Bench) -> Outcome {
+async fn a_busy_port_does_not_starve_others(bench: &Bench) -> Outcome {
     storm(bench, Priority::DEFAULT, Priority::DEFAULT).await
 }
 
-async fn a_storm_of_the_highest_priority_starves_nobody(bench: &Bench) -> Outcome {
+async fn a_busy_port_of_the_highest_priority_does_not_starve_others(bench: &Bench) -> Outcome {
     storm(bench, Priority::HIGHEST, Priority::LOWEST).await
 }
 
-/// Opens channels until there are no more ports. Returns them and why there are no more.
+/// Opens channels until there are no more ports. Returns them and the error.
 fn all_ports(bench: &Bench) -> (Vec<(Channel, Arc<Counter>)>, Errno) {
     let mut channels = Vec::new();
     loop {
@@ -274,9 +276,9 @@ async fn every_port_can_be_used(bench: &Bench) -> Outcome {
     let highest = channels.iter().map(|(channel, _)| channel.from.max(channel.to)).max();
     let highest = highest.ok_or("there is no port")?.0;
     log::info!("{} channels, the highest port is {highest}", channels.len());
-    // A channel has two ports, so one may be left over.
+    // A channel has two ports, so one port may be left.
     expect("the highest", highest + 2 >= bench.ports && highest < bench.ports, true)?;
-    // All at once: more than are handled in a turn.
+    // All at once, which is more than one turn handles.
     for (channel, _) in &channels {
         channel.send()?;
     }
@@ -287,7 +289,7 @@ async fn every_port_can_be_used(bench: &Bench) -> Outcome {
     let once = channels.iter().all(|(_, counter)| counter.count() == 1);
     expect("each was heard once", once, true)?;
 
-    // Xen gives the lowest number that is free: that of the first one again.
+    // Xen allocates the lowest free number: that of the first port.
     let first = channels[0].0.to;
     drop(channels);
     let (channel, counter) = counted(bench)?;
@@ -320,7 +322,7 @@ async fn every_grant_reference_can_be_used(bench: &Bench) -> Outcome {
         let free = before.capacity - before.in_use;
         expect(&format!("round {round}"), grants.usage(), Usage { free, ..before })?;
     }
-    // SAFETY: no grant reaches it any more.
+    // SAFETY: all its grants were revoked.
     unsafe { machine.free(page) };
     Ok(())
 }

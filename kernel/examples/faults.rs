@@ -1,5 +1,5 @@
-//! Breaks one of the machine's rules, which the command line names, to show that the rule is kept
-//! and what the report says: `fault=` and one of the names below. It never ends well.
+//! Breaks one of the machine's rules, to show that it is enforced, and what the report looks
+//! like. `fault=` on the command line has one of the names below. The guest always crashes.
 #![no_std]
 #![no_main]
 #![allow(unsafe_code, reason = "breaks the rules on purpose")]
@@ -18,7 +18,7 @@ use kernel::System;
 
 kernel::entry!(main);
 
-/// Each way to break a rule, with its name.
+/// The faults by name.
 const FAULTS: [(&str, fn()); 27] = [
     ("write-null", || write_to(ptr::null_mut())),
     ("read-null", || read_from(ptr::null())),
@@ -59,16 +59,16 @@ unsafe extern "C" {
     static stack_guard: u8;
 }
 
-/// A constant, in a page that may only be read.
+/// A constant, in a read-only page.
 static CONSTANT: [u8; 16] = *b"may only be read";
 
 /// A function that returns at once, in a page of constants.
 static RET: [u8; 1] = [0xc3];
 
-/// The same in a page that may be written.
+/// The same, in a writable page.
 static mut DATA: [u8; 1] = RET;
 
-/// Its message panics.
+/// Formatting it panics.
 struct Unspeakable;
 
 impl fmt::Display for Unspeakable {
@@ -78,7 +78,7 @@ impl fmt::Display for Unspeakable {
     }
 }
 
-/// Its message is nowhere.
+/// Formatting it faults.
 struct Unreadable;
 
 impl fmt::Display for Unreadable {
@@ -116,11 +116,11 @@ fn exhaust() {
     }
 }
 
-/// Has a name that makes a report of many calls longer than the console's ring.
+/// Its long name makes a report of many calls longer than the console's ring.
 mod depths_from_which_no_call_returns_to_tell_how_it_was {
     use super::*;
 
-    /// Calls itself until so many bytes of the stack are left, or none.
+    /// Calls itself until `left` bytes of the stack are left, or none.
     #[inline(never)]
     pub fn recurse(depth: u64, left: u64) -> u64 {
         let frame = black_box([depth; 8]);
@@ -132,12 +132,12 @@ mod depths_from_which_no_call_returns_to_tell_how_it_was {
     }
 }
 
-/// The panic's own code finds too little of the stack.
+/// Panics with too little stack for the panic's own code.
 fn panic_without_stack() {
     log::info!("depth {}", recurse(0, 300));
 }
 
-/// Does not give way, and hears of nothing.
+/// Never yields, so that it ignores all events.
 #[inline(never)]
 fn hang() {
     log::info!("hanging");

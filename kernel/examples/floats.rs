@@ -1,6 +1,5 @@
-//! Computes with floats over many sleeps, in tasks that interrupt each other, and says the bits
-//! of what comes out. What is computed is chaotic: a last bit that is wrong once makes all bits
-//! wrong a hundred steps later.
+//! Computes with floats in tasks that alternate, over many sleeps, and prints the results' bits.
+//! The computation is chaotic: one wrong bit makes all bits wrong a hundred steps later.
 #![no_std]
 #![no_main]
 
@@ -21,7 +20,7 @@ async fn main(system: System) -> Result<(), Errno> {
     let running = Rc::new(Cell::new(3));
     let done = |running: &Rc<Cell<u32>>| running.set(running.get() - 1);
 
-    // Sleeps until a timer's interrupt between any two steps.
+    // Sleeps until the timer's interrupt after each step.
     let timers = running.clone();
     system.spawn(async move {
         let mut x = 0.3_f64;
@@ -42,7 +41,7 @@ async fn main(system: System) -> Result<(), Errno> {
         log::info!("single {:08x}", x.to_bits());
         done(&single);
     });
-    // Sleeps until an event of xenstore's; divides, and converts there and back.
+    // Sleeps until an event of xenstore; divides, and converts from and to integers.
     let (events, store) = (running.clone(), system.store().clone());
     system.spawn(async move {
         let mut x = 1.0_f64;

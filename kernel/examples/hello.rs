@@ -1,4 +1,4 @@
-//! An image of one's own: greets whoever connects to port 7000 of dom0.
+//! An image of your own: greets each client that connects to port 7000 of dom0.
 #![no_std]
 #![no_main]
 
@@ -14,7 +14,7 @@ async fn main(system: System) -> Result<(), Errno> {
     let listener = sockets.bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 7000))).await?;
     loop {
         let mut stream = listener.accept().await?;
-        // A peer that is gone already is no reason to stop.
+        // A client that has closed already is no reason to stop.
         let _ = stream.write_all(b"Hello from a guest without a network stack.\r\n").await;
     }
 }

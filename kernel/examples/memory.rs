@@ -1,9 +1,9 @@
-//! Tells what the loader passed, and then, each time that dom0 writes to the guest's node
-//! `data/touch`, allocates all free pages, writes to each of them, reads them again, and says how
-//! many there were.
+//! Prints what the loader passed. Then, each time that dom0 writes to the guest's node
+//! `data/touch`, allocates all free pages, writes to each, reads it again, and prints their
+//! number.
 //!
-//! It can also be entered as by a loader that is older than version 1 of `hvm_start_info`: at
-//! `version_0_start`, in place of `pvh_start`.
+//! It has a second entry, `version_0_start`, which acts as a loader older than version 1 of
+//! `hvm_start_info`.
 #![no_std]
 #![no_main]
 #![allow(unsafe_code, reason = "writes to all free pages; has an entry point of its own")]
@@ -18,7 +18,7 @@ use xen::{Errno, PAGE_SIZE};
 
 kernel::entry!(main);
 
-// ebx has the structure's address; its second word is the version.
+// ebx has the structure's address; the second word of the structure is its version.
 global_asm!(
     ".pushsection .text.version_0, \"ax\", @progbits",
     ".code32",
@@ -34,7 +34,7 @@ unsafe extern "C" {
     fn version_0_start();
 }
 
-/// Nothing else refers to it.
+/// Nothing else accesses it.
 #[used]
 static VERSION_0_START: unsafe extern "C" fn() = version_0_start;
 
@@ -45,7 +45,7 @@ async fn main(system: System) -> Result<(), Errno> {
     log::info!("loader's map: {}", if balloon::found().loader_map { "some" } else { "none" });
     tell_modules(&system, "module");
     let mut touch = system.store().watch("data/touch").await?;
-    // Once at the start, and then for dom0.
+    // Once at the start, then for dom0.
     for turn in 0u32.. {
         touch.next().await;
         let before = pages::figures();
@@ -68,18 +68,18 @@ fn tell_modules(system: &System, what: &str) {
     }
 }
 
-/// What came of touching all free pages.
+/// The result of touching all free pages.
 #[derive(Debug)]
 struct Touched {
-    /// Pages that hold what was written there.
+    /// Pages with the value written.
     right: usize,
-    /// Pages that do not.
+    /// Pages with another value.
     wrong: usize,
-    /// Those of both that lie above 4 GiB.
+    /// Pages of both kinds above 4 GiB.
     high: usize,
 }
 
-/// Pages that were allocated together; this is written into the first of them.
+/// Pages that were allocated together; this structure is written into the first of them.
 struct Block {
     before: Option<NonNull<Block>>,
     count: usize,
@@ -100,8 +100,8 @@ fn touch_all() -> Touched {
             unsafe { word.write_volatile(address) };
         }
         let block = start.cast::<Block>();
-        // SAFETY: as above; a page holds such a structure, aligned, and the words that tell of
-        // pages lie behind it.
+        // SAFETY: as above. The structure fits into a page and is aligned, and the marks of pages
+        // are after it.
         unsafe { block.write(Block { before: last, count: size }) };
         last = Some(block);
     }
@@ -112,12 +112,12 @@ fn touch_all() -> Touched {
         for page in 0..count {
             let address = block.as_ptr().addr() + page * PAGE_SIZE;
             let word = core::ptr::with_exposed_provenance::<usize>(address + PAGE_SIZE / 2);
-            // SAFETY: the page is this function's.
+            // SAFETY: the page belongs to this function.
             let holds = unsafe { word.read_volatile() } == address;
             *if holds { &mut touched.right } else { &mut touched.wrong } += 1;
             touched.high += usize::from(address >= 4 << 30);
         }
-        // SAFETY: they were allocated so, and nothing refers to them any more.
+        // SAFETY: they were allocated with this count, and nothing refers to them.
         unsafe { pages::free(block.cast(), count) };
         last = before;
     }

@@ -1,5 +1,5 @@
-//! Tries what the kernel gives an app beside sockets, for the tests in real Xen: `test=` and one
-//! of the names below. What it finds, it says on the console.
+//! Tests what the kernel offers apps besides sockets, for the tests in real Xen. `test=` has one
+//! of the names below. Results are printed on the console.
 #![no_std]
 #![no_main]
 
@@ -38,7 +38,7 @@ fn text(error: Errno) -> String {
     error.to_string()
 }
 
-/// An idle guest, with a listener, wakes for events alone.
+/// An idle guest with a listener wakes for events only.
 async fn idle(system: &System) -> Result<(), String> {
     let sockets = system.sockets(Default::default()).await.map_err(text)?;
     let listener =
@@ -47,7 +47,7 @@ async fn idle(system: &System) -> Result<(), String> {
         let _ = listener.accept().await;
     };
     let counting = async {
-        // What the start has left to do.
+        // The start may not be complete yet.
         Timer::after_secs(1).await;
         let before = system.snapshot().wakeups_total;
         Timer::after_secs(10).await;
@@ -57,10 +57,10 @@ async fn idle(system: &System) -> Result<(), String> {
     Ok(())
 }
 
-/// Thousands of timers fire once each, in order and never early; a millisecond is one.
+/// Thousands of timers fire once each, in order, never early, and a millisecond is one.
 async fn timers(system: &System) -> Result<(), String> {
     const COUNT: u64 = 5000;
-    // A busy host takes its time until all of them are waited for.
+    // On a busy host it takes long until all tasks wait.
     let start = Instant::now() + Duration::from_secs(3);
     let lateness = Rc::new(RefCell::new(Vec::new()));
     let (early, last, unordered) =
@@ -73,7 +73,7 @@ async fn timers(system: &System) -> Result<(), String> {
             Timer::at(due).await;
             let now = Instant::now();
             early.set(early.get() + u32::from(now < due));
-            // Those that are due at once may run in any order.
+            // Timers that are due at once may fire in any order.
             unordered.set(unordered.get() + u32::from(due.as_micros() + 50_000 < last.get()));
             last.set(due.as_micros().max(last.get()));
             lateness.borrow_mut().push((now - due.min(now)).as_micros());
@@ -105,7 +105,7 @@ async fn timers(system: &System) -> Result<(), String> {
     Ok(())
 }
 
-/// A megabyte of output, whole and in order.
+/// A megabyte of output, complete and in order.
 async fn output(system: &System) -> Result<(), String> {
     let console = system.console().ok_or("no console")?;
     let mut digest = Sha256::new();
@@ -118,8 +118,7 @@ async fn output(system: &System) -> Result<(), String> {
     Ok(())
 }
 
-/// More messages than fit anywhere while nobody reads them: what is too much is lost, and nobody
-/// waits.
+/// More messages than fit while the console is not read: the excess is lost, and no task waits.
 async fn flood(system: &System) -> Result<(), String> {
     let console = system.console().ok_or("no console")?;
     for n in 0..4000 {
@@ -127,7 +126,7 @@ async fn flood(system: &System) -> Result<(), String> {
     }
     let node = "data/flood";
     system.store().write(node, console.dropped().to_string()).await.map_err(text)?;
-    // Whoever reads the node removes it.
+    // The test reads the node and removes it.
     let mut changes = system.store().watch(node).await.map_err(text)?;
     while system.store().read(node).await.is_ok() {
         changes.next().await;
@@ -137,7 +136,7 @@ async fn flood(system: &System) -> Result<(), String> {
     Ok(())
 }
 
-/// Input until a line of its own says `end`.
+/// Reads input up to a line `end`.
 async fn input(system: &System) -> Result<(), String> {
     let console = system.console().ok_or("no console")?;
     log::info!("waiting for input");
@@ -158,7 +157,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Xenstore's quotas, long lists, refusals and rivals.
+/// Xenstore's quotas, long lists, errors and conflicting transactions.
 async fn xenstore(store: &Store) -> Result<(), String> {
     let long = store.directory("data/long").await.map_err(text)?;
     log::info!("xenstore: a list of {} nodes", long.len());

@@ -1,9 +1,9 @@
-//! Asks a backend what the frontend itself never asks, and says what comes of it; then lets the
-//! frontend give up a CONNECT. In the backend's domain the port that `port=` names and the next one
-//! must be free, and that of `slow=` take long to accept a connection.
+//! Sends requests to a backend that the frontend never sends, and prints the results; then lets
+//! the frontend time out on a CONNECT. In the backend's domain, the port that `port=` names and
+//! the next one must be free, and the port of `slow=` must take long to accept a connection.
 //!
-//! Each line on the console tells one thing that a backend does. Nothing is judged here: tests know
-//! what to expect of which backend.
+//! Each line on the console describes one behaviour of the backend. The tests compare it with
+//! what they expect of that backend.
 #![no_std]
 #![no_main]
 
@@ -29,15 +29,15 @@ use xensock::wire::{Call, Dialect, Family, Layout, Protocol, Request, Response, 
 
 kernel::entry!(main);
 
-/// The data rings' order, which Linux maps at most.
+/// The data rings' order, the largest that Linux maps.
 const ORDER: u32 = 4;
 const PATH: &str = "device/pvcalls/0";
-/// What does not come within this time is taken not to come at all.
+/// After this time, a response is considered missing.
 const QUIET: Duration = Duration::from_secs(2);
-/// How long the frontend waits for an answer here.
+/// The frontend's time limit for a response.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
-// The sockets' names.
+// The sockets' ids.
 const LISTENER: u64 = 1;
 const CONNECTED: u64 = 2;
 const ACCEPTED: u64 = 3;
@@ -56,7 +56,7 @@ async fn main(system: System) -> Result<(), String> {
     given_up(&system, port, slow).await.map_err(failed)
 }
 
-/// A command ring, and the machine that it is made of. Its memory lives as long as the domain.
+/// A command ring, and the machine under it. Its memory is never freed.
 struct Device {
     machine: Domain,
     peer: DomId,
@@ -68,7 +68,7 @@ struct Device {
 }
 
 impl Device {
-    /// Connects the device, as the specification has it.
+    /// Connects the device as the specification says.
     async fn attach(system: &System) -> Result<(Device, OtherEnd, StateWatch), Errno> {
         let store = system.store();
         let backend = OtherEnd::backend_of(store, PATH).await?;
@@ -102,7 +102,7 @@ impl Device {
         Ok(id)
     }
 
-    /// The next response; `None` when none comes.
+    /// The next response; `None` if there is none in time.
     async fn next_answer(&mut self) -> Option<Response> {
         let Device { ring, page, signal, .. } = self;
         let look = || {
@@ -113,7 +113,7 @@ impl Device {
         event(signal, QUIET, look).await
     }
 
-    /// Sends a request and returns what its answer says.
+    /// Sends a request and returns the result in its response.
     async fn call(&mut self, socket: u64, call: Call) -> Result<u32, Errno> {
         let id = self.ask(socket, call)?;
         loop {
@@ -149,7 +149,7 @@ struct Data {
 }
 
 impl Data {
-    /// Writes until nothing more is taken, and returns how many bytes that was.
+    /// Writes until no more bytes are taken, and returns their number.
     async fn fill(&self) -> Result<usize, Errno> {
         let region = self.layout.split(self.pages.shared());
         let mut producer = Producer::new(self.layout.output);
@@ -165,7 +165,7 @@ impl Data {
         }
     }
 
-    /// Reads until nothing more comes, and returns how many bytes that was.
+    /// Reads until no more bytes arrive, and returns their number.
     async fn drain(&self) -> Result<usize, Errno> {
         let region = self.layout.split(self.pages.shared());
         let mut consumer = Consumer::new(self.layout.input, NotifyPolicy::FullOrEmpty);
@@ -181,7 +181,7 @@ impl Data {
     }
 }
 
-/// Looks now, and again after each event, until there is something to be seen; `None` after a time.
+/// Calls `look` now and after each event, until it returns something; `None` after a time limit.
 async fn event<T>(
     signal: &Signal,
     within: Duration,
@@ -236,7 +236,7 @@ fn shown(result: Option<Result<u32, Errno>>) -> String {
     }
 }
 
-/// A CONNECT that takes longer than the frontend waits, and what works meanwhile and afterwards.
+/// A CONNECT that takes longer than the frontend waits, and what works during and after it.
 async fn given_up(system: &System, port: u16, slow: u16) -> Result<(), Errno> {
     let config = front::Config { answer_within: ANSWER_WITHIN, ..Default::default() };
     let sockets = system.sockets(config).await?;
@@ -250,7 +250,7 @@ async fn given_up(system: &System, port: u16, slow: u16) -> Result<(), Errno> {
     let seconds = before.elapsed().as_secs();
     log::info!("a slow CONNECT: {} after {seconds} s", shown(Some(given_up)));
     log::info!("meanwhile: {}", exchange(&mut from, &mut to).await?);
-    // Answered once the backend has done what was given up; until then it may answer nothing.
+    // The backend replies once it has finished the CONNECT; until then it may not reply at all.
     let listener = loop {
         match sockets.bind(at(port + 1)).await {
             Err(Errno::ETIMEDOUT) => log::info!("the backend is busy"),

@@ -1,4 +1,4 @@
-//! What the sockets of all stacks do alike, tried through their traits alone.
+//! Tests of what the sockets of all stacks have in common, through their traits.
 
 use crate::{Outcome, expect, pattern, say, transfer};
 use alloc::string::String;
@@ -10,15 +10,15 @@ use embedded_io_async::{Read, Write};
 use futures_util::future::{join, join_all};
 use xen::Errno;
 
-/// A stack that connects, one that listens, and where the first finds the second.
-pub struct Way<'a, N, F> {
+/// A stack that connects, a stack that listens, and the listener's address for the first.
+pub struct Setup<'a, N, F> {
     pub near: &'a N,
     pub far: &'a F,
     pub to: IpAddr,
     pub port: u16,
 }
 
-impl<N: TcpConnect<Error = Errno>, F: TcpBind<Error = Errno>> Way<'_, N, F> {
+impl<N: TcpConnect<Error = Errno>, F: TcpBind<Error = Errno>> Setup<'_, N, F> {
     fn address(&self, offset: u16) -> SocketAddr {
         (self.to, self.port + offset).into()
     }
@@ -54,9 +54,9 @@ impl<T: TcpConnect<Error = Errno>> Near for T {}
 pub trait Far: TcpBind<Error = Errno> {}
 impl<T: TcpBind<Error = Errno>> Far for T {}
 
-pub async fn bytes_go_both_ways(way: &Way<'_, impl Near, impl Far>) -> Outcome {
-    let listener = way.listen().await?;
-    let (mut near, mut far) = way.pair(&listener).await?;
+pub async fn bytes_go_both_ways(setup: &Setup<'_, impl Near, impl Far>) -> Outcome {
+    let listener = setup.listen().await?;
+    let (mut near, mut far) = setup.pair(&listener).await?;
     let (there, back) = (pattern(700_000), pattern(600_001));
     {
         let ((mut near_read, mut near_write), (mut far_read, mut far_write)) =
@@ -72,19 +72,19 @@ pub async fn bytes_go_both_ways(way: &Way<'_, impl Near, impl Far>) -> Outcome {
     expect("the end", far.read(&mut [0]).await, Ok(0))
 }
 
-pub async fn a_refused_connection_says_so(way: &Way<'_, impl Near, impl Far>) -> Outcome {
-    let refused = way.near.connect(way.address(1)).await.map(drop);
+pub async fn a_refused_connection_fails(setup: &Setup<'_, impl Near, impl Far>) -> Outcome {
+    let refused = setup.near.connect(setup.address(1)).await.map(drop);
     expect("connect", refused, Err(Errno::ECONNREFUSED))
 }
 
 pub async fn several_connections_are_accepted_at_once(
-    way: &Way<'_, impl Near, impl Far>,
+    setup: &Setup<'_, impl Near, impl Far>,
 ) -> Outcome {
-    let listener = way.listen().await?;
+    let listener = setup.listen().await?;
     let accepting = join_all((0..5).map(|_| listener.accept()));
-    let connecting = join_all((0..5).map(|_| way.near.connect(way.address(0))));
+    let connecting = join_all((0..5).map(|_| setup.near.connect(setup.address(0))));
     let (accepted, connected) = join(accepting, connecting).await;
-    // All stay open until the last byte has come.
+    // All stay open until the last byte has arrived.
     let mut open = Vec::new();
     for (number, stream) in (0u8..).zip(connected) {
         let mut stream = stream.map_err(say("connect"))?;
@@ -103,16 +103,16 @@ pub async fn several_connections_are_accepted_at_once(
     expect("who came", seen, vec![0, 1, 2, 3, 4])
 }
 
-pub async fn an_address_in_use_says_so(way: &Way<'_, impl Near, impl Far>) -> Outcome {
-    let _listener = way.listen().await?;
-    expect("bind", way.bind().await.map(drop), Err(Errno::EADDRINUSE))
+pub async fn binding_an_address_in_use_fails(setup: &Setup<'_, impl Near, impl Far>) -> Outcome {
+    let _listener = setup.listen().await?;
+    expect("bind", setup.bind().await.map(drop), Err(Errno::EADDRINUSE))
 }
 
-pub async fn what_was_written_arrives_although_the_stream_is_dropped(
-    way: &Way<'_, impl Near, impl Far>,
+pub async fn written_data_arrives_after_the_stream_is_dropped(
+    setup: &Setup<'_, impl Near, impl Far>,
 ) -> Outcome {
-    let listener = way.listen().await?;
-    let (mut near, mut far) = way.pair(&listener).await?;
+    let listener = setup.listen().await?;
+    let (mut near, mut far) = setup.pair(&listener).await?;
     near.write_all(b"the last words").await.map_err(say("write"))?;
     near.flush().await.map_err(say("flush"))?;
     drop(near);
@@ -122,9 +122,9 @@ pub async fn what_was_written_arrives_although_the_stream_is_dropped(
     expect("the end", far.read(&mut [0]).await, Ok(0))
 }
 
-pub async fn one_direction_closes_alone(way: &Way<'_, impl Near, impl Far>) -> Outcome {
-    let listener = way.listen().await?;
-    let (mut near, mut far) = way.pair(&listener).await?;
+pub async fn one_direction_closes_alone(setup: &Setup<'_, impl Near, impl Far>) -> Outcome {
+    let listener = setup.listen().await?;
+    let (mut near, mut far) = setup.pair(&listener).await?;
     let data = pattern(300_000);
     let asking = async {
         near.write_all(&data).await.map_err(say("write"))?;
@@ -150,9 +150,9 @@ pub async fn one_direction_closes_alone(way: &Way<'_, impl Near, impl Far>) -> O
     asked.and(answered)
 }
 
-pub async fn an_aborted_connection_is_a_reset(way: &Way<'_, impl Near, impl Far>) -> Outcome {
-    let listener = way.listen().await?;
-    let (mut near, mut far) = way.pair(&listener).await?;
+pub async fn an_abort_resets_the_connection(setup: &Setup<'_, impl Near, impl Far>) -> Outcome {
+    let listener = setup.listen().await?;
+    let (mut near, mut far) = setup.pair(&listener).await?;
     near.write_all(b"x").await.map_err(say("write"))?;
     near.abort().await.map_err(say("abort"))?;
     let mut some = [0; 8];

@@ -1,11 +1,10 @@
-//! Tries, against whatever backend serves this guest, all that its sockets can do, and says what
-//! came of it: each connection has both of its ends here, and goes through the backend's loopback
-//! interface.
+//! Tests all features of the guest's sockets with any backend, and prints the results. Both ends
+//! of each connection are in this guest, and connected through the backend's loopback interface.
 //!
-//! `port=N` is the first of some ports that are free there. `plain` says that the backend has no
-//! extension, so that each of them must be refused by name. `beside=ADDRESS`, dom0's on its
-//! bridge, tries what the sockets of all stacks do alike, between dom0's and those of a stack of
-//! the guest's own.
+//! `port=N` is the first of some free ports there. `plain` means that the backend has no
+//! extensions, so each must be refused with its error. `beside=ADDRESS` is dom0's address on its
+//! bridge; it tests what all stacks have in common, between dom0's sockets and a stack in the
+//! guest.
 #![no_std]
 #![no_main]
 
@@ -32,13 +31,13 @@ use xensock::wire::{Options, SocketOption};
 
 kernel::entry!(main);
 
-/// How long one of the checks may take.
+/// The time limit of a check.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// What a check ends with: a sentence about what was wrong.
+/// The result of a check: the error says what was wrong.
 type Outcome = Result<(), String>;
 
-/// The guest's sockets, and the ports that they may use.
+/// The guest's sockets and their first port.
 struct Bench {
     sockets: Frontend<Domain>,
     port: u16,
@@ -62,7 +61,7 @@ async fn main(system: System) -> Result<(), String> {
     Ok(())
 }
 
-/// What came of the checks.
+/// The results.
 #[derive(Default)]
 struct Tally {
     failed: usize,
@@ -73,7 +72,7 @@ impl Tally {
         match with_timeout(LIMIT, check).await {
             Ok(Ok(())) => return log::info!("check {name}: ok"),
             Ok(Err(reason)) => log::error!("check {name}: {reason}"),
-            Err(_) => log::error!("check {name}: it takes too long"),
+            Err(_) => log::error!("check {name}: timed out"),
         }
         self.failed += 1;
     }
@@ -85,36 +84,36 @@ macro_rules! checks {
     };
 }
 
-/// What all stacks do.
-async fn alike(way: Way<'_, impl Near, impl Far>, tally: &mut Tally) {
-    checks!(tally, &way, bytes_go_both_ways a_refused_connection_says_so
-        several_connections_are_accepted_at_once an_address_in_use_says_so
-        what_was_written_arrives_although_the_stream_is_dropped);
+/// The checks for all stacks.
+async fn alike(setup: Setup<'_, impl Near, impl Far>, tally: &mut Tally) {
+    checks!(tally, &setup, bytes_go_both_ways a_refused_connection_fails
+        several_connections_are_accepted_at_once binding_an_address_in_use_fails
+        written_data_arrives_after_the_stream_is_dropped);
 }
 
-/// What all stacks do, but for dom0's sockets behind a backend without extensions.
-async fn alike_with_extensions(way: Way<'_, impl Near, impl Far>, tally: &mut Tally) {
-    checks!(tally, &way, one_direction_closes_alone an_aborted_connection_is_a_reset);
-    alike(way, tally).await;
+/// The checks for all stacks, except for dom0's sockets behind a backend without extensions.
+async fn alike_with_extensions(setup: Setup<'_, impl Near, impl Far>, tally: &mut Tally) {
+    checks!(tally, &setup, one_direction_closes_alone an_abort_resets_the_connection);
+    alike(setup, tally).await;
 }
 
-/// Both ends of each connection are dom0's.
+/// Both ends of each connection are sockets of dom0.
 async fn one_stack(sockets: Frontend<Domain>, port: u16, plain: bool, tally: &mut Tally) {
-    let way = |to| Way { near: &sockets, far: &sockets, to, port };
+    let setup = |to| Setup { near: &sockets, far: &sockets, to, port };
     let bench = Bench { sockets: sockets.clone(), port };
-    checks!(tally, &bench, a_connection_can_be_waited_for_without_a_ring connections_use_grants_again);
+    checks!(tally, &bench, readable_waits_for_a_connection connections_reuse_grants);
     if plain {
-        alike(way(Ipv4Addr::LOCALHOST.into()), tally).await;
-        checks!(tally, &bench, extensions_are_refused_by_name);
+        alike(setup(Ipv4Addr::LOCALHOST.into()), tally).await;
+        checks!(tally, &bench, each_extension_is_refused);
         return;
     }
-    alike_with_extensions(way(Ipv4Addr::LOCALHOST.into()), tally).await;
-    alike_with_extensions(way(Ipv6Addr::LOCALHOST.into()), tally).await;
-    checks!(tally, &bench, options_are_set_and_asked_for both_ends_know_their_names
-        rings_change_their_size_under_traffic);
+    alike_with_extensions(setup(Ipv4Addr::LOCALHOST.into()), tally).await;
+    alike_with_extensions(setup(Ipv6Addr::LOCALHOST.into()), tally).await;
+    checks!(tally, &bench, options_are_set_and_read both_ends_know_their_addresses
+        rings_are_resized_under_traffic);
 }
 
-/// One end of each connection is dom0's, and the other one this guest's own.
+/// One end of each connection is a socket of dom0, the other one is in the guest's own stack.
 async fn both_stacks(
     system: &System,
     sockets: &Frontend<Domain>,
@@ -127,9 +126,9 @@ async fn both_stacks(
     stack.configured().await;
     let own = stack.ipv4().ok_or("the interface has no address")?.address();
     log::info!("from dom0 to {own}");
-    alike_with_extensions(Way { near: sockets, far: &stack, to: own.into(), port }, tally).await;
+    alike_with_extensions(Setup { near: sockets, far: &stack, to: own.into(), port }, tally).await;
     log::info!("from {own} to dom0");
-    alike_with_extensions(Way { near: &stack, far: sockets, to: dom0, port }, tally).await;
+    alike_with_extensions(Setup { near: &stack, far: sockets, to: dom0, port }, tally).await;
     Ok(())
 }
 
@@ -141,7 +140,7 @@ fn expect<T: PartialEq + Debug>(what: &str, got: T, wanted: T) -> Outcome {
     if got == wanted { Ok(()) } else { Err(format!("{what}: {got:?} and not {wanted:?}")) }
 }
 
-/// Bytes that show when they are out of order or lost.
+/// Bytes that reveal losses and swaps.
 fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at ^ (at >> 8) ^ (at >> 16)) as u8).collect()
 }
@@ -155,7 +154,7 @@ impl Bench {
         self.sockets.bind(self.address(offset)).await.map_err(say("bind"))
     }
 
-    /// Both ends of a connection, the accepted one last.
+    /// Both ends of a connection; the accepted one is the second.
     async fn pair(&self, listener: &Listener<Domain>, to: SocketAddr) -> Result<[End; 2], String> {
         let (near, far) = join(self.sockets.connect(to), listener.accept()).await;
         Ok([near.map_err(say("connect"))?, far.map_err(say("accept"))?])
@@ -170,7 +169,7 @@ async fn transfer(from: &mut impl Write, to: &mut impl Read, data: &[u8]) -> Out
     if got == data { Ok(()) } else { Err("what came is not what was sent".to_string()) }
 }
 
-async fn a_connection_can_be_waited_for_without_a_ring(bench: &Bench) -> Outcome {
+async fn readable_waits_for_a_connection(bench: &Bench) -> Outcome {
     let listener = bench.listen(0).await?;
     let early = with_timeout(Duration::from_millis(200), listener.readable()).await;
     expect("nobody is there", early.is_err(), true)?;
@@ -180,7 +179,7 @@ async fn a_connection_can_be_waited_for_without_a_ring(bench: &Bench) -> Outcome
     listener.accept().await.map(drop).map_err(say("accept"))
 }
 
-async fn connections_use_grants_again(bench: &Bench) -> Outcome {
+async fn connections_reuse_grants(bench: &Bench) -> Outcome {
     let listener = bench.listen(0).await?;
     let mut most = 0;
     for round in 0..20 {
@@ -202,7 +201,7 @@ async fn connections_use_grants_again(bench: &Bench) -> Outcome {
     Ok(())
 }
 
-async fn extensions_are_refused_by_name(bench: &Bench) -> Outcome {
+async fn each_extension_is_refused(bench: &Bench) -> Outcome {
     let listener = bench.listen(0).await?;
     let [mut near, _far] = bench.pair(&listener, bench.address(0)).await?;
     let refused = Err(Errno::EOPNOTSUPP);
@@ -214,7 +213,7 @@ async fn extensions_are_refused_by_name(bench: &Bench) -> Outcome {
     expect("IPv6", six, Err(Errno::EAFNOSUPPORT))
 }
 
-async fn options_are_set_and_asked_for(bench: &Bench) -> Outcome {
+async fn options_are_set_and_read(bench: &Bench) -> Outcome {
     let options = Options::new().with(SocketOption::KeepAlive, 1).with(SocketOption::KeepIdle, 77);
     let listener = bench.listen(0).await?;
     let connecting = bench.sockets.connect_with(bench.address(0), options);
@@ -232,14 +231,14 @@ async fn options_are_set_and_asked_for(bench: &Bench) -> Outcome {
         near.set_option(option, value).await.map_err(say("set"))?;
         expect(&format!("{option:?}"), near.option(option).await, Ok(value))?;
     }
-    // Two listeners share an address when both say so.
+    // Two listeners can share an address if both set the option.
     let shares = Options::new().with(SocketOption::ReusePort, 1);
     let first = bench.sockets.bind_with(bench.address(1), shares).await.map_err(say("bind"))?;
     expect("SO_REUSEPORT", first.option(SocketOption::ReusePort).await, Ok(1))?;
     bench.sockets.bind_with(bench.address(1), shares).await.map(drop).map_err(say("share"))
 }
 
-async fn both_ends_know_their_names(bench: &Bench) -> Outcome {
+async fn both_ends_know_their_addresses(bench: &Bench) -> Outcome {
     let listener =
         bench.sockets.bind((Ipv4Addr::LOCALHOST, 0).into()).await.map_err(say("bind"))?;
     let to = listener.local_addr();
@@ -251,7 +250,7 @@ async fn both_ends_know_their_names(bench: &Bench) -> Outcome {
     expect("the other's peer", far.peer_addr(), near_local.ok())
 }
 
-async fn rings_change_their_size_under_traffic(bench: &Bench) -> Outcome {
+async fn rings_are_resized_under_traffic(bench: &Bench) -> Outcome {
     let listener = bench.listen(0).await?;
     let [mut near, mut far] = bench.pair(&listener, bench.address(0)).await?;
     let data = pattern(50_000);
@@ -259,7 +258,7 @@ async fn rings_change_their_size_under_traffic(bench: &Bench) -> Outcome {
     for size in [4096, 100_000, 8192, 65536, 4096] {
         transfer(&mut near, &mut far, &data).await?;
         let mut tries = 0;
-        // What the ring before still holds is on its way.
+        // The former ring may still hold bytes.
         while let Err(error) = near.set_option(SocketOption::SendBuffer, size).await {
             tries += 1;
             if error != Errno::EBUSY || tries > 100 {

@@ -1,9 +1,9 @@
 # From Xen's PVH entry to Rust.
 #
-# Xen (docs/misc/pvh) starts the domain's first vCPU at the address in the note below: 32-bit protected
-# mode, flat segments, no paging, interrupts off, and the physical address of `hvm_start_info` in ebx.
-# This file turns on 64-bit mode with everything below 4 GiB mapped to itself, writable and executable.
-# That lasts only until memory/paging.rs has built tables that grant each page no more than it needs.
+# Xen (docs/misc/pvh) starts the domain's first vCPU at the address in the note below: 32-bit
+# protected mode, flat segments, no paging, interrupts off, and the physical address of
+# `hvm_start_info` in ebx. This file enters 64-bit mode with everything below 4 GiB identity-mapped,
+# writable and executable, until memory/paging.rs sets up tables with fewer rights.
 
 .section .note.Xen, "a", @note
     .balign 4
@@ -21,11 +21,11 @@ pvh_start:
     cld
     mov     esp, offset stack_top
     mov     esi, ebx
-    rdtsc                       # the boot's beginning, for boot/stages.rs
+    rdtsc                       # the start of the boot, for stages.rs
     mov     dword ptr [entry_tsc], eax
     mov     dword ptr [entry_tsc + 4], edx
 
-    # The loader zeroed bss, so only entries that are not zero need writing. 0x3: present, writable.
+    # The loader zeroed bss, so only other entries are written. 0x3: present, writable.
     mov     eax, offset boot_pdpt
     or      eax, 0x3
     mov     dword ptr [boot_pml4], eax
@@ -50,8 +50,8 @@ pvh_start:
     dec     ecx
     jnz     2b
 
-    # Floating point registers are switched off for good: nothing saves them, and soft-float code needs
-    # none. Without OSFXSR and OSXSAVE there is no SSE and no AVX, with EM and TS there is no x87.
+    # Switches off floating point registers: nothing saves them, and soft-float code does not use
+    # them. OSFXSR and OSXSAVE disable SSE and AVX, EM and TS disable x87.
     mov     eax, cr4
     and     eax, 0xfffbf9ff     # OSXSAVE, OSXMMEXCPT, OSFXSR
     or      eax, 0x20           # PAE
@@ -105,9 +105,9 @@ boot_pd:   .skip 4096 * 4
 .global entry_tsc
 entry_tsc: .skip 8
 
-# Each stack lies above a guard page, so that running over its end faults instead of overwriting data.
-# The three small ones belong to exceptions that must not trust the stack they interrupt.
-# memory/image.rs lists them.
+# Each stack is above a guard page, so that an overflow faults instead of overwriting data. The
+# three small stacks are for exceptions that must not use the interrupted stack. memory/image.rs
+# lists them.
 .section .stacks, "aw", @nobits
     .balign 4096
 .global stack_guard, stack_top

@@ -2,14 +2,13 @@
 
 .section .text.upcall, "ax"
 .code64
-# An event is pending. That alone ends the executor's sleep, and the executor asks for the events
-# itself; so only Xen's note that it has interrupted is taken back. A callback by vector needs no end
-# of interrupt.
+# The handler only clears Xen's note that it has made the upcall: the interrupt ends the executor's
+# sleep, and the executor looks for events itself. A callback by vector needs no end of interrupt.
 #
-# `sti` holds interrupts back until the instruction after it, the `hlt`, is executed, so that no event can
-# be handled between the two and then be slept on. Emulated processors do not always keep that
-# promise: QEMU's, under a nested hypervisor, lets Xen inject right after `sti`. An interrupt that
-# finds the `hlt` still to be executed therefore goes on behind it.
+# `sti` delays interrupts until after the next instruction, the `hlt`, so that no event can be handled
+# between the two, and the CPU then sleep in spite of it. Emulated processors do not always do so:
+# under a nested hypervisor, QEMU's lets Xen inject right after `sti`. So an upcall before the `hlt`
+# returns to the instruction after it.
 .global event_upcall
 event_upcall:
     push    rax
@@ -23,7 +22,7 @@ event_upcall:
 1:  pop     rax
     iretq
 
-# extern "C" fn halt_until_interrupt(): sleeps, with interrupts on only for that long, until one comes.
+# extern "C" fn halt_until_interrupt(): enables interrupts and sleeps until one comes.
 .global halt_until_interrupt
 halt_until_interrupt:
     sti

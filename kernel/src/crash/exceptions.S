@@ -1,7 +1,7 @@
 # The first instructions of every exception.
 
-# An exception pushes an error code or not, depending on the vector; 0 takes its place, so that every
-# frame looks alike (`Frame` in exceptions.rs).
+# Some vectors push an error code. The others push 0, so that all frames have the same layout
+# (`Frame` in exceptions.rs).
 .macro stub vector, has_code
 exception_\vector:
     .if \has_code == 0
