@@ -1,27 +1,27 @@
-//! What the cases share: the machine, booted once, and the words to write them in.
+//! What the tests share: the machine, which is booted once, and helpers.
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use lab::{Lab, Options, Tree, dom0_port};
 use std::net::{SocketAddrV4, TcpListener};
-use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-/// One case: it fails by an error or by a panic.
+/// A test, which fails by an error or by a panic.
 pub type Case = fn(&Fixture) -> Result<()>;
 
-/// Names each case by its module and its function, as Rust's own tests are.
+/// Lists a file's tests, with their module and function as the name, like Rust's own tests.
 macro_rules! cases {
     ($($case:ident),* $(,)?) => {
-        /// The cases of this file.
+        /// The tests of this file.
         pub const CASES: &[(&str, $crate::fixture::Case)] =
             &[$((concat!(module_path!(), "::", stringify!($case)), $case)),*];
     };
 }
 pub(crate) use cases;
 
-/// The machine that the cases share.
+/// The machine that the tests share.
 #[derive(Default)]
 pub struct Fixture {
     lab: OnceLock<Result<Lab, String>>,
@@ -35,7 +35,7 @@ impl Fixture {
         lab.as_ref().map_err(|error| anyhow!("the lab did not boot: {error}"))
     }
 
-    /// A port of dom0 that no other case uses, and the host's port that leads to it.
+    /// A port of dom0 that no other test uses, and a port of the host that is forwarded to it.
     pub fn port(&self) -> Result<Ports> {
         self.port_at(dom0_port)
     }
@@ -43,7 +43,7 @@ impl Fixture {
     /// A port that no other case uses, somewhere in dom0's network, and the host's port that leads
     /// there.
     pub fn port_at(&self, place: impl Fn(u16) -> SocketAddrV4) -> Result<Ports> {
-        let mut next = self.next_port.lock().map_err(|_| anyhow!("another case panicked here"))?;
+        let mut next = self.next_port.lock().map_err(|_| anyhow!("another test panicked here"))?;
         *next += 1;
         let inner = FIRST_PORT + *next;
         let host = free_port()?;
@@ -51,33 +51,33 @@ impl Fixture {
         Ok(Ports { host, inner })
     }
 
-    /// After a failure: everything that may explain it, in one folder.
+    /// Collects all logs in one folder after a failure.
     pub fn keep_logs(&self) {
         let Some(Ok(lab)) = self.lab.get() else {
             println!("logs are in {}", folder().display());
             return;
         };
         if let Err(error) = lab.pull_logs() {
-            println!("dom0's own logs could not be had: {error:#}");
+            println!("cannot copy dom0's logs: {error:#}");
         }
         println!("logs are in {}", lab.folder().display());
     }
 }
 
-/// A port in dom0's network, reachable from here.
+/// A forwarded port.
 pub struct Ports {
-    /// On this machine's loopback.
+    /// The port on the host's loopback.
     pub host: u16,
-    /// The one that it leads to.
+    /// The port in dom0's network.
     pub inner: u16,
 }
 
 const FIRST_PORT: u16 = 20_000;
 
-/// The machine's memory, in MiB, where this one has enough for a guest of 4 GiB.
+/// The machine's memory, in MiB, if the host has enough for a guest of 4 GiB.
 const LARGE_MACHINE: u32 = 6144;
 
-/// Whether there is memory for a guest of 4 GiB, and some to spare.
+/// Whether the host has enough memory for a guest of 4 GiB.
 pub fn has_memory_for_large_guests() -> bool {
     let free = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = free.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
@@ -95,28 +95,29 @@ fn boot() -> Result<Lab> {
     Lab::boot(&tree, &options, &|text| println!("lab: {text}"))
 }
 
-/// Where the machine's logs are.
+/// The folder of the machine's logs.
 pub fn folder() -> PathBuf {
     Tree::here().target().join("test-logs/lab")
 }
 
-/// A port of this machine that is free, and another one each time. It is none of those that the
-/// system gives to whoever names none: the host's own tests run meanwhile, and open thousands of
-/// those.
+/// A free port of this machine, a different one each time. It is below Linux's ephemeral ports
+/// (ip_local_port_range), because the host's tests, which run meanwhile, open thousands of those.
 pub fn free_port() -> Result<u16> {
-    // Below Linux's ephemeral ports (ip_local_port_range).
-    static PORTS: Mutex<Range<u16>> = Mutex::new(21_000..32_768);
-    let mut ports = PORTS.lock().map_err(|_| anyhow!("another case panicked here"))?;
-    let free = ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
-    free.ok_or_else(|| anyhow!("no port of this machine is free"))
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    // Other checkouts' tests may also run: each process begins elsewhere.
+    let first = std::process::id().wrapping_mul(509);
+    let port = |taken: u32| 21_000 + (first.wrapping_add(taken) % 11_000) as u16;
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let mut ports = (0..11_000).map(|_| port(TAKEN.fetch_add(1, Ordering::Relaxed)));
+    ports.find(free).context("no port of this machine is free")
 }
 
-/// Waits until something holds; `what` it is goes into the error.
+/// Waits until `holds` returns true. The error contains `what`.
 pub fn wait_until(what: &str, at_most: Duration, holds: impl Fn() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + at_most;
     while !holds()? {
         if Instant::now() > deadline {
-            return Err(anyhow!("waited {at_most:?} in vain: {what}"));
+            return Err(anyhow!("timed out after {at_most:?}: {what}"));
         }
         std::thread::sleep(Duration::from_millis(50));
     }
