@@ -1,15 +1,13 @@
-//! How soon a guest serves: from `xl unpause` to its first byte, beside a Linux guest of the same
-//! machine.
+//! Start-up time: from `xl unpause` to a guest's first byte, next to a Linux guest.
 //!
-//! The machine is emulated and shared, so a time by itself says little; the ratio within one run
-//! says more. Linux is given no file system: it is timed to the moment when it looks for one,
-//! before any program of its own has started.
+//! The machine is emulated and shared, so the ratio within one run says more than the times. Linux
+//! has no file system: its time ends when it looks for one, before it starts any program.
 
 use anyhow::{Context, Result};
 use lab::{Dom0, Lab, Options, Tree};
 use std::fs;
 
-/// Linux takes so much longer that fewer rounds must do.
+/// Linux takes much longer, so it has fewer rounds.
 const GUEST_ROUNDS: usize = 9;
 const LINUX_ROUNDS: usize = 3;
 

@@ -1,8 +1,8 @@
-//! A guest's sockets in dom0 beside a stack of its own, in one boot: bulk, round trips, requests,
-//! and what they cost in switches to Xen. The client runs in dom0.
+//! Sockets in dom0 next to a stack in the guest, in one boot: bulk transfer, round trips, requests,
+//! and their hypercalls and notifications. The client runs in dom0.
 //!
-//! The machine is emulated and shared: the ratios say more than the figures. Data that comes in is
-//! hashed by the guest, which takes the same time over either.
+//! The machine is emulated and shared, so ratios say more than figures. The guest hashes incoming
+//! data, which takes the same time over both.
 
 use anyhow::{Context, Result};
 use lab::{Domain, Interface, Lab, Options, Tree};
@@ -12,7 +12,7 @@ use std::time::Duration;
 const HTTP: &str = include_str!("../../xensockd/dist/http.cfg");
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What the client prints, and how a reader is told of it.
+/// The client's names of figures, and their descriptions.
 const FIGURES: &[(&str, &str)] = &[
     ("out_mib_per_s", "out of the guest, MiB/s"),
     ("in_mib_per_s", "into the guest, hashed, MiB/s"),
@@ -48,7 +48,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The client's figures of a stack whose server is found at this address.
+/// The client's figures of a stack whose server has this address.
 fn measure(lab: &Lab, stack: &str, address: &str) -> Result<BTreeMap<String, f64>> {
     let mut figures = BTreeMap::new();
     for (app, port) in [("http", 80), ("echo", 7)] {

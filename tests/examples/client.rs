@@ -1,7 +1,7 @@
-//! A client for benchmarks, which runs in dom0: how fast a guest's apps answer.
+//! The benchmarks' client, which runs in dom0 and measures a guest's apps.
 //!
-//! `client http ADDRESS:PORT` or `client echo ADDRESS:PORT` prints one figure per line, its name
-//! and its value.
+//! `client http ADDRESS:PORT` or `client echo ADDRESS:PORT` prints a figure per line: name and
+//! value.
 
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -9,11 +9,11 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Bytes that each bulk transfer carries.
+/// Bytes of each bulk transfer.
 const BULK: usize = 40_000_000;
-/// How long the other figures are measured for.
+/// The duration of the other measurements.
 const WHILE: Duration = Duration::from_secs(3);
-/// How many connections ask at once, where it is more than one.
+/// The number of concurrent connections.
 const AT_ONCE: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(120);
 const MIB: f64 = 1048576.0;
@@ -38,7 +38,7 @@ fn connect(at: &str) -> Result<TcpStream> {
 }
 
 fn http(at: &str) -> Result<()> {
-    // What is slow for the first time is not measured.
+    // Not measured: first uses are slow.
     let mut first = Connection::open(at)?;
     first.get("/bytes/1000000")?;
 
@@ -80,7 +80,7 @@ fn http(at: &str) -> Result<()> {
     Ok(())
 }
 
-/// Requests per second, one after the other.
+/// Sequential requests per second.
 fn keep_asking(at: &str) -> Result<f64> {
     let mut connection = Connection::open(at)?;
     let (start, mut count) = (Instant::now(), 0);
@@ -129,7 +129,7 @@ fn rate(bytes: usize, since: Instant) -> f64 {
     bytes as f64 / MIB / since.elapsed().as_secs_f64()
 }
 
-/// What a guest counts that costs a switch to Xen, and the frames of its interface.
+/// The guest's counters of hypercalls, notifications and frames.
 const COUNTED: [&str; 4] = ["hypercalls", "notifications", "frames_sent", "frames_received"];
 
 fn counters(at: &str) -> Result<[f64; COUNTED.len()]> {
@@ -149,7 +149,7 @@ fn per_mib(direction: &str, before: &[f64], after: &[f64]) {
     }
 }
 
-/// A connection that is kept for several requests.
+/// A connection for several requests.
 struct Connection(BufReader<TcpStream>);
 
 impl Connection {

@@ -1,4 +1,4 @@
-//! What a loader may pass to the kernel, and how long booting takes.
+//! What a loader passes to the kernel, and the stages of booting.
 
 use crate::fixture::{Fixture, cases};
 use crate::images::image;
@@ -10,13 +10,13 @@ use std::process::Command;
 
 cases![
     a_long_command_line_and_a_module_reach_the_app,
-    a_loader_of_version_0_that_passes_no_command_line_is_enough,
-    booting_is_told_in_stages,
+    a_version_0_loader_without_a_command_line_is_supported,
+    boot_stages_are_logged,
 ];
 
 fn a_long_command_line_and_a_module_reach_the_app(fixture: &Fixture) -> Result<()> {
     let lab = fixture.lab()?;
-    // Not whole pages, and no byte like the next.
+    // Not a whole number of pages, and without runs of equal bytes.
     let module: Vec<u8> =
         (0..1_000_003_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 9) as u8).collect();
     let folder = tempfile::tempdir()?;
@@ -30,7 +30,7 @@ fn a_long_command_line_and_a_module_reach_the_app(fixture: &Fixture) -> Result<(
     let told = guest.wait_for("module: ", PATIENCE)?;
     let digest = &sha256(&module)[..16];
     ensure!(told.contains(&format!("1000003 bytes, sha256 {digest}")), "{told}, and not {digest}");
-    // After all free memory was overwritten, it would be another one.
+    // The image has overwritten all free memory meanwhile.
     let again = guest.wait_for("module still: ", PATIENCE)?;
     ensure!(again.contains(digest), "{again}");
     Ok(())
@@ -40,7 +40,7 @@ pub fn id(guest: &Domain) -> Result<u32> {
     guest.id()?.with_context(|| format!("{} is gone", guest.name()))
 }
 
-fn a_loader_of_version_0_that_passes_no_command_line_is_enough(fixture: &Fixture) -> Result<()> {
+fn a_version_0_loader_without_a_command_line_is_supported(fixture: &Fixture) -> Result<()> {
     let lab = fixture.lab()?;
     let config = image(fixture, "memory", "")?;
     let built = Tree::here().target().join("x86_64-xen-pvh/release/examples/memory");
@@ -50,7 +50,7 @@ fn a_loader_of_version_0_that_passes_no_command_line_is_enough(fixture: &Fixture
         let line = line.with_context(|| format!("the image has no symbol {name}"))?;
         Ok(u64::from_str_radix(line.split(' ').next().unwrap_or_default(), 16)?.to_le_bytes())
     };
-    // The entry stands in the ELF note, behind the note's name.
+    // The ELF note has the entry's address after the note's name.
     let note = |entry| -> Result<Vec<u8>> { Ok([b"Xen\0", &address(entry)?[..]].concat()) };
     let (usual, other) = (note("pvh_start")?, note("version_0_start")?);
     let mut bytes = fs::read(&built)?;
@@ -74,7 +74,7 @@ fn a_loader_of_version_0_that_passes_no_command_line_is_enough(fixture: &Fixture
     Ok(())
 }
 
-fn booting_is_told_in_stages(fixture: &Fixture) -> Result<()> {
+fn boot_stages_are_logged(fixture: &Fixture) -> Result<()> {
     let port = fixture.port()?.inner;
     let config = format!("{HTTP}\ncmdline = \"app=http port={port} log=debug\"\n");
     let guest = Domain::create(fixture.lab()?, "stages", &config)?;
@@ -92,7 +92,7 @@ fn booting_is_told_in_stages(fixture: &Fixture) -> Result<()> {
     ensure!(names == ["memory", "machine", "xenstore", "device", "listening"], "{line}");
     let parts = stages.split(", ").map(micros).collect::<Result<Vec<_>>>()?;
     let (sum, all) = (parts.iter().sum::<u64>(), micros(all)?);
-    // Each is rounded down.
+    // Each time is rounded down.
     ensure!(sum <= all && all - sum < 5 && parts.iter().all(|part| *part > 0), "{line}");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Guests whose sockets go over XenSock draft 1, which only our own script attaches.
+//! Guests over XenSock draft 1, which only `attach-sockets` attaches.
 
 use crate::fixture::{Fixture, cases};
 use crate::service::{Device, ECHO, HTTP, Held, Service, comes_back_to, fetch, pattern, sha256};
@@ -9,9 +9,9 @@ use std::thread;
 
 cases![
     a_page_and_downloads_are_served_over_draft_1,
-    an_echo_of_10_mb_over_draft_1_is_complete_after_the_client_closed_its_half,
+    a_half_closed_connection_gets_its_10_mb_echo_over_draft_1,
     fetch_works_over_draft_1,
-    a_wrong_attachment_is_refused_with_a_reason,
+    invalid_arguments_of_the_attach_scripts_are_refused_with_a_reason,
 ];
 
 fn a_page_and_downloads_are_served_over_draft_1(fixture: &Fixture) -> Result<()> {
@@ -40,9 +40,7 @@ fn a_page_and_downloads_are_served_over_draft_1(fixture: &Fixture) -> Result<()>
     comes_back_to(&before, || Held::by_backend(dom0))
 }
 
-fn an_echo_of_10_mb_over_draft_1_is_complete_after_the_client_closed_its_half(
-    fixture: &Fixture,
-) -> Result<()> {
+fn a_half_closed_connection_gets_its_10_mb_echo_over_draft_1(fixture: &Fixture) -> Result<()> {
     let guest = Service::start_over(Device::XenSock, fixture, ECHO, "echo", "")?;
     let sent = pattern(10_000_000);
     let mut stream = guest.connect()?;
@@ -73,7 +71,9 @@ fn fetch_works_over_draft_1(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-fn a_wrong_attachment_is_refused_with_a_reason(fixture: &Fixture) -> Result<()> {
+fn invalid_arguments_of_the_attach_scripts_are_refused_with_a_reason(
+    fixture: &Fixture,
+) -> Result<()> {
     let dom0 = fixture.lab()?;
     for (line, reason) in [
         ("attach-sockets", "usage"),

@@ -1,4 +1,4 @@
-//! How labs end: with their owners, however those end.
+//! Labs end with the process that owns them, no matter how it ends.
 
 use crate::fixture::{Fixture, cases, free_port, wait_until};
 use anyhow::{Context, Result, bail, ensure};
@@ -16,14 +16,14 @@ cases![
     run_serves_a_guest_and_leaves_the_lab_reachable_until_it_is_interrupted,
 ];
 
-/// Tells this program to be the owner of a lab in that folder, not to test.
+/// If this is set in the environment, this program owns a lab in that folder instead of testing.
 const OWNER: &str = "LAB_TEST_OWNER";
-/// How long processes may take to end.
+/// The time limit for processes to end.
 const END_TIME: Duration = Duration::from_secs(20);
-/// How long until a machine that was switched on writes to its serial console.
+/// The time limit until a machine writes to its serial console.
 const START_TIME: Duration = Duration::from_secs(120);
 
-/// Owns a lab until somebody kills this process, when it was started for that.
+/// Owns a lab until this process is killed, if the environment says so.
 pub fn be_the_owner() -> Option<ExitCode> {
     let folder = PathBuf::from(std::env::var_os(OWNER)?);
     match Booting::start(&Tree::here(), &Options::new(folder), &|_| {}) {
@@ -59,7 +59,7 @@ fn nothing_survives_a_killed_owner(_: &Fixture) -> Result<()> {
 
 fn nothing_survives_an_interrupted_up(_: &Fixture) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    // Whoever runs the tests in the background has them, and all that they start, ignore Ctrl-C.
+    // A shell makes background processes and their children ignore Ctrl-C.
     let mut up = Command::new("env");
     up.arg("--default-signal=INT").arg(Tree::here().lab()).arg("--state");
     let mut up = up.arg(folder.path()).arg("up").stdout(Stdio::null()).spawn()?;
@@ -70,7 +70,7 @@ fn nothing_survives_an_interrupted_up(_: &Fixture) -> Result<()> {
     interrupt(&up)?;
     up.wait()?;
     outcome?;
-    // QEMU holds the folder's lock, too: once it is free, none of the processes is left.
+    // QEMU also holds the folder's lock: once it is free, all processes have ended.
     wait_until("the machine ends", END_TIME, || Ok(lab::keeper(folder.path())?.is_none()))
 }
 
@@ -98,7 +98,7 @@ fn the_command_line_boots_drives_and_ends_a_lab(_: &Fixture) -> Result<()> {
     let process = PathBuf::from(format!("/proc/{}", State::read(folder)?.qemu));
     ensure!(is_qemu(&process)?, "the published process is not QEMU");
     drop(end);
-    // It has ended; that its parent has also noticed may take a moment.
+    // The process has ended, but its parent may still have to reap it.
     wait_until("QEMU is gone", END_TIME, || Ok(!process.exists()))?;
     let down = run(folder, &["down"])?;
     ensure!(!down.status.success() && text(&down).contains("no lab is up"), "{down:?}");
@@ -140,7 +140,7 @@ fn run_serves_a_guest_and_leaves_the_lab_reachable_until_it_is_interrupted(
     Ok(std::fs::remove_dir_all(folder)?)
 }
 
-/// Ends a detached lab, also when a test fails half way.
+/// Ends a detached lab, even if a test fails.
 struct End<'a>(&'a Path);
 
 impl Drop for End<'_> {
@@ -170,10 +170,10 @@ fn text(output: &Output) -> String {
 
 fn is_qemu(process: &Path) -> Result<bool> {
     if !process.exists() {
-        bail!("{} is no process", process.display());
+        bail!("there is no process {}", process.display());
     }
     let line = std::fs::read(process.join("cmdline"))?;
-    // The shell that becomes QEMU names it as well, but not first.
+    // The shell that executes QEMU also has its name, but not first.
     Ok(line.starts_with(b"qemu-system-x86_64\0"))
 }
 

@@ -1,4 +1,4 @@
-//! Event channels in both of Xen's ABIs, and the grant table, to their limits.
+//! Event channels of both of Xen's ABIs, and the grant table, up to their limits.
 
 use crate::fixture::{Fixture, cases};
 use crate::images::image;
@@ -13,7 +13,7 @@ cases![
 ];
 
 fn a_guest_serves_with_event_channels_of_either_abi(fixture: &Fixture) -> Result<()> {
-    // Xen has both, so the first one is chosen.
+    // Xen supports both, so FIFO is the default.
     for (word, abi) in [("", "FIFO"), ("evtchn=fifo", "FIFO"), ("evtchn=2l", "2-level")] {
         let ports = fixture.port()?;
         let cmdline = format!("app=http port={} log=debug {word}", ports.inner);
@@ -47,7 +47,7 @@ fn ports_and_grants_can_be_used_to_the_last_one_with_the_2_level_abi(
     Ok(())
 }
 
-/// Runs the image with these limits, and returns what it says.
+/// Runs the image with these limits and returns its console output.
 fn checks_pass(fixture: &Fixture, cmdline: &str, ports: u32, frames: u32) -> Result<String> {
     let config = image(fixture, "events", cmdline)?;
     let limits = format!("max_event_channels = {ports}\nmax_grant_frames = {frames}\n");

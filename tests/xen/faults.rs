@@ -1,5 +1,5 @@
-//! Guests that break the machine's rules: each rule is kept, and the crash report says which it
-//! was, where, and who called. `kernel/examples/faults.rs` is the guest.
+//! Guests that cause faults: each fault ends the guest, with a crash report of the cause, the
+//! address and the callers. `kernel/examples/faults.rs` is the guest.
 
 use crate::fixture::{Fixture, cases, wait_until};
 use crate::service::PATIENCE;
@@ -9,14 +9,14 @@ use std::path::PathBuf;
 use std::process::Command;
 
 cases![
-    each_broken_rule_ends_in_a_report_that_names_it,
-    a_crash_report_has_registers_build_id_and_the_names_of_callers,
-    a_crash_report_without_a_reader_of_the_console_ends_all_the_same,
-    a_guest_that_crashed_is_preserved_if_its_configuration_says_so,
-    a_guest_that_hangs_says_where_when_it_is_sent_an_nmi,
+    each_fault_ends_in_a_report_with_its_cause,
+    a_crash_report_has_registers_build_id_and_function_names,
+    a_guest_that_crashes_ends_even_if_nothing_reads_its_console,
+    a_crashed_guest_is_preserved_if_its_configuration_says_so,
+    an_nmi_makes_a_hanging_guest_report_where_it_hangs,
 ];
 
-/// Each fault with what its report says; then whom it names, the innermost first.
+/// Each fault, texts of its report, and functions in its backtrace, the innermost first.
 const FAULTS: [(&str, &[&str], &[&str]); 26] = [
     (
         "write-null",
@@ -106,10 +106,10 @@ const FAULTS: [(&str, &[&str], &[&str]); 26] = [
     ("memory", &["memory allocation of 100000 bytes failed"], &["faults::exhaust"]),
 ];
 
-/// Bytes of the console's ring, which one of the reports does not fit into.
+/// The size of the console's ring in bytes: one of the reports does not fit into it.
 const RING: usize = 2048;
 
-/// Guests that are created before the first one is looked at. Most have ended by then.
+/// The number of guests that are created before the first one's report is read.
 const AT_ONCE: usize = 7;
 
 /// The image with its symbols.
@@ -117,7 +117,7 @@ fn image() -> PathBuf {
     Tree::here().target().join("x86_64-xen-pvh/release/examples/faults")
 }
 
-/// Puts the image into dom0, without symbols: the names that reports have must be its own.
+/// Copies the image into dom0 without symbols: reports must take names from its own list.
 fn push(fixture: &Fixture) -> Result<&Dom0> {
     let folder = tempfile::tempdir()?;
     let stripped = folder.path().join("faults");
@@ -128,7 +128,7 @@ fn push(fixture: &Fixture) -> Result<&Dom0> {
     Ok(lab)
 }
 
-/// A configuration in which this fault happens.
+/// A configuration that causes this fault.
 fn config(fault: &str) -> String {
     format!(
         "type = \"pvh\"\nkernel = \"/root/faults\"\ncmdline = \"log=debug fault={fault}\"\n\
@@ -142,7 +142,7 @@ fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// The functions that a report names, the innermost first.
+/// The functions in a report, the innermost first.
 fn callers(report: &str) -> Vec<&str> {
     let words = report.lines().map(|line| line.trim().splitn(3, ' ').collect::<Vec<_>>());
     words
@@ -151,7 +151,7 @@ fn callers(report: &str) -> Vec<&str> {
         .collect()
 }
 
-fn each_broken_rule_ends_in_a_report_that_names_it(fixture: &Fixture) -> Result<()> {
+fn each_fault_ends_in_a_report_with_its_cause(fixture: &Fixture) -> Result<()> {
     let lab = push(fixture)?;
     for faults in FAULTS.chunks(AT_ONCE) {
         let guests = faults.iter().map(|(fault, ..)| Domain::create(lab, "faults", &config(fault)));
@@ -178,7 +178,7 @@ fn each_broken_rule_ends_in_a_report_that_names_it(fixture: &Fixture) -> Result<
     Ok(())
 }
 
-fn a_crash_report_has_registers_build_id_and_the_names_of_callers(fixture: &Fixture) -> Result<()> {
+fn a_crash_report_has_registers_build_id_and_function_names(fixture: &Fixture) -> Result<()> {
     let lab = push(fixture)?;
     let guest = Domain::create(lab, "report", &config("write-near-null"))?;
     guest.wait_for_end(PATIENCE)?;
@@ -196,7 +196,7 @@ fn a_crash_report_has_registers_build_id_and_the_names_of_callers(fixture: &Fixt
     for register in ["rax", "rsp", "r15", "rip", "rflags"] {
         ensure!(report.contains(&format!("{register} ")), "{register}: {console}");
     }
-    // The functions at the places that the report gives, according to the image's line table.
+    // The functions at the addresses in the report, according to the image's line table.
     let places: Vec<_> =
         report.lines().filter(|line| line.contains(" 0x") && line.contains('+')).collect();
     ensure!(places.len() > 3 && places[0].contains("faults::write_to+"), "{console}");
@@ -205,7 +205,7 @@ fn a_crash_report_has_registers_build_id_and_the_names_of_callers(fixture: &Fixt
     let found = output(addr2line.args(["-Cfe"]).arg(image()).arg(address(places[0])))?;
     ensure!(found.contains("write_to"), "{found} is not {}", places[0]);
 
-    // Xen's own log has the same.
+    // Xen's log has the same report.
     let log = lab.run("xl dmesg")?;
     for line in report.lines().skip(1).map(str::trim_end).filter(|line| !line.is_empty()) {
         ensure!(log.contains(line), "Xen's log has no {line:?}: {log}");
@@ -213,19 +213,17 @@ fn a_crash_report_has_registers_build_id_and_the_names_of_callers(fixture: &Fixt
     Ok(())
 }
 
-fn a_crash_report_without_a_reader_of_the_console_ends_all_the_same(
-    fixture: &Fixture,
-) -> Result<()> {
+fn a_guest_that_crashes_ends_even_if_nothing_reads_its_console(fixture: &Fixture) -> Result<()> {
     let lab = push(fixture)?;
-    // xl itself waits for the console's daemon.
+    // xl waits for the console daemon.
     let guest = Domain::create_paused(lab, "unread", &config("stack"))?;
     let id = guest.id()?.context("the guest has no number")?;
     lab.run("kill -STOP $(pidof xenconsoled)")?;
     let ended = guest.unpause().and_then(|()| guest.wait_for_end(PATIENCE));
-    // The other cases need it, however this one ends.
+    // The other tests need xensockd, even if this one fails.
     lab.run("kill -CONT $(pidof xenconsoled)")?;
     ended?;
-    // Nobody took what the ring had no room for; Xen's log has it.
+    // The console's ring was full, so the rest is only in Xen's log.
     let console = guest.console()?;
     ensure!(!console.contains("end of the report"), "somebody reads: {console}");
     let log = lab.run("xl dmesg")?;
@@ -234,22 +232,22 @@ fn a_crash_report_without_a_reader_of_the_console_ends_all_the_same(
     Ok(())
 }
 
-fn a_guest_that_crashed_is_preserved_if_its_configuration_says_so(fixture: &Fixture) -> Result<()> {
+fn a_crashed_guest_is_preserved_if_its_configuration_says_so(fixture: &Fixture) -> Result<()> {
     let lab = push(fixture)?;
     let config = format!("{}\non_crash = \"preserve\"\n", config("panic"));
     let guest = Domain::create(lab, "preserved", &config)?;
     let name = guest.name().to_owned();
-    // The columns are name, number, memory, CPUs, state and time.
+    // The columns are name, id, memory, CPUs, state and time.
     let state = || lab.run(&format!("xl list {name} | awk 'NR == 2 {{ print $5 }}'"));
     wait_until("xl shows the guest as crashed", PATIENCE, || Ok(state()?.contains('c')))?;
-    // It stays until somebody who has looked at it destroys it.
+    // It stays until it is destroyed.
     ensure!(guest.id()?.is_some(), "the guest is gone");
     guest.destroy();
     ensure!(lab.exec(&format!("xl domid {name}"))?.status != 0, "{name} is there still");
     Ok(())
 }
 
-fn a_guest_that_hangs_says_where_when_it_is_sent_an_nmi(fixture: &Fixture) -> Result<()> {
+fn an_nmi_makes_a_hanging_guest_report_where_it_hangs(fixture: &Fixture) -> Result<()> {
     let lab = push(fixture)?;
     let guest = Domain::create(lab, "hang", &config("hang"))?;
     guest.wait_for("hanging", PATIENCE)?;
@@ -257,7 +255,7 @@ fn a_guest_that_hangs_says_where_when_it_is_sent_an_nmi(fixture: &Fixture) -> Re
     guest.wait_for_end(PATIENCE)?;
     let console = guest.console()?;
     ensure!(console.contains("non-maskable interrupt"), "{console}");
-    // It may come before the function has returned from its message.
+    // The NMI may arrive before the function has returned from logging.
     let hangs = callers(&console).iter().any(|name| name.contains("faults::hang"));
     ensure!(hangs, "{console}");
     Ok(())

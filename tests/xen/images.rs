@@ -1,4 +1,4 @@
-//! Images of one's own: the example of the README, one that computes, and no Xen below.
+//! Images of kernel/examples, and the kernel without Xen.
 
 use crate::fixture::{Fixture, cases};
 use crate::service::PATIENCE;
@@ -8,13 +8,13 @@ use std::io::Read;
 use std::net::TcpStream;
 
 cases![
-    the_example_of_the_readme_greets,
-    an_image_has_no_instruction_of_the_floating_point_unit,
-    floats_are_right_to_the_last_bit_over_hundreds_of_sleeps,
-    without_xen_the_kernel_says_what_it_needs,
+    the_example_of_the_readme_sends_its_greeting,
+    images_contain_no_floating_point_instructions,
+    floats_are_exact_across_hundreds_of_sleeps,
+    without_xen_the_kernel_prints_its_requirements,
 ];
 
-/// Puts an example's image into dom0, and returns a configuration that runs it.
+/// Copies an example's image into dom0, and returns a configuration that runs it.
 pub fn image(fixture: &Fixture, name: &str, cmdline: &str) -> Result<String> {
     let built = Tree::here().target().join("x86_64-xen-pvh/release/examples").join(name);
     fixture.lab()?.push(&built, &format!("/root/{name}"))?;
@@ -24,7 +24,7 @@ pub fn image(fixture: &Fixture, name: &str, cmdline: &str) -> Result<String> {
     ))
 }
 
-fn the_example_of_the_readme_greets(fixture: &Fixture) -> Result<()> {
+fn the_example_of_the_readme_sends_its_greeting(fixture: &Fixture) -> Result<()> {
     let lab = fixture.lab()?;
     let _guest = Domain::create(lab, "hello", &image(fixture, "hello", "")?)?;
     let port = crate::fixture::free_port()?;
@@ -33,15 +33,15 @@ fn the_example_of_the_readme_greets(fixture: &Fixture) -> Result<()> {
         let mut stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut said = String::new();
-        // Until the guest listens, the connection is cut.
+        // Until the guest listens, the connection is reset.
         let _ = stream.read_to_string(&mut said);
         Ok(said.starts_with("Hello from a guest"))
     })
 }
 
-fn an_image_has_no_instruction_of_the_floating_point_unit(_: &Fixture) -> Result<()> {
+fn images_contain_no_floating_point_instructions(_: &Fixture) -> Result<()> {
     let release = Tree::here().target().join("x86_64-xen-pvh/release");
-    // The last one is there to break the rule.
+    // The last image contains such instructions on purpose.
     for (image, has_some) in
         [("xensock-kernel", false), ("examples/floats", false), ("examples/faults", true)]
     {
@@ -51,7 +51,7 @@ fn an_image_has_no_instruction_of_the_floating_point_unit(_: &Fixture) -> Result
         let code = String::from_utf8(code.stdout)?;
         let instructions = code.lines().filter_map(|line| line.split('\t').nth(1));
         let is_one = |text: &&str| {
-            // No instruction of integers begins with this letter.
+            // No integer instruction begins with this letter.
             text.starts_with('f') || ["%mm", "%xmm", "%ymm"].iter().any(|name| text.contains(name))
         };
         let found: Vec<_> = instructions.filter(is_one).collect();
@@ -61,7 +61,7 @@ fn an_image_has_no_instruction_of_the_floating_point_unit(_: &Fixture) -> Result
     Ok(())
 }
 
-/// What `kernel/examples/floats.rs` does, with this processor's own floating point registers.
+/// The computation of `kernel/examples/floats.rs`, in floating point registers.
 fn floats() -> [String; 3] {
     let (mut double, mut single, mut events) = (0.3_f64, 0.3_f32, 1.0_f64);
     for step in 0..400_u32 {
@@ -78,7 +78,7 @@ fn floats() -> [String; 3] {
     ]
 }
 
-fn floats_are_right_to_the_last_bit_over_hundreds_of_sleeps(fixture: &Fixture) -> Result<()> {
+fn floats_are_exact_across_hundreds_of_sleeps(fixture: &Fixture) -> Result<()> {
     let guest = Domain::create(fixture.lab()?, "floats", &image(fixture, "floats", "")?)?;
     guest.wait_for_end(PATIENCE)?;
     let console = guest.console()?;
@@ -88,7 +88,7 @@ fn floats_are_right_to_the_last_bit_over_hundreds_of_sleeps(fixture: &Fixture) -
     Ok(())
 }
 
-fn without_xen_the_kernel_says_what_it_needs(_: &Fixture) -> Result<()> {
+fn without_xen_the_kernel_prints_its_requirements(_: &Fixture) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let log = folder.path().join("serial.log");
     let mut qemu = std::process::Command::new("qemu-system-x86_64")

@@ -1,4 +1,4 @@
-//! Guests that come and go, and what they leave in dom0.
+//! Guests that start and end, and what they leave in dom0.
 
 use crate::fixture::{Fixture, cases};
 use crate::service::{HTTP, Held, PATIENCE, Service, comes_back_to, pattern, rounds, sha256};
@@ -7,11 +7,11 @@ use lab::Domain;
 
 cases![
     xl_shutdown_ends_a_guest,
-    guests_one_after_the_other_leave_nothing_in_dom0,
+    guests_leave_nothing_in_dom0,
     fetch_prints_status_length_and_digest_and_shuts_down,
-    a_wrong_command_line_is_explained_and_ends_the_guest,
-    a_port_that_is_taken_is_named,
-    the_backend_ends_on_sigterm_and_its_guests_sockets_with_it,
+    an_invalid_command_line_is_explained_and_ends_the_guest,
+    a_port_in_use_is_logged_and_ends_the_guest,
+    sigterm_ends_the_backend_and_its_guests_sockets,
 ];
 
 /// A configuration with this command line.
@@ -29,14 +29,14 @@ fn xl_shutdown_ends_a_guest(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-fn guests_one_after_the_other_leave_nothing_in_dom0(fixture: &Fixture) -> Result<()> {
+fn guests_leave_nothing_in_dom0(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
     let in_dom0 = || -> Result<(Held, String, String)> {
         let nodes = dom0.run("xenstore-ls /local/domain/0/backend 2>/dev/null | wc -l")?;
         let domains = dom0.run("xl list | wc -l")?;
         Ok((Held::by_backend(dom0)?, nodes, domains))
     };
-    // The first one creates the folders that stay.
+    // The first guest creates folders that remain.
     drop(Service::http(fixture)?);
     let before = in_dom0()?;
     for _ in 0..3 * rounds()? {
@@ -75,7 +75,7 @@ fn fetch_prints_status_length_and_digest_and_shuts_down(fixture: &Fixture) -> Re
     Ok(())
 }
 
-fn a_wrong_command_line_is_explained_and_ends_the_guest(fixture: &Fixture) -> Result<()> {
+fn an_invalid_command_line_is_explained_and_ends_the_guest(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
     for (cmdline, explanation) in [
         ("app=gopher", "gopher"),
@@ -92,9 +92,9 @@ fn a_wrong_command_line_is_explained_and_ends_the_guest(fixture: &Fixture) -> Re
     Ok(())
 }
 
-fn a_port_that_is_taken_is_named(fixture: &Fixture) -> Result<()> {
+fn a_port_in_use_is_logged_and_ends_the_guest(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
-    // The first guest holds the port, the second cannot have it.
+    // The first guest has the port, so the second one cannot bind it.
     let port = fixture.port()?.inner;
     let first = Domain::create(dom0, "first", &with(&format!("app=http port={port}")))?;
     first.wait_for(&format!("serving on port {port}"), PATIENCE)?;
@@ -107,7 +107,7 @@ fn a_port_that_is_taken_is_named(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-fn the_backend_ends_on_sigterm_and_its_guests_sockets_with_it(fixture: &Fixture) -> Result<()> {
+fn sigterm_ends_the_backend_and_its_guests_sockets(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
     let port = fixture.port()?.inner;
     let guest = Domain::create(dom0, "orphan", &with(&format!("app=http port={port}")))?;
@@ -118,7 +118,7 @@ fn the_backend_ends_on_sigterm_and_its_guests_sockets_with_it(fixture: &Fixture)
          if [ $tries -gt 300 ]; then echo still there; exit 0; fi; sleep 0.1; done; echo ended",
     )?;
     let listening = dom0.run(&format!("netstat -ltn | grep -c :{port} || true"));
-    // The other cases need it, however this one ends.
+    // The other tests need xensockd, even if this one fails.
     dom0.run("start-xensockd")?;
     ensure!(ended == "ended", "{ended}");
     ensure!(listening? == "0", "the guest's socket outlived the backend");

@@ -1,8 +1,8 @@
-//! Linux's own PV Calls backend in place of xensockd: what our guests can do over it, and what it
-//! cannot do. Each of its faults is expected by a test, so that one that is mended shows, and so
-//! does a guest that it harms.
+//! Linux's own PV Calls backend in place of xensockd: what this project's guests can do over it,
+//! and its limitations. Each of its bugs has a test that expects it, so a fix shows, and so does a
+//! guest that the bug harms.
 //!
-//! The cases come last on their machine: a fault of Linux may be its end.
+//! These tests come last, because a bug in Linux may crash the machine.
 
 use crate::fixture::{Fixture, cases, wait_until};
 use crate::images::image;
@@ -18,37 +18,37 @@ use std::time::{Duration, Instant};
 cases![
     linux_s_backend_serves_pages_to_several_clients_at_once,
     linux_s_backend_echoes_both_ways,
-    linux_s_backend_lets_guests_connect_and_says_what_was_refused,
+    linux_s_backend_lets_guests_connect_and_reports_refusals,
     linux_s_backend_maps_at_most_16_pages_and_gets_no_more,
     linux_s_backend_reports_the_end_of_a_stream_only_when_it_comes_alone,
-    linux_s_backend_never_announces_what_a_server_says_at_once,
+    linux_s_backend_never_announces_what_a_server_sends_at_once,
     linux_s_backend_loses_no_byte_of_a_guest_that_closes,
     linux_s_backend_never_answers_a_poll_of_an_unknown_socket,
     linux_s_backend_refuses_a_second_accept,
     linux_s_backend_loses_what_is_in_the_ring_at_release,
-    linux_s_backend_may_answer_a_connect_after_the_guest_gave_it_up,
+    linux_s_backend_may_answer_a_connect_after_the_guest_timed_out,
     linux_s_backend_gives_way_to_xensockd_again,
 ];
 
-/// How long a connection may be silent, in seconds, in the guests here.
+/// The idle timeout of the guests here, in seconds.
 const IDLE: u64 = 4;
 
-/// The guests that the cases share, while Linux's backend serves.
+/// The guests that these tests share.
 struct Guests {
     http: Service,
     echo: Service,
-    /// What the image `requests` has said, once it has run.
+    /// The console output of the image `requests`, after it has run.
     requests: Option<String>,
 }
 
 static GUESTS: Mutex<Option<Guests>> = Mutex::new(None);
 
-/// Guests over Linux's backend, which is loaded when the first case asks for it.
+/// Guests over Linux's backend, which the first test loads.
 struct OverLinux(MutexGuard<'static, Option<Guests>>);
 
 impl OverLinux {
     fn get(fixture: &Fixture) -> Result<Self> {
-        // A case that panicked in between has left nothing half done.
+        // A test that panicked with the lock has left no partial state.
         let mut guests = GUESTS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if guests.is_none() {
             load(fixture.lab()?)?;
@@ -73,7 +73,7 @@ fn load(dom0: &Dom0) -> Result<()> {
     Ok(())
 }
 
-/// A guest that asks for larger rings than Linux has, and does not wait long.
+/// A guest that requests larger rings than Linux supports, with a short idle timeout.
 fn serve(fixture: &Fixture, app: &str) -> Result<Service> {
     let ports = fixture.port()?;
     let inner = ports.inner;
@@ -83,7 +83,7 @@ fn serve(fixture: &Fixture, app: &str) -> Result<Service> {
     Ok(Service { domain, port: ports.host, inner_port: inner })
 }
 
-/// Fetches a URL in a guest of its own, and returns the guest's console.
+/// Fetches a URL in a new guest and returns its console output.
 fn fetch(dom0: &Dom0, url: &str) -> Result<String> {
     let words = format!("app=fetch url={url} idle-timeout={IDLE}");
     let guest = Domain::create(dom0, "fetch", &format!("{HTTP}\ncmdline = \"{words}\"\n"))?;
@@ -123,7 +123,7 @@ fn linux_s_backend_echoes_both_ways(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-fn linux_s_backend_lets_guests_connect_and_says_what_was_refused(fixture: &Fixture) -> Result<()> {
+fn linux_s_backend_lets_guests_connect_and_reports_refusals(fixture: &Fixture) -> Result<()> {
     let mut linux = OverLinux::get(fixture)?;
     let dom0 = fixture.lab()?;
     let port = linux.guests()?.http.inner_port;
@@ -142,8 +142,8 @@ fn linux_s_backend_maps_at_most_16_pages_and_gets_no_more(fixture: &Fixture) -> 
     let node = format!("/local/domain/0/backend/pvcalls/{id}/0/max-page-order");
     let order = fixture.lab()?.run(&format!("xenstore-read {node}"))?;
     ensure!(order == "4", "Linux maps rings of order {order} now");
-    // The guest was told to use order 9, which has 513 pages. Beside the command ring it has
-    // granted rings of 16 pages and their indexes page, in use or to be used again.
+    // The command line asks for order 9, 513 pages. Besides the command ring, the guest has granted
+    // rings of 16 pages with an indexes page, in use or kept for new connections.
     let grants = http.metrics()?["grants_in_use"];
     ensure!(grants > 1 && (grants - 1) % 17 == 0, "{grants} pages are granted");
     Ok(())
@@ -162,8 +162,8 @@ fn linux_s_backend_reports_the_end_of_a_stream_only_when_it_comes_alone(
     let took = until_end(&mut stream, &[])?;
     ensure!(took < Duration::from_secs(IDLE - 1), "the end alone took {took:?} to come");
 
-    // While the guest is paused, data and the end of the stream gather in dom0's socket: Linux
-    // reads the last bytes and the end at once then.
+    // While the guest is paused, data and the end of the stream collect in dom0's socket, so Linux
+    // reads the last bytes and the end together.
     let sent = pattern(100_003);
     let name = echo.domain.name();
     let mut stream = echo.connect()?;
@@ -171,7 +171,7 @@ fn linux_s_backend_reports_the_end_of_a_stream_only_when_it_comes_alone(
     stream.write_all(&sent)?;
     stream.shutdown(Shutdown::Write)?;
     let port = echo.inner_port;
-    // Its first column but one says how much waits to be read.
+    // The second column is the number of unread bytes.
     let closed = format!("netstat -tn | grep ':{port} .*CLOSE_WAIT' | grep -qv '^tcp *0 '");
     let there = || Ok(dom0.exec(&closed)?.status == 0);
     let arrived = wait_until("the end has come to dom0", PATIENCE, there);
@@ -183,7 +183,7 @@ fn linux_s_backend_reports_the_end_of_a_stream_only_when_it_comes_alone(
     still_echoes(echo)
 }
 
-/// Closes the writing half, reads the rest, which must be `rest`, and returns how long that took.
+/// Closes the writing half, checks that `rest` follows, and returns the time until the end.
 fn until_end(stream: &mut TcpStream, rest: &[u8]) -> Result<Duration> {
     let since = Instant::now();
     stream.shutdown(Shutdown::Write)?;
@@ -193,7 +193,7 @@ fn until_end(stream: &mut TcpStream, rest: &[u8]) -> Result<Duration> {
     Ok(since.elapsed())
 }
 
-/// Shows that an echo guest serves still.
+/// Checks that an echo guest still serves.
 fn still_echoes(echo: &Service) -> Result<()> {
     let mut stream = echo.connect()?;
     stream.write_all(b"still there?")?;
@@ -203,11 +203,11 @@ fn still_echoes(echo: &Service) -> Result<()> {
     Ok(())
 }
 
-fn linux_s_backend_never_announces_what_a_server_says_at_once(fixture: &Fixture) -> Result<()> {
+fn linux_s_backend_never_announces_what_a_server_sends_at_once(fixture: &Fixture) -> Result<()> {
     let _linux = OverLinux::get(fixture)?;
     let (dom0, port) = (fixture.lab()?, fixture.port()?.inner);
     dom0.push("/usr/bin/chrt".as_ref(), "/tmp/chrt")?;
-    // With a priority above the backend's, the server has spoken before the backend can listen.
+    // With a priority above the backend's, the server sends before the backend can listen.
     dom0.run(&format!(
         "printf 'HTTP/1.1 200 OK\\r\\nContent-Length: 5\\r\\n\\r\\nhello' >/tmp/answer; \
          /tmp/chrt -f 99 nc -l -p {port} </tmp/answer >/dev/null 2>&1 & \
@@ -222,15 +222,15 @@ fn linux_s_backend_never_announces_what_a_server_says_at_once(fixture: &Fixture)
 fn linux_s_backend_loses_no_byte_of_a_guest_that_closes(fixture: &Fixture) -> Result<()> {
     let mut linux = OverLinux::get(fixture)?;
     let http = &linux.guests()?.http;
-    // A client that is slower than the guest: when the guest closes, its ring is full, and so are
-    // all the buffers behind it.
+    // The client is slower than the guest, so the ring and all later buffers are full when the
+    // guest closes.
     let url = http.url("/bytes/9000011");
     let got = http.curl(&["--limit-rate", "2500K", "--header", "Connection: close", &url])?;
     ensure!(got == pattern(9_000_011), "{} bytes came, or others", got.len());
     Ok(())
 }
 
-/// What the image `requests` says of Linux's backend. It runs once.
+/// The output of the image `requests` over Linux's backend. It runs once.
 fn requests(fixture: &Fixture) -> Result<String> {
     let mut linux = OverLinux::get(fixture)?;
     let said = &mut linux.guests()?.requests;
@@ -241,7 +241,7 @@ fn requests(fixture: &Fixture) -> Result<String> {
     let (first, second, slow) =
         (fixture.port()?.inner, fixture.port()?.inner, fixture.port()?.inner);
     ensure!(second == first + 1, "ports {first} and {second} are not neighbours");
-    // A server that stands still, with as many connections waiting as it lets wait.
+    // A stopped server whose backlog is full.
     let server = dom0.run(&format!(
         "nc -ll -p {slow} -e true >/dev/null 2>&1 & server=$!; \
          until netstat -ltn | grep -q ':{slow} '; do sleep 0.1; done; kill -STOP $server; \
@@ -259,10 +259,10 @@ fn requests(fixture: &Fixture) -> Result<String> {
     Ok(said.insert(guest.console()?).clone())
 }
 
-/// What a line that contains `what` says of it.
+/// The rest of the line that contains `what`.
 fn line<'a>(said: &'a str, what: &str) -> Result<&'a str> {
     let line = said.lines().find_map(|line| line.split_once(what));
-    Ok(line.with_context(|| format!("no word of {what:?} in {said}"))?.1)
+    Ok(line.with_context(|| format!("no {what:?} in {said}"))?.1)
 }
 
 fn linux_s_backend_never_answers_a_poll_of_an_unknown_socket(fixture: &Fixture) -> Result<()> {
@@ -280,18 +280,16 @@ fn linux_s_backend_refuses_a_second_accept(fixture: &Fixture) -> Result<()> {
 fn linux_s_backend_loses_what_is_in_the_ring_at_release(fixture: &Fixture) -> Result<()> {
     let said = requests(fixture)?;
     let lost = line(&said, "RELEASE with a full ring: ")?;
-    // All of the ring's half, and nothing else.
+    // The whole half of the ring, and nothing else.
     ensure!(lost.starts_with("32768 of ") && lost.ends_with("are lost"), "{said}");
     Ok(())
 }
 
-fn linux_s_backend_may_answer_a_connect_after_the_guest_gave_it_up(
-    fixture: &Fixture,
-) -> Result<()> {
+fn linux_s_backend_may_answer_a_connect_after_the_guest_timed_out(fixture: &Fixture) -> Result<()> {
     let said = requests(fixture)?;
     ensure!(line(&said, "a slow CONNECT: ")?.contains("ETIMEDOUT"), "{said}");
     ensure!(line(&said, "meanwhile: ")? == "over and over", "{said}");
-    // The backend has mapped the ring long after the guest had given it up, and lives.
+    // The backend maps the ring long after the guest has abandoned it, and survives.
     ensure!(line(&said, "afterwards: ")? == "over and over", "{said}");
     Ok(())
 }

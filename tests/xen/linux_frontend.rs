@@ -47,13 +47,13 @@ fn linux_s_frontend_connects_serves_reconnects_and_leaves_nothing_behind(
         format!("test=echo port={echoes} bytes=100003 sockets=3"),
     ];
     let run = steps.join(";");
-    // Only warnings and errors of the kernel stand between the steps.
+    // The kernel's console has only the steps, warnings and errors.
     let cmdline = format!("cmdline = \"console=hvc0 loglevel=5 rdinit=/init run=\\\"{run}\\\"\"");
     let guest = Domain::create(dom0, "linux-front", &format!("{GUEST}{cmdline}"))?;
     for (number, step) in (1..).zip(&steps) {
         if step.starts_with("test=serve") {
             guest.wait_for(&format!("serving on port {serves}"), PATIENCE)?;
-            // The guest waits for the first by poll, for the second by accept alone.
+            // The guest waits for the first connection by poll, for the second one by accept.
             for count in 1..=2 {
                 exchange(ports.host, &pattern(500_009))
                     .with_context(|| format!("client {count}"))?;
@@ -74,7 +74,7 @@ fn linux_s_frontend_connects_serves_reconnects_and_leaves_nothing_behind(
         .with_context(|| format!("{:?}", counts(dom0)))
 }
 
-/// What xensockd holds, by its own count.
+/// The resources that xensockd counts as in use.
 fn counts(dom0: &Dom0) -> Result<Vec<String>> {
     let line = dom0.run(
         "log=/var/log/xen/xensockd.log; lines() { grep -c ' guests=' $log; }; before=$(lines); \
@@ -84,7 +84,7 @@ fn counts(dom0: &Dom0) -> Result<Vec<String>> {
     Ok(line.split(' ').filter(|word| word.contains('=')).map(str::to_owned).collect())
 }
 
-/// A server in dom0: a program for each connection, which has that as input and output.
+/// A server in dom0, which runs a program for each connection, as inetd does.
 struct Server<'a> {
     dom0: &'a Dom0,
     id: String,
@@ -103,7 +103,7 @@ impl<'a> Server<'a> {
 
 impl Drop for Server<'_> {
     fn drop(&mut self) {
-        // The machine may be gone.
+        // The machine may have ended.
         let _ = self.dom0.exec(&format!("kill {}", self.id));
     }
 }

@@ -10,13 +10,13 @@ use std::time::Duration;
 
 cases![
     xl_works_in_dom0,
-    a_command_passes_its_status_and_both_outputs,
+    a_command_returns_its_status_and_both_outputs,
     a_command_line_reaches_dom0_unchanged,
-    a_file_survives_the_way_in_and_out,
-    a_program_stays_one_when_pushed,
-    a_missing_file_is_an_error_that_names_it,
-    a_forwarded_port_leads_to_dom0,
-    a_port_that_is_taken_is_not_forwarded,
+    a_file_is_unchanged_by_push_and_pull,
+    a_pushed_program_stays_executable,
+    a_missing_file_is_an_error_with_its_name,
+    a_forwarded_port_reaches_dom0,
+    a_port_in_use_is_not_forwarded,
     a_second_lab_in_the_same_folder_is_refused,
 ];
 
@@ -28,7 +28,7 @@ fn xl_works_in_dom0(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-fn a_command_passes_its_status_and_both_outputs(fixture: &Fixture) -> Result<()> {
+fn a_command_returns_its_status_and_both_outputs(fixture: &Fixture) -> Result<()> {
     let output = fixture.lab()?.exec("echo out; echo err >&2; exit 42")?;
     ensure!(output.status == 42, "{output:?}");
     ensure!(output.stdout == b"out\n" && output.stderr == b"err\n", "{output:?}");
@@ -42,10 +42,10 @@ fn a_command_line_reaches_dom0_unchanged(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-fn a_file_survives_the_way_in_and_out(fixture: &Fixture) -> Result<()> {
+fn a_file_is_unchanged_by_push_and_pull(fixture: &Fixture) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (sent, got) = (folder.path().join("sent"), folder.path().join("got"));
-    // Every byte value, and no period that would hide a lost or doubled block.
+    // All byte values, without a period that would hide a lost or repeated block.
     let bytes: Vec<u8> =
         (0..1_000_003_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     fs::write(&sent, &bytes)?;
@@ -57,7 +57,7 @@ fn a_file_survives_the_way_in_and_out(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-fn a_program_stays_one_when_pushed(fixture: &Fixture) -> Result<()> {
+fn a_pushed_program_stays_executable(fixture: &Fixture) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir()?;
     let script = folder.path().join("script");
@@ -68,7 +68,7 @@ fn a_program_stays_one_when_pushed(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-fn a_missing_file_is_an_error_that_names_it(fixture: &Fixture) -> Result<()> {
+fn a_missing_file_is_an_error_with_its_name(fixture: &Fixture) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let Err(error) = fixture.lab()?.pull("/no/such/file", &folder.path().join("x")) else {
         bail!("a file that does not exist was pulled");
@@ -79,7 +79,7 @@ fn a_missing_file_is_an_error_that_names_it(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-fn a_forwarded_port_leads_to_dom0(fixture: &Fixture) -> Result<()> {
+fn a_forwarded_port_reaches_dom0(fixture: &Fixture) -> Result<()> {
     let ports = fixture.port()?;
     let lab = fixture.lab()?;
     // -e: the program's output becomes the connection's.
@@ -99,7 +99,7 @@ fn a_forwarded_port_leads_to_dom0(fixture: &Fixture) -> Result<()> {
     bail!("nothing answered on port {}", ports.host)
 }
 
-fn a_port_that_is_taken_is_not_forwarded(fixture: &Fixture) -> Result<()> {
+fn a_port_in_use_is_not_forwarded(fixture: &Fixture) -> Result<()> {
     let taken = TcpListener::bind("127.0.0.1:0")?;
     let port = taken.local_addr()?.port();
     let Err(error) = fixture.lab()?.forward(port, dom0_port(80)) else {

@@ -1,5 +1,4 @@
-//! Integration tests in real Xen. One boot serves all cases, and happens when the first one needs
-//! it.
+//! Integration tests in real Xen. The first test that needs Xen boots it, once for all tests.
 //!
 //! Arguments are those of Rust's own test programs: `cargo test -p xen-tests -- NAME`.
 #![forbid(unsafe_code)]
@@ -34,7 +33,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// So many of the slowest cases are named at the end.
+/// The number of the slowest tests that are listed at the end.
 const SLOWEST: usize = 12;
 
 fn main() -> ExitCode {
@@ -42,7 +41,8 @@ fn main() -> ExitCode {
         return code;
     }
     let mut arguments = Arguments::from_args();
-    // They share a machine, and an emulated one: side by side they would only time each other out.
+    // The tests share an emulated machine: side by side, they would exceed each other's time
+    // limits.
     arguments.test_threads = Some(1);
     let fixture = Arc::new(Fixture::default());
     let cases = [
@@ -71,7 +71,7 @@ fn main() -> ExitCode {
     let times = Arc::new(Mutex::new(Vec::new()));
     let trials = cases.into_iter().map(|(path, case)| {
         let (fixture, times) = (Arc::clone(&fixture), Arc::clone(&times));
-        // Without this program's own name.
+        // Without the name of this program.
         let name = path.split_once("::").map_or(path, |(_, name)| name);
         let run = move || {
             let start = Instant::now();
@@ -82,7 +82,8 @@ fn main() -> ExitCode {
         Trial::test(name, run).with_ignored_flag(!large && memory::needs_large_machine(name))
     });
     if arguments.filter.is_none() {
-        // What the last cases need takes long to download and to build. If that fails, they say so.
+        // The last tests need Linux's ends, which take long to download and to build. If that
+        // fails, these tests report it.
         let fixture = Arc::clone(&fixture);
         thread::spawn(move || {
             let booted = fixture.lab().is_ok();
@@ -97,7 +98,7 @@ fn main() -> ExitCode {
     if conclusion.has_failed() {
         fixture.keep_logs();
     }
-    // The last one that knows the machine: this ends it.
+    // The last reference to the machine: this ends it.
     drop(fixture);
     conclusion.exit_code()
 }

@@ -1,4 +1,4 @@
-//! How much memory a guest has, and what it does when there is little.
+//! A guest's memory: its size, the balloon, and too many connections for it.
 
 use crate::boot::id;
 use crate::fixture::{Fixture, cases};
@@ -13,19 +13,19 @@ use std::time::Duration;
 cases![
     a_guest_of_8_mib_serves,
     a_guest_of_4_gib_has_all_of_it,
-    memory_that_is_only_in_the_map_is_given_back_before_it_is_touched,
+    memory_beyond_the_target_is_given_back_before_it_is_touched,
     mem_set_takes_memory_and_gives_it_back,
-    three_hundred_connections_at_once_leave_a_guest_of_8_mib_alive,
+    a_guest_of_8_mib_survives_300_connections_at_once,
 ];
 
-/// Whether a case needs a machine with more memory than others do.
+/// Whether a test needs a machine with more memory than other tests.
 pub fn needs_large_machine(name: &str) -> bool {
     name.ends_with("a_guest_of_4_gib_has_all_of_it")
 }
 
 const PAGES_PER_MIB: u64 = 256;
 
-/// What the image takes itself, with loaders' tables, in pages.
+/// The pages of the image itself and of the loader's tables.
 const IMAGE: u64 = 3 * PAGES_PER_MIB;
 
 fn a_guest_of_8_mib_serves(fixture: &Fixture) -> Result<()> {
@@ -42,7 +42,7 @@ struct Toucher {
     turns: u32,
 }
 
-/// What it found, in pages.
+/// The pages that it found.
 struct Touched {
     right: u64,
     high: u64,
@@ -54,7 +54,7 @@ impl Toucher {
         Ok(Toucher { guest: Domain::create(fixture.lab()?, "toucher", &config)?, turns: 0 })
     }
 
-    /// Has it touch all once (more).
+    /// Makes it touch all its memory again.
     fn touch(&mut self, fixture: &Fixture) -> Result<Touched> {
         if self.turns > 0 {
             let node = format!("/local/domain/{}/data/touch", id(&self.guest)?);
@@ -78,7 +78,7 @@ impl Toucher {
         fixture.lab()?.run(&format!("xl mem-set {} {mib}", self.guest.name())).map(drop)
     }
 
-    /// Waits until it has so many MiB less than it could have.
+    /// Waits until it has given `mib` MiB of its maximum back.
     fn gives_back(&self, mib: u64) -> Result<()> {
         let line = format!("memory given back to Xen: {} KiB", mib * 1024);
         self.guest.wait_for(&line, PATIENCE).map(drop)
@@ -89,22 +89,20 @@ fn a_guest_of_4_gib_has_all_of_it(fixture: &Fixture) -> Result<()> {
     let touched = Toucher::start(fixture, "memory = 4096\n")?.touch(fixture)?;
     let all = 4096 * PAGES_PER_MIB;
     ensure!(touched.right < all && touched.right > all - IMAGE, "{} pages", touched.right);
-    // What the special pages' place displaces lies above 4 GiB.
+    // The special pages below 4 GiB move some memory above it.
     ensure!(touched.high > 0, "nothing above 4 GiB");
     Ok(())
 }
 
-fn memory_that_is_only_in_the_map_is_given_back_before_it_is_touched(
-    fixture: &Fixture,
-) -> Result<()> {
+fn memory_beyond_the_target_is_given_back_before_it_is_touched(fixture: &Fixture) -> Result<()> {
     let mut guest = Toucher::start(fixture, "memory = 32\nmaxmem = 200\n")?;
     let touched = guest.touch(fixture)?.right;
     let all = 32 * PAGES_PER_MIB;
     ensure!(touched < all && touched > all - IMAGE, "{touched} pages");
-    // By the toolstack's own figures now, to the page.
+    // Exactly the toolstack's figure, to the page.
     guest.gives_back(168)?;
     ensure!(guest.touch(fixture)?.right >= touched);
-    // And there is what the guest could have, and has not had yet.
+    // The guest can now have its maximum.
     guest.set(fixture, 200)?;
     guest.gives_back(0)?;
     let touched = guest.touch(fixture)?.right;
@@ -126,7 +124,7 @@ fn mem_set_takes_memory_and_gives_it_back(fixture: &Fixture) -> Result<()> {
     };
     ensure!(pages()? == 24, "Xen says {} MiB", pages()?);
 
-    // More than can be taken: what is possible, and a reason.
+    // A target below the possible minimum: the guest gives what it can, and reports a reason.
     let node = format!("/local/domain/{}/data/balloon-error", id(&guest.guest)?);
     guest.set(fixture, 1)?;
     guest.guest.wait_for("the target of 1024 KiB: ", PATIENCE)?;
@@ -143,8 +141,8 @@ fn mem_set_takes_memory_and_gives_it_back(fixture: &Fixture) -> Result<()> {
     comes_back_to(&false, || Ok(lab.exec(&format!("xenstore-exists {node}"))?.status == 0))
 }
 
-fn three_hundred_connections_at_once_leave_a_guest_of_8_mib_alive(fixture: &Fixture) -> Result<()> {
-    // It may hold more than there is memory for.
+fn a_guest_of_8_mib_survives_300_connections_at_once(fixture: &Fixture) -> Result<()> {
+    // The limit allows more connections than fit into its memory.
     let ports = fixture.port()?;
     let line = format!("app=http max-connections=1000 port={}", ports.inner);
     let config = format!("{HTTP}\nmemory = 8\ncmdline = \"{line}\"\n");
@@ -153,7 +151,7 @@ fn three_hundred_connections_at_once_leave_a_guest_of_8_mib_alive(fixture: &Fixt
     let guest = Service { domain, port: ports.host, inner_port: ports.inner };
     let at_rest = || -> Result<(u64, u64)> {
         let numbers = guest.metrics()?;
-        // But for rings that are kept for the next connections: 17 pages each.
+        // Without the rings that are kept for new connections: 17 pages each.
         let pages = numbers["free_pages"] + numbers["heap_total_bytes"] / 4096;
         Ok((pages, numbers["heap_used_bytes"]))
     };
@@ -175,7 +173,7 @@ fn three_hundred_connections_at_once_leave_a_guest_of_8_mib_alive(fixture: &Fixt
         let clients = open.into_iter().zip(requests.iter().cycle()).map(|(mut stream, request)| {
             scope.spawn(move || {
                 let mut answer = Vec::new();
-                // An error is a connection that was cut.
+                // An error means that the guest closed the connection.
                 let _ = stream.write_all(request.as_bytes());
                 let _ = stream.read_to_end(&mut answer);
                 answer.starts_with(b"HTTP/1.1 ")

@@ -1,4 +1,4 @@
-//! Guests with a network interface and a stack of their own, on dom0's bridge.
+//! Guests with a network interface on dom0's bridge and their own network stack.
 
 use crate::fixture::{Fixture, cases, wait_until};
 use crate::service::{
@@ -17,23 +17,23 @@ cases![
     a_hundred_mb_each_way_have_the_right_digest,
     a_thousand_pings_are_answered,
     two_hundred_connections_at_once_leave_nothing_behind,
-    downloads_are_right_over_a_network_that_loses_reorders_doubles_delays_and_spoils,
-    frames_that_were_spoiled_are_dropped_and_counted,
-    an_address_and_names_can_come_from_the_command_line,
-    connections_go_over_ipv6_as_well,
-    a_name_that_leads_nowhere_is_said_to,
-    names_are_looked_up_over_xensock_too,
-    a_dhcp_server_may_come_late_and_go_and_come_back,
-    large_frames_go_where_the_toolstack_says_so,
-    an_interface_may_come_late_and_be_replaced,
-    a_lost_link_is_waited_out,
+    downloads_are_right_despite_loss_reordering_duplicates_delay_and_corruption,
+    corrupt_frames_are_dropped_and_counted,
+    address_and_name_server_can_be_on_the_command_line,
+    connections_work_over_ipv6,
+    an_unknown_name_is_reported,
+    names_are_resolved_over_xensock_too,
+    a_dhcp_server_may_start_late_and_restart,
+    jumbo_frames_are_used_if_the_toolstack_allows_them,
+    an_interface_may_be_attached_late_and_replaced,
+    connections_survive_a_lost_link,
     a_guest_with_an_interface_is_saved_and_restored_under_load,
     both_stacks_serve_at_once,
-    frames_can_be_had_while_they_pass,
+    frames_can_be_captured_live,
     destroying_a_guest_with_an_interface_prints_no_error,
 ];
 
-/// The interface of a case's first guest, and of its second.
+/// The interface of a test's first guest.
 fn first() -> Interface {
     Interface::FIRST
 }
@@ -46,19 +46,19 @@ fn over(interface: Interface, fixture: &Fixture, settings: &str) -> Result<Servi
     Service::start_over(Device::Netfront(interface), fixture, HTTP, "http", settings)
 }
 
-/// Starts the http app, and waits until it has its address.
+/// Starts the http app and waits until it has its address.
 fn http(fixture: &Fixture) -> Result<Service> {
     let guest = over(first(), fixture, "")?;
     guest.domain.wait_for("the address is", PATIENCE)?;
     Ok(guest)
 }
 
-/// Its interface's name in dom0.
+/// The name of a guest's interface in dom0.
 fn name_of_vif(domain: &Domain) -> Result<String> {
     Ok(format!("vif{}.0", domain.id()?.context("the domain has ended")?))
 }
 
-/// What a client says once everything came.
+/// The digest that a client prints after a complete download.
 fn all_of_it(len: usize) -> String {
     sha256(&pattern(len))
 }
@@ -74,7 +74,7 @@ fn a_page_is_served_at_an_address_from_dhcp(fixture: &Fixture) -> Result<()> {
     ] {
         ensure!(console.contains(said), "{console}");
     }
-    // From dom0 itself, whose stack leaves the checksums of its frames to the guest.
+    // A download by dom0, whose stack does not fill in the checksums of its frames.
     let dom0 = fixture.lab()?;
     let url = format!("http://{}:{}/bytes/1000003", first().address(), guest.inner_port);
     let digest = dom0.run(&format!("wget -q -O - {url} | sha256sum"))?;
@@ -132,13 +132,13 @@ fn two_hundred_connections_at_once_leave_nothing_behind(fixture: &Fixture) -> Re
     comes_back_to(&before, held)
 }
 
-fn downloads_are_right_over_a_network_that_loses_reorders_doubles_delays_and_spoils(
+fn downloads_are_right_despite_loss_reordering_duplicates_delay_and_corruption(
     fixture: &Fixture,
 ) -> Result<()> {
     let dom0 = fixture.lab()?;
     let server = http(fixture)?;
     let port = server.inner_port;
-    // Each direction's frames leave dom0 by the vif of the guest that they are for.
+    // Frames to a guest leave dom0 by that guest's vif.
     let vif = name_of_vif(&server.domain)?;
     for fault in [
         "loss 1%",
@@ -150,7 +150,7 @@ fn downloads_are_right_over_a_network_that_loses_reorders_doubles_delays_and_spo
         let tc =
             |what: &str| dom0.run(&format!("/sbin/tc qdisc {what} dev {vif} root netem {fault}"));
         tc("add")?;
-        // Into the guest: what it acknowledges of its own, and what it is sent.
+        // The faults apply to frames into the guest: acknowledgements, then data.
         let url = server.url("/bytes/2000000");
         let got = sha256(&server.curl(&[&url]).context(fault)?);
         ensure!(got == all_of_it(2_000_000), "{fault}: {got} came out of the guest");
@@ -159,8 +159,8 @@ fn downloads_are_right_over_a_network_that_loses_reorders_doubles_delays_and_spo
         ensure!(got == sha256(&body), "{fault}: {got} came into the guest");
         tc("del")?;
     }
-    // What comes from outside dom0 counts as checked there, and netem spoils it thereafter. What
-    // comes from a guest has its checksum from netem itself.
+    // Checksums of frames from outside dom0 are not filled in after netem corrupts them. For frames
+    // of a guest, netem fills them in first.
     let spoil = |vif: &str| {
         dom0.run(&format!("/sbin/tc qdisc add dev {vif} root netem loss 1% corrupt 0.5%"))
     };
@@ -179,12 +179,12 @@ fn downloads_are_right_over_a_network_that_loses_reorders_doubles_delays_and_spo
     Ok(())
 }
 
-fn frames_that_were_spoiled_are_dropped_and_counted(fixture: &Fixture) -> Result<()> {
+fn corrupt_frames_are_dropped_and_counted(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
     let guest = http(fixture)?;
     let vif = name_of_vif(&guest.domain)?;
     dom0.run(&format!("/sbin/tc qdisc add dev {vif} root netem corrupt 5%"))?;
-    // dom0's own frames get their checksums from netem, before it spoils them.
+    // netem fills in the checksums of dom0's own frames before it corrupts them.
     let posted = dom0.run(&format!(
         "head -c 2000000 /dev/zero >/tmp/zeros; \
          (printf 'POST /sum HTTP/1.0\\r\\nContent-Length: 2000000\\r\\n\\r\\n'; \
@@ -199,7 +199,7 @@ fn frames_that_were_spoiled_are_dropped_and_counted(fixture: &Fixture) -> Result
     Ok(())
 }
 
-fn an_address_and_names_can_come_from_the_command_line(fixture: &Fixture) -> Result<()> {
+fn address_and_name_server_can_be_on_the_command_line(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
     let server = over(first(), fixture, "")?;
     let (port, to, dns) = (server.inner_port, first().address(), Interface::DOM0);
@@ -214,7 +214,7 @@ fn an_address_and_names_can_come_from_the_command_line(fixture: &Fixture) -> Res
     Ok(())
 }
 
-fn connections_go_over_ipv6_as_well(fixture: &Fixture) -> Result<()> {
+fn connections_work_over_ipv6(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
     let words = "app=http port=80 stack=netfront ip6=fd00::130/64 gw6=fd00::1";
     let config = format!("{HTTP}\ncmdline = \"{words}\"\n");
@@ -228,14 +228,14 @@ fn connections_go_over_ipv6_as_well(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-fn a_name_that_leads_nowhere_is_said_to(fixture: &Fixture) -> Result<()> {
+fn an_unknown_name_is_reported(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
     let console = fetch(dom0, Device::Netfront(first()), "url=http://nowhere.lab/")?;
     ensure!(console.contains("cannot resolve nowhere.lab: "), "{console}");
     Ok(())
 }
 
-fn names_are_looked_up_over_xensock_too(fixture: &Fixture) -> Result<()> {
+fn names_are_resolved_over_xensock_too(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
     let server = Service::http(fixture)?;
     let url = format!("url=http://dom0.lab:{}/bytes/1000003", server.inner_port);
@@ -247,7 +247,7 @@ fn names_are_looked_up_over_xensock_too(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-fn a_dhcp_server_may_come_late_and_go_and_come_back(fixture: &Fixture) -> Result<()> {
+fn a_dhcp_server_may_start_late_and_restart(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
     dom0.run("stop-dnsmasq")?;
     let outcome = with_a_short_lease(fixture, dom0);
@@ -256,7 +256,7 @@ fn a_dhcp_server_may_come_late_and_go_and_come_back(fixture: &Fixture) -> Result
 }
 
 fn with_a_short_lease(fixture: &Fixture, dom0: &Dom0) -> Result<()> {
-    // dnsmasq gives no lease for less than two minutes.
+    // The shortest lease of dnsmasq is two minutes.
     let configuration = format!(
         "interface xenbr0\nstart {to}\nend {to}\nmin_lease 1\noption lease 6\n\
          option subnet 255.255.255.128\noption router {}\n\
@@ -286,14 +286,14 @@ fn with_a_short_lease(fixture: &Fixture, dom0: &Dom0) -> Result<()> {
     outcome
 }
 
-fn large_frames_go_where_the_toolstack_says_so(fixture: &Fixture) -> Result<()> {
+fn jumbo_frames_are_used_if_the_toolstack_allows_them(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
     let settings = format!("vif = [\"{},mtu=9000\"]", first().vif());
     let guest = over(first(), fixture, &settings)?;
     guest.domain.wait_for("MTU 9000", PATIENCE)?;
     guest.domain.wait_for("the address is", PATIENCE)?;
     dom0.run("ip link set xenbr0 mtu 9000")?;
-    // The first answer makes the guest ask for dom0's Ethernet address, if it does not know it.
+    // The first answer may make the guest request dom0's Ethernet address.
     let ping = |words: &str| dom0.run(&format!("ping -q {words} {}", first().address()));
     let _ = ping("-c 2");
     let said = ping("-c 20 -i 0.01 -s 8000")?;
@@ -305,7 +305,7 @@ fn large_frames_go_where_the_toolstack_says_so(fixture: &Fixture) -> Result<()> 
     Ok(())
 }
 
-fn an_interface_may_come_late_and_be_replaced(fixture: &Fixture) -> Result<()> {
+fn an_interface_may_be_attached_late_and_replaced(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
     let ports = fixture.port_at(|port| SocketAddrV4::new(first().address(), port))?;
     let words = format!("app=http port={} stack=netfront", ports.inner);
@@ -326,7 +326,7 @@ fn an_interface_may_come_late_and_be_replaced(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-fn a_lost_link_is_waited_out(fixture: &Fixture) -> Result<()> {
+fn connections_survive_a_lost_link(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
     let guest = Service::start_over(Device::Netfront(first()), fixture, ECHO, "echo", "")?;
     guest.domain.wait_for("the address is", PATIENCE)?;
@@ -341,7 +341,7 @@ fn a_lost_link_is_waited_out(fixture: &Fixture) -> Result<()> {
     dom0.run(&format!("ip link set {vif} up"))?;
     stream.read_exact(&mut bytes)?;
     ensure!(&bytes == b"meanwh");
-    // Another interface with the same address is as good.
+    // A new interface with the same address continues the connection.
     let name = guest.domain.name();
     dom0.run(&format!("xl network-detach {name} 0"))?;
     stream.write_all(b"behind")?;
@@ -387,7 +387,7 @@ fn both_stacks_serve_at_once(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-fn frames_can_be_had_while_they_pass(fixture: &Fixture) -> Result<()> {
+fn frames_can_be_captured_live(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
     let ports = fixture.port()?;
     let words = format!("app=http port=80 stack=netfront trace=pcap:{}", ports.inner);
@@ -396,13 +396,13 @@ fn frames_can_be_had_while_they_pass(fixture: &Fixture) -> Result<()> {
     let guest = Domain::create(dom0, "traced", &config)?;
     guest.wait_for("frames can be had", PATIENCE)?;
     guest.wait_for("the address is", PATIENCE)?;
-    // A second reader gets a file of its own.
+    // The second reader gets a new capture file.
     for path in ["/healthz", "/bytes/50000"] {
         let mut stream = TcpStream::connect(("127.0.0.1", ports.host))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut header = [0; 24];
         stream.read_exact(&mut header)?;
-        ensure!(header[..4] == 0xa1b2_c3d4_u32.to_le_bytes(), "it is no capture: {header:?}");
+        ensure!(header[..4] == 0xa1b2_c3d4_u32.to_le_bytes(), "not a capture: {header:?}");
         dom0.run(&format!("wget -q -O /dev/null http://{}{path}", first().address()))?;
         let asked = format!("GET {path} ");
         let (mut question, mut answer) = (false, false);

@@ -1,4 +1,4 @@
-//! What a guest has beside sockets: time, console, xenstore, and the toolstack's requests.
+//! A guest's clock, console, xenstore, and the toolstack's requests.
 
 use crate::fixture::{Fixture, cases, wait_until};
 use crate::images::image;
@@ -10,24 +10,24 @@ use std::time::Duration;
 cases![
     an_idle_guest_sleeps,
     thousands_of_timers_fire_in_order_and_none_early,
-    a_paused_guest_goes_on_with_the_right_time,
+    a_paused_guest_resumes_with_the_right_time,
     a_megabyte_of_output_is_whole_and_in_order,
-    output_that_nobody_reads_is_lost_and_counted_and_holds_nobody_up,
+    unread_output_is_dropped_and_counted_and_delays_nothing,
     input_arrives_whole,
-    what_is_logged_can_be_changed_at_run_time,
-    xenstores_refusals_are_errors_and_nothing_leaks,
-    a_guest_serves_while_xenstored_stands_still,
-    a_guest_is_still_heard_by_a_xenstored_that_was_replaced,
+    the_log_level_can_be_changed_at_run_time,
+    errors_of_xenstore_are_returned_and_nothing_leaks,
+    a_guest_serves_while_xenstored_is_stopped,
+    xenstore_works_after_a_live_update_of_xenstored,
     each_request_of_the_toolstack_is_acknowledged,
 ];
 
-/// A guest that tries a part of the platform.
+/// A guest that tests a part of the platform.
 fn platform(fixture: &Fixture, test: &str) -> Result<Domain> {
     let config = image(fixture, "platform", &format!("test={test}"))?;
     Domain::create(fixture.lab()?, test, &config)
 }
 
-/// What such a guest has said once it has ended by itself.
+/// The console output of such a guest, after its end.
 fn tried(fixture: &Fixture, test: &str) -> Result<String> {
     let guest = platform(fixture, test)?;
     guest.wait_for_end(PATIENCE)?;
@@ -36,14 +36,14 @@ fn tried(fixture: &Fixture, test: &str) -> Result<String> {
     Ok(console)
 }
 
-/// The number behind a text in a console's output.
+/// The number after a text in a console's output.
 fn number(console: &str, text: &str) -> Result<u64> {
     let (_, rest) = console.split_once(text).with_context(|| format!("no {text:?}: {console}"))?;
     let digits: String = rest.trim_start().chars().take_while(char::is_ascii_digit).collect();
     digits.parse().with_context(|| format!("no number behind {text:?}: {console}"))
 }
 
-/// A process of dom0 that stands still until this value goes.
+/// A daemon of dom0 that is stopped until this value is dropped.
 struct Stopped<'d>(&'d Dom0, &'static str);
 
 impl<'d> Stopped<'d> {
@@ -56,7 +56,7 @@ impl<'d> Stopped<'d> {
 impl Drop for Stopped<'_> {
     fn drop(&mut self) {
         if let Err(error) = self.0.run(&format!("kill -CONT $(cat /run/xen/{}.pid)", self.1)) {
-            println!("{} still stands still: {error:#}", self.1);
+            println!("{} is still stopped: {error:#}", self.1);
         }
     }
 }
@@ -77,7 +77,7 @@ fn thousands_of_timers_fire_in_order_and_none_early(fixture: &Fixture) -> Result
     Ok(())
 }
 
-fn a_paused_guest_goes_on_with_the_right_time(fixture: &Fixture) -> Result<()> {
+fn a_paused_guest_resumes_with_the_right_time(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
     let guest = Service::http(fixture)?;
     let before = guest.metrics()?;
@@ -101,9 +101,7 @@ fn a_megabyte_of_output_is_whole_and_in_order(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-fn output_that_nobody_reads_is_lost_and_counted_and_holds_nobody_up(
-    fixture: &Fixture,
-) -> Result<()> {
+fn unread_output_is_dropped_and_counted_and_delays_nothing(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
     let config = image(fixture, "platform", "test=flood")?;
     let guest = Domain::create_paused(dom0, "flood", &config)?;
@@ -124,7 +122,7 @@ fn output_that_nobody_reads_is_lost_and_counted_and_holds_nobody_up(
     ensure!(console.contains(&format!("[{dropped} bytes of output lost]")), "{dropped}: {console}");
     ensure!(console.contains("after the flood"), "{console}");
     let kept = console.lines().filter_map(|line| line.split_once("flood "));
-    // The last one may be cut off.
+    // The last line may be incomplete.
     let whole = kept.map(|(_, number)| number.trim()).filter(|number| number.len() == 60);
     let numbers: Vec<usize> = whole.filter_map(|number| number.parse().ok()).collect();
     let in_order = numbers.iter().enumerate().all(|(at, number)| at == *number);
@@ -149,7 +147,7 @@ fn input_arrives_whole(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-fn what_is_logged_can_be_changed_at_run_time(fixture: &Fixture) -> Result<()> {
+fn the_log_level_can_be_changed_at_run_time(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
     let guest = Service::http(fixture)?;
     let id = guest.domain.id()?.context("it has no number")?;
@@ -169,12 +167,12 @@ fn what_is_logged_can_be_changed_at_run_time(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-fn xenstores_refusals_are_errors_and_nothing_leaks(fixture: &Fixture) -> Result<()> {
+fn errors_of_xenstore_are_returned_and_nothing_leaks(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
     let config = image(fixture, "platform", "test=xenstore")?;
     let guest = Domain::create_paused(dom0, "xenstore", &config)?;
     let id = guest.id()?.context("it has no number")?;
-    // 12 KiB of names: three messages.
+    // 12 KiB of names need three messages.
     dom0.run(&format!(
         "i=0; while [ $i -lt 200 ]; do printf '/local/domain/{id}/data/long/%060d x ' $i; \
          i=$((i+1)); done | xargs xenstore-write"
@@ -197,7 +195,7 @@ fn xenstores_refusals_are_errors_and_nothing_leaks(fixture: &Fixture) -> Result<
     Ok(())
 }
 
-fn a_guest_serves_while_xenstored_stands_still(fixture: &Fixture) -> Result<()> {
+fn a_guest_serves_while_xenstored_is_stopped(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
     let guest = Service::http(fixture)?;
     ensure!(guest.get("/healthz")?.0.contains("200"));
@@ -210,7 +208,7 @@ fn a_guest_serves_while_xenstored_stands_still(fixture: &Fixture) -> Result<()> 
     guest.domain.wait_for_end(PATIENCE)
 }
 
-fn a_guest_is_still_heard_by_a_xenstored_that_was_replaced(fixture: &Fixture) -> Result<()> {
+fn xenstore_works_after_a_live_update_of_xenstored(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
     let guest = Service::http(fixture)?;
     dom0.run("xenstore-control live-update $(readlink -f $(which xenstored))")?;
@@ -233,7 +231,7 @@ fn each_request_of_the_toolstack_is_acknowledged(fixture: &Fixture) -> Result<()
             let node = format!("{control}/feature-{feature}");
             ensure!(dom0.run(&format!("xenstore-read {node}"))? == "1", "{node}");
         }
-        // What means nothing is acknowledged as well, and explained.
+        // An unknown request is also acknowledged, and explained.
         dom0.run(&format!("xenstore-write {control}/shutdown dance"))?;
         guest.wait_for("\"dance\", which is unknown", PATIENCE)?;
         ensure!(dom0.run(&format!("xenstore-read {control}/shutdown"))?.is_empty());

@@ -1,4 +1,4 @@
-//! Backends that die under load and come back, and the guests that live through it.
+//! Guests whose backend is killed and restarted, or whose device comes and goes.
 
 use crate::fixture::{Fixture, cases, wait_until};
 use crate::service::{
@@ -8,13 +8,13 @@ use anyhow::{Result, ensure};
 use std::io::{Read, Write};
 
 cases![
-    a_server_goes_on_when_its_backend_is_killed_under_load,
-    a_connection_ends_when_its_backend_is_killed_and_the_next_one_is_served,
-    a_guest_gets_its_device_while_it_runs_and_loses_it_and_gets_it_again,
+    a_server_survives_its_backend_being_killed_under_load,
+    connections_end_with_the_backend_and_new_ones_are_served,
+    a_device_can_be_attached_and_detached_while_the_guest_runs,
     a_guest_without_a_device_can_be_shut_down,
 ];
 
-fn a_server_goes_on_when_its_backend_is_killed_under_load(fixture: &Fixture) -> Result<()> {
+fn a_server_survives_its_backend_being_killed_under_load(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
     let guest = Service::http(fixture)?;
     let id = guest.domain.id()?;
@@ -29,7 +29,7 @@ fn a_server_goes_on_when_its_backend_is_killed_under_load(fixture: &Fixture) -> 
         dom0.run("start-xensockd")?;
         wait_until("the guest serves again", PATIENCE, || Ok(guest.is_served()))?;
         drop(load);
-        ensure!(guest.domain.id()? == id, "round {round}: it is another guest");
+        ensure!(guest.domain.id()? == id, "round {round}: the guest was replaced");
         comes_back_to(&before, in_use)?;
         let wanted = sha256(&pattern(1_000_000));
         ensure!(sha256(&guest.get("/bytes/1000000")?.1) == wanted, "round {round}: other bytes");
@@ -41,9 +41,7 @@ fn a_server_goes_on_when_its_backend_is_killed_under_load(fixture: &Fixture) -> 
     Ok(())
 }
 
-fn a_connection_ends_when_its_backend_is_killed_and_the_next_one_is_served(
-    fixture: &Fixture,
-) -> Result<()> {
+fn connections_end_with_the_backend_and_new_ones_are_served(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
     let guest = Service::start(fixture, ECHO, "echo", "")?;
     let mut stream = guest.connect()?;
@@ -51,7 +49,7 @@ fn a_connection_ends_when_its_backend_is_killed_and_the_next_one_is_served(
     let mut bytes = [0; 6];
     stream.read_exact(&mut bytes)?;
     dom0.run("kill -9 $(cat /run/xensockd.pid)")?;
-    // Its sockets in dom0 went with it.
+    // The backend's sockets have closed.
     ensure!(!matches!(stream.read(&mut bytes), Ok(1..)), "a connection outlived its backend");
     dom0.run("start-xensockd")?;
     wait_until("the guest echoes again", PATIENCE, || {
@@ -62,9 +60,7 @@ fn a_connection_ends_when_its_backend_is_killed_and_the_next_one_is_served(
     Ok(())
 }
 
-fn a_guest_gets_its_device_while_it_runs_and_loses_it_and_gets_it_again(
-    fixture: &Fixture,
-) -> Result<()> {
+fn a_device_can_be_attached_and_detached_while_the_guest_runs(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
     let ports = fixture.port()?;
     let config = format!("{HTTP}\ncmdline = \"app=http port={}\"\n", ports.inner);

@@ -1,4 +1,4 @@
-//! A guest that serves on a port, and a client's ways to use it.
+//! A guest that serves on a port, and clients for it.
 
 use crate::fixture::{Fixture, wait_until};
 use anyhow::{Context, Result, bail, ensure};
@@ -10,23 +10,23 @@ use std::net::{SocketAddrV4, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// The very configurations that users are given.
+/// The example configurations for users.
 pub const HTTP: &str = include_str!("../../xensockd/dist/http.cfg");
 pub const ECHO: &str = include_str!("../../xensockd/dist/echo.cfg");
 
-/// How long anything may take that is expected to happen at all.
+/// The time limit for everything that is expected to happen.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The device that carries a guest's socket calls, or what its own sockets send.
+/// The device of a guest's sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
-    /// PV Calls, as xl makes it.
+    /// PV Calls, attached by xl.
     PvCalls,
-    /// XenSock draft 1, attached before the guest runs.
+    /// XenSock draft 1, attached before the guest starts.
     XenSock,
-    /// A network interface of its own, on dom0's bridge.
+    /// A network interface on dom0's bridge.
     Netfront(Interface),
-    /// None at all.
+    /// No device.
     None,
 }
 
@@ -45,13 +45,13 @@ impl Device {
             }
             Device::Netfront(interface) => {
                 let vif = interface.vif();
-                // The configuration may know better.
+                // The configuration may replace it.
                 Domain::create(dom0, name, &format!("vif = [\"{vif}\"]\n{without}"))
             }
         }
     }
 
-    /// What a command line says of it.
+    /// The word of the command line that selects it.
     pub fn word(self) -> &'static str {
         match self {
             Device::Netfront(_) => "stack=netfront",
@@ -59,7 +59,7 @@ impl Device {
         }
     }
 
-    /// Where a server's port is found in dom0's network.
+    /// The address of a server's port in dom0's network.
     fn place(self, port: u16) -> SocketAddrV4 {
         match self {
             Device::Netfront(interface) => SocketAddrV4::new(interface.address(), port),
@@ -68,12 +68,12 @@ impl Device {
     }
 }
 
-/// A domain with an app in it that listens, reachable from this machine.
+/// A domain whose app serves on a port that is forwarded from the host.
 pub struct Service {
     pub domain: Domain,
-    /// The port on this machine's loopback.
+    /// The port on the host's loopback.
     pub port: u16,
-    /// The one that it listens on: dom0's, or its own.
+    /// The port that the app listens on, in dom0 or in the guest.
     pub inner_port: u16,
 }
 
@@ -84,7 +84,7 @@ impl Service {
         Service::start_over(Device::PvCalls, fixture, config, app, settings)
     }
 
-    /// Starts `app` likewise, over a device of this kind.
+    /// Like [`start`](Service::start), over this device.
     pub fn start_over(
         device: Device,
         fixture: &Fixture,
@@ -116,7 +116,7 @@ impl Service {
         Ok(stream)
     }
 
-    /// A whole exchange on a connection of its own, by hand: status line and body.
+    /// Sends a request on a new connection, and returns the status line and the body.
     pub fn get(&self, path: &str) -> Result<(String, Vec<u8>)> {
         let mut stream = self.connect()?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: guest\r\nConnection: close\r\n\r\n")?;
@@ -129,12 +129,12 @@ impl Service {
         Ok((head.lines().next().unwrap_or_default().to_owned(), body))
     }
 
-    /// What curl prints for these arguments.
+    /// Runs curl with these arguments and returns its output.
     pub fn curl(&self, arguments: &[&str]) -> Result<Vec<u8>> {
         self.curl_with_input(arguments, &[])
     }
 
-    /// What the guest makes of a body that it is sent: its digest.
+    /// Sends a body to the guest, which returns its digest.
     pub fn sum(&self, body: &[u8]) -> Result<String> {
         let said = self.curl_with_input(&["--data-binary", "@-", &self.url("/sum")], body)?;
         Ok(String::from_utf8(said)?.trim().to_owned())
@@ -150,7 +150,7 @@ impl Service {
             .spawn()?;
         let written = curl.stdin.take().context("curl has no input")?.write_all(input);
         let output = curl.wait_with_output()?;
-        // When curl ends early, it knows why.
+        // If curl ends early, its message explains the failed write.
         if !output.status.success() {
             bail!("curl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
         }
@@ -158,12 +158,12 @@ impl Service {
         Ok(output.stdout)
     }
 
-    /// Whether it serves. Until it listens, dom0 refuses, and QEMU cuts the connection.
+    /// Whether it serves. Until it listens, dom0 refuses and QEMU closes the connection.
     pub fn is_served(&self) -> bool {
         self.get("/healthz").is_ok_and(|(status, _)| status.contains("200"))
     }
 
-    /// The guest's numbers, without their common prefix.
+    /// The guest's metrics, without their common prefix.
     pub fn metrics(&self) -> Result<BTreeMap<String, u64>> {
         let (status, body) = self.get("/metrics")?;
         ensure!(status.contains("200"), "/metrics: {status}");
@@ -172,10 +172,10 @@ impl Service {
     }
 }
 
-/// How often a guest is put to the test, unless `SOAK_ROUNDS` says otherwise.
+/// The default of [`rounds`].
 const ROUNDS: usize = 2;
 
-/// How often a guest is put to the test.
+/// The number of rounds of a stress test: `SOAK_ROUNDS`, if set.
 pub fn rounds() -> Result<usize> {
     match std::env::var("SOAK_ROUNDS") {
         Ok(rounds) => rounds.parse().with_context(|| format!("SOAK_ROUNDS={rounds}")),
@@ -183,7 +183,7 @@ pub fn rounds() -> Result<usize> {
     }
 }
 
-/// Downloads that would take for ever.
+/// Four downloads that do not end by themselves.
 pub struct Load(Vec<Child>);
 
 impl Load {
@@ -198,7 +198,7 @@ impl Load {
         Ok(Load((0..4).map(|_| download()).collect::<Result<_, _>>()?))
     }
 
-    /// Waits until they are well under way.
+    /// Waits until the downloads have received data.
     pub fn runs(&self, guest: &Service) -> Result<()> {
         let sent = || -> Result<u64> { Ok(guest.metrics()?["socket_sent_bytes_total"]) };
         let start = sent()?;
@@ -215,8 +215,8 @@ impl Drop for Load {
     }
 }
 
-/// What a guest's sockets hold, here and there, but for the rings that both ends keep for the next
-/// connections: those are as many as there were connections at once.
+/// The resources of a guest's sockets at both ends, without the rings that are kept for new
+/// connections: their number is the largest number of connections so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InUse {
     grants: u64,
@@ -225,7 +225,7 @@ pub struct InUse {
 }
 
 impl InUse {
-    /// When nothing moves any more: connections before are closed, there and here.
+    /// Waits until earlier connections are closed at both ends, and measures.
     pub fn at_rest(guest: &Service, dom0: &Dom0) -> Result<InUse> {
         let mut before = InUse::by(guest, dom0)?;
         comes_back_to(&true, || {
@@ -236,14 +236,14 @@ impl InUse {
         Ok(before)
     }
 
-    /// Of a guest with rings of the usual size over PV Calls, the only one that runs. The
-    /// connection that asks is part of it.
+    /// Measures a guest over PV Calls with rings of the default size, which must be the only guest.
+    /// Counts the connection of the request for the metrics.
     pub fn by(guest: &Service, dom0: &Dom0) -> Result<InUse> {
         let numbers = guest.metrics()?;
         let backend = Held::by_backend(dom0)?;
         let parked = numbers["parked_rings"];
         Ok(InUse {
-            // An indexes page and 16 data pages, which the backend maps apart.
+            // An indexes page and 16 data pages, which the backend maps separately.
             grants: numbers["grants_in_use"] - 17 * parked,
             ports: numbers["ports_open"] - parked,
             backend: Held { mappings: backend.mappings - 2 * parked, ..backend },
@@ -256,8 +256,8 @@ fn number(line: &str) -> Option<(String, u64)> {
     Some((name.to_owned(), value.parse().ok()?))
 }
 
-/// Sends bytes to an echo server on this machine's `port`, then the end of the stream, and gets all
-/// of it back.
+/// Sends bytes and the end of the stream to an echo server on the host's `port`, and checks the
+/// echo.
 pub fn exchange(port: u16, sent: &[u8]) -> Result<()> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -275,7 +275,7 @@ pub fn exchange(port: u16, sent: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// What `/bytes/N` is specified to send.
+/// The body of `/bytes/N`.
 pub fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|offset| (offset % 251) as u8).collect()
 }
@@ -284,8 +284,7 @@ pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What a guest that fetches something says, until it has ended; `words` are those of its command
-/// line.
+/// Runs the fetch app with `words` on its command line, and returns its console output.
 pub fn fetch(dom0: &Dom0, device: Device, words: &str) -> Result<String> {
     let words = format!("app=fetch {words} {}", device.word());
     let client = device.create(dom0, "fetch", &format!("{HTTP}\ncmdline = \"{words}\"\n"))?;
@@ -293,7 +292,7 @@ pub fn fetch(dom0: &Dom0, device: Device, words: &str) -> Result<String> {
     client.console()
 }
 
-/// What the backend holds of guests: mapped grants and open files.
+/// The backend's mapped grants and open files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Held {
     pub mappings: u64,
@@ -309,8 +308,8 @@ impl Held {
     }
 }
 
-/// Asks again and again until what is measured is `wanted`: resources come back a little after the
-/// client has seen its connection end.
+/// Measures until the result is `wanted`: resources are released a little after the client has seen
+/// its connection end.
 pub fn comes_back_to<T: PartialEq + std::fmt::Debug>(
     wanted: &T,
     mut measure: impl FnMut() -> Result<T>,

@@ -1,4 +1,4 @@
-//! A guest that serves, as a client on the developer's own machine sees it.
+//! A guest that serves to clients on the host.
 
 use crate::fixture::{Fixture, cases};
 use crate::service::{ECHO, HTTP, Held, InUse, Service, comes_back_to, pattern, rounds, sha256};
@@ -13,10 +13,10 @@ cases![
     a_page_is_served_to_curl,
     twenty_parallel_downloads_have_the_right_digest,
     a_body_of_100_mb_has_the_right_digest,
-    nc_gets_its_10_mb_back_after_closing_its_half,
+    nc_gets_its_10_mb_echo_after_half_closing,
     hundreds_of_connections_leave_nothing_behind,
     a_guest_of_16_mb_serves,
-    a_guest_that_is_destroyed_in_mid_transfer_disturbs_no_other,
+    destroying_a_guest_in_mid_transfer_disturbs_no_other_guest,
 ];
 
 fn a_page_is_served_to_curl(fixture: &Fixture) -> Result<()> {
@@ -35,7 +35,7 @@ fn a_page_is_served_to_curl(fixture: &Fixture) -> Result<()> {
     ensure!(status(&["--request", "DELETE"], "/")? == "405");
     ensure!(status(&[], "/bytes/many")? == "400");
     ensure!(status(&["--head"], "/bytes/1099511627776")? == "200");
-    // The same connection serves again.
+    // The connection is used again.
     let url = guest.url("/healthz");
     let count = guest.curl(&["--write-out", "%{num_connects} ", &url, &url, &url])?;
     let count = String::from_utf8(count)?;
@@ -70,7 +70,7 @@ fn a_body_of_100_mb_has_the_right_digest(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-fn nc_gets_its_10_mb_back_after_closing_its_half(fixture: &Fixture) -> Result<()> {
+fn nc_gets_its_10_mb_echo_after_half_closing(fixture: &Fixture) -> Result<()> {
     let guest = Service::start(fixture, ECHO, "echo", "")?;
     let sent = pattern(10_000_000);
     let mut nc = Command::new("nc")
@@ -95,7 +95,7 @@ fn nc_gets_its_10_mb_back_after_closing_its_half(fixture: &Fixture) -> Result<()
 fn hundreds_of_connections_leave_nothing_behind(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
     let guest = Service::start(fixture, HTTP, "http idle-timeout=12", "")?;
-    // Pools fill on first use.
+    // The first connections fill pools.
     for _ in 0..3 {
         guest.get("/healthz")?;
     }
@@ -109,7 +109,7 @@ fn hundreds_of_connections_leave_nothing_behind(fixture: &Fixture) -> Result<()>
     }
     comes_back_to(&before, resources)?;
 
-    // All are open at once before the first asks for anything.
+    // All connections are open before the first request.
     let mut open = Vec::new();
     for count in 0..200 {
         let stream = guest.connect().with_context(|| format!("connection {count}"))?;
@@ -130,8 +130,8 @@ fn hundreds_of_connections_leave_nothing_behind(fixture: &Fixture) -> Result<()>
         stream.shutdown(Shutdown::Both)?;
     }
     comes_back_to(&before, resources)?;
-    // Timers keep a little memory of connections that have ended, until one's time limit comes; 400
-    // that left even 200 bytes each would show.
+    // Timers keep a little memory of ended connections until the time limit. A leak of 200 bytes
+    // for each of 400 connections would show.
     let heap_is_back = || Ok(guest.metrics()?["heap_used_bytes"] < heap + (64 << 10));
     comes_back_to(&true, heap_is_back).context("the heap")?;
     Ok(())
@@ -159,7 +159,7 @@ fn a_guest_of_16_mb_serves(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-fn a_guest_that_is_destroyed_in_mid_transfer_disturbs_no_other(fixture: &Fixture) -> Result<()> {
+fn destroying_a_guest_in_mid_transfer_disturbs_no_other_guest(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
     let before = Held::by_backend(dom0)?;
     let steady = Service::http(fixture)?;
@@ -171,7 +171,7 @@ fn a_guest_that_is_destroyed_in_mid_transfer_disturbs_no_other(fixture: &Fixture
     }
     doomed.domain.destroy();
     let mut lost = Vec::new();
-    // An error is as good as an early end: the transfer must not seem whole.
+    // An error or an early end is fine, but the transfer must not look complete.
     let _ = cut.read_to_end(&mut lost);
     ensure!(lost.len() < 20_000_000, "the transfer went on without its guest");
     let mut rest = Vec::new();

@@ -1,4 +1,4 @@
-//! What sockets can do, tried by an image of its own against the real backend.
+//! All socket operations, tested by an image against the real backend.
 
 use crate::fixture::{Fixture, cases};
 use crate::images::image;
@@ -7,33 +7,31 @@ use anyhow::{Result, ensure};
 use lab::Interface;
 
 cases![
-    sockets_do_all_that_they_can_over_pv_calls,
-    sockets_do_all_that_they_can_over_draft_1,
-    sockets_of_dom0_and_of_the_guests_own_stack_do_the_same,
-    sockets_do_what_the_plain_dialects_say_where_the_backend_has_no_extension,
+    all_socket_operations_work_over_pv_calls,
+    all_socket_operations_work_over_draft_1,
+    sockets_in_dom0_and_in_the_guests_stack_behave_alike,
+    sockets_work_without_the_backends_extensions,
 ];
 
-fn sockets_do_all_that_they_can_over_pv_calls(fixture: &Fixture) -> Result<()> {
+fn all_socket_operations_work_over_pv_calls(fixture: &Fixture) -> Result<()> {
     checks_pass(fixture, Device::PvCalls, "", "")
 }
 
-fn sockets_do_all_that_they_can_over_draft_1(fixture: &Fixture) -> Result<()> {
+fn all_socket_operations_work_over_draft_1(fixture: &Fixture) -> Result<()> {
     checks_pass(fixture, Device::XenSock, "", "")
 }
 
-fn sockets_do_what_the_plain_dialects_say_where_the_backend_has_no_extension(
-    fixture: &Fixture,
-) -> Result<()> {
+fn sockets_work_without_the_backends_extensions(fixture: &Fixture) -> Result<()> {
     let lab = fixture.lab()?;
     lab.run("start-xensockd --plain")?;
     let outcomes =
         [Device::PvCalls, Device::XenSock].map(|of| checks_pass(fixture, of, "plain", ""));
-    // The other cases need it, however this one ends.
+    // The other tests need xensockd, even if this one fails.
     lab.run("start-xensockd")?;
     outcomes.into_iter().collect()
 }
 
-fn sockets_of_dom0_and_of_the_guests_own_stack_do_the_same(fixture: &Fixture) -> Result<()> {
+fn sockets_in_dom0_and_in_the_guests_stack_behave_alike(fixture: &Fixture) -> Result<()> {
     let settings = format!("vif = [\"{}\"]", Interface::FIRST.vif());
     let words = format!("beside={}", Interface::DOM0);
     checks_pass(fixture, Device::PvCalls, &words, &settings)

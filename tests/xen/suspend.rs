@@ -1,4 +1,4 @@
-//! Guests that are saved and restored, and that move.
+//! Guests that are saved, restored and migrated.
 
 use crate::fixture::{Fixture, cases, wait_until};
 use crate::service::{
@@ -9,10 +9,10 @@ use lab::Dom0;
 use std::io::{Read, Write};
 
 cases![
-    a_server_that_is_saved_and_restored_under_load_serves_on,
-    a_guest_that_is_saved_and_left_running_keeps_its_connections,
+    a_server_serves_after_save_and_restore_under_load,
+    a_checkpointed_guest_keeps_its_connections,
     a_connection_ends_when_its_guest_is_saved,
-    a_guest_over_draft_1_goes_on_once_its_device_is_attached_again,
+    a_restored_guest_over_draft_1_serves_once_its_device_is_attached,
     a_guest_migrates,
 ];
 
@@ -25,7 +25,7 @@ fn is_right(guest: &Service, dom0: &Dom0) -> Result<()> {
     Ok(())
 }
 
-fn a_server_that_is_saved_and_restored_under_load_serves_on(fixture: &Fixture) -> Result<()> {
+fn a_server_serves_after_save_and_restore_under_load(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
     let guest = Service::http(fixture)?;
     let name = guest.domain.name().to_owned();
@@ -54,7 +54,7 @@ fn a_server_that_is_saved_and_restored_under_load_serves_on(fixture: &Fixture) -
     guest.domain.wait_for_end(PATIENCE)
 }
 
-fn a_guest_that_is_saved_and_left_running_keeps_its_connections(fixture: &Fixture) -> Result<()> {
+fn a_checkpointed_guest_keeps_its_connections(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
     let guest = Service::start(fixture, ECHO, "echo", "")?;
     let mut stream = guest.connect()?;
@@ -89,7 +89,9 @@ fn a_connection_ends_when_its_guest_is_saved(fixture: &Fixture) -> Result<()> {
     })
 }
 
-fn a_guest_over_draft_1_goes_on_once_its_device_is_attached_again(fixture: &Fixture) -> Result<()> {
+fn a_restored_guest_over_draft_1_serves_once_its_device_is_attached(
+    fixture: &Fixture,
+) -> Result<()> {
     let dom0 = fixture.lab()?;
     let guest = Service::start_over(Device::XenSock, fixture, HTTP, "http", "")?;
     let name = guest.domain.name();
@@ -106,7 +108,7 @@ fn a_guest_migrates(fixture: &Fixture) -> Result<()> {
     let id = guest.domain.id()?;
     let load = Load::of(&guest)?;
     load.runs(&guest)?;
-    // Without ssh: the other host is this one.
+    // Without ssh: this host is also the destination.
     dom0.run(&format!("xl migrate -s '' {} 'xl migrate-receive'", guest.domain.name()))?;
     wait_until("the guest serves again", PATIENCE, || Ok(guest.is_served()))?;
     drop(load);
