@@ -40,7 +40,7 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// Spawns `command`, which should come from [`owned`], from a new thread that lives as long as
+    /// Spawns `command`, which `owned` should have made, from a new thread that lives as long as
     /// the child. The calling thread may end earlier.
     pub fn spawn(mut command: Command) -> Result<Self> {
         let (sender, receiver) = mpsc::channel();
