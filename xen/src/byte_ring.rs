@@ -1,8 +1,8 @@
 //! The byte rings in xenstore's and the console's pages.
 //!
-//! They are [`frontend`](crate::frontend)'s byte rings, without event indexes and without an error word. Their
-//! users send an event for each advance. Only one index is kept in private memory, in a `Cell`: the console
-//! writes also while a crash interrupts another write.
+//! They are [`frontend`](crate::frontend)'s byte rings, without event indexes and without an error
+//! word. Their users send an event for each advance. Only one index is kept in private memory, in a
+//! `Cell`: the console writes also while a crash interrupts another write.
 
 use crate::frontend::{self, Direction, NotifyPolicy, Region, copy_in, copy_out};
 use crate::{Errno, Shared};
@@ -23,7 +23,7 @@ pub(crate) struct Producer {
 }
 
 impl Producer {
-    /// Continues at the ring's present index.
+    /// Continues at the present index of the ring.
     pub(crate) fn new(page: Shared<'static>, direction: Direction) -> Self {
         let region = Region { indexes: page, data: page };
         let producer = Producer { region, direction, prod: Cell::new(0) };
@@ -69,7 +69,7 @@ pub(crate) struct Consumer {
 }
 
 impl Consumer {
-    /// Continues at the ring's present index.
+    /// Continues at the present index of the ring.
     pub(crate) fn new(page: Shared<'static>, direction: Direction) -> Self {
         let region = Region { indexes: page, data: page };
         let consumer = Consumer { region, direction, cons: Cell::new(0) };
@@ -103,7 +103,7 @@ mod tests {
     const RING: Direction = layout(0, 16, 16, 20);
 
     #[test]
-    fn bytes_pass_over_the_rings_end_and_the_indexes_wrap() {
+    fn bytes_pass_over_the_end_of_the_ring_and_the_indexes_wrap() {
         let page = page();
         for index in [RING.cons, RING.prod] {
             page.store_u32(index, u32::MAX - 4, Relaxed);
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_that_cannot_be_is_an_error() {
+    fn an_impossible_index_is_an_error() {
         let page = page();
         let (producer, consumer) = (Producer::new(page, RING), Consumer::new(page, RING));
         page.store_u32(RING.prod, 17, Relaxed);

@@ -1,7 +1,8 @@
 //! The command ring: requests and responses in the slots of one page.
 //!
-//! [`xen::frontend::Ring`] does the arithmetic of `io/ring.h`; the two ends here encode and decode the slots.
-//! [`Errno::EPROTO`]: the peer's index is impossible, and the ring cannot be used any more.
+//! [`xen::frontend::Ring`] does the arithmetic of `io/ring.h`; the two ends here encode and decode
+//! the slots. [`Errno::EPROTO`]: the peer's index is impossible, and the ring cannot be used any
+//! more.
 //!
 //! The byte rings of a connection's data are the kit's: see [`Producer`] and [`Consumer`].
 
@@ -37,8 +38,9 @@ impl CommandFront {
         self.ring.room()
     }
 
-    /// Puts a request into the next slot. The peer sees it after [`publish`](CommandFront::publish).
-    /// [`Errno::EAGAIN`] if no slot is free, or an error of [`Protocol::encode_request`].
+    /// Puts a request into the next slot. The peer sees it after
+    /// [`publish`](CommandFront::publish). [`Errno::EAGAIN`] if no slot is free, or an error of
+    /// [`Protocol::encode_request`].
     pub fn push(&mut self, page: Shared<'_>, request: &Request) -> Result<(), Errno> {
         if self.free() == 0 {
             return Err(Errno::EAGAIN);
@@ -66,8 +68,8 @@ impl CommandFront {
         Ok(Some(self.protocol.decode_response(copy)))
     }
 
-    /// Asks for an event at the next response. Returns whether there is one already: then the caller must not
-    /// sleep.
+    /// Asks for an event at the next response. Returns whether there is one already: then the
+    /// caller must not sleep.
     pub fn final_check(&self, page: Shared<'_>) -> bool {
         self.ring.final_check(page)
     }
@@ -105,7 +107,8 @@ impl CommandBack {
         Ok(Some(self.protocol.decode_request(copy)))
     }
 
-    /// Puts a response into the next slot. The peer sees it after [`publish`](CommandBack::publish).
+    /// Puts a response into the next slot. The peer sees it after
+    /// [`publish`](CommandBack::publish).
     ///
     /// # Panics
     /// If every request that was taken has its response already, which is a bug of the caller.
@@ -122,8 +125,8 @@ impl CommandBack {
         self.ring.publish(page)
     }
 
-    /// Asks for an event at the next request. Returns whether there is one already: then the caller must not
-    /// sleep.
+    /// Asks for an event at the next request. Returns whether there is one already: then the caller
+    /// must not sleep.
     pub fn final_check(&self, page: Shared<'_>) -> bool {
         self.ring.final_check(page)
     }

@@ -1,11 +1,11 @@
-//! TCP's and UDP's checksums, of which each end leaves as much to the other as was agreed on.
+//! Checksums of TCP and UDP, which either end may leave to the other.
 
 use smoltcp::wire::{
     EthernetFrame, EthernetProtocol, IpAddress, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket,
     UdpPacket,
 };
 
-/// A transport protocol's packet within a frame.
+/// The packet of a transport protocol in a frame.
 struct Transport<'a> {
     source: IpAddress,
     destination: IpAddress,
@@ -14,7 +14,7 @@ struct Transport<'a> {
     packet: &'a mut [u8],
 }
 
-/// Finds the packet of a frame that has a whole one: fragments have not.
+/// Finds the packet of a frame that has a complete one, which a fragment has not.
 fn transport(frame: &mut [u8]) -> Option<Transport<'_>> {
     let is_v6 = match EthernetFrame::new_checked(&*frame).ok()?.ethertype() {
         EthernetProtocol::Ipv4 => false,
@@ -22,7 +22,7 @@ fn transport(frame: &mut [u8]) -> Option<Transport<'_>> {
         _ => return None,
     };
     let frame = frame.get_mut(EthernetFrame::<&[u8]>::header_len()..)?;
-    // The lengths are looked at first: a packet that ends before they say has no checksum to be found.
+    // The lengths are checked first: a truncated packet has no checksum at its usual place.
     let (source, destination, protocol, start, end) = if is_v6 {
         let packet = Ipv6Packet::new_checked(&*frame).ok()?;
         let end = packet.total_len();
@@ -43,17 +43,17 @@ fn transport(frame: &mut [u8]) -> Option<Transport<'_>> {
     Some(Transport { source, destination, is_v6, protocol, packet })
 }
 
-/// What a frame's sender has to say of its checksum.
+/// What a sender states about the checksum of its frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Filled {
-    /// It is right, or there is none.
+    /// The checksum is complete, or there is none.
     Whole,
-    /// It is the pseudo header's sum, and the other end has to do the rest.
+    /// The checksum field has the sum of the pseudo header; the other end completes it.
     Blank,
 }
 
-/// Fills the checksum in that the stack has left out: all of it, or the part that offloading expects. It
-/// can be left to a backend that does so for this version of IP.
+/// Fills in the checksum that the stack has left out: all of it, or the part that offloading
+/// expects if the backend completes checksums for this version of IP.
 pub(super) fn fill(frame: &mut [u8], leave_v4: bool, leave_v6: bool) -> Filled {
     let Some(transport) = transport(frame) else { return Filled::Whole };
     let Transport { source, destination, is_v6, protocol, packet } = transport;
@@ -81,10 +81,10 @@ pub(super) fn fill(frame: &mut [u8], leave_v4: bool, leave_v6: bool) -> Filled {
     Filled::Whole
 }
 
-/// Whether the checksum of a frame that nobody has looked at is right.
+/// Whether the checksum of a frame is correct.
 pub(super) fn is_right(frame: &mut [u8]) -> bool {
     let Some(Transport { source, destination, protocol, packet, .. }) = transport(frame) else {
-        // The stack looks at everything else itself.
+        // The stack checks everything else.
         return true;
     };
     match protocol {
@@ -96,7 +96,7 @@ pub(super) fn is_right(frame: &mut [u8]) -> bool {
     }
 }
 
-/// The sum of the header that the checksum covers and the packet does not have (RFC 9293, section 3.1).
+/// The sum of the pseudo header, which the checksum covers (RFC 9293, section 3.1).
 fn pseudo_header(from: &IpAddress, to: &IpAddress, protocol: IpProtocol, len: usize) -> u16 {
     let mut sum = u64::from(u8::from(protocol)) + len as u64;
     let mut add = |octets: &[u8]| {
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checksum_is_filled_in_whole_and_a_wrong_one_is_noticed() {
+    fn a_complete_checksum_is_filled_in_and_a_wrong_one_is_detected() {
         let mut frame = datagram();
         assert_eq!(fill(&mut frame, false, true), Filled::Whole);
         assert_ne!(frame[40..42], [0, 0]);
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checksum_that_is_left_to_the_other_end_is_the_pseudo_headers_sum() {
+    fn a_checksum_left_to_the_backend_is_the_sum_of_the_pseudo_header() {
         let mut frame = datagram();
         assert_eq!(fill(&mut frame, true, false), Filled::Blank);
         // 10.0.0.1, 10.0.0.2, protocol 17, 13 bytes.
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_without_a_checksum_of_ours_are_let_alone() {
+    fn frames_without_our_checksum_are_unchanged() {
         let mut arp = [0; 42];
         arp[12..14].copy_from_slice(&[0x08, 0x06]);
         let mut cut = datagram();

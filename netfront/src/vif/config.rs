@@ -16,8 +16,8 @@ pub struct Config {
     pub segmentation: bool,
     /// Whether the backend may complete checksums, if it can.
     pub checksums: bool,
-    /// How long a backend may take to unmap the interface's pages when a session ends. Pages that it still maps
-    /// afterwards are not reused before it has unmapped them.
+    /// How long a backend may take to unmap the interface's pages when a session ends. Pages that
+    /// it still maps afterwards are not reused before it has unmapped them.
     pub linger: Duration,
 }
 

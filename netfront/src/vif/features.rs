@@ -57,8 +57,8 @@ impl Features {
         if self.segments_v4 || self.segments_v6 { LONGEST } else { self.frame() }
     }
 
-    /// Whether the backend accepts a frame, whole or, with a `segment` size, to be segmented. A stack may still
-    /// use the features of the previous session.
+    /// Whether the backend accepts a frame, whole or, with a `segment` size, to be segmented. A
+    /// stack may still use the features of the previous session.
     pub(super) fn accept(&self, frame: &[u8], segment: Option<u16>) -> bool {
         match segment {
             None => frame.len() <= self.frame(),
@@ -94,7 +94,8 @@ fn parse_address(text: &str) -> Option<EthernetAddress> {
     (words.next().is_none() && address.is_unicast() && bytes != [0; 6]).then_some(address)
 }
 
-/// Reads the backend's features, as far as this end uses them. A node with an invalid value is an error.
+/// Reads the backend's features, as far as this end uses them. A node with an invalid value is an
+/// error.
 pub(super) async fn negotiate(
     config: &Config,
     store: &Store,
@@ -136,7 +137,8 @@ pub(super) async fn negotiate(
     })
 }
 
-/// The MTU in a folder, if it is set. Scripts write it to the frontend's folder, toolstacks to the backend's.
+/// The MTU in a folder, if it is set. Scripts write it to the frontend's folder, toolstacks to the
+/// backend's.
 pub(super) async fn read_mtu(store: &Store, path: &str) -> Result<Option<usize>, Errno> {
     match read_number(store, &format!("{path}/mtu")).await {
         Err(Errno::ENOENT | Errno::EACCES) => Ok(None),

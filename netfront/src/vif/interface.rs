@@ -86,7 +86,8 @@ impl<M: Machine> Interface<M> {
         }
     }
 
-    /// Runs `work` with the rings if the interface is connected. A violation of the protocol ends the session.
+    /// Runs `work` with the rings if the interface is connected. A violation of the protocol ends
+    /// the session.
     pub(super) fn with_queue<T>(
         &self,
         work: impl FnOnce(&mut State) -> Result<T, Violation>,

@@ -1,17 +1,19 @@
 //! The frontend of a virtual network interface (`io/netif.h`).
 //!
-//! [`NetFront`] is the interface, for one stack: smoltcp's `Device`. Its [`Handle`] is the stack's [`Nic`]. Its
-//! [`Driver`] finds the backend, negotiates features with it, and finds it again when it returns. Frames in
-//! between are lost, as on any network.
+//! [`NetFront`] is the interface, for one stack: smoltcp's `Device`. Its [`Handle`] is the stack's
+//! [`Nic`]. Its [`Driver`] finds the backend, negotiates features with it, and finds it again when
+//! it returns. Frames in between are lost, as on any network.
 //!
-//! One pair of rings is used: a domain with one vCPU has no use for more. Frames of several parts, checksums
-//! and TCP segmentation are left to the other end where it can do them.
+//! One pair of rings is used: a domain with one vCPU needs no more. Frames of several parts,
+//! checksums and TCP segmentation are left to the backend if it supports them.
 //!
-//! Multicast control (`request-multicast-control`) is not asked for: smoltcp does not tell a device which groups
-//! are joined, and a backend that was asked withholds all others, neighbour discovery among them.
+//! Multicast control (`request-multicast-control`) is not requested: smoltcp does not report the
+//! joined groups to a device, and a backend with multicast control drops frames of all other
+//! groups, including neighbour discovery.
 //!
-//! The backend is not trusted: what it writes is read once, checked, and copied before anybody looks at
-//! it; what is not allowed ends the session, with a message, and nothing else.
+//! The backend is not trusted: what it writes is read once and checked, and frames are copied
+//! before the stack reads them. A violation of the protocol ends the session with a message, and
+//! has no other effect.
 
 mod checksum;
 mod config;
@@ -67,7 +69,8 @@ use xen::{Errno, Machine, Side};
 /// ```
 pub struct NetFront<M: Machine + 'static>(Rc<Interface<M>>);
 
-/// A handle to an interface: the stack's [`Nic`], and the life cycle. Clones are handles to the same interface.
+/// A handle to an interface: the stack's [`Nic`], and the life cycle. Clones are handles to the
+/// same interface.
 pub struct Handle<M: Machine + 'static>(Rc<Interface<M>>);
 
 impl<M: Machine> Clone for Handle<M> {
@@ -77,8 +80,9 @@ impl<M: Machine> Clone for Handle<M> {
 }
 
 impl<M: Machine> NetFront<M> {
-    /// The interface whose folder in xenstore is `path`, such as `device/vif/0`. Nothing happens until its
-    /// driver runs. [`Errno::ENOENT`] when there is no such folder, [`Errno::EPROTO`] when it has no address.
+    /// The interface whose folder in xenstore is `path`, such as `device/vif/0`. Nothing happens
+    /// until its driver runs. [`Errno::ENOENT`] if there is no such folder, [`Errno::EPROTO`] if it
+    /// has no valid address.
     pub async fn new(
         machine: M,
         store: Store,
@@ -103,14 +107,14 @@ impl<M: Machine> Handle<M> {
         frontend::shutdown(&*self.0).await;
     }
 
-    /// To be called in a domain that was restored from a save, where all grants and event channels of
-    /// before are lost: the driver connects to the domain's new backend. Xenstore must be
+    /// To be called in a domain that was restored from a save, where all grants and event channels
+    /// of before are lost: the driver connects to the domain's new backend. Xenstore must be
     /// [quiesced](Store::quiesce) from before the save until this returns.
     pub async fn resume(&self) {
         frontend::resume(&*self.0).await;
     }
 
-    /// What was counted.
+    /// What was counted so far.
     pub fn statistics(&self) -> Statistics {
         let usage = self.0.pages.usage();
         Statistics {
@@ -132,13 +136,14 @@ impl<M: Machine + 'static> Nic for Handle<M> {
 
     fn register(&self, waker: &Waker) {
         self.0.signal.register(Side::Rx, waker);
-        // Whatever comes from here on wakes; what has come already is found now.
+        // Later events wake the waker. Earlier ones are found now.
         let ready = self.0.with_queue(|state| {
             let Some(queue) = &mut state.queue else { return Ok(false) };
             let statistics = &mut state.statistics;
             let room = queue.tx.has_room(statistics)? || queue.tx.arm(statistics)?;
             let came = queue.rx.arm() || state.waiting.is_some();
-            // A frame is received together with room for a reply: without room, it has to wait for that.
+            // smoltcp receives a frame together with room for a reply, so a frame waits until there
+            // is room.
             Ok(room && (came || core::mem::take(&mut state.starved)))
         });
         if ready == Some(true) {
@@ -192,25 +197,27 @@ impl<M: Machine + 'static> phy::Device for NetFront<M> {
     fn capabilities(&self) -> DeviceCapabilities {
         let features = self.0.features.get();
         let mut checksum = ChecksumCapabilities::default();
-        // Whatever the backend does not do of these, the interface does.
+        // The interface completes the checksums that the backend does not.
         (checksum.tcp, checksum.udp) = (Checksum::None, Checksum::None);
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
         capabilities.max_transmission_unit = features.frame();
         capabilities.checksum = checksum;
-        // Not over IPv6: smoltcp 0.14 makes such frames there as well, and then drops them as too long.
+        // Not for IPv6: smoltcp 0.14 builds such frames too, and then drops them because of their
+        // length.
         capabilities.segmentation.tcpv4 =
             NonZeroUsize::new(LONGEST).filter(|_| features.segments_v4);
         capabilities
     }
 }
 
-/// A frame that has come.
+/// A received frame.
 pub struct RxToken<'a, M: Machine>(&'a Interface<M>);
 
 impl<M: Machine> phy::RxToken for RxToken<'_, M> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        // The buffer is out of its place meanwhile: a reply is made while the frame is looked at.
+        // The buffer is taken out of the state: the stack may build a reply while it reads the
+        // frame.
         let (buffer, len) = self.0.with_state(|state| {
             (core::mem::take(&mut state.received), state.waiting.take().unwrap_or(0))
         });
@@ -274,8 +281,8 @@ pub struct Driver<M: Machine + 'static>(frontend::Driver<Interface<M>>);
 impl<M: Machine> Driver<M> {
     /// Connects to the backend, and connects again when it returns.
     ///
-    /// Returns [`Errno::ENODEV`] after [`Handle::shutdown`], or the error that made the device unusable. All
-    /// pages are back at the machine then.
+    /// Returns [`Errno::ENODEV`] after [`Handle::shutdown`], or the error that made the device
+    /// unusable. All pages are back at the machine then.
     pub async fn run(self) -> Errno {
         self.0.run().await
     }

@@ -1,8 +1,8 @@
-//! The two rings while a session lasts, and the frames in them.
+//! The two rings of a session, and the frames in them.
 //!
-//! The backend's pages are granted for as long as the session, and frames are copied between them and
-//! private memory: no grant is made or ended, and nothing allocated, for a frame, and what the stack looks
-//! at nobody else can change. The price is a copy more than if each frame's pages were granted anew.
+//! Pages are granted for the whole session, and frames are copied between them and private memory.
+//! So a frame needs no grant and no allocation, and the backend cannot change what the stack reads.
+//! The price is one copy more than with a grant for each frame.
 
 use super::checksum::{self, Filled};
 use super::config::{Config, Statistics};
@@ -13,7 +13,7 @@ use xen::abi::netif::*;
 use xen::frontend::{GrantedPages, Notify, PagePool, Ring};
 use xen::{DomId, Errno, Machine, PAGE_SIZE, Port, Signal};
 
-/// The most parts of a frame that comes: pages for 64 KiB, the extra infos, and as many again.
+/// The most parts of a received frame: twice the pages of 64 KiB and the extra infos.
 const MOST_PARTS: usize = 36;
 
 /// How the backend broke the protocol.
@@ -74,7 +74,7 @@ impl Queue {
         [Some(self.rx_port), Some(self.tx_port).filter(|&port| port != self.rx_port)]
     }
 
-    /// Gives everything back.
+    /// Closes the event channels and withdraws all pages.
     pub(super) fn close<M: Machine>(self, pool: &PagePool<M>) {
         self.ports().into_iter().flatten().for_each(|port| pool.machine().close_port(port));
         let Queue { tx, rx, .. } = self;
@@ -103,17 +103,17 @@ fn open_ports<M: Machine>(
     }
 }
 
-/// The ring of frames that leave.
+/// The ring of transmitted frames.
 pub(super) struct Transmit {
     shared: GrantedPages,
     ring: Ring,
     pages: Vec<GrantedPages>,
-    /// Whether the backend has the page.
+    /// Whether the page is in use by the backend.
     busy: Vec<bool>,
     free: Vec<u16>,
-    /// Extra infos that were not answered yet.
+    /// Extra infos that the backend has not answered yet.
     extras: u32,
-    /// The most pages that a frame takes.
+    /// The pages of the longest frame.
     longest: usize,
     leave_v4: bool,
     leave_v6: bool,
@@ -139,12 +139,12 @@ impl Transmit {
         self.shared.grants()[0].0
     }
 
-    /// From now on there is room when the longest frame of these features has it.
+    /// Changes the longest frame, for which there must be room, to that of these features.
     pub(super) fn make_room_for(&mut self, features: &Features) {
         self.longest = features.longest_frame().div_ceil(PAGE_SIZE);
     }
 
-    /// Whether any frame has room, once what was sent is out of the way.
+    /// Whether there is room for any frame, after taking the backend's responses if necessary.
     pub(super) fn has_room(&mut self, statistics: &mut Statistics) -> Result<bool, Violation> {
         if !self.fits() {
             self.reclaim(statistics)?;
@@ -177,9 +177,10 @@ impl Transmit {
         Ok(())
     }
 
-    /// Asks for an event when there is room; whether there is already.
+    /// Asks for an event when there is room. Returns whether there is room already.
     pub(super) fn arm(&mut self, statistics: &mut Statistics) -> Result<bool, Violation> {
-        // What was answered meanwhile may not be enough; then the event is asked for behind that.
+        // The responses that have arrived may not be enough. The event is requested for those after
+        // them.
         while self.ring.final_check(self.shared.shared()) {
             if self.has_room(statistics)? {
                 return Ok(true);
@@ -188,8 +189,8 @@ impl Transmit {
         Ok(false)
     }
 
-    /// Queues a frame, for which there must be room. A `segment` is the most bytes of payload that a TCP
-    /// segment may have: the frame is cut accordingly, elsewhere.
+    /// Queues a frame, for which there must be room. With `segment`, the largest payload of a TCP
+    /// segment, the backend or a device behind it segments the frame.
     pub(super) fn send(&mut self, frame: &mut [u8], segment: Option<u16>) {
         let flags = match checksum::fill(frame, self.leave_v4, self.leave_v6) {
             Filled::Blank => NETTXF_CSUM_BLANK | NETTXF_DATA_VALIDATED,
@@ -218,35 +219,35 @@ impl Transmit {
         }
     }
 
-    /// Shows the backend what was queued; whether it wants an event.
+    /// Shows the backend what was queued.
     pub(super) fn publish(&mut self) -> Notify {
         self.ring.publish(self.shared.shared())
     }
 }
 
-/// The ring of frames that come.
+/// The ring of received frames.
 pub(super) struct Receive {
     shared: GrantedPages,
     ring: Ring,
     pages: Vec<GrantedPages>,
-    /// Which page each slot of the ring offers.
+    /// The page that each slot of the ring offers.
     offered: [u16; RING_SLOTS],
     frame: Frame,
 }
 
-/// A frame of which not all parts have come.
+/// A frame whose parts are being received.
 #[derive(Clone, Copy, Default)]
 struct Frame {
     len: usize,
     parts: usize,
-    /// The next slot has an extra info.
+    /// Whether the next slot is an extra info.
     extra: bool,
-    /// Another part follows.
+    /// Whether another part follows.
     more: bool,
-    /// Somebody has looked at the checksum, or there is no way to spoil it.
+    /// Whether the checksum was verified, or the frame has not left the host.
     checked: bool,
-    /// It cannot be delivered.
-    spoilt: bool,
+    /// Whether the frame cannot be delivered.
+    invalid: bool,
 }
 
 impl Receive {
@@ -269,7 +270,7 @@ impl Receive {
         self.ring.push(self.shared.shared(), &request.encode());
     }
 
-    /// Copies the next frame out, and returns its length, if there is one.
+    /// Copies the next frame to `to`, and returns its length, if there is one.
     pub(super) fn next(
         &mut self,
         to: &mut [u8],
@@ -282,7 +283,7 @@ impl Receive {
                 continue;
             }
             let frame = core::mem::take(&mut self.frame);
-            let whole = !frame.spoilt && frame.len >= ETHERNET_HEADER;
+            let whole = !frame.invalid && frame.len >= ETHERNET_HEADER;
             if whole && (frame.checked || checksum::is_right(&mut to[..frame.len])) {
                 return Ok(Some(frame.len));
             }
@@ -291,7 +292,7 @@ impl Receive {
         Ok(None)
     }
 
-    /// Takes the next response; whether it ended a frame.
+    /// Takes the next response. Returns whether it completed a frame.
     fn take_part(&mut self, to: &mut [u8]) -> Result<bool, Violation> {
         let mut response = [0; RX_SLOT];
         let slot = self.ring.pop(self.shared.shared(), &mut response);
@@ -303,7 +304,7 @@ impl Receive {
             return Err(Violation::Endless(MOST_PARTS));
         }
         if frame.extra {
-            // Only whether another one follows is of interest: TCP takes segments of any length.
+            // The segment size does not matter to TCP. Only the flag for a further extra info does.
             frame.extra = response[1] & XEN_NETIF_EXTRA_FLAG_MORE != 0;
         } else {
             let RxResponse { id, offset, flags, status } = RxResponse::decode(&response);
@@ -320,10 +321,10 @@ impl Receive {
                             self.pages[usize::from(page)].shared().read(offset.into(), to);
                             frame.len += len;
                         }
-                        None => frame.spoilt = true,
+                        None => frame.invalid = true,
                     }
                 }
-                Err(_) => frame.spoilt = true,
+                Err(_) => frame.invalid = true,
             }
             if first {
                 frame.extra = flags & NETRXF_EXTRA_INFO != 0;
@@ -336,12 +337,12 @@ impl Receive {
         Ok(ended)
     }
 
-    /// Asks for an event when something comes; whether there is something.
+    /// Asks for an event at the next part. Returns whether there is a part already.
     pub(super) fn arm(&self) -> bool {
         self.ring.final_check(self.shared.shared())
     }
 
-    /// Shows the backend the pages that it may use again; whether it wants an event.
+    /// Shows the backend the pages that it may fill.
     pub(super) fn publish(&mut self) -> Notify {
         self.ring.publish(self.shared.shared())
     }

@@ -104,8 +104,9 @@ fn frontend_nodes(
     nodes
 }
 
-/// Follows the backend's `carrier` node, which counts as 1 if it is missing, and this end's `mtu` node, which
-/// a script may write only after the session has begun. Returns the error of a failed read.
+/// Follows the backend's `carrier` node, which counts as 1 if it is missing, and this end's `mtu`
+/// node, which a script may write only after the session has begun. Returns the error of a failed
+/// read.
 async fn watch_nodes<M: Machine>(
     interface: &Interface<M>,
     store: &Store,

@@ -1,16 +1,18 @@
 //! A ring of bytes: one direction of a connection, as seen by the end that fills it or empties it.
 //!
-//! Indexes are free-running `u32`s, masked by the size. Each end keeps its own index in private memory and
-//! only publishes it. It reads the peer's index once for each look, and checks it. `Acquire` loads of the
-//! peer's index and `Release` stores of the own one order the copies: bytes are copied in only after the room
-//! was seen, and are seen only after they were copied in. The same holds on the way out.
+//! Indexes are free-running `u32`s, masked by the size. Each end keeps its own index in private
+//! memory and only publishes it. It reads the peer's index once for each look, and checks it.
+//! `Acquire` loads of the peer's index and `Release` stores of the own one order the copies: bytes
+//! are copied in only after the room was seen, and are seen only after they were copied in. The
+//! same holds on the way out.
 //!
-//! An end that goes to sleep first calls `arm`, then looks once more. If the two ends have agreed on
-//! [`EventIndexes`], `arm` states at which index this end needs an event, and the other end sends one event when
-//! it gets there and none before. Otherwise neither end states whether it sleeps: every advance of a
-//! producer is followed by an event, and an advance of a consumer according to its [`NotifyPolicy`].
+//! An end that goes to sleep first calls `arm`, then looks once more. If the two ends have agreed
+//! on [`EventIndexes`], `arm` states at which index this end needs an event, and the other end
+//! sends one event when it gets there and none before. Otherwise neither end states whether it
+//! sleeps: every advance of a producer is followed by an event, and an advance of a consumer
+//! according to its [`NotifyPolicy`].
 
-use super::Notify;
+use super::ring::Notify;
 use crate::shared::fence;
 use crate::{Errno, Shared};
 use core::sync::atomic::Ordering;
@@ -55,7 +57,8 @@ pub fn len(pieces: &[Shared<'_>; 2]) -> usize {
     pieces[0].len() + pieces[1].len()
 }
 
-/// Copies from the pieces into private memory, as much as fits, and returns how many bytes that was.
+/// Copies from the pieces into private memory, as much as fits, and returns how many bytes that
+/// was.
 #[inline]
 pub fn copy_out(data: &[Shared<'_>; 2], to: &mut [u8]) -> usize {
     let first = data[0].len().min(to.len());
@@ -145,15 +148,16 @@ impl Producer {
         Producer { direction, prod, room: 0 }
     }
 
-    /// Where the next bytes may go: empty pieces if the ring is full. [`Errno::EPROTO`] if the peer's index is
-    /// impossible.
+    /// Where the next bytes may go: empty pieces if the ring is full. [`Errno::EPROTO`] if the
+    /// peer's index is impossible.
     #[inline]
     pub fn room<'a>(&mut self, region: Region<'a>) -> Result<[Shared<'a>; 2], Errno> {
         self.room = self.direction.size - self.unread(region)?;
         Ok(pieces(&self.direction, region, self.prod, self.room))
     }
 
-    /// How many bytes the peer has not taken yet. [`Errno::EPROTO`] as for [`room`](Producer::room).
+    /// How many bytes the peer has not taken yet. [`Errno::EPROTO`] as for
+    /// [`room`](Producer::room).
     #[inline]
     pub fn unread(&self, region: Region<'_>) -> Result<u32, Errno> {
         let cons = region.indexes.load_u32(self.direction.cons, Ordering::Acquire);
@@ -176,13 +180,14 @@ impl Producer {
         self.prod = old.wrapping_add(count as u32);
         region.indexes.store_u32(self.direction.prod, self.prod, Ordering::Release);
         let Some(events) = self.direction.events else { return Notify::Due };
-        // Either the consumer's last look sees the new index, or this load sees what it armed before.
+        // Either the consumer's last look sees the new index, or this load sees what it armed
+        // before.
         fence(Ordering::SeqCst);
         Notify::if_passed(old, self.prod, region.indexes.load_u32(events.prod, Ordering::Relaxed))
     }
 
-    /// Asks for an event when there is room for `wanted` bytes, at most the size of the ring. The caller must look
-    /// once more before it sleeps.
+    /// Asks for an event when there is room for `wanted` bytes, at most the size of the ring. The
+    /// caller must look once more before it sleeps.
     #[inline]
     pub fn arm(&self, region: Region<'_>, wanted: u32) {
         if let Some(events) = self.direction.events {
@@ -226,8 +231,8 @@ impl Consumer {
         Consumer { direction, policy, cons, ready: 0 }
     }
 
-    /// The bytes to take next: empty pieces if the ring is empty. [`Errno::EPROTO`] if the peer's index is
-    /// impossible.
+    /// The bytes to take next: empty pieces if the ring is empty. [`Errno::EPROTO`] if the peer's
+    /// index is impossible.
     #[inline]
     pub fn data<'a>(&mut self, region: Region<'a>) -> Result<[Shared<'a>; 2], Errno> {
         let prod = region.indexes.load_u32(self.direction.prod, Ordering::Acquire);
@@ -254,8 +259,8 @@ impl Consumer {
         let old = self.cons;
         self.cons = old.wrapping_add(count as u32);
         region.indexes.store_u32(self.direction.cons, self.cons, Ordering::Release);
-        // Either the producer's last look before it sleeps sees the new index, or the loads below see all
-        // that it armed or wrote before.
+        // Either the producer's last look before it sleeps sees the new index, or the loads below
+        // see all that it armed or wrote before.
         fence(Ordering::SeqCst);
         if let Some(events) = self.direction.events {
             return Notify::if_passed(
@@ -283,7 +288,8 @@ impl Consumer {
         fence(Ordering::SeqCst);
     }
 
-    /// The error word of this direction. Bytes that came before the error are valid and must be taken first.
+    /// The error word of this direction. Bytes that came before the error are valid and must be
+    /// taken first.
     pub fn error(&self, region: Region<'_>) -> Option<Errno> {
         error(&self.direction, region)
     }

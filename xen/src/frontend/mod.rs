@@ -1,19 +1,19 @@
 //! What every frontend needs, whatever its device does.
 //!
-//! A frontend implements [`SessionHandler`] and hands it to a [`Driver`]. The driver finds the device in
-//! xenstore, meets one backend after another, and tells the handler when a session begins and ends. The
-//! handler negotiates, shares pages from its [`PagePool`], and moves data.
+//! A frontend implements [`SessionHandler`] and hands it to a [`Driver`]. The driver finds the
+//! device in xenstore, meets one backend after another, and tells the handler when a session begins
+//! and ends. The handler negotiates, shares pages from its [`PagePool`], and moves data.
 //!
 //! | type | purpose |
 //! |---|---|
-//! | [`Driver`], [`SessionHandler`], [`Handshake`], [`Lifecycle`] | sessions: states, retries, shutdown, resume |
+//! | [`Driver`], [`SessionHandler`], [`Handshake`], [`Lifecycle`] | sessions: states, retries, resume |
 //! | [`PagePool`], [`GrantedPages`] | pages and their grants, with reuse and quarantine |
 //! | [`Ring`] | requests and responses in the slots of one page, at both ends |
 //! | [`Producer`], [`Consumer`] | bytes in a ring, at both ends |
 //!
-//! The kit relies on a [`Machine`](crate::Machine), on [`Store`](crate::xenstore::Store), and on a time
-//! driver of `embassy-time`. It guarantees that a backend can leave, return, be replaced or break the
-//! protocol at any moment, and that no page is reused while a backend can still reach it.
+//! The kit relies on a [`Machine`](crate::Machine), on [`Store`](crate::xenstore::Store), and on a
+//! time driver of `embassy-time`. It guarantees that a backend can leave, return, be replaced or
+//! break the protocol at any moment, and that no page is reused while a backend can still reach it.
 //!
 //! # Example
 //! A frontend that only connects:
@@ -22,7 +22,8 @@
 //! # use futures_util::task::LocalSpawnExt;
 //! use futures_util::future::join;
 //! use std::rc::Rc;
-//! use xen::frontend::{Driver, Handshake, Lifecycle, PagePool, SessionEnd, SessionHandler, shutdown};
+//! use xen::frontend::{Driver, Handshake, Lifecycle, PagePool};
+//! use xen::frontend::{SessionEnd, SessionHandler, shutdown};
 //! use xen::testing::{FakeMachine, FakeStore, World};
 //! use xen::xenbus::{State, StateWatch, switch_state};
 //! use xen::xenstore;
@@ -93,7 +94,6 @@
 //! ```
 
 mod bytes;
-mod notify;
 #[allow(unsafe_code, reason = "gives pages back to the machine")]
 mod pages;
 mod ring;
@@ -102,7 +102,6 @@ mod session;
 pub use bytes::{
     Consumer, Direction, EventIndexes, NotifyPolicy, Producer, Region, copy_in, copy_out, len,
 };
-pub use notify::Notify;
 pub use pages::{GrantedPages, PagePool, PageUsage};
-pub use ring::Ring;
+pub use ring::{Notify, Ring};
 pub use session::{Driver, Handshake, Lifecycle, SessionEnd, SessionHandler, resume, shutdown};

@@ -1,8 +1,9 @@
 //! Pages that a backend may map.
 //!
-//! A run of pages is in exactly one place: in use, as [`GrantedPages`]; in the pool, granted to nobody and
-//! kept for the next user; or in quarantine, because the backend still maps it. Neither the pages nor the
-//! grants of a quarantined run are used again before the backend has unmapped them.
+//! A run of pages is in exactly one place: in use, as [`GrantedPages`]; in the pool, granted to
+//! nobody and kept for the next user; or in quarantine, because the backend still maps it. Neither
+//! the pages nor the grants of a quarantined run are used again before the backend has unmapped
+//! them.
 
 use crate::{DomId, Errno, GrantRef, Machine, Pages, Shared, WaitList};
 use alloc::vec::Vec;
@@ -99,8 +100,8 @@ impl<M: Machine> PagePool<M> {
         &self.machine
     }
 
-    /// Allocates `count` zeroed pages and grants them to `peer`, all or none. [`Errno::ENOMEM`] if there is
-    /// no memory, [`Errno::ENOSPC`] if the grant table is full.
+    /// Allocates `count` zeroed pages and grants them to `peer`, all or none. [`Errno::ENOMEM`] if
+    /// there is no memory, [`Errno::ENOSPC`] if the grant table is full.
     pub fn share(&self, peer: DomId, count: usize) -> Result<GrantedPages, Errno> {
         let pages = match self.machine.alloc(count) {
             Err(Errno::ENOMEM) if !self.pool.borrow().is_empty() => {
@@ -113,9 +114,9 @@ impl<M: Machine> PagePool<M> {
         self.grant(peer, pages, false)
     }
 
-    /// Like [`share`](PagePool::share), for pages that may be reused: they are taken from the pool if
-    /// possible, and return to it. Reused pages still hold what this same peer has already seen; the caller
-    /// initialises what must have a value.
+    /// Like [`share`](PagePool::share), for pages that may be reused: they are taken from the pool
+    /// if possible, and return to it. Reused pages still hold what this same peer has already seen;
+    /// the caller initialises what must have a value.
     pub fn share_reusable(&self, peer: DomId, count: usize) -> Result<GrantedPages, Errno> {
         let fits = |(owner, pages): &(DomId, Pages)| *owner == peer && pages.count() == count;
         let mut pool = self.pool.borrow_mut();
@@ -128,8 +129,8 @@ impl<M: Machine> PagePool<M> {
         Ok(GrantedPages { reusable: true, ..self.share(peer, count)? })
     }
 
-    /// Ends the grants of pages, then pools or frees the pages. If the peer still maps some, the run goes
-    /// into quarantine.
+    /// Ends the grants of pages, then pools or frees the pages. If the peer still maps some, the
+    /// run goes into quarantine.
     pub fn withdraw(&self, mut pages: GrantedPages) {
         if self.revoke(&mut pages) {
             self.put_back(pages);
@@ -160,8 +161,8 @@ impl<M: Machine> PagePool<M> {
         }
     }
 
-    /// Retries the quarantine while `work` runs, and then until it is empty. All pages that `work` has
-    /// withdrawn are back at the machine then.
+    /// Retries the quarantine while `work` runs, and then until it is empty. All pages that `work`
+    /// has withdrawn are back at the machine then.
     pub async fn retry_during<T>(&self, work: impl Future<Output = T>) -> T {
         let result = match select(pin!(work), pin!(self.retry_when_needed())).await {
             Either::Left((result, _)) => result,
@@ -242,8 +243,9 @@ impl<M: Machine> PagePool<M> {
 
     fn free(&self, pages: Pages) {
         self.usage.borrow_mut().pages -= pages.count() as u64;
-        // SAFETY: the pages came from this machine's `alloc`. They come here from `put_back`, after `revoke`
-        // has ended all of their grants, directly or through the pool, whose pages have no grants.
+        // SAFETY: the pages came from this machine's `alloc`. They come here from `put_back`, after
+        // `revoke` has ended all of their grants, directly or through the pool, whose pages have no
+        // grants.
         unsafe { self.machine.free(pages) }
     }
 }

@@ -1,19 +1,43 @@
 //! A ring of requests and responses in one page (`io/ring.h`).
 //!
-//! Requests and responses share the slots: a response takes the place of a request that was read. A [`Ring`]
-//! is either end of it. It keeps its own indexes in private memory and only publishes them. It reads the
-//! peer's index once for each look, and checks it: the peer cannot make an index lead out of the ring.
+//! Requests and responses share the slots: a response takes the place of a request that was read. A
+//! [`Ring`] is either end of it. It keeps its own indexes in private memory and only publishes
+//! them. It reads the peer's index once for each look, and checks it: the peer cannot make an index
+//! lead out of the ring.
 //!
-//! An end goes to sleep in this order: take everything, then [`final_check`](Ring::final_check), and sleep only
-//! if that returns `false`.
+//! An end goes to sleep in this order: take everything, then [`final_check`](Ring::final_check),
+//! and sleep only if that returns `false`.
 
-use super::Notify;
 use crate::abi::ring::{REQ_EVENT, REQ_PROD, RING_HEADER, RSP_EVENT, RSP_PROD};
 use crate::shared::fence;
 use crate::{Errno, Shared};
 use core::sync::atomic::Ordering;
 
-/// One end of a ring: the frontend produces requests and consumes responses, the backend does the reverse.
+/// Whether the other end must be sent an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a peer that sleeps and gets no event sleeps forever"]
+pub enum Notify {
+    /// The peer may be asleep.
+    Due,
+    /// The peer will look by itself.
+    NotDue,
+}
+
+impl Notify {
+    /// Whether an event is due.
+    pub fn is_due(self) -> bool {
+        self == Notify::Due
+    }
+
+    /// Whether an index has passed the one at which the peer asked for an event, by moving from
+    /// `old` to `new` (`RING_PUSH_REQUESTS_AND_CHECK_NOTIFY` of `io/ring.h`).
+    pub(super) fn if_passed(old: u32, new: u32, event: u32) -> Notify {
+        if new.wrapping_sub(event) < new.wrapping_sub(old) { Notify::Due } else { Notify::NotDue }
+    }
+}
+
+/// One end of a ring: the frontend produces requests and consumes responses, the backend does the
+/// reverse.
 ///
 /// Each method takes the ring's page, because a ring does not own it.
 ///
@@ -85,8 +109,8 @@ impl End {
 }
 
 impl Ring {
-    /// The frontend's end. Initialises the ring in a zeroed page that the peer has not seen yet. `slots`, a
-    /// power of two, is the number of slots, and `stride` the size of each in bytes.
+    /// The frontend's end. Initialises the ring in a zeroed page that the peer has not seen yet.
+    /// `slots`, a power of two, is the number of slots, and `stride` the size of each in bytes.
     pub fn front(page: Shared<'_>, slots: u32, stride: usize) -> Self {
         page.store_u32(REQ_EVENT, 1, Ordering::Relaxed);
         page.store_u32(RSP_EVENT, 1, Ordering::Relaxed);
@@ -103,7 +127,8 @@ impl Ring {
         Ring { end, slots, stride, prod: 0, published: 0, cons: 0 }
     }
 
-    /// The same end of a ring through which `index` requests and their responses have already passed.
+    /// The same end of a ring through which `index` requests and their responses have already
+    /// passed.
     #[doc(hidden)]
     pub fn at(self, index: u32) -> Self {
         Ring { prod: index, published: index, cons: index, ..self }
@@ -114,8 +139,8 @@ impl Ring {
         self.slots
     }
 
-    /// How many entries may be pushed now: for a frontend the free slots, for a backend the requests that
-    /// were taken and have no response yet.
+    /// How many entries may be pushed now: for a frontend the free slots, for a backend the
+    /// requests that were taken and have no response yet.
     pub fn room(&self) -> u32 {
         match self.end {
             End::Front => self.slots - self.prod.wrapping_sub(self.cons),
@@ -151,14 +176,14 @@ impl Ring {
         self.published = new;
         let words = self.end.words();
         page.store_u32(words.prod, new, Ordering::Release);
-        // The peer writes its event index, then reads this end's index. With a fence on both sides, at least
-        // one of the two sees the other's write.
+        // The peer writes its event index, then reads this end's index. With a fence on both sides,
+        // at least one of the two sees the other's write.
         fence(Ordering::SeqCst);
         Notify::if_passed(old, new, page.load_u32(words.prod_event, Ordering::Relaxed))
     }
 
-    /// How many entries the peer has published that were not taken yet. [`Errno::EPROTO`] if the peer claims
-    /// more than it can have: the ring cannot be used any more.
+    /// How many entries the peer has published that were not taken yet. [`Errno::EPROTO`] if the
+    /// peer claims more than it can have: the ring cannot be used any more.
     pub fn ready(&self, page: Shared<'_>) -> Result<u32, Errno> {
         let claimed = page.load_u32(self.end.words().cons, Ordering::Acquire);
         let ready = claimed.wrapping_sub(self.cons);
@@ -179,8 +204,8 @@ impl Ring {
         slot
     }
 
-    /// Asks for an event at the next entry. Returns whether there is an entry already: then the caller must
-    /// not sleep.
+    /// Asks for an event at the next entry. Returns whether there is an entry already: then the
+    /// caller must not sleep.
     pub fn final_check(&self, page: Shared<'_>) -> bool {
         let words = self.end.words();
         page.store_u32(words.cons_event, self.cons.wrapping_add(1), Ordering::Relaxed);

@@ -1,8 +1,8 @@
 //! The sessions of a frontend with one backend after another (`io/xenbus.h`).
 //!
-//! The device's folder may appear late, vanish and return. So may the backend. Either end may be suspended,
-//! closed or replaced at any moment. What the two ends negotiate and what their rings carry is up to the
-//! [`SessionHandler`].
+//! The device's folder may appear late, vanish and return. So may the backend. Either end may be
+//! suspended, closed or replaced at any moment. What the two ends negotiate and what their rings
+//! carry is up to the [`SessionHandler`].
 
 use super::PagePool;
 use crate::xenbus::{OtherEnd, State, StateWatch, switch_state};
@@ -42,16 +42,16 @@ pub trait SessionHandler {
         CLOSE_TIMEOUT
     }
 
-    /// Serves one session with a backend that is in [`State::InitWait`]. The future is dropped if the domain
-    /// was restored from a save. Errors are final, except a lack of memory or grants and a folder that
-    /// is missing or unreadable.
+    /// Serves one session with a backend that is in [`State::InitWait`]. The future is dropped if
+    /// the domain was restored from a save. Errors are final, except a lack of memory or grants and
+    /// a folder that is missing or unreadable.
     fn session(
         &self,
         handshake: &mut Handshake<'_>,
     ) -> impl Future<Output = Result<SessionEnd, Errno>>;
 
-    /// Gives back what belongs to the session, if there is one; its users fail with `error`. Called after
-    /// each session, in [`resume`], and when the device has [ended](Lifecycle::ended).
+    /// Gives back what belongs to the session, if there is one; its users fail with `error`. Called
+    /// after each session, in [`resume`], and when the device has [ended](Lifecycle::ended).
     fn leave_session(&self, error: Errno);
 
     /// Work beside the sessions. It must finish once the device has ended.
@@ -100,8 +100,8 @@ pub async fn shutdown<H: SessionHandler>(handler: &H) {
     lifecycle.changed.until(|| lifecycle.ended()).await;
 }
 
-/// Leaves the session of a domain that was restored from a save, which has lost its grants and event
-/// channels. Returns when the driver has dropped its old xenstore requests.
+/// Leaves the session of a domain that was restored from a save, which has lost its grants and
+/// event channels. Returns when the driver has dropped its old xenstore requests.
 pub async fn resume<H: SessionHandler>(handler: &H) {
     let lifecycle = handler.lifecycle();
     if lifecycle.ended().is_some() {
@@ -134,8 +134,8 @@ impl<H: SessionHandler> Driver<H> {
 
     /// Connects to the backend, and connects again whenever it returns.
     ///
-    /// Returns [`Errno::ENODEV`] after [`shutdown`], or the error that made the device unusable. All
-    /// pages are back at the machine then.
+    /// Returns [`Errno::ENODEV`] after [`shutdown`], or the error that made the device unusable.
+    /// All pages are back at the machine then.
     pub async fn run(&self) -> Errno {
         let handler = &*self.handler;
         let sessions = async {
@@ -213,8 +213,8 @@ async fn serve_and_pause<H: SessionHandler>(
         Ok(SessionEnd::BackendGone) => log::warn!("{path}: the backend is gone; waiting for it"),
         Ok(SessionEnd::BadOffer) => pause = BAD_OFFER_BACKOFF,
         Ok(SessionEnd::Shutdown) => return Some(Errno::ENODEV),
-        // The toolstack has removed the device or is still creating it. A missing folder and an unreadable one
-        // look the same.
+        // The toolstack has removed the device or is still creating it. A missing folder and an
+        // unreadable one look the same.
         Err(Errno::ENOENT | Errno::EACCES) => {}
         Err(error @ (Errno::ENOMEM | Errno::ENOSPC)) => {
             log::error!("{path}: cannot allocate the device's rings: {error}; retrying");
@@ -246,8 +246,8 @@ async fn serve_once<H: SessionHandler>(
     handler.session(&mut handshake).await
 }
 
-/// Waits until the device exists and its backend accepts a frontend. Returns `None` if the device is to be
-/// closed. After the first session, the backend must have been closed and opened again.
+/// Waits until the device exists and its backend accepts a frontend. Returns `None` if the device
+/// is to be closed. After the first session, the backend must have been closed and opened again.
 async fn meet<'a, H: SessionHandler>(
     handler: &'a H,
     store: &'a Store,
@@ -311,8 +311,9 @@ impl Handshake<'_> {
         }
     }
 
-    /// Writes this end's nodes in one transaction, switches to the state in which the backend reads them, and
-    /// waits until the backend is connected. If that fails, this end is closed and the reason returned.
+    /// Writes this end's nodes in one transaction, switches to the state in which the backend reads
+    /// them, and waits until the backend is connected. If that fails, this end is closed and the
+    /// reason returned.
     pub async fn connect(
         &mut self,
         nodes: &[(&str, String)],
@@ -353,8 +354,8 @@ impl Handshake<'_> {
         }
     }
 
-    /// Runs the work of a connected session until the work ends, the backend leaves, or the device is to be
-    /// closed.
+    /// Runs the work of a connected session until the work ends, the backend leaves, or the device
+    /// is to be closed.
     pub async fn until_over(
         &mut self,
         work: impl Future<Output = Result<SessionEnd, Errno>>,
@@ -369,8 +370,8 @@ impl Handshake<'_> {
         }
     }
 
-    /// Closes this end. Waits, within [`SessionHandler::close_timeout`], until the backend has closed too and so
-    /// has unmapped this end's pages.
+    /// Closes this end. Waits, within [`SessionHandler::close_timeout`], until the backend has
+    /// closed too and so has unmapped this end's pages.
     pub async fn close(&mut self) {
         let (store, path) = (self.store, self.path);
         if switch_state(store, path, State::Closing).await.is_err() {

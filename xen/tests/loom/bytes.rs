@@ -15,7 +15,8 @@ const PROD: usize = 4;
 const ERROR: usize = 8;
 const EVENTS: EventIndexes = EventIndexes { prod: 12, cons: 16 };
 
-/// What both ends have. Loom's threads take turns on one thread of the system, so an `Rc` is enough.
+/// What both ends have. Loom's threads take turns on one thread of the system, so an `Rc` is
+/// enough.
 struct Ends {
     memory: ModelMemory,
     producer: Sleeper,
@@ -47,7 +48,8 @@ struct Model {
     bytes: u32,
     policy: NotifyPolicy,
     events: Option<EventIndexes>,
-    /// Whether the producer waits at the end until everything is taken, as `xensock` does at a release.
+    /// Whether the producer waits at the end until everything is taken, as `xensock` does at a
+    /// release.
     drains: bool,
 }
 
@@ -66,8 +68,8 @@ impl Model {
         consumer.join().unwrap();
     }
 
-    /// Fills the ring as `xensock` does: sleeps when there is no room, and asks for an event when half of
-    /// the ring is free.
+    /// Fills the ring as `xensock` does: sleeps when there is no room, and asks for an event when
+    /// half of the ring is free.
     fn produce(self, ends: &Ends) {
         let region = ends.region();
         let mut producer = Producer::new(self.direction());
@@ -140,8 +142,8 @@ pub fn suppressed_by_halves() {
     Model { size: 4, bytes: 6, policy, events, drains: false }.run();
 }
 
-/// The end of a stream: the backend leaves an error behind the last byte, and the frontend looks at the
-/// error first.
+/// The end of a stream: the backend leaves an error behind the last byte, and the frontend looks at
+/// the error first.
 pub fn last_byte() {
     let model =
         Model { size: 2, bytes: 1, policy: NotifyPolicy::HalfFull, events: None, drains: false };

@@ -1,11 +1,12 @@
 //! Rings, event channels and grants as they are, in every order of the accesses of both ends.
 //!
-//! A model has one thread for each end; the other end of event channels and grants is Xen or a peer. Loom runs a
-//! model again and again. It fails if an end reads what another writes at the same time, if an assertion does
-//! not hold, or if both ends sleep: an event was lost. [`weakened`] shows that the models notice a missing order.
+//! A model has one thread for each end; the other end of event channels and grants is Xen or a
+//! peer. Loom runs a model again and again. It fails if an end reads what another writes at the
+//! same time, if an assertion does not hold, or if both ends sleep: an event was lost. [`weakened`]
+//! shows that the models notice a missing order.
 //!
-//! `LOOM_MAX_PREEMPTIONS` limits how often a thread is interrupted where it need not wait. Without it, loom tries
-//! everything.
+//! `LOOM_MAX_PREEMPTIONS` limits how often a thread is interrupted where it need not wait. Without
+//! it, loom tries everything.
 
 mod bytes;
 mod events;

@@ -7,8 +7,9 @@ use xen::testing::model::loom::sync::{Condvar, Mutex};
 
 /// A waker that an event takes, and the sleep that it ends.
 ///
-/// As in [`Signal`](xen::Signal), an event without a waker is lost. Sending an event is a hypercall, which
-/// orders the sender's earlier writes. The waker itself orders nothing here, which is less than in reality.
+/// As in [`Signal`](xen::Signal), an event without a waker is lost. Sending an event is a
+/// hypercall, which orders the sender's earlier writes. The waker itself orders nothing here, which
+/// is less than in reality.
 pub struct Sleeper {
     registered: AtomicBool,
     woken: Mutex<bool>,

@@ -1,7 +1,7 @@
 //! The models can fail: they notice if a place in the code no longer orders memory.
 //!
-//! The models of rings notice each such place. Those of events and grants do not: loom lets an update of a word
-//! always see the latest value, which hides the order of the accesses behind it.
+//! The models of rings notice each such place. Those of events and grants do not: loom lets an
+//! update of a word always see the latest value, which hides the order of the accesses behind it.
 
 use crate::{bytes, check, events, grant, ring};
 use std::collections::BTreeMap;

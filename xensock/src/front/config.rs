@@ -21,14 +21,14 @@ pub struct Config {
     pub dialect: Dialect,
     /// The extensions to use if the backend supports them.
     pub extensions: Extensions,
-    /// The size of data rings: 2 to this power pages, shared by both directions. The backend's maximum limits
-    /// it. `None`: the backend's default. A socket's own
+    /// The size of data rings: 2 to this power pages, shared by both directions. The backend's
+    /// maximum limits it. `None`: the backend's default. A socket's own
     /// [`SocketOption::ReceiveBuffer`](crate::wire::SocketOption) and `SendBuffer` take precedence.
     pub ring_order: Option<u32>,
     /// How many connections may wait for a listener's `accept`.
     pub backlog: u32,
-    /// How long a request other than ACCEPT and POLL may remain unanswered. A CONNECT may well take two
-    /// minutes.
+    /// How long a request other than ACCEPT and POLL may remain unanswered. A CONNECT may well take
+    /// two minutes.
     pub answer_within: Duration,
     /// How long a dropped stream is kept while the backend takes none of its unsent data.
     pub linger: Duration,
@@ -48,7 +48,8 @@ impl Default for Config {
 }
 
 impl Config {
-    /// How many pages a connection's data ring has, unless the backend or the socket determines another size.
+    /// How many pages a connection's data ring has, unless the backend or the socket determines
+    /// another size.
     pub fn ring_pages(&self) -> usize {
         let orders = self.dialect.orders(self.extensions.contains(Extensions::RESIZE));
         let order = self.ring_order.unwrap_or(self.dialect.default_order());

@@ -1,11 +1,12 @@
-//! The link to the backend: requests on the present session's command ring, and work that consists of requests.
+//! The link to the backend: requests on the present session's command ring, and work that consists
+//! of requests.
 //!
-//! One call of an application can take several requests. Each request must be seen to its end, even if the
-//! caller drops its future: [`Link::run`] hands unfinished work to the driver then.
+//! One call of an application can take several requests. Each request must be seen to its end, even
+//! if the caller drops its future: [`Link::run`] hands unfinished work to the driver then.
 //!
-//! The command ring has few slots. An ACCEPT occupies one until a connection arrives, and a CONNECT until the
-//! remote has answered. So each of the two has a queue of its own and never takes the last slots, which serve
-//! all other requests in order. ACCEPTs also leave some slots to CONNECTs.
+//! The command ring has few slots. An ACCEPT occupies one until a connection arrives, and a CONNECT
+//! until the remote has answered. So each of the two has a queue of its own and never takes the
+//! last slots, which serve all other requests in order. ACCEPTs also leave some slots to CONNECTs.
 
 use super::progress::Operations;
 use crate::ring::{CommandFront, Notify};
@@ -49,8 +50,8 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// The order of the smallest ring that holds `receive` bytes of `in` and `send` bytes of `out`, or of
-    /// the largest possible ring. The usual order if neither is requested.
+    /// The order of the smallest ring that holds `receive` bytes of `in` and `send` bytes of `out`,
+    /// or of the largest possible ring. The usual order if neither is requested.
     pub(super) fn order_for(&self, receive: Option<u32>, send: Option<u32>) -> u32 {
         if receive.is_none() && send.is_none() {
             return self.ring_order;
@@ -210,7 +211,8 @@ impl<M: Machine> Link<M> {
         }
     }
 
-    /// Passes responses to their callers, until the link goes down or the backend breaks the protocol.
+    /// Passes responses to their callers, until the link goes down or the backend breaks the
+    /// protocol.
     pub(super) async fn receive(&self) {
         poll_fn(|cx| {
             let mut commands = self.commands.borrow_mut();
@@ -231,8 +233,8 @@ impl<M: Machine> Link<M> {
         .await;
     }
 
-    /// Runs `work` in the caller's task. If the caller drops the future, the driver completes the work and drops
-    /// its result.
+    /// Runs `work` in the caller's task. If the caller drops the future, the driver completes the
+    /// work and drops its result.
     pub(super) async fn run<T: 'static>(
         &self,
         work: impl Future<Output = Result<T, Errno>> + 'static,
@@ -346,7 +348,8 @@ impl Calls {
         }
     }
 
-    /// Queues a call; [`send`](Calls::send) must follow. The receiver is cancelled if the ring is closed.
+    /// Queues a call; [`send`](Calls::send) must follow. The receiver is cancelled if the ring is
+    /// closed.
     fn queue(&mut self, socket: u64, call: Call) -> Receiver<Answer> {
         let (sender, receiver) = oneshot::channel();
         let queue = match call.command() {
@@ -427,8 +430,8 @@ impl Calls {
         }
     }
 
-    /// Forgets requests whose callers have stopped waiting. A backend that answers with wrong ids frees
-    /// slots but leaves requests outstanding; this bounds their number.
+    /// Forgets requests whose callers have stopped waiting. A backend that answers with wrong ids
+    /// frees slots but leaves requests outstanding; this bounds their number.
     fn forget_cancelled(&mut self) {
         if self.outstanding.len() >= self.ring.slots() as usize {
             self.outstanding.retain(|_, asked| !asked.answer.is_canceled());
@@ -447,87 +450,4 @@ impl Calls {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ring::CommandBack;
-    use crate::wire::{Dialect, RingGrants, RingOffer};
-    use xen::testing::page;
-    use xen::{GrantRef, Port};
-
-    fn accept() -> Call {
-        let grants = RingGrants::Indexes(GrantRef(0));
-        Call::Accept { new: 0, ring: RingOffer { grants, port: Port(1) } }
-    }
-
-    fn taken(back: &mut CommandBack, page: Shared<'_>) -> Vec<Request> {
-        core::iter::from_fn(|| back.pop(page).unwrap()).map(Result::unwrap).collect()
-    }
-
-    #[test]
-    fn accepts_never_take_the_last_slots() {
-        let page = page();
-        let (mut calls, mut back) =
-            (Calls::new(Dialect::PvCalls, page), CommandBack::new(Dialect::PvCalls));
-        let _accepts: Vec<_> = (0..100).map(|socket| calls.queue(socket, accept())).collect();
-        let _ = calls.send(page);
-        assert_eq!(taken(&mut back, page).len(), 28);
-        let _others: Vec<_> = (0..5).map(|socket| calls.queue(socket, Call::Poll)).collect();
-        let _ = calls.send(page);
-        let others = taken(&mut back, page);
-        assert_eq!(others.len(), 4);
-        back.push(page, &others[0].answer(Ok(0)));
-        let _ = back.publish(page);
-        calls.receive(page).unwrap();
-        let _ = calls.send(page);
-        assert_eq!(taken(&mut back, page)[0].call, Call::Poll, "not one of the 70 ACCEPTs");
-    }
-
-    #[test]
-    fn connects_that_wait_for_their_remotes_leave_slots_to_the_rest() {
-        let page = page();
-        let (mut calls, mut back) =
-            (Calls::new(Dialect::PvCalls, page), CommandBack::new(Dialect::PvCalls));
-        let Call::Accept { ring, .. } = accept() else { unreachable!() };
-        let addr = ([127, 0, 0, 1], 80).into();
-        let connect = || Call::Connect { addr, flags: 0, ring: ring.clone() };
-        let _connects: Vec<_> = (0..50).map(|socket| calls.queue(socket, connect())).collect();
-        let _ = calls.send(page);
-        assert_eq!(taken(&mut back, page).len(), 30);
-        let _release = calls.queue(99, Call::Release { reuse: false });
-        let _ = calls.send(page);
-        assert_eq!(taken(&mut back, page)[0].socket, 99);
-    }
-
-    #[test]
-    fn a_ring_that_was_given_up_is_offered_to_nobody() {
-        let page = page();
-        let (mut calls, mut back) =
-            (Calls::new(Dialect::PvCalls, page), CommandBack::new(Dialect::PvCalls));
-        drop(calls.queue(1, accept()));
-        let _poll = calls.queue(2, Call::Poll);
-        let _ = calls.send(page);
-        let requests = taken(&mut back, page);
-        assert_eq!(requests.iter().map(|request| request.socket).collect::<Vec<_>>(), [2]);
-    }
-
-    #[test]
-    fn only_the_first_fitting_answer_counts() {
-        let page = page();
-        let (mut calls, mut back) =
-            (Calls::new(Dialect::PvCalls, page), CommandBack::new(Dialect::PvCalls));
-        let mut answers: Vec<_> = (0..4).map(|socket| calls.queue(socket, Call::Poll)).collect();
-        let _ = calls.send(page);
-        let requests = taken(&mut back, page);
-        let good = requests[0].answer(Err(Errno::EINVAL));
-        back.push(page, &Response { id: 77, ..good });
-        back.push(page, &Response { socket: 3, ..good });
-        back.push(page, &good);
-        back.push(page, &Response { result: Ok(0), ..good });
-        let _ = back.publish(page);
-        calls.receive(page).unwrap();
-        assert_eq!(answers[0].try_recv(), Ok(Some(Err(Errno::EINVAL))));
-        assert_eq!(answers[1].try_recv(), Ok(None));
-        drop(calls);
-        assert!(answers[1].try_recv().is_err(), "the ring is gone");
-    }
-}
+mod tests;

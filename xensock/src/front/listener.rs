@@ -1,8 +1,8 @@
 //! A listening socket.
 //!
-//! It outlives the backend: when the link comes up again, it is bound again, while callers of `accept` keep
-//! waiting. ACCEPTs belong to the listener, not to the calls that started them: the next call of `accept`
-//! gets the connection.
+//! It outlives the backend: when the link comes up again, it is bound again, while callers of
+//! `accept` keep waiting. ACCEPTs belong to the listener, not to the calls that started them: the
+//! next call of `accept` gets the connection.
 
 use super::link::{Answer, Session};
 use super::progress::Operations;
@@ -19,14 +19,15 @@ use embassy_time::{Duration, Timer};
 use futures_util::future::{Either, select};
 use xen::{Errno, Machine, WaitList};
 
-/// How long the answer to an ACCEPT may take after its listener was released. Some backends never send it.
+/// How long the answer to an ACCEPT may take after its listener was released. Some backends never
+/// send it.
 const LAST_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The most ACCEPTs of a listener at a time. Each of them has a ring.
 const MAX_ACCEPTS: usize = 4;
 
-/// How often binding again is tried, and the pauses between: about half a minute in all. The address may
-/// still be in use, by another socket or by connections that are being closed.
+/// How often binding again is tried, and the pauses between: about half a minute in all. The
+/// address may still be in use, by another socket or by connections that are being closed.
 const BIND_TRIES: u32 = 10;
 const BIND_RETRY: Duration = Duration::from_millis(100);
 const BIND_RETRY_MAX: Duration = Duration::from_secs(5);
@@ -52,7 +53,8 @@ pub struct Listener<M: Machine + 'static>(Rc<Inner<M>>);
 /// What a listener shares with the driver's jobs.
 struct Inner<M: Machine + 'static> {
     core: Rc<Core<M>>,
-    /// Identifies the listener among the members of the core. Its socket has another number in each session.
+    /// Identifies the listener among the members of the core. Its socket has another number in each
+    /// session.
     member: u64,
     /// The requested address; once it is known, the bound address.
     addr: Cell<SocketAddr>,
@@ -96,11 +98,12 @@ enum Poll {
 }
 
 impl<M: Machine> Listener<M> {
-    /// Waits for a connection. Any number of calls may wait at a time. Dropping a call loses nothing.
+    /// Waits for a connection. Any number of calls may wait at a time. Dropping a call loses
+    /// nothing.
     ///
     /// If the backend goes away, the call continues to wait: the listener is bound again when the
-    /// backend returns. If that fails repeatedly, one call gets the error, and the next call starts another
-    /// attempt. [`Errno::ENODEV`]: the device was shut down.
+    /// backend returns. If that fails repeatedly, one call gets the error, and the next call starts
+    /// another attempt. [`Errno::ENODEV`]: the device was shut down.
     pub async fn accept(&self) -> Result<Stream<M>, Errno> {
         let inner = &self.0;
         let _waiting = inner.waiting.begin();
@@ -119,8 +122,8 @@ impl<M: Machine> Listener<M> {
         inner.changed.until(next).await
     }
 
-    /// Waits until a connection can be accepted, without allocating a ring for it. Errors are as for
-    /// [`accept`](Listener::accept).
+    /// Waits until a connection can be accepted, without allocating a ring for it. Errors are as
+    /// for [`accept`](Listener::accept).
     pub async fn readable(&self) -> Result<(), Errno> {
         let inner = &self.0;
         let next = || {
@@ -198,8 +201,8 @@ impl<M: Machine> Member for Inner<M> {
     fn link_up(self: Rc<Self>) {
         let is_idle = match self.state.get() {
             State::Listening(session, _) => !self.core.link.is_in(&session),
-            State::Unbound => true,
-            State::Binding | State::Failed(_) | State::Closed { .. } => false,
+            State::Unbound | State::Failed(_) => true,
+            State::Binding | State::Closed { .. } => false,
         };
         if is_idle && self.core.link.session().is_some() {
             self.state.set(State::Binding);
@@ -213,8 +216,9 @@ impl<M: Machine> Member for Inner<M> {
 }
 
 impl<M: Machine> Inner<M> {
-    /// Returns `Some(Ok)` if the listener is bound in the present session, an error if binding has failed or
-    /// the device has ended. Otherwise starts to bind the listener again if the link is up.
+    /// Returns `Some(Ok)` if the listener is bound in the present session, an error if binding has
+    /// failed or the device has ended. Otherwise starts to bind the listener again if the link is
+    /// up.
     fn listening(self: &Rc<Self>) -> Option<Result<(), Errno>> {
         if let Some(error) = self.core.link.lifecycle.ended() {
             return Some(Err(error));

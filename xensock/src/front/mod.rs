@@ -1,8 +1,8 @@
 //! The frontend: sockets for a guest.
 //!
-//! [`Frontend`] opens [`Stream`]s and [`Listener`]s. Its [`Driver`] is a future that must be polled beside
-//! them. Both are for one thread. The traits are those of `edge-nal` and `embedded-io-async`, so programs for
-//! those traits run over it unchanged.
+//! [`Frontend`] opens [`Stream`]s and [`Listener`]s. Its [`Driver`] is a future that must be polled
+//! beside them. Both are for one thread. The traits are those of `edge-nal` and
+//! `embedded-io-async`, so programs for those traits run over it unchanged.
 //!
 //! | file | purpose |
 //! |---|---|
@@ -13,8 +13,8 @@
 //! | `session` | negotiation with a backend |
 //! | `state` | what all of these share |
 //!
-//! The data path does not involve the driver: a read or a write copies from or to the ring, advances an index
-//! and, if the backend may sleep, sends an event.
+//! The data path does not involve the driver: a read or a write copies from or to the ring,
+//! advances an index and, if the backend may sleep, sends an event.
 
 mod config;
 mod link;
@@ -114,17 +114,17 @@ impl<M: Machine + 'static> Frontend<M> {
     /// Connects to an address in the backend's network.
     ///
     /// Waits until the device is connected. The error is the backend's ([`Errno::ECONNREFUSED`] and
-    /// others), [`Errno::ENOMEM`] or [`Errno::ENOSPC`] if there is no memory, grant or port for another
-    /// ring, [`Errno::ETIMEDOUT`] if the backend does not answer, [`Errno::ENETDOWN`] if it went away, or
-    /// [`Errno::ENODEV`] if the device was removed.
+    /// others), [`Errno::ENOMEM`] or [`Errno::ENOSPC`] if there is no memory, grant or port for
+    /// another ring, [`Errno::ETIMEDOUT`] if the backend does not answer, [`Errno::ENETDOWN`] if it
+    /// went away, or [`Errno::ENODEV`] if the device was removed.
     ///
     /// A future that is dropped loses nothing: a connection that is made all the same is released.
     pub async fn connect(&self, to: SocketAddr) -> Result<Stream<M>, Errno> {
         self.connect_with(to, Options::new()).await
     }
 
-    /// Connects a socket with these options. [`Errno::EOPNOTSUPP`] if the backend does not support options,
-    /// except for those that set the ring's size.
+    /// Connects a socket with these options. [`Errno::EOPNOTSUPP`] if the backend does not support
+    /// options, except for those that set the ring's size.
     pub async fn connect_with(&self, to: SocketAddr, options: Options) -> Result<Stream<M>, Errno> {
         self.0.link.run(socket::connect(self.0.clone(), to, options)).await
     }
@@ -144,23 +144,23 @@ impl<M: Machine + 'static> Frontend<M> {
         self.0.link.run(listener::bind(self.0.clone(), addr, options)).await
     }
 
-    /// Waits until the device is connected. [`Errno::ENODEV`] after [`shutdown`](Frontend::shutdown), or
-    /// the error with which the driver ended.
+    /// Waits until the device is connected. [`Errno::ENODEV`] after
+    /// [`shutdown`](Frontend::shutdown), or the error with which the driver ended.
     pub async fn connected(&self) -> Result<(), Errno> {
         self.0.link.up().await.map(drop)
     }
 
-    /// Must be called in a domain that was restored from a save, which has lost its grants and event
-    /// channels. All streams end with [`Errno::ENETDOWN`], the driver connects to the domain's new
-    /// backend, and listeners are bound again. Returns when the old session's xenstore requests are
-    /// dropped. Xenstore must be [quiesced](Store::quiesce) from before the save until then: the old requests are
-    /// not meant for the new device.
+    /// Must be called in a domain that was restored from a save, which has lost its grants and
+    /// event channels. All streams end with [`Errno::ENETDOWN`], the driver connects to the
+    /// domain's new backend, and listeners are bound again. Returns when the old session's xenstore
+    /// requests are dropped. Xenstore must be [quiesced](Store::quiesce) from before the save until
+    /// then: the old requests are not meant for the new device.
     pub async fn resume(&self) {
         frontend::resume(&*self.0).await;
     }
 
-    /// Closes the device in an orderly way: all sockets end with [`Errno::ENODEV`], the backend unmaps the
-    /// rings, and all memory goes back to the machine. The driver's future ends then.
+    /// Closes the device in an orderly way: all sockets end with [`Errno::ENODEV`], the backend
+    /// unmaps the rings, and all memory goes back to the machine. The driver's future ends then.
     pub async fn shutdown(&self) {
         self.0.shutdown().await;
     }
@@ -226,8 +226,8 @@ impl<M: Machine> Readable for Listener<M> {
 
 /// The engine of a [`Frontend`]; see [`run`](Driver::run).
 ///
-/// Shut the frontend down before dropping an unfinished driver: the rings of its jobs would be lost to the
-/// machine, though never shared with another domain.
+/// Shut the frontend down before dropping an unfinished driver: the rings of its jobs would be lost
+/// to the machine, though never shared with another domain.
 pub struct Driver<M: Machine + 'static> {
     core: Rc<Core<M>>,
     driver: frontend::Driver<Core<M>>,
@@ -236,8 +236,8 @@ pub struct Driver<M: Machine + 'static> {
 impl<M: Machine> Driver<M> {
     /// Connects to the backend, serves the sockets, and connects again when the backend returns.
     ///
-    /// Returns [`Errno::ENODEV`] after [`Frontend::shutdown`], or the error that made the device unusable.
-    /// All pages are back at the machine then.
+    /// Returns [`Errno::ENODEV`] after [`Frontend::shutdown`], or the error that made the device
+    /// unusable. All pages are back at the machine then.
     pub async fn run(self) -> Errno {
         self.driver.run().await
     }

@@ -67,12 +67,14 @@ impl<M: Machine + 'static> Core<M> {
         self.members.borrow_mut().remove(&id).is_some()
     }
 
-    /// The members, taken out of the map first: a member may unregister itself while it is told.
+    /// The members, in a list of their own: a member may unregister itself when it is told about
+    /// the link.
     pub(super) fn members(&self) -> Vec<Rc<dyn Member>> {
         self.members.borrow().values().filter_map(Weak::upgrade).collect()
     }
 
-    /// Waits until dropped sockets are released, if that does not take too long, then closes the device.
+    /// Waits until dropped sockets are released, if that does not take too long, then closes the
+    /// device.
     pub(super) async fn shutdown(&self) {
         if with_timeout(self.config.linger, self.releasing.finished()).await.is_err() {
             log::warn!("the backend is slow to release sockets; closing the device all the same");

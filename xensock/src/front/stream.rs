@@ -34,11 +34,11 @@ impl<M: Machine> Connection<M> {
         Connection { socket, open: Cell::new(true) }
     }
 
-    /// Waits for data and reads it where it lies. `read` gets up to two pieces, empty ones at the
-    /// end of the stream, and returns how many bytes it is done with, and a value of its own.
+    /// Waits for data and reads it in place. `read` gets up to two pieces, empty ones at the end of
+    /// the stream, and returns how many bytes it consumed and a value of its own.
     ///
-    /// The pieces can change while they are read: copy what must not, then check the copy. What
-    /// `fill_buf` has fetched already is not part of them.
+    /// The backend can change the pieces while they are read: copy bytes before checking them.
+    /// Bytes that `fill_buf` has already fetched are not part of the pieces.
     pub async fn read_in_place<R>(
         &mut self,
         mut read: impl FnMut([Shared<'_>; 2]) -> (usize, R),
@@ -46,8 +46,8 @@ impl<M: Machine> Connection<M> {
         poll_fn(|cx| self.socket.poll_take(cx, &mut read)).await
     }
 
-    /// Waits for room and writes there. `write` gets up to two pieces and returns how many bytes it
-    /// has filled, from the first one on, and a value of its own.
+    /// Waits for room and writes in place. `write` gets up to two pieces and returns how many bytes
+    /// it has filled, from the first one on, and a value of its own.
     pub async fn write_in_place<R>(
         &mut self,
         mut write: impl FnMut([Shared<'_>; 2]) -> (usize, R),
@@ -55,10 +55,9 @@ impl<M: Machine> Connection<M> {
         poll_fn(|cx| self.socket.poll_put(cx, &mut write)).await
     }
 
-    /// Changes an option. [`SocketOption::ReceiveBuffer`] and `SendBuffer` choose another size for
-    /// the data ring, the least that holds both, and nothing that is in the ring is lost; while the
-    /// former ring still has something in it, they fail with [`Errno::EBUSY`]. Values: see
-    /// [`SocketOption`].
+    /// Changes an option; see [`SocketOption`] for the values. [`SocketOption::ReceiveBuffer`] and
+    /// `SendBuffer` change the size of the data ring to the smallest that holds both. No data is
+    /// lost. They fail with [`Errno::EBUSY`] while the previous ring is not empty.
     pub async fn set_option(&mut self, option: SocketOption, value: u32) -> Result<(), Errno> {
         let socket = self.socket.clone();
         self.socket.core.link.run(async move { socket.set_option(option, value).await }).await
@@ -80,8 +79,8 @@ impl<M: Machine> Connection<M> {
         reply.addr.ok_or(Errno::EPROTO)
     }
 
-    /// The address of the other end: not known of a connection that was accepted from a backend
-    /// without names.
+    /// The address of the other end. Unknown for a connection that was accepted from a backend that
+    /// does not report addresses.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
         self.socket.addrs.get().peer
     }
@@ -94,7 +93,7 @@ impl<M: Machine> Connection<M> {
         self.socket.call(Call::Shutdown { how }).await.map(drop)
     }
 
-    /// Gives the socket up. False if that was done before, or the socket has ended.
+    /// Gives the socket up. Returns false if that was done before, or if the socket has ended.
     fn give_up(&self) -> bool {
         self.open.replace(false) && self.socket.is_open()
     }

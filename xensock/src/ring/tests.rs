@@ -165,7 +165,8 @@ proptest! {
         // A backend that sleeps after each final check, and is woken by due events alone, is never
         // left asleep with a request unseen.
         let page = page();
-        let (mut front, mut back) = (CommandFront::new(Dialect::PvCalls, page), CommandBack::new(Dialect::PvCalls));
+        let mut front = CommandFront::new(Dialect::PvCalls, page);
+        let mut back = CommandBack::new(Dialect::PvCalls);
         let mut awake = false;
         let mut seen = 0;
         let mut pushed = 0;

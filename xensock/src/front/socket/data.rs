@@ -1,4 +1,4 @@
-//! The data path of a connection: from and to the data ring, without a copy of its own.
+//! The data path of a connection. Its users copy from and to the data ring; there is no other copy.
 
 use super::super::rings::RingPages;
 use super::Socket;
@@ -18,7 +18,7 @@ pub(super) struct Ends {
 }
 
 impl Ends {
-    /// The ends of a ring that nobody has used yet.
+    /// This side's ends of a new ring.
     pub(super) fn new(pages: RingPages) -> Self {
         let layout = pages.layout();
         let consumer = Consumer::new(layout.input, NotifyPolicy::HalfFull);
@@ -29,7 +29,7 @@ impl Ends {
         self.pages.region()
     }
 
-    /// Whether everything was read and taken.
+    /// Whether both directions are empty.
     fn is_empty(&mut self) -> bool {
         let region = self.pages.region();
         let read = self.consumer.data(region).is_ok_and(|data| len(&data) == 0);
@@ -38,8 +38,8 @@ impl Ends {
 }
 
 impl<M: Machine> Socket<M> {
-    /// Takes what is there: `take` sees the data, empty at the end of the stream, and says how many of
-    /// its bytes it took.
+    /// Waits for data. `take` gets the data, which is empty at the end of the stream, and returns
+    /// how many bytes it took.
     pub(in super::super) fn poll_take<R>(
         &self,
         cx: &mut Context<'_>,
@@ -48,7 +48,7 @@ impl<M: Machine> Socket<M> {
         self.poll(cx, Side::Rx, || self.try_take(&mut take))
     }
 
-    /// Puts something where there is room: `put` sees the room and says how many bytes it put there.
+    /// Waits for room. `put` gets the room and returns how many bytes it wrote.
     pub(in super::super) fn poll_put<R>(
         &self,
         cx: &mut Context<'_>,
@@ -57,14 +57,14 @@ impl<M: Machine> Socket<M> {
         self.poll(cx, Side::Tx, || self.try_put(&mut put))
     }
 
-    /// Looks, and waits if there is nothing to see.
+    /// Tries, and waits if the attempt returns `None`.
     fn poll<R>(
         &self,
         cx: &mut Context<'_>,
         side: Side,
         mut attempt: impl FnMut() -> Result<Option<R>, Errno>,
     ) -> Poll<Result<R, Errno>> {
-        // A peer that is always ready must not keep everything else from running.
+        // A peer that is always ready must not keep other tasks from running.
         if self.burst.get() >= BURST {
             self.burst.set(0);
             cx.waker().wake_by_ref();
@@ -74,7 +74,8 @@ impl<M: Machine> Socket<M> {
         if result.is_none() {
             self.burst.set(0);
             self.signal.register(side, cx.waker());
-            // What came before the waker was there has woken nobody.
+            // An event before the waker was registered has woken nothing: the second attempt sees
+            // its cause.
             self.arm(side);
             result = attempt().transpose();
         }
@@ -87,13 +88,14 @@ impl<M: Machine> Socket<M> {
         }
     }
 
-    /// Asks the backend for an event when there is something to be done on this side.
+    /// Asks the backend for an event when this side can continue.
     fn arm(&self, side: Side) {
         let ring = self.ring.borrow();
         let Some(ring) = ring.as_ref() else { return };
         match side {
             Side::Rx => ring.consumer.arm(ring.region()),
-            // Half of the ring at once, rather than an event for every byte that is taken.
+            // One event when half of the ring is free, rather than one for each read of the
+            // backend.
             Side::Tx => ring.producer.arm(ring.region(), ring.pages.layout().output.size / 2),
         }
     }
@@ -115,7 +117,7 @@ impl<M: Machine> Socket<M> {
         let mut ring = self.ring.borrow_mut();
         let Ends { pages, consumer, .. } = ring.as_mut().ok_or_else(|| self.failure())?;
         let region = pages.region();
-        // The error is read first: all data that came before it is seen then, and drained first.
+        // The error is read first, so that all data before it is seen. That data is returned first.
         let error = consumer.error(region);
         let data = consumer.data(region).map_err(|error| self.fail(error))?;
         if len(&data) == 0 {
@@ -133,7 +135,8 @@ impl<M: Machine> Socket<M> {
         Ok(Some(value))
     }
 
-    /// What the ring before a RESIZE has left comes first. Nobody fills that any more, so nobody is told.
+    /// Takes what is left in the ring before a RESIZE. The backend no longer fills that ring, so it
+    /// needs no event.
     fn try_take_former<R>(
         &self,
         take: &mut impl FnMut([Shared<'_>; 2]) -> (usize, R),
@@ -154,7 +157,7 @@ impl<M: Machine> Socket<M> {
         Ok(value)
     }
 
-    /// Gives the ring before a RESIZE back, when both ends are through with it.
+    /// Closes the ring before a RESIZE once both ends have emptied it.
     pub(super) fn leave_former(&self) {
         let mut former = self.former.borrow_mut();
         if former.as_mut().is_some_and(Ends::is_empty)
@@ -199,7 +202,7 @@ impl<M: Machine> Socket<M> {
         self.signal.raise();
     }
 
-    /// Bytes that the backend has not taken yet: none when it never will.
+    /// The bytes that the backend has not taken yet, or 0 if it will not take any more.
     pub(super) fn unsent(&self) -> u32 {
         let ring = self.ring.borrow();
         let Some(ring) = ring.as_ref() else { return 0 };
@@ -211,14 +214,14 @@ impl<M: Machine> Socket<M> {
         former.as_ref().map_or(0, unread) + unread(ring)
     }
 
-    /// The error that a write would meet.
+    /// The error that a write would return now.
     pub(in super::super) fn check_writable(&self) -> Result<(), Errno> {
         let ring = self.ring.borrow();
         let ring = ring.as_ref().ok_or_else(|| self.failure())?;
         self.may_write(ring.producer.error(ring.region()))
     }
 
-    /// The peer broke the rules: nothing that it says about this socket is believed any more.
+    /// Ends the socket after a violation of the protocol.
     fn fail(&self, error: Errno) -> Errno {
         if self.failed.get().is_none() {
             log::error!("socket {}: the backend's indexes are impossible: {error}", self.id);

@@ -1,4 +1,5 @@
-//! A connection: how it is made, what the stream and the driver share of it, and how it is released.
+//! A connection: how it is made, what the stream and the driver share of it, and how it is
+//! released.
 
 mod data;
 mod options;
@@ -72,8 +73,8 @@ pub(super) async fn connect<M: Machine>(
             Ok(Stream::new(Connection::new(Socket::new(&core, id, session, ring, addrs, sizes))))
         }
         Err(error) => {
-            // The backend may still know the socket and, without an answer, even map the ring later. It
-            // cannot do so once it has answered this RELEASE or has gone.
+            // The backend may still know the socket and, without an answer, even map the ring
+            // later. It cannot do so once it has answered this RELEASE or has gone.
             match core.link.call(&session, id, Call::Release { reuse: false }).await {
                 Err(Errno::ETIMEDOUT) => core.rings.keep(ring),
                 _ => core.rings.close(ring),
@@ -97,8 +98,8 @@ pub(super) fn preparations(session: &Session, family: Family, options: &Options)
     create.into_iter().chain(set).collect()
 }
 
-/// Makes calls about a new socket, all at once: a backend carries them out in order, and refuses those after
-/// a failure. Returns the last reply, with the last address.
+/// Makes calls about a new socket, all at once: a backend carries them out in order, and refuses
+/// those after a failure. Returns the last reply, with the last address.
 pub(super) async fn call_all<M: Machine>(
     core: &Core<M>,
     session: &Session,
@@ -198,7 +199,8 @@ impl<M: Machine> Socket<M> {
         async move {
             let _releasing = releasing;
             if abort {
-                // If the backend knows this option, it sends nothing more and resets the connection.
+                // If the backend knows this option, it sends nothing more and resets the
+                // connection.
                 let _ = self.set_option(SocketOption::Linger, 0).await;
             } else {
                 self.drain().await;
@@ -219,7 +221,8 @@ impl<M: Machine> Socket<M> {
                     }
                     self.signal.raise();
                 }
-                // Without an answer the backend may still map the ring: then it goes into quarantine.
+                // Without an answer the backend may still map the ring: then it goes into
+                // quarantine.
                 None => self.end(Errno::ENOTCONN),
             }
         }
@@ -232,8 +235,8 @@ impl<M: Machine> Socket<M> {
             let less = poll_fn(|cx| {
                 self.signal.register(Side::Tx, cx.waker());
                 self.arm_for_drain();
-                // A remote that reads only after it has written everything must not block: what arrives
-                // now is discarded.
+                // A remote that reads only after it has written everything must not block: what
+                // arrives now is discarded.
                 let _ = self.poll_take(cx, |data| (len(&data), ()));
                 // Less than ever before: a backend that takes its index back makes no progress.
                 if self.unsent() >= unsent { Poll::Pending } else { Poll::Ready(()) }

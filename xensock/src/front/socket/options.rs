@@ -1,4 +1,4 @@
-//! Options of a connection, and the size of its ring, which some of them choose.
+//! Options of a connection, and the size of its ring, which two of them set.
 
 use super::Socket;
 use super::data::Ends;
@@ -7,7 +7,7 @@ use xen::Errno;
 use xen::Machine;
 
 impl<M: Machine> Socket<M> {
-    /// Changes an option: a job.
+    /// Changes an option. A change of size must run to its end.
     pub(in super::super) async fn set_option(
         &self,
         option: SocketOption,
@@ -20,7 +20,7 @@ impl<M: Machine> Socket<M> {
         self.call(Call::SetOption { option, value }).await.map(drop)
     }
 
-    /// An option's value: a job.
+    /// An option's value.
     pub(in super::super) async fn option(&self, option: SocketOption) -> Result<u32, Errno> {
         if option.is_ring_size() {
             let ring = self.ring.borrow();
@@ -45,8 +45,8 @@ impl<M: Machine> Socket<M> {
         Ok(())
     }
 
-    /// Goes over to a ring of another size. What is in the present one is not lost: this end reads the
-    /// rest of `in` there, and the backend the rest of `out`.
+    /// Switches to a ring of another size. Nothing in the present ring is lost: this end reads the
+    /// rest of its `in`, and the backend the rest of its `out`.
     async fn resize(&self, order: u32) -> Result<(), Errno> {
         self.needs(Extensions::RESIZE)?;
         self.leave_former();
@@ -67,14 +67,14 @@ impl<M: Machine> Socket<M> {
             }
             answer => {
                 self.core.rings.close_pages(pages);
-                // Nobody knows which ring the backend goes on with.
+                // It is unknown which ring the backend uses now.
                 if let Err(Errno::ETIMEDOUT) = answer {
                     self.failed.set(Some(Errno::ETIMEDOUT));
                 }
                 answer.and_then(|_| Err(self.failure()))
             }
         };
-        // Who wanted to write has waited.
+        // Writers have waited for the answer.
         self.signal.raise();
         result
     }
