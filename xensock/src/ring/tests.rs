@@ -17,7 +17,7 @@ fn request(id: u32) -> Request {
 }
 
 #[test]
-fn requests_and_their_answers_cross_the_ring_many_times_round() {
+fn requests_and_responses_cross_the_ring_many_times() {
     let page = page();
     let mut front = CommandFront::new(Dialect::PvCalls, page);
     let mut back = CommandBack::new(Dialect::PvCalls);
@@ -35,7 +35,7 @@ fn requests_and_their_answers_cross_the_ring_many_times_round() {
 }
 
 #[test]
-fn a_full_ring_takes_no_more_until_an_answer_was_read() {
+fn a_full_ring_takes_no_request_until_a_response_was_read() {
     let page = page();
     let mut front = CommandFront::new(Dialect::PvCalls, page);
     let mut back = CommandBack::new(Dialect::PvCalls);
@@ -72,7 +72,7 @@ fn an_event_is_due_only_when_the_peer_sleeps() {
 }
 
 #[test]
-fn a_frontend_with_impossible_indexes_is_found_out() {
+fn impossible_indexes_of_a_frontend_are_detected() {
     let page = page();
     let _front = CommandFront::new(Dialect::PvCalls, page);
     for claim in [33, 1 << 31, u32::MAX] {
@@ -89,7 +89,7 @@ fn a_frontend_with_impossible_indexes_is_found_out() {
 }
 
 #[test]
-fn a_backend_that_answers_what_was_not_asked_is_found_out() {
+fn impossible_indexes_of_a_backend_are_detected() {
     let page = page();
     let mut front = CommandFront::new(Dialect::PvCalls, page);
     front.push(page, &request(0)).unwrap();
@@ -102,7 +102,7 @@ fn a_backend_that_answers_what_was_not_asked_is_found_out() {
 
 proptest! {
     #[test]
-    fn every_request_is_answered_once_and_in_its_place(
+    fn every_request_is_answered_once_and_in_order(
         start in prop_oneof![any::<u32>(), (u32::MAX - 100)..],
         steps in vec(0u8..4, 1..400),
     ) {
@@ -192,7 +192,7 @@ proptest! {
     }
 
     #[test]
-    fn a_command_ring_of_any_content_is_taken_calmly(
+    fn any_content_of_a_command_ring_is_handled(
         words in vec(any::<u64>(), PAGE_SIZE / 8),
         claims in vec(prop_oneof![any::<u32>(), 0u32..40], 1..20),
     ) {
