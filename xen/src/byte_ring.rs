@@ -4,7 +4,7 @@
 //! word. Their users send an event for each advance. Only one index is kept in private memory, in a
 //! `Cell`: the console writes also while a crash interrupts another write.
 
-use crate::frontend::{self, Direction, NotifyPolicy, Region, copy_in, copy_out};
+use crate::frontend::bytes::{self, Direction, NotifyPolicy, Region, copy_in, copy_out};
 use crate::{Errno, Shared};
 use core::cell::Cell;
 use core::sync::atomic::Ordering::Acquire;
@@ -36,8 +36,8 @@ impl Producer {
         self.prod.set(self.region.indexes.load_u32(self.direction.prod, Acquire));
     }
 
-    fn ring(&self) -> frontend::Producer {
-        frontend::Producer::at(self.direction, self.prod.get())
+    fn ring(&self) -> bytes::Producer {
+        bytes::Producer::at(self.direction, self.prod.get())
     }
 
     /// The free bytes.
@@ -85,7 +85,7 @@ impl Consumer {
     /// Reads as much as there is and fits, and returns how much.
     pub(crate) fn read(&self, to: &mut [u8]) -> Result<usize, Errno> {
         let policy = NotifyPolicy::HalfFull;
-        let mut ring = frontend::Consumer::at(self.direction, policy, self.cons.get());
+        let mut ring = bytes::Consumer::at(self.direction, policy, self.cons.get());
         let count = copy_out(&ring.data(self.region)?, to);
         self.cons.set(self.cons.get().wrapping_add(count as u32));
         let _ = ring.advance(self.region, count);

@@ -93,7 +93,7 @@
 //! world.assert_clean();
 //! ```
 
-mod bytes;
+pub(crate) mod bytes;
 #[allow(unsafe_code, reason = "gives pages back to the machine")]
 mod pages;
 mod ring;

@@ -4,7 +4,7 @@
 //! suspended, closed or replaced at any moment. What the two ends negotiate and what their rings
 //! carry is up to the [`SessionHandler`].
 
-use super::PagePool;
+use super::pages::PagePool;
 use crate::xenbus::{OtherEnd, State, StateWatch, switch_state};
 use crate::xenstore::{Store, Transaction};
 use crate::{Errno, Machine, WaitList};

@@ -6,9 +6,9 @@
 
 use super::link::{Answer, Session};
 use super::progress::Operations;
-use super::socket::{Addrs, Socket, call_all, preparations, requested_sizes};
+use super::socket::{Addrs, Socket};
 use super::state::{Core, Member};
-use super::stream::{Connection, Stream};
+use super::stream::{Connection, Stream, call_all, preparations, requested_sizes};
 use crate::wire::{Call, Extensions, Family, Options, SocketOption};
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;

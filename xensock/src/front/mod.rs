@@ -126,7 +126,7 @@ impl<M: Machine + 'static> Frontend<M> {
     /// Connects a socket with these options. [`Errno::EOPNOTSUPP`] if the backend does not support
     /// options, except for those that set the ring's size.
     pub async fn connect_with(&self, to: SocketAddr, options: Options) -> Result<Stream<M>, Errno> {
-        self.0.link.run(socket::connect(self.0.clone(), to, options)).await
+        self.0.link.run(stream::connect(self.0.clone(), to, options)).await
     }
 
     /// Listens at an address in the backend's network. Errors are as for

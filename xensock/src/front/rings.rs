@@ -4,6 +4,7 @@
 
 use super::link::Session;
 use super::progress::{Operation, Operations};
+use crate::ring::{Consumer, NotifyPolicy, Producer, len};
 use crate::wire::{Layout, Protocol, Region, RingGrants, RingOffer};
 use alloc::rc::Rc;
 use alloc::sync::Arc;
@@ -40,6 +41,33 @@ impl RingPages {
         let indexes = self.region().indexes;
         indexes.zero();
         protocol.dialect.offer_ring(indexes, self.order, self.granted.grants())
+    }
+}
+
+/// A data ring with this side's ends of both directions.
+pub(super) struct Ends {
+    pub(super) pages: RingPages,
+    pub(super) consumer: Consumer,
+    pub(super) producer: Producer,
+}
+
+impl Ends {
+    /// This side's ends of a new ring.
+    pub(super) fn new(pages: RingPages) -> Self {
+        let layout = pages.layout();
+        let consumer = Consumer::new(layout.input, NotifyPolicy::HalfFull);
+        Ends { consumer, producer: Producer::new(layout.output), pages }
+    }
+
+    pub(super) fn region(&self) -> Region<'_> {
+        self.pages.region()
+    }
+
+    /// Whether both directions are empty.
+    pub(super) fn is_empty(&mut self) -> bool {
+        let region = self.pages.region();
+        let read = self.consumer.data(region).is_ok_and(|data| len(&data) == 0);
+        read && self.producer.unread(region) == Ok(0)
     }
 }
 

@@ -1,15 +1,19 @@
-//! A connection: bytes in, bytes out.
+//! A stream: how it is connected, and its operations.
 
+use super::link::{Answer, Reply, Session};
 use super::socket::{Addrs, Socket};
+use super::state::Core;
 use crate::ring::{copy_in, copy_out};
-use crate::wire::{Call, Extensions, Shutdown, SocketOption};
+use crate::wire::{Call, Extensions, Family, Options, Shutdown, SocketOption};
 use alloc::rc::Rc;
+use alloc::vec::Vec;
 use core::cell::Cell;
 use core::future::poll_fn;
 use core::net::SocketAddr;
 use core::task::{Context, Poll};
 use edge_nal::Close;
 use futures_util::FutureExt;
+use futures_util::future::join_all;
 use xen::Machine;
 use xen::{Errno, Shared};
 use xensock_stream::PollSocket;
@@ -27,6 +31,66 @@ pub type Stream<M> = xensock_stream::Stream<Connection<M>>;
 pub struct Connection<M: Machine + 'static> {
     socket: Rc<Socket<M>>,
     open: Cell<bool>,
+}
+
+/// Opens a socket and connects it.
+pub(super) async fn connect<M: Machine>(
+    core: Rc<Core<M>>,
+    to: SocketAddr,
+    options: Options,
+) -> Result<Stream<M>, Errno> {
+    let session = core.link.up().await?;
+    let sizes = requested_sizes(&options);
+    let (ring, offer) = core.rings.open(&session, session.order_for(sizes[0], sizes[1]))?;
+    let id = core.new_id();
+    let mut calls = preparations(&session, Family::of(to), &options);
+    calls.push(Call::Connect { addr: to, flags: 0, ring: offer });
+    match call_all(&core, &session, id, calls).await {
+        Ok(reply) => {
+            let addrs = Addrs { local: reply.addr, peer: Some(to) };
+            Ok(Stream::new(Connection::new(Socket::new(&core, id, session, ring, addrs, sizes))))
+        }
+        Err(error) => {
+            // The backend may still know the socket and, without an answer, even map the ring
+            // later. It cannot do so once it has answered this RELEASE or has gone.
+            match core.link.call(&session, id, Call::Release { reuse: false }).await {
+                Err(Errno::ETIMEDOUT) => core.rings.keep(ring),
+                _ => core.rings.close(ring),
+            }
+            Err(error)
+        }
+    }
+}
+
+/// The sizes of `in` and `out` that the options request.
+pub(super) fn requested_sizes(options: &Options) -> [Option<u32>; 2] {
+    [SocketOption::ReceiveBuffer, SocketOption::SendBuffer].map(|option| options.get(option))
+}
+
+/// The calls that create a socket, if the dialect has one for that, and set its options.
+pub(super) fn preparations(session: &Session, family: Family, options: &Options) -> Vec<Call> {
+    let creates = session.protocol.dialect.has_socket_command();
+    let create = creates.then_some(Call::Socket { family });
+    let options = options.iter().filter(|(option, _)| !option.is_ring_size());
+    let set = options.map(|(option, value)| Call::SetOption { option, value });
+    create.into_iter().chain(set).collect()
+}
+
+/// Makes calls about a new socket, all at once: a backend carries them out in order, and refuses
+/// those after a failure. Returns the last reply, with the last address.
+pub(super) async fn call_all<M: Machine>(
+    core: &Core<M>,
+    session: &Session,
+    id: u64,
+    calls: Vec<Call>,
+) -> Answer {
+    let calls = calls.into_iter().map(|call| core.link.call(session, id, call));
+    let mut last = Reply::default();
+    for reply in join_all(calls).await {
+        let reply = reply?;
+        last = Reply { addr: reply.addr.or(last.addr), ..reply };
+    }
+    Ok(last)
 }
 
 impl<M: Machine> Connection<M> {

@@ -1,41 +1,13 @@
 //! The data path of a connection. Its users copy from and to the data ring; there is no other copy.
 
-use super::super::rings::RingPages;
+use super::super::rings::Ends;
 use super::Socket;
-use crate::ring::{Consumer, NotifyPolicy, Producer, len};
-use crate::wire::Region;
+use crate::ring::len;
 use core::task::{Context, Poll};
 use xen::{Errno, Machine, Shared, Side};
 
 /// After so many operations without waiting, a task lets other tasks run.
 const BURST: u32 = 32;
-
-/// A data ring with this side's ends of both directions.
-pub(super) struct Ends {
-    pub(super) pages: RingPages,
-    consumer: Consumer,
-    producer: Producer,
-}
-
-impl Ends {
-    /// This side's ends of a new ring.
-    pub(super) fn new(pages: RingPages) -> Self {
-        let layout = pages.layout();
-        let consumer = Consumer::new(layout.input, NotifyPolicy::HalfFull);
-        Ends { consumer, producer: Producer::new(layout.output), pages }
-    }
-
-    fn region(&self) -> Region<'_> {
-        self.pages.region()
-    }
-
-    /// Whether both directions are empty.
-    fn is_empty(&mut self) -> bool {
-        let region = self.pages.region();
-        let read = self.consumer.data(region).is_ok_and(|data| len(&data) == 0);
-        read && self.producer.unread(region) == Ok(0)
-    }
-}
 
 impl<M: Machine> Socket<M> {
     /// Waits for data. `take` gets the data, which is empty at the end of the stream, and returns

@@ -1,25 +1,20 @@
-//! A connection: how it is made, what the stream and the driver share of it, and how it is
-//! released.
+//! A connection, as its stream and the driver share it, and its release.
 
 mod data;
 mod options;
 
-use super::link::{Answer, Reply, Session};
-use super::rings::Ring;
+use super::link::{Answer, Session};
+use super::rings::{Ends, Ring};
 use super::state::{Core, Member};
-use super::stream::{Connection, Stream};
 use crate::ring::len;
-use crate::wire::{Call, Extensions, Family, Options, SocketOption};
+use crate::wire::{Call, Extensions, SocketOption};
 use alloc::rc::Rc;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::future::{Future, poll_fn};
 use core::net::SocketAddr;
 use core::task::Poll;
-use data::Ends;
 use embassy_time::with_timeout;
-use futures_util::future::join_all;
 use xen::{Errno, Machine, Port, Side, Signal};
 
 /// A connected socket.
@@ -53,66 +48,6 @@ pub(super) struct Socket<M: Machine + 'static> {
 pub(super) struct Addrs {
     pub(super) local: Option<SocketAddr>,
     pub(super) peer: Option<SocketAddr>,
-}
-
-/// Opens a socket and connects it.
-pub(super) async fn connect<M: Machine>(
-    core: Rc<Core<M>>,
-    to: SocketAddr,
-    options: Options,
-) -> Result<Stream<M>, Errno> {
-    let session = core.link.up().await?;
-    let sizes = requested_sizes(&options);
-    let (ring, offer) = core.rings.open(&session, session.order_for(sizes[0], sizes[1]))?;
-    let id = core.new_id();
-    let mut calls = preparations(&session, Family::of(to), &options);
-    calls.push(Call::Connect { addr: to, flags: 0, ring: offer });
-    match call_all(&core, &session, id, calls).await {
-        Ok(reply) => {
-            let addrs = Addrs { local: reply.addr, peer: Some(to) };
-            Ok(Stream::new(Connection::new(Socket::new(&core, id, session, ring, addrs, sizes))))
-        }
-        Err(error) => {
-            // The backend may still know the socket and, without an answer, even map the ring
-            // later. It cannot do so once it has answered this RELEASE or has gone.
-            match core.link.call(&session, id, Call::Release { reuse: false }).await {
-                Err(Errno::ETIMEDOUT) => core.rings.keep(ring),
-                _ => core.rings.close(ring),
-            }
-            Err(error)
-        }
-    }
-}
-
-/// The sizes of `in` and `out` that the options request.
-pub(super) fn requested_sizes(options: &Options) -> [Option<u32>; 2] {
-    [SocketOption::ReceiveBuffer, SocketOption::SendBuffer].map(|option| options.get(option))
-}
-
-/// The calls that create a socket, if the dialect has one for that, and set its options.
-pub(super) fn preparations(session: &Session, family: Family, options: &Options) -> Vec<Call> {
-    let creates = session.protocol.dialect.has_socket_command();
-    let create = creates.then_some(Call::Socket { family });
-    let options = options.iter().filter(|(option, _)| !option.is_ring_size());
-    let set = options.map(|(option, value)| Call::SetOption { option, value });
-    create.into_iter().chain(set).collect()
-}
-
-/// Makes calls about a new socket, all at once: a backend carries them out in order, and refuses
-/// those after a failure. Returns the last reply, with the last address.
-pub(super) async fn call_all<M: Machine>(
-    core: &Core<M>,
-    session: &Session,
-    id: u64,
-    calls: Vec<Call>,
-) -> Answer {
-    let calls = calls.into_iter().map(|call| core.link.call(session, id, call));
-    let mut last = Reply::default();
-    for reply in join_all(calls).await {
-        let reply = reply?;
-        last = Reply { addr: reply.addr.or(last.addr), ..reply };
-    }
-    Ok(last)
 }
 
 impl<M: Machine> Socket<M> {

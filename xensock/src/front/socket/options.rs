@@ -1,7 +1,7 @@
 //! Options of a connection, and the size of its ring, which two of them set.
 
+use super::super::rings::Ends;
 use super::Socket;
-use super::data::Ends;
 use crate::wire::{Call, Extensions, SocketOption};
 use xen::Errno;
 use xen::Machine;
