@@ -3,12 +3,13 @@
 use super::connection::{self, Origin};
 use super::engine::{Engine, Reply, Task};
 use super::host::{Host, Network, Socket as _};
-use super::listener::{self, BoundSocket};
+use super::listener::BoundSocket;
 use super::socket::{Mailbox, Operation, Release, Settings, Socket};
 use crate::wire::{Call, Header, Options, Request, RingOffer, SocketOption};
 use alloc::boxed::Box;
 use alloc::collections::btree_map::Entry;
 use alloc::rc::Rc;
+use core::future::poll_fn;
 use core::net::SocketAddr;
 use xen::Errno;
 
@@ -138,7 +139,11 @@ impl<H: Host> Engine<'_, H> {
 
     fn poll(&self, header: Header) -> Result<Step<'_>, Errno> {
         let turn = self.bound(header.socket)?.queue()?;
-        Ok(Step::Spawn(Box::pin(listener::poll(self, turn, header))))
+        Ok(Step::Spawn(Box::pin(async move {
+            let result = poll_fn(|cx| turn.poll_acceptable(cx)).await;
+            drop(turn);
+            self.answer(header, result.map(|()| Reply::default()));
+        })))
     }
 
     fn release(&self, release: Release) -> Result<Step<'_>, Errno> {
@@ -154,9 +159,13 @@ impl<H: Host> Engine<'_, H> {
                 mailbox.release(release);
                 Ok(Step::HandedOver)
             }
-            Socket::Bound(socket) => {
-                Ok(Step::Spawn(Box::pin(listener::release(self, socket, release.header))))
-            }
+            Socket::Bound(socket) => Ok(Step::Spawn(Box::pin(async move {
+                socket.close().await;
+                // This is the last reference, so it closes the host's socket.
+                drop(socket);
+                self.sockets.borrow_mut().remove(&id);
+                self.answer(release.header, Ok(Reply::default()));
+            }))),
             Socket::Releasing => Err(Errno::EINVAL),
         }
     }

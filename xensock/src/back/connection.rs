@@ -1,6 +1,5 @@
 //! A connection, from the CONNECT or ACCEPT that opens it to the response to its RELEASE.
 
-use super::data_ring::DataRing;
 use super::engine::{Engine, Reply};
 use super::host::{Host, Network, Socket, Stream, StreamOf};
 use super::listener::Turn;
@@ -40,7 +39,7 @@ pub(super) async fn run<H: Host>(
         }
         Origin::Accept(turn) => (None, turn.linger()),
     };
-    let opened = match DataRing::attach(engine, &offer) {
+    let opened = match engine.rings.attach(&offer) {
         Ok(ring) => open(engine, &mailbox, origin).await.map(|stream| (ring, stream)),
         Err(error) => Err(Stopped::Failed(error)),
     };
@@ -67,7 +66,7 @@ pub(super) async fn run<H: Host>(
             if let Some(ring) = pumps.into_ring()
                 && release.reuse
             {
-                engine.park(offer, ring);
+                engine.rings.park(offer, ring);
             }
             release
         }

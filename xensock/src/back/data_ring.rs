@@ -1,13 +1,126 @@
-//! A connection's data ring: the pages and the event channel that the guest offered.
+//! The data rings of a guest: the pages and event channels that it offered.
 
-use super::engine::{Engine, PageShare};
-use super::host::{Channel, Host, Mapping};
+use super::host::{Channel, Host, Limits, Mapping};
 use crate::ring::Notify;
-use crate::wire::{Layout, Region, RingGrants, RingOffer};
+use crate::wire::{Layout, Protocol, Region, RingGrants, RingOffer};
+use alloc::collections::VecDeque;
+use alloc::rc::Rc;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use xen::Signal;
-use xen::{Errno, GrantRef};
+use core::cell::{Cell, RefCell};
+use xen::{DomId, Errno, GrantRef, Signal};
+
+/// The most rings that stay mapped for the guest to use again.
+const PARKED: usize = 16;
+
+/// The data rings of a guest. Bounds the pages that are mapped.
+pub(super) struct Rings<'h, H: Host> {
+    host: &'h H,
+    guest: DomId,
+    protocol: Protocol,
+    limits: Limits,
+    /// The number of mapped pages.
+    pages: Rc<Cell<usize>>,
+    /// Rings that the guest will use again, the latest one last.
+    parked: RefCell<VecDeque<(RingOffer, DataRing<H>)>>,
+}
+
+impl<'h, H: Host> Rings<'h, H> {
+    pub(super) fn new(host: &'h H, guest: DomId, protocol: Protocol, limits: Limits) -> Self {
+        Rings { host, guest, protocol, limits, pages: Rc::default(), parked: RefCell::default() }
+    }
+
+    /// Maps the pages and binds the event channel of `offer`, unless they are parked.
+    pub(super) fn attach(&self, offer: &RingOffer) -> Result<DataRing<H>, Errno> {
+        if let Some(ring) = self.take_parked(offer)
+            && ring.memory.is_current(self.protocol)
+        {
+            return Ok(ring);
+        }
+        let memory = self.map(&offer.grants)?;
+        let signal = Arc::new(Signal::new());
+        let channel = self.host.bind_port(self.guest, offer.port, signal.clone())?;
+        Ok(DataRing { memory, channel: EventChannel { channel, signal } })
+    }
+
+    /// Maps the pages of a ring. [`Errno::EINVAL`] for an order that the guest may not use,
+    /// [`Errno::ENOMEM`] beyond its limit of pages.
+    pub(super) fn map(&self, grants: &RingGrants) -> Result<RingMemory<H>, Errno> {
+        let Rings { host, guest, protocol, limits, .. } = self;
+        let max_order = protocol.max_order(limits.max_ring_order);
+        match grants {
+            RingGrants::Indexes(page) => {
+                let one = self.take_pages(1)?;
+                let indexes = host.map(*guest, &[*page])?;
+                let listed = protocol.dialect.read_ring(indexes.shared(), max_order)?;
+                let layout = protocol.layout(listed.0)?;
+                let rest = self.take_pages(listed.1.len())?;
+                let data = host.map(*guest, &listed.1)?;
+                let pages = Pages::Apart { indexes, data, listed };
+                Ok(RingMemory { pages, layout, _shares: [Some(one), Some(rest)] })
+            }
+            RingGrants::Region(grants) => {
+                let order = grants.len().checked_ilog2().ok_or(Errno::EINVAL)?;
+                let layout = protocol.layout(order)?;
+                if layout.pages != grants.len() || order > max_order {
+                    return Err(Errno::EINVAL);
+                }
+                let all = self.take_pages(grants.len())?;
+                let pages = Pages::Together(host.map(*guest, grants)?);
+                Ok(RingMemory { pages, layout, _shares: [Some(all), None] })
+            }
+        }
+    }
+
+    /// Reserves pages that are about to be mapped.
+    fn take_pages(&self, count: usize) -> Result<PageShare, Errno> {
+        let mut all = self.pages.get().saturating_add(count);
+        while all > self.limits.pages {
+            // Parked rings give way to rings in use.
+            let parked = self.parked.borrow_mut().pop_front();
+            drop(parked.ok_or(Errno::ENOMEM)?);
+            all = self.pages.get().saturating_add(count);
+        }
+        self.pages.set(all);
+        Ok(PageShare { all: self.pages.clone(), count })
+    }
+
+    /// Keeps a ring mapped whose connection is released, as the guest will use it again.
+    pub(super) fn park(&self, offer: RingOffer, ring: DataRing<H>) {
+        let mut parked = self.parked.borrow_mut();
+        parked.push_back((offer, ring));
+        if parked.len() > PARKED {
+            parked.pop_front();
+        }
+    }
+
+    /// Takes the parked ring of this offer. A parked ring that shares only the pages or only the
+    /// event channel is dropped: the guest uses them otherwise now.
+    fn take_parked(&self, offer: &RingOffer) -> Option<DataRing<H>> {
+        let mut parked = self.parked.borrow_mut();
+        let shares = |other: &RingOffer| other.port == offer.port || other.grants == offer.grants;
+        let mut found = None;
+        while let Some(at) = parked.iter().position(|(other, _)| shares(other)) {
+            let (other, ring) = parked.remove(at)?;
+            if other == *offer {
+                found = Some(ring);
+            }
+        }
+        found
+    }
+}
+
+/// A share of the pages that a guest may have mapped, given back when dropped.
+struct PageShare {
+    all: Rc<Cell<usize>>,
+    count: usize,
+}
+
+impl Drop for PageShare {
+    fn drop(&mut self) {
+        self.all.set(self.all.get() - self.count);
+    }
+}
 
 /// The pages of a data ring. Dropping it unmaps them.
 pub(super) struct RingMemory<H: Host> {
@@ -24,34 +137,6 @@ enum Pages<M> {
 }
 
 impl<H: Host> RingMemory<H> {
-    /// Maps the pages of a ring. [`Errno::EINVAL`] for an order that the guest may not use.
-    pub(super) fn map(engine: &Engine<'_, H>, grants: &RingGrants) -> Result<Self, Errno> {
-        let Engine { host, guest, protocol, limits, .. } = engine;
-        let max_order = protocol.max_order(limits.max_ring_order);
-        match grants {
-            RingGrants::Indexes(page) => {
-                let one = engine.take_pages(1)?;
-                let indexes = host.map(*guest, &[*page])?;
-                let listed = protocol.dialect.read_ring(indexes.shared(), max_order)?;
-                let layout = protocol.layout(listed.0)?;
-                let rest = engine.take_pages(listed.1.len())?;
-                let data = host.map(*guest, &listed.1)?;
-                let pages = Pages::Apart { indexes, data, listed };
-                Ok(RingMemory { pages, layout, _shares: [Some(one), Some(rest)] })
-            }
-            RingGrants::Region(grants) => {
-                let order = grants.len().checked_ilog2().ok_or(Errno::EINVAL)?;
-                let layout = protocol.layout(order)?;
-                if layout.pages != grants.len() || order > max_order {
-                    return Err(Errno::EINVAL);
-                }
-                let all = engine.take_pages(grants.len())?;
-                let pages = Pages::Together(host.map(*guest, grants)?);
-                Ok(RingMemory { pages, layout, _shares: [Some(all), None] })
-            }
-        }
-    }
-
     /// The ring's memory.
     pub(super) fn region(&self) -> Region<'_> {
         match &self.pages {
@@ -63,11 +148,10 @@ impl<H: Host> RingMemory<H> {
     }
 
     /// Whether the indexes page still lists the pages that are mapped.
-    fn is_current(&self, engine: &Engine<'_, H>) -> bool {
+    fn is_current(&self, protocol: Protocol) -> bool {
         match &self.pages {
             Pages::Apart { indexes, listed, .. } => {
-                let now = engine.protocol.dialect.read_ring(indexes.shared(), listed.0);
-                now.as_ref() == Ok(listed)
+                protocol.dialect.read_ring(indexes.shared(), listed.0).as_ref() == Ok(listed)
             }
             Pages::Together(_) => true,
         }
@@ -93,19 +177,4 @@ impl<H: Host> EventChannel<H> {
 pub(super) struct DataRing<H: Host> {
     pub(super) memory: RingMemory<H>,
     pub(super) channel: EventChannel<H>,
-}
-
-impl<H: Host> DataRing<H> {
-    /// Maps the pages and binds the event channel of `offer`, unless they are parked.
-    pub(super) fn attach(engine: &Engine<'_, H>, offer: &RingOffer) -> Result<Self, Errno> {
-        if let Some(ring) = engine.parked(offer)
-            && ring.memory.is_current(engine)
-        {
-            return Ok(ring);
-        }
-        let memory = RingMemory::map(engine, &offer.grants)?;
-        let signal = Arc::new(Signal::new());
-        let channel = engine.host.bind_port(engine.guest, offer.port, signal.clone())?;
-        Ok(DataRing { memory, channel: EventChannel { channel, signal } })
-    }
 }

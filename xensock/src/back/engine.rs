@@ -1,14 +1,13 @@
 //! The engine of one device: the loop over its command ring, and the state that its tasks share.
 
-use super::data_ring::DataRing;
+use super::data_ring::Rings;
 use super::host::{Channel, Host, Limits, Mapping};
 use super::socket::Socket;
 use crate::ring::CommandBack;
-use crate::wire::{Header, Protocol, Response, RingOffer};
+use crate::wire::{Header, Protocol, Response};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::collections::VecDeque;
-use alloc::rc::Rc;
 use alloc::sync::Arc;
 use core::cell::{Cell, RefCell};
 use core::fmt;
@@ -25,9 +24,6 @@ const ROUNDS: usize = 4;
 
 /// The most socket operations in one poll.
 const OPERATIONS: u32 = 128;
-
-/// The most rings that stay mapped for the guest to use again.
-const PARKED: usize = 16;
 
 /// The command ring of a device, mapped, and its event channel, bound.
 pub struct CommandLink<H: Host> {
@@ -64,28 +60,13 @@ pub(super) struct Reply {
 /// One device's state, shared by its tasks.
 pub(super) struct Engine<'h, H: Host> {
     pub(super) host: &'h H,
+    pub(super) rings: Rings<'h, H>,
     pub(super) guest: DomId,
     pub(super) protocol: Protocol,
     pub(super) limits: Limits,
     pub(super) sockets: RefCell<BTreeMap<u64, Socket<H>>>,
     responses: RefCell<VecDeque<Response>>,
     operations: Cell<u32>,
-    /// Pages of data rings that are mapped.
-    pages: Rc<Cell<usize>>,
-    /// Rings that the guest will use again, the latest one last.
-    parked: RefCell<VecDeque<(RingOffer, DataRing<H>)>>,
-}
-
-/// A share of the pages that a guest may have mapped, given back when dropped.
-pub(super) struct PageShare {
-    all: Rc<Cell<usize>>,
-    count: usize,
-}
-
-impl Drop for PageShare {
-    fn drop(&mut self) {
-        self.all.set(self.all.get() - self.count);
-    }
 }
 
 /// Serves a guest's device with the protocol that both ends agreed on. Returns only if the guest
@@ -101,6 +82,7 @@ pub async fn serve<H: Host>(
     let slots = protocol.slots().count as usize;
     let engine = Engine {
         host,
+        rings: Rings::new(host, guest, protocol, limits),
         guest,
         protocol,
         limits,
@@ -108,8 +90,6 @@ pub async fn serve<H: Host>(
         // Each response has a slot of its own, so this never grows.
         responses: RefCell::new(VecDeque::with_capacity(slots)),
         operations: Cell::new(0),
-        pages: Rc::default(),
-        parked: RefCell::default(),
     };
     let mut commands = CommandBack::new(protocol);
     let mut tasks = FuturesUnordered::new();
@@ -157,45 +137,6 @@ impl<H: Host> Engine<'_, H> {
             link.channel.notify();
         }
         Ok(idle && !commands.final_check(page))
-    }
-
-    /// Reserves pages that are about to be mapped. [`Errno::ENOMEM`] beyond the guest's limit.
-    pub(super) fn take_pages(&self, count: usize) -> Result<PageShare, Errno> {
-        let mut all = self.pages.get().saturating_add(count);
-        while all > self.limits.pages {
-            // Parked rings give way to rings in use.
-            let parked = self.parked.borrow_mut().pop_front();
-            drop(parked.ok_or(Errno::ENOMEM)?);
-            all = self.pages.get().saturating_add(count);
-        }
-        self.pages.set(all);
-        Ok(PageShare { all: self.pages.clone(), count })
-    }
-
-    /// Keeps a ring mapped whose connection is released, as the guest will use it again.
-    pub(super) fn park(&self, offer: RingOffer, ring: DataRing<H>) {
-        let mut parked = self.parked.borrow_mut();
-        parked.push_back((offer, ring));
-        if parked.len() > PARKED {
-            parked.pop_front();
-        }
-    }
-
-    /// Takes the parked ring of this offer. A parked ring that shares only the pages or only the
-    /// event channel is dropped: the guest uses them otherwise now.
-    pub(super) fn parked(&self, offer: &RingOffer) -> Option<DataRing<H>> {
-        let mut parked = self.parked.borrow_mut();
-        let mut found = None;
-        while let Some(at) = parked
-            .iter()
-            .position(|(other, _)| other.port == offer.port || other.grants == offer.grants)
-        {
-            let (other, ring) = parked.remove(at)?;
-            if other == *offer {
-                found = Some(ring);
-            }
-        }
-        found
     }
 
     /// Answers a request. Each request must be answered exactly once.

@@ -3,9 +3,8 @@
 //! They are served in order: only the first of the queue polls the host's socket, so that needs to
 //! remember only one waker.
 
-use super::engine::{Engine, Reply};
 use super::host::{Host, Listener, ListenerOf, Socket, StreamOf};
-use crate::wire::{Header, Options, SocketOption};
+use crate::wire::{Options, SocketOption};
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use core::cell::{Cell, RefCell};
@@ -87,21 +86,23 @@ impl<H: Host> BoundSocket<H> {
         Ok(Turn { socket: self.clone(), number })
     }
 
-    /// Waits until the queue is empty.
+    /// Ends all turns with [`Errno::ECONNABORTED`], and waits until the queue is empty.
+    pub(super) async fn close(&self) {
+        self.closing.set(true);
+        for place in self.queue.borrow_mut().iter_mut() {
+            if let Some(waker) = place.waker.take() {
+                waker.wake();
+            }
+        }
+        poll_fn(|cx| self.poll_deserted(cx)).await;
+    }
+
     fn poll_deserted(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.queue.borrow().is_empty() {
             return Poll::Ready(());
         }
         self.closer.set(Some(cx.waker().clone()));
         Poll::Pending
-    }
-
-    fn wake_all(&self) {
-        for place in self.queue.borrow_mut().iter_mut() {
-            if let Some(waker) = place.waker.take() {
-                waker.wake();
-            }
-        }
     }
 }
 
@@ -131,6 +132,12 @@ impl<H: Host> Turn<H> {
         if first { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 
+    /// Waits for this place to be the first, and then until a connection can be accepted.
+    pub(super) fn poll_acceptable(&self, cx: &mut Context<'_>) -> Poll<Result<(), Errno>> {
+        ready!(self.poll_first(cx))?;
+        self.socket.socket.poll_acceptable(cx)
+    }
+
     /// Waits for this place to be the first, and then for a connection.
     pub(super) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<Result<StreamOf<H>, Errno>> {
         ready!(self.poll_first(cx))?;
@@ -151,31 +158,4 @@ impl<H: Host> Drop for Turn<H> {
             waker.wake();
         }
     }
-}
-
-/// Carries out a POLL.
-pub(super) async fn poll<H: Host>(engine: &Engine<'_, H>, turn: Turn<H>, header: Header) {
-    let result = poll_fn(|cx| {
-        ready!(turn.poll_first(cx))?;
-        turn.socket.socket.poll_acceptable(cx)
-    })
-    .await;
-    drop(turn);
-    engine.answer(header, result.map(|()| Reply::default()));
-}
-
-/// Carries out the RELEASE of a bound socket, after the queue is answered with
-/// [`Errno::ECONNABORTED`].
-pub(super) async fn release<H: Host>(
-    engine: &Engine<'_, H>,
-    socket: Rc<BoundSocket<H>>,
-    header: Header,
-) {
-    socket.closing.set(true);
-    socket.wake_all();
-    poll_fn(|cx| socket.poll_deserted(cx)).await;
-    // This is the last reference, so it closes the host's socket.
-    drop(socket);
-    engine.sockets.borrow_mut().remove(&header.socket);
-    engine.answer(header, Ok(Reply::default()));
 }

@@ -134,7 +134,7 @@ impl<H: Host> Pumps<H> {
         if self.former.is_some() {
             return Err(Errno::EBUSY);
         }
-        let memory = RingMemory::map(engine, grants)?;
+        let memory = engine.rings.map(grants)?;
         self.resized = true;
         self.input = Producer::new(memory.layout.input);
         let output = core::mem::replace(&mut self.output, output(&memory));

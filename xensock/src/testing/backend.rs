@@ -1,6 +1,6 @@
 //! Serves a device as a backend: the handshake in xenstore, then the engine.
 
-use super::FakeDom0;
+use super::dom0::FakeDom0;
 use crate::back::{CommandLink, Host, Limits, Violation, serve};
 use crate::wire::Protocol;
 use std::pin::pin;

@@ -1,6 +1,6 @@
 //! A backend's domain in a world of fakes.
 
-use super::FakeNet;
+use super::net::FakeNet;
 use crate::back::{Channel, Host, Mapping, Network};
 use std::sync::Arc;
 use std::time::Duration;
