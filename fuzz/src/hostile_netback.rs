@@ -1,6 +1,6 @@
 //! A hostile network backend: it writes any state and any node in xenstore and any bytes in the
-//! pages that it maps, and sends frames and events at any time. At the end, the interface must close
-//! and give all memory back.
+//! pages that it maps, and sends frames and events at any time. At the end, the interface must
+//! close and give all memory back.
 
 use crate::environment::{Environment, GUEST};
 use crate::input::{Input, Player, play_steps};

@@ -1,5 +1,5 @@
-//! Runs every target with its seeds, the inputs that once crashed it, and a fixed set of inputs that
-//! are generated from the seeds.
+//! Runs every target with its seeds, the inputs that once crashed it, and a fixed set of inputs
+//! that are generated from the seeds.
 
 use std::fs;
 use std::path::Path;

@@ -101,7 +101,8 @@ macro_rules! updates {
         update!($or fetch_or fetch_or $word, $atomic, "Sets bits of");
         update!($and fetch_and fetch_and $word, $atomic, "Applies the mask `value` to");
 
-        #[doc = concat!("Compare-and-exchange of the aligned `", stringify!($word), "` at `offset`.")]
+        #[doc = concat!("Compare-and-exchange of the aligned `", stringify!($word), "`")]
+        /// at `offset`.
         /// Returns the previous value, as an error if it was not `current`.
         #[inline]
         #[cfg_attr(feature = "loom", track_caller)]

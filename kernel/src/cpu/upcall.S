@@ -5,9 +5,9 @@
 # The handler only clears Xen's note that it has made the upcall: the interrupt ends the executor's
 # sleep, and the executor looks for events itself. A callback by vector needs no end of interrupt.
 #
-# `sti` delays interrupts until after the next instruction, the `hlt`, so that no event can be handled
-# between the two, and the CPU then sleep in spite of it. Emulated processors do not always do so:
-# under a nested hypervisor, QEMU's lets Xen inject right after `sti`. So an upcall before the `hlt`
+# `sti` delays interrupts until after the next instruction, the `hlt`. Otherwise an event between
+# the two would be handled, and the CPU would then sleep. Emulated processors do not always delay:
+# under a nested hypervisor, QEMU lets Xen inject right after `sti`. So an upcall before the `hlt`
 # returns to the instruction after it.
 .global event_upcall
 event_upcall:

@@ -53,7 +53,9 @@ impl Vector {
 /// [the crate's documentation](crate#no-floating-point-registers)); `None` for any other. `code`
 /// begins at the instruction pointer.
 pub fn floating_point(code: &[u8]) -> Option<&'static str> {
-    let is_prefix = |byte: &u8| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3);
+    // Segments, REX, sizes, LOCK and REP.
+    const PREFIXES: [u8; 11] = [0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3];
+    let is_prefix = |byte: &u8| matches!(byte, 0x40..=0x4f) || PREFIXES.contains(byte);
     let start = code.iter().position(|byte| !is_prefix(byte))?;
     let next = |n: usize| code.get(start + n).copied();
     match (next(0)?, next(1), next(2)) {

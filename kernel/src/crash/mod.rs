@@ -8,12 +8,12 @@
 //! the domain's console and to Xen's log:
 //!
 //! ```text
-//! xensock-kernel: page fault (#PF) at rip 0x103031, address 0x10 (page zero: a null pointer), write: the page is not mapped
+//! xensock-kernel: page fault (#PF) at rip 0x103031, address 0x10 (page zero: a null pointer), ...
 //! rax 0000000000000010 rbx 000000000000000a rcx 0000000000000000
 //! ...
 //! build id 970b730c94ab0dd576df38f07e0bf1cf4945d829
 //!    0 0x103031 faults::write_to+0x11
-//!    1 0x102beb kernel::system::main_task::<core::result::Result, faults::main::{closure#0}>::{closure#0}+0xbab
+//!    1 0x102beb kernel::system::main_task::<core::result::Result, ...>::{closure#0}+0xbab
 //!    2 0x11955e kernel::system::run::{closure#2}+0x4e
 //! ...
 //! xensock-kernel: end of the report
