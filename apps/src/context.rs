@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
-use xen::Counter;
+use xen::{Counted, Counter};
 
 /// A number: its name for Prometheus without the prefix `xensock_`, its meaning, and its value now.
 /// Names that end in `_total` are counters, all others are gauges.
@@ -83,10 +83,9 @@ impl Context {
     }
 
     /// Counts a connection, which is open until the guard is dropped.
-    pub fn connection(&self) -> OpenConnection<'_> {
-        self.counters.connections_open.add(1);
+    pub fn connection(&self) -> Counted<&Counter> {
         self.counters.connections_total.add(1);
-        OpenConnection(&self.counters)
+        Counted::new(&self.counters.connections_open)
     }
 
     /// The most connections of a server: as many as fit into half of the free memory, if each takes
@@ -126,16 +125,6 @@ impl Context {
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Context").field("metrics", &self.metrics()).finish()
-    }
-}
-
-/// A connection that counts as open.
-#[derive(Debug)]
-pub struct OpenConnection<'c>(&'c Counters);
-
-impl Drop for OpenConnection<'_> {
-    fn drop(&mut self) {
-        self.0.connections_open.sub(1);
     }
 }
 

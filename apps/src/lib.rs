@@ -28,7 +28,7 @@ mod serve;
 pub mod trace;
 mod wire;
 
-pub use context::{Context, Environment, Metric, OpenConnection};
+pub use context::{Context, Environment, Metric};
 pub use netfront::Resolver;
 pub use serve::ServeError;
 

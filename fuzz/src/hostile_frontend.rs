@@ -356,7 +356,7 @@ impl Frontend {
     }
 }
 
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "gives pages back to the fake machine")]
 fn give_back(machine: &FakeMachine, pages: Pages, grants: &[GrantRef]) {
     for grant in grants {
         assert_eq!(machine.revoke(*grant), Ok::<(), Errno>(()), "the engine left a page mapped");

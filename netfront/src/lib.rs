@@ -9,6 +9,7 @@
 //! - [`Nic`]: what a stack needs of an interface, beside smoltcp's [`Device`](smoltcp::phy::Device)
 //! - [`Capture`]: the frames of an interface, in libpcap's format
 #![no_std]
+#![forbid(unsafe_code)]
 
 extern crate alloc;
 

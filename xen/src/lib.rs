@@ -53,7 +53,7 @@ mod wait;
 pub mod xenbus;
 pub mod xenstore;
 
-pub use counter::Counter;
+pub use counter::{Counted, Counter};
 pub use errno::Errno;
 pub use machine::{Machine, Pages};
 pub use shared::Shared;

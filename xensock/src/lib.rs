@@ -7,6 +7,7 @@
 //! operating system: a frontend reaches its machine through [`xen::Machine`], a backend its domain
 //! through [`back::Host`].
 #![cfg_attr(not(any(test, feature = "testing")), no_std)]
+#![forbid(unsafe_code)]
 
 extern crate alloc;
 

@@ -2,24 +2,10 @@
 
 use std::fmt;
 use std::rc::Rc;
-use xen::Counter;
+use xen::{Counted, Counter};
 
-/// Counts one more in a [`Counter`] until it is dropped.
-pub struct Ticket(Rc<Counter>);
-
-impl Ticket {
-    /// Counts one more.
-    pub fn new(counter: &Rc<Counter>) -> Ticket {
-        counter.add(1);
-        Ticket(counter.clone())
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        self.0.sub(1);
-    }
-}
+/// Counts one more until it is dropped.
+pub type Ticket = Counted<Rc<Counter>>;
 
 /// The counters of the daemon.
 #[derive(Clone, Default)]
@@ -54,7 +40,8 @@ mod tests {
     #[test]
     fn a_ticket_counts_until_it_is_dropped() {
         let counts = Counts::default();
-        let (first, _second) = (Ticket::new(&counts.sockets), Ticket::new(&counts.sockets));
+        let (first, _second) =
+            (Ticket::new(counts.sockets.clone()), Ticket::new(counts.sockets.clone()));
         assert_eq!(counts.to_string(), "guests=0 sockets=2 mappings=0 ports=0");
         drop(first);
         assert_eq!(counts.sockets.get(), 1);

@@ -234,7 +234,7 @@ impl<H: Host> Device<H> {
         let engine = Box::pin(serve(host, self.guest, link, protocol, *limits));
         let extensions = protocol.extensions.names().join(", ");
         log::debug!("domain {}: extensions: {extensions}", self.guest);
-        Ok(Service { engine, _ticket: Ticket::new(guests) })
+        Ok(Service { engine, _ticket: Ticket::new(guests.clone()) })
     }
 
     /// Closes the device as the daemon stops, and waits for the frontend to close, for a short

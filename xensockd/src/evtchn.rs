@@ -54,7 +54,7 @@ impl EventChannels {
         // SAFETY: the structure is the one that the driver reads.
         let port = unsafe { ioctl(&self.0.file, request) }.map_err(errno)?;
         self.0.signals.borrow_mut().insert(port, signal);
-        Ok(Channel { inner: self.0.clone(), port, _ticket: Ticket::new(&self.0.counter) })
+        Ok(Channel { inner: self.0.clone(), port, _ticket: Ticket::new(self.0.counter.clone()) })
     }
 
     /// Raises the signals of all events. Returns only if the device fails.

@@ -56,7 +56,7 @@ impl GntDev {
                 len,
                 index,
                 count,
-                _ticket: Ticket::new(&self.counter),
+                _ticket: Ticket::new(self.counter.clone()),
             }),
             Err(error) => {
                 log::debug!("mapping {count} grants of domain {guest} failed: {error}");

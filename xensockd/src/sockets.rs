@@ -50,7 +50,7 @@ impl Network for Sockets {
             Err(error) => return Err(errno(error)),
         }
         // Registered only now: epoll reports a socket that was never connected as closed.
-        let connected = Connected::new(socket, Ticket::new(&self.counter))?;
+        let connected = Connected::new(socket, Ticket::new(self.counter.clone()))?;
         connected.socket.writable().await.map_err(errno)?.retain_ready();
         match sockopt::socket_error(&connected.socket).map_err(errno)? {
             Ok(()) => Ok(connected),
@@ -70,7 +70,7 @@ impl Network for Sockets {
             socket: Rc::new(socket),
             ready: OnceCell::new(),
             counter: self.counter.clone(),
-            _ticket: Ticket::new(&self.counter),
+            _ticket: Ticket::new(self.counter.clone()),
         })
     }
 }
@@ -226,7 +226,7 @@ impl Listener for Bound {
         };
         let socket = ready!(self.poll_io(cx, || uninterrupted(accept)))?;
         sockopt::set_tcp_nodelay(&socket, true).map_err(errno)?;
-        Poll::Ready(Connected::new(socket, Ticket::new(&self.counter)))
+        Poll::Ready(Connected::new(socket, Ticket::new(self.counter.clone())))
     }
 }
 
