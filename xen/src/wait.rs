@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wake_is_passed_on_by_a_waiter_that_gives_up() {
+    fn a_cancelled_waiter_passes_its_wake_on() {
         let (list, there) = (WaitList::default(), Cell::new(false));
         let ready = || there.get().then_some(());
         let (first_woken, second_woken) = (Arc::new(Count::default()), Arc::new(Count::default()));

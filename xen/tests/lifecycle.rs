@@ -1,4 +1,4 @@
-//! The toolstack's requests, as it makes them.
+//! The toolstack's requests in xenstore.
 
 use futures_executor::LocalPool;
 use futures_util::FutureExt;
@@ -12,7 +12,7 @@ use xen::testing::FakeStore;
 const NODE: &str = "/local/domain/5/control/shutdown";
 
 #[test]
-fn requests_are_announced_acknowledged_and_told() {
+fn requests_are_announced_acknowledged_and_returned() {
     let fake = FakeStore::new();
     fake.add_domain(DomId(5));
     let (store, connection) = fake.client(DomId(5));
@@ -40,7 +40,11 @@ fn requests_are_announced_acknowledged_and_told() {
         assert_eq!(pool.run_until(poll_immediate(&mut next)), None);
         for _ in 0..10 {
             pool.run_until_stalled();
-            assert_eq!(pool.run_until(poll_immediate(&mut next)), None, "{word:?} is no request");
+            assert_eq!(
+                pool.run_until(poll_immediate(&mut next)),
+                None,
+                "{word:?} is not a request"
+            );
         }
         assert_eq!(fake.read(NODE).as_deref(), Some(left));
     }
@@ -49,7 +53,7 @@ fn requests_are_announced_acknowledged_and_told() {
 }
 
 #[test]
-fn a_wait_that_is_given_up_loses_no_request() {
+fn a_cancelled_wait_loses_no_request() {
     for polls in 1..40 {
         let fake = FakeStore::new();
         fake.add_domain(DomId(5));
@@ -62,7 +66,7 @@ fn a_wait_that_is_given_up_loses_no_request() {
                 }
                 assert_eq!(connection.as_mut().now_or_never(), None);
             }
-            panic!("given up after {polls} polls, the request does not come");
+            panic!("cancelled after {polls} polls, the request is lost");
         };
         let mut requests = None;
         {

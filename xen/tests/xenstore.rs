@@ -40,7 +40,7 @@ impl World {
         World { fake, store, pool: RefCell::new(pool), spawner, ended }
     }
 
-    /// Runs until nothing moves any more; the future must be done by then.
+    /// Runs until all tasks wait. The future must be ready by then.
     fn run<T>(&self, future: impl Future<Output = T>) -> T {
         let mut future = pin!(future);
         for _ in 0..100_000 {
@@ -51,7 +51,7 @@ impl World {
             }
             pool.run_until_stalled();
         }
-        panic!("the future waits for something that does not come");
+        panic!("the future never becomes ready");
     }
 
     fn settle(&self) {
@@ -60,7 +60,7 @@ impl World {
 }
 
 #[test]
-fn what_is_written_is_read_back() {
+fn a_value_reads_back_as_written() {
     let world = World::new();
     world.run(async {
         let store = &world.store;
@@ -95,7 +95,7 @@ fn paths_and_values_are_checked_before_they_are_sent() {
 }
 
 #[test]
-fn many_requests_go_on_at_once() {
+fn many_requests_run_at_once() {
     let world = World::new();
     world.run(async {
         let writes = (0..200).map(|n| {
@@ -140,7 +140,7 @@ fn a_long_directory_comes_in_parts() {
 }
 
 #[test]
-fn a_watch_fires_at_once_and_upon_changes_below() {
+fn a_watch_fires_at_once_and_on_changes_below() {
     let world = World::new();
     world.run(async {
         let mut watch = world.store.watch("device").await.unwrap();
@@ -149,7 +149,7 @@ fn a_watch_fires_at_once_and_upon_changes_below() {
         world.fake.write(&format!("{HOME}/device/0/state"), "3");
         world.fake.write(&format!("{HOME}/other"), "3");
         assert_eq!(watch.next().await, "device/0/state");
-        assert_eq!(poll_immediate(pin!(watch.next())).await, None, "told once of two changes");
+        assert_eq!(poll_immediate(pin!(watch.next())).await, None, "two changes are reported once");
         world.fake.rm(HOME);
         assert_eq!(watch.next().await, "device");
         let mut absolute = world.store.watch("/local/domain/5/x").await.unwrap();
@@ -173,7 +173,7 @@ fn two_watches_of_one_path_both_fire() {
 }
 
 #[test]
-fn events_that_nobody_fetches_take_bounded_memory() {
+fn unfetched_events_take_bounded_memory() {
     let world = World::new();
     world.run(async {
         let mut watch = world.store.watch("a").await.unwrap();
@@ -183,13 +183,13 @@ fn events_that_nobody_fetches_take_bounded_memory() {
         while let Some(path) = poll_immediate(pin!(watch.next())).await {
             fired.push(path);
         }
-        assert!(fired.len() <= 64, "{} events were kept", fired.len());
-        assert!(fired.contains(&"a".to_string()), "the loss shows as the watched path");
+        assert!(fired.len() <= 64, "{} events were queued", fired.len());
+        assert!(fired.contains(&"a".to_string()), "the watched path replaces lost ones");
     });
 }
 
 #[test]
-fn a_dropped_watch_is_unwatched() {
+fn a_dropped_watch_is_unregistered() {
     let world = World::new();
     let watch = world.run(world.store.watch("a")).unwrap();
     assert_eq!(world.fake.watches(), 1);
@@ -199,7 +199,7 @@ fn a_dropped_watch_is_unwatched() {
 }
 
 #[test]
-fn a_transaction_happens_at_once_or_not_at_all() {
+fn a_transaction_takes_effect_as_a_whole_or_not_at_all() {
     let world = World::new();
     world.run(async {
         let transaction = world.store.transaction().await.unwrap();
@@ -225,7 +225,7 @@ fn a_transaction_happens_at_once_or_not_at_all() {
 }
 
 #[test]
-fn a_watch_hears_of_a_transaction_when_it_is_committed() {
+fn a_watch_fires_when_a_transaction_is_committed() {
     let world = World::new();
     world.run(async {
         let mut watch = world.store.watch("a").await.unwrap();
@@ -239,7 +239,7 @@ fn a_watch_hears_of_a_transaction_when_it_is_committed() {
 }
 
 #[test]
-fn a_transaction_that_is_disturbed_is_done_again() {
+fn a_conflicting_transaction_is_retried() {
     let world = World::new();
     let tries = Cell::new(0);
     world.run(async {
@@ -264,7 +264,7 @@ fn a_transaction_that_is_disturbed_is_done_again() {
     assert_eq!(world.fake.transactions(), 0);
 }
 
-/// Another xenstored's beginning: the domain was restored.
+/// Connects to another xenstored, as after a restore.
 fn restore(world: &World, fake: &FakeStore) {
     let (reader, writer) = fake.connect(GUEST);
     let driver = world.store.reconnect(reader, writer);
@@ -278,7 +278,7 @@ fn restore(world: &World, fake: &FakeStore) {
 }
 
 #[test]
-fn a_held_connection_finishes_what_is_under_way_and_sends_nothing_new() {
+fn a_quiesced_connection_finishes_pending_requests_and_sends_no_new_ones() {
     let world = World::new();
     let store = &world.store;
     world.run(async {
@@ -328,12 +328,12 @@ fn in_a_restored_domain_watches_fire_again_and_requests_go_to_the_new_xenstored(
     world.settle();
     assert_eq!(fresh.read(&format!("{HOME}/a")).as_deref(), Some("1"));
     assert_eq!(world.fake.read(&format!("{HOME}/a")), None);
-    assert_eq!(fresh.watches(), 0, "they were dropped");
-    assert_eq!(world.ended.get(), Some(Errno::ECONNRESET), "the former driver goes on");
+    assert_eq!(fresh.watches(), 0, "the watches were dropped");
+    assert_eq!(world.ended.get(), Some(Errno::ECONNRESET), "the former driver still runs");
 }
 
 #[test]
-fn what_was_under_way_when_the_domain_was_saved_fails_and_can_be_done_again() {
+fn pending_requests_fail_in_a_restored_domain_and_can_be_retried() {
     let world = World::new();
     let store = &world.store;
     let fresh = FakeStore::new();
@@ -342,7 +342,7 @@ fn what_was_under_way_when_the_domain_was_saved_fails_and_can_be_done_again() {
         let begin = async || store.transaction().await.unwrap();
         [begin().await, begin().await, begin().await]
     });
-    // Nothing answers any more, and the domain is saved all the same.
+    // xenstored does not reply any more, and the domain is saved anyway.
     world.fake.pause();
     let mut read = Box::pin(store.read("a"));
     let mut commit = Box::pin(committing.commit());
@@ -363,7 +363,7 @@ fn what_was_under_way_when_the_domain_was_saved_fails_and_can_be_done_again() {
     assert_eq!(fresh.transactions(), 0);
 }
 
-/// A connection whose driver moves one piece of a message each time that it is polled.
+/// A connection whose driver moves one piece of a message per poll.
 struct Steps {
     fake: FakeStore,
     store: Store,
@@ -391,7 +391,7 @@ impl Steps {
             }
             self.step();
         }
-        panic!("the future waits for something that does not come");
+        panic!("the future never becomes ready");
     }
 }
 
@@ -410,7 +410,8 @@ fn a_request_dropped_at_any_point_breaks_nothing_and_leaks_nothing() {
             })
         },
     ];
-    // Either nobody polls the task any more for some steps before it is dropped, or somebody does.
+    // Either the task is polled until it is dropped, or it is not polled for some steps before
+    // that.
     for (task, steps, polled) in (0..4)
         .flat_map(|task| (0..30).flat_map(move |steps| [(task, steps, false), (task, steps, true)]))
     {
@@ -434,7 +435,7 @@ fn a_request_dropped_at_any_point_breaks_nothing_and_leaks_nothing() {
 }
 
 #[test]
-fn a_directory_that_changes_while_it_is_read_is_read_whole() {
+fn a_directory_that_changes_while_it_is_read_is_read_again() {
     let names: Vec<_> = (0..900).map(|n| format!("child-number-{n:05}")).collect();
     for steps in 0..40 {
         let mut world = Steps::new();
@@ -456,7 +457,7 @@ fn a_directory_that_changes_while_it_is_read_is_read_whole() {
 }
 
 #[test]
-fn an_answer_of_another_type_fails_its_request() {
+fn a_reply_of_another_type_fails_its_request() {
     let world = World::new();
     world.fake.pause();
     let mut write = Box::pin(world.store.write("a", "1"));
@@ -469,7 +470,7 @@ fn an_answer_of_another_type_fails_its_request() {
 }
 
 #[test]
-fn a_request_that_was_not_sent_is_taken_back() {
+fn an_unsent_request_is_withdrawn_when_it_is_dropped() {
     let world = World::new();
     let write = Box::pin(world.store.write("a", "1"));
     let mut write = write;
@@ -480,7 +481,7 @@ fn a_request_that_was_not_sent_is_taken_back() {
 }
 
 #[test]
-fn answers_to_nothing_are_ignored() {
+fn replies_without_a_request_are_ignored() {
     let world = World::new();
     let mut bytes = Vec::new();
     for (kind, request) in [(2u32, 77u32), (16, 78), (15, 0), (99, 0)] {
@@ -493,7 +494,7 @@ fn answers_to_nothing_are_ignored() {
 }
 
 #[test]
-fn a_message_that_cannot_be_ends_the_connection_with_an_error() {
+fn a_malformed_message_ends_the_connection_with_an_error() {
     let world = World::new();
     world.fake.pause();
     let mut read = Box::pin(world.store.read("a"));
@@ -505,7 +506,7 @@ fn a_message_that_cannot_be_ends_the_connection_with_an_error() {
 }
 
 #[test]
-fn requests_fail_when_their_driver_is_gone() {
+fn requests_fail_when_the_driver_is_dropped() {
     let fake = FakeStore::new();
     let (reader, writer) = fake.connect(GUEST);
     let (store, driver) = xenstore::connect(reader, writer);
@@ -517,7 +518,7 @@ fn requests_fail_when_their_driver_is_gone() {
 }
 
 #[test]
-fn a_connection_that_ends_takes_its_watches_along() {
+fn watches_end_with_their_connection() {
     let world = World::new();
     let watch = world.run(world.store.watch("a")).unwrap();
     let World { fake, pool, .. } = world;
@@ -555,7 +556,7 @@ fn a_devices_two_ends_see_each_other_change() {
         }
         world.fake.write(&format!("{back}/state"), "nonsense");
         world.store.read(&format!("{back}/state")).await.unwrap();
-        // A wait that is given up while it reads the state loses nothing.
+        // A wait that is cancelled while it reads the state loses nothing.
         assert_eq!(poll_immediate(pin!(watch.next())).await, None);
         assert_eq!(watch.next().await, Ok(State::Unknown));
 
@@ -571,7 +572,7 @@ fn a_devices_two_ends_see_each_other_change() {
 
 proptest! {
     #[test]
-    fn whatever_the_server_sends_the_client_lives(
+    fn no_bytes_of_the_server_make_the_client_panic(
         bytes in proptest::collection::vec(any::<u8>(), 0..600),
         messages in proptest::collection::vec(
             (0u32..24, 0u32..4, proptest::collection::vec(any::<u8>(), 0..40)), 0..12),

@@ -1,24 +1,24 @@
-//! `io/console.h`: the page that a domain and its console's server share.
+//! `io/console.h`: the page that a domain shares with the console daemon.
 
-/// Bytes of the ring from the server to the domain.
+/// The size of the input ring in bytes.
 pub const XENCONS_IN_SIZE: usize = 1024;
-/// Bytes of the ring from the domain to the server.
+/// The size of the output ring in bytes.
 pub const XENCONS_OUT_SIZE: usize = 2048;
 
 structures! {
     /// The page (`struct xencons_interface`).
     XenconsInterface: 3088 {
-        /// What was typed.
+        /// The input of the user.
         input: [u8; XENCONS_IN_SIZE] = 0,
-        /// What is to be shown.
+        /// The output of the domain.
         output: [u8; XENCONS_OUT_SIZE] = 1024,
-        /// How many bytes of input the domain has taken.
+        /// Consumer index of the input, written by the domain.
         in_cons: u32 = 3072,
-        /// How many bytes of input the server has written.
+        /// Producer index of the input, written by the daemon.
         in_prod: u32 = 3076,
-        /// How many bytes of output the server has taken.
+        /// Consumer index of the output, written by the daemon.
         out_cons: u32 = 3080,
-        /// How many bytes of output the domain has written.
+        /// Producer index of the output, written by the domain.
         out_prod: u32 = 3084,
     }
 }

@@ -1,8 +1,9 @@
-//! `arch-x86/cpuid.h`: how to find Xen from inside a domain.
+//! `arch-x86/cpuid.h`: the CPUID leaves by which a domain finds Xen.
 
 /// The first leaf where a hypervisor may describe itself.
 pub const XEN_CPUID_FIRST_LEAF: u32 = 0x4000_0000;
-/// The leaf behind the last one where Xen may be, behind another interface that it offers.
+/// The end of the leaves at which Xen may be. It is not at the first one if it also offers another
+/// interface.
 pub const XEN_CPUID_END_LEAF: u32 = 0x4001_0000;
 /// The distance between two such leaves.
 pub const XEN_CPUID_LEAF_STEP: u32 = 0x100;

@@ -8,7 +8,7 @@ pub const HVMOP_GET_PARAM: u32 = 1;
 structures! {
     /// Argument of both (`struct xen_hvm_param`).
     HvmParam: 16 {
-        /// Whose parameter.
+        /// The domain.
         domid: u16 = 0,
         /// Unused.
         pad: u16 = 2,

@@ -28,7 +28,6 @@ macro_rules! structures {
 
 pub mod console;
 pub mod cpuid;
-pub mod elfnote;
 pub mod event_channel;
 pub mod grant_table;
 pub mod hvm_op;

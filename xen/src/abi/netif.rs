@@ -1,75 +1,71 @@
 //! `io/netif.h`: the rings of a virtual network interface.
 //!
 //! Both rings begin with four indexes (`io/ring.h`: [`REQ_PROD`] and so on) and have [`RING_SLOTS`]
-//! slots behind [`RING_HEADER`] bytes. A frame takes one request for each part of it, and one more
-//! slot for each extra info, which stand behind the first request.
+//! slots after [`RING_HEADER`] bytes. A frame has one request for each of its parts, and after the
+//! first request one slot for each extra info.
 
 use zerocopy::{FromBytes, IntoBytes, transmute};
 
 pub use super::ring::*;
 
-/// The slots of either ring, the largest power of two that fits into a page.
+/// The number of slots of a ring: the largest power of two that fits into a page.
 pub const RING_SLOTS: usize = 256;
 
-/// A transmit slot's bytes (`union netif_tx_sring_entry`).
+/// The size of a transmit slot in bytes (`union netif_tx_sring_entry`).
 pub const TX_SLOT: usize = 12;
-/// A receive slot's bytes (`union netif_rx_sring_entry`).
+/// The size of a receive slot in bytes (`union netif_rx_sring_entry`).
 pub const RX_SLOT: usize = 8;
 
-/// Requests of one frame that every backend takes.
+/// The number of requests for one frame that every backend accepts.
 pub const XEN_NETIF_NR_SLOTS_MIN: usize = 18;
-/// The most bytes of a frame that is transmitted.
-pub const XEN_NETIF_MAX_TX_SIZE: usize = 0xffff;
 
-/// The checksum field has the pseudo header's sum alone.
+/// The checksum field has only the sum of the pseudo header.
 pub const NETTXF_CSUM_BLANK: u16 = 1 << 0;
-/// Whoever receives the frame need not look at the checksum.
+/// The receiver need not verify the checksum.
 pub const NETTXF_DATA_VALIDATED: u16 = 1 << 1;
-/// The frame goes on in the next request.
+/// The frame continues in the next request.
 pub const NETTXF_MORE_DATA: u16 = 1 << 2;
 /// An extra info follows.
 pub const NETTXF_EXTRA_INFO: u16 = 1 << 3;
 
-/// The checksum was looked at already.
+/// The checksum was verified.
 pub const NETRXF_DATA_VALIDATED: u16 = 1 << 0;
-/// The checksum field has the pseudo header's sum alone.
+/// The checksum field has only the sum of the pseudo header.
 pub const NETRXF_CSUM_BLANK: u16 = 1 << 1;
-/// The frame goes on in the next response.
+/// The frame continues in the next response.
 pub const NETRXF_MORE_DATA: u16 = 1 << 2;
 /// An extra info follows.
 pub const NETRXF_EXTRA_INFO: u16 = 1 << 3;
 
 /// The frame was dropped.
 pub const NETIF_RSP_DROPPED: i16 = -2;
-/// The request was wrong.
-pub const NETIF_RSP_ERROR: i16 = -1;
-/// The frame is on its way.
+/// The frame was sent.
 pub const NETIF_RSP_OKAY: i16 = 0;
-/// The slot held no request, but an extra info.
+/// The slot had an extra info, not a request.
 pub const NETIF_RSP_NULL: i16 = 1;
 
-/// An extra info about segmentation.
+/// The type of extra info about segmentation.
 pub const XEN_NETIF_EXTRA_TYPE_GSO: u8 = 1;
 /// Another extra info follows.
 pub const XEN_NETIF_EXTRA_FLAG_MORE: u8 = 1;
-/// The frame is to be cut into TCP segments over IPv4.
+/// Segment the frame as TCP over IPv4.
 pub const XEN_NETIF_GSO_TYPE_TCPV4: u8 = 1;
-/// The frame is to be cut into TCP segments over IPv6.
+/// Segment the frame as TCP over IPv6.
 pub const XEN_NETIF_GSO_TYPE_TCPV6: u8 = 2;
 
 /// A part of a frame to transmit (`struct netif_tx_request`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes)]
 #[repr(C)]
 pub struct TxRequest {
-    /// The page that it is in.
+    /// The page of the part.
     pub gref: u32,
-    /// Where in the page.
+    /// Its offset in the page.
     pub offset: u16,
     /// `NETTXF_*`.
     pub flags: u16,
-    /// Comes back in the response.
+    /// Copied to the response.
     pub id: u16,
-    /// The part's bytes; in a frame's first request, the whole frame's.
+    /// The size of the part in bytes; in a frame's first request, that of the whole frame.
     pub size: u16,
 }
 
@@ -85,10 +81,10 @@ impl TxRequest {
     }
 }
 
-/// How a frame is to be cut (`struct netif_extra_info` of [`XEN_NETIF_EXTRA_TYPE_GSO`]).
+/// How to segment a frame (`struct netif_extra_info` of [`XEN_NETIF_EXTRA_TYPE_GSO`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gso {
-    /// The payload of each segment.
+    /// The size of each segment's payload, in bytes.
     pub size: u16,
     /// `XEN_NETIF_GSO_TYPE_*`.
     pub kind: u8,
@@ -102,10 +98,10 @@ impl Gso {
     }
 }
 
-/// What became of a part of a frame that was transmitted (`struct netif_tx_response`).
+/// The result for a part of a transmitted frame (`struct netif_tx_response`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TxResponse {
-    /// The request's.
+    /// The id of the request.
     pub id: u16,
     /// `NETIF_RSP_*`.
     pub status: i16,
@@ -127,7 +123,7 @@ impl TxResponse {
 /// A page to receive into (`struct netif_rx_request`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RxRequest {
-    /// Comes back in the response.
+    /// Copied to the response.
     pub id: u16,
     /// The page.
     pub gref: u32,
@@ -146,17 +142,17 @@ impl RxRequest {
     }
 }
 
-/// A part of a frame that was received (`struct netif_rx_response`).
+/// A part of a received frame (`struct netif_rx_response`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes)]
 #[repr(C)]
 pub struct RxResponse {
-    /// The request's.
+    /// The id of the request.
     pub id: u16,
-    /// Where in the page the part is.
+    /// The offset of the part in the page.
     pub offset: u16,
     /// `NETRXF_*`.
     pub flags: u16,
-    /// The part's bytes, or, below zero, `NETIF_RSP_*`.
+    /// The size of the part in bytes, or, if negative, `NETIF_RSP_*`.
     pub status: i16,
 }
 

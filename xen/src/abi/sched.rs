@@ -1,17 +1,17 @@
-//! `sched.h`: giving up the CPU, and ending the domain.
+//! `sched.h`: sleeping, and shutting the domain down.
 
 /// Ends or suspends the domain.
 pub const SCHEDOP_SHUTDOWN: u32 = 2;
-/// Sleeps until an event comes or a time; needs no interrupt.
+/// Sleeps until an event or a timeout, without an interrupt.
 pub const SCHEDOP_POLL: u32 = 3;
 
-/// The domain is done.
+/// The domain has finished.
 pub const SHUTDOWN_POWEROFF: u32 = 0;
-/// The domain wants to be started again.
+/// The domain asks to be started again.
 pub const SHUTDOWN_REBOOT: u32 = 1;
-/// The domain is ready to be saved.
+/// The domain can be saved.
 pub const SHUTDOWN_SUSPEND: u32 = 2;
-/// The domain found itself broken.
+/// The domain has crashed.
 pub const SHUTDOWN_CRASH: u32 = 3;
 
 structures! {
@@ -23,11 +23,9 @@ structures! {
 
     /// Argument of [`SCHEDOP_POLL`] (`struct sched_poll`).
     SchedPoll: 24 {
-        /// The address of the ports' numbers, of which an event that is pending already ends the
-        /// sleep.
+        /// The address of a list of ports. A pending event of one of them ends the sleep.
         ports: u64 = 0,
-        /// How many ports. With none of them, any port's event ends the sleep that is not pending
-        /// yet.
+        /// The number of ports. If zero, a new event of any port ends the sleep.
         nr_ports: u32 = 8,
         /// The system time in nanoseconds at which the sleep ends; 0 is never.
         timeout: u64 = 16,

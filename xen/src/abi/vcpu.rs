@@ -1,10 +1,10 @@
-//! `vcpu.h`: a virtual CPU's timers.
+//! `vcpu.h`: the timers of a virtual CPU.
 
-/// Stops the timer that ticks by itself.
+/// Stops the periodic timer.
 pub const VCPUOP_STOP_PERIODIC_TIMER: u32 = 7;
-/// Sets the timer that fires once.
+/// Sets the one-shot timer.
 pub const VCPUOP_SET_SINGLESHOT_TIMER: u32 = 8;
-/// Stops it.
+/// Stops the one-shot timer.
 pub const VCPUOP_STOP_SINGLESHOT_TIMER: u32 = 9;
 
 structures! {
@@ -12,7 +12,7 @@ structures! {
     SetSingleshotTimer: 16 {
         /// The system time, in nanoseconds, at which to fire.
         timeout_abs_ns: u64 = 0,
-        /// None is used here.
+        /// Not used here.
         flags: u32 = 8,
     }
 }

@@ -1,4 +1,4 @@
-//! `version.h`: what hypervisor this is.
+//! `version.h`: the hypervisor's version.
 
-/// The version: the major number in the upper half word of the result, the minor in the lower.
+/// Returns the version: the major number in the upper half of the word, the minor in the lower.
 pub const XENVER_VERSION: u32 = 0;

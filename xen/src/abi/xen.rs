@@ -8,7 +8,7 @@ pub const __HYPERVISOR_MEMORY_OP: u32 = 12;
 pub const __HYPERVISOR_XEN_VERSION: u32 = 17;
 /// Grant tables.
 pub const __HYPERVISOR_GRANT_TABLE_OP: u32 = 20;
-/// A virtual CPU's own affairs.
+/// Operations on a virtual CPU.
 pub const __HYPERVISOR_VCPU_OP: u32 = 24;
 /// Scheduling and shutting down.
 pub const __HYPERVISOR_SCHED_OP: u32 = 29;
@@ -21,12 +21,12 @@ pub const __HYPERVISOR_HVM_OP: u32 = 34;
 /// [`vcpu::VCPUOP_SET_SINGLESHOT_TIMER`](super::vcpu::VCPUOP_SET_SINGLESHOT_TIMER).
 pub const VIRQ_TIMER: u32 = 0;
 
-/// The calling domain, whatever its number.
+/// The calling domain.
 pub const DOMID_SELF: u16 = 0x7ff0;
-/// No domain at all.
+/// Not a domain.
 pub const DOMID_INVALID: u16 = 0x7ff4;
 
-/// The virtual CPUs whose information lies in the shared info page.
+/// The number of virtual CPUs with information in the shared info page.
 pub const XEN_LEGACY_MAX_VCPUS: usize = 32;
 
 structures! {
@@ -39,11 +39,11 @@ structures! {
         pad0: u32 = 4,
         /// The TSC at the moment of the last update.
         tsc_timestamp: u64 = 8,
-        /// Nanoseconds since boot at that moment.
+        /// Nanoseconds since the host's boot at that moment.
         system_time: u64 = 16,
-        /// Nanoseconds a (shifted) tick, as a fraction of 2^32.
+        /// Nanoseconds per (shifted) tick, in units of 2^-32.
         tsc_to_system_mul: u32 = 24,
-        /// By how many bits to shift ticks to the left, or if negative to the right, before.
+        /// Shift of the ticks before that: to the left, or to the right if negative.
         tsc_shift: i8 = 28,
         /// Not used here.
         flags: u8 = 29,
@@ -51,7 +51,7 @@ structures! {
         pad1: [u8; 2] = 30,
     }
 
-    /// What x86 adds to a virtual CPU's information (`struct arch_vcpu_info`).
+    /// The part of a virtual CPU's information for x86 (`struct arch_vcpu_info`).
     ArchVcpuInfo: 16 {
         /// PV guests only.
         cr2: u64 = 0,
@@ -61,25 +61,25 @@ structures! {
 
     /// A virtual CPU's part of the shared info page (`struct vcpu_info`).
     VcpuInfo: 64 {
-        /// Not zero when an event waits; cleared by the guest before it looks for events.
+        /// Not zero if an event is pending. The guest clears it before it looks for events.
         evtchn_upcall_pending: u8 = 0,
-        /// Not zero to hold upcalls back.
+        /// Not zero to mask upcalls.
         evtchn_upcall_mask: u8 = 1,
-        /// A bit for each word of [`SharedInfo::evtchn_pending`] that has news.
+        /// A bit per word of [`SharedInfo::evtchn_pending`]: the word has new bits.
         evtchn_pending_sel: u64 = 8,
-        /// What x86 adds.
+        /// The part for x86.
         arch: ArchVcpuInfo = 16,
         /// The clock.
         time: VcpuTimeInfo = 32,
     }
 
-    /// What x86 adds to the shared info page (`struct arch_shared_info`); of use to PV guests only.
+    /// The part of the shared info page for x86 (`struct arch_shared_info`). PV guests only.
     ArchSharedInfo: 48 {
         /// Entries of the p2m table.
         max_pfn: u64 = 0,
         /// The p2m table's frames.
         pfn_to_mfn_frame_list_list: u64 = 8,
-        /// Why an NMI came.
+        /// The reason for an NMI.
         nmi_reason: u64 = 16,
         /// The address space of `p2m_vaddr`.
         p2m_cr3: u64 = 24,
@@ -93,19 +93,19 @@ structures! {
     SharedInfo: 3136 {
         /// The first virtual CPUs' information.
         vcpu_info: [VcpuInfo; XEN_LEGACY_MAX_VCPUS] = 0,
-        /// A bit for each port: an event is pending.
+        /// A bit per port: an event is pending.
         evtchn_pending: [u64; 64] = 2048,
-        /// A bit for each port: events cause no upcall.
+        /// A bit per port: the port is masked.
         evtchn_mask: [u64; 64] = 2560,
         /// Odd while the wall clock changes; different after every change.
         wc_version: u32 = 3072,
         /// Seconds from the Unix epoch to the domain's boot, the low half.
         wc_sec: u32 = 3076,
-        /// Nanoseconds beside the seconds.
+        /// Nanoseconds, in addition to the seconds.
         wc_nsec: u32 = 3080,
         /// The high half of the seconds.
         wc_sec_hi: u32 = 3084,
-        /// What x86 adds.
+        /// The part for x86.
         arch: ArchSharedInfo = 3088,
     }
 }

@@ -19,7 +19,7 @@ pub const XS_UNWATCH: u32 = 5;
 pub const XS_TRANSACTION_START: u32 = 6;
 /// Ends a transaction.
 pub const XS_TRANSACTION_END: u32 = 7;
-/// Asks for a domain's home path.
+/// Reads a domain's home path.
 pub const XS_GET_DOMAIN_PATH: u32 = 10;
 /// Writes a node's value, creating the node and its parents where needed.
 pub const XS_WRITE: u32 = 11;
@@ -29,9 +29,9 @@ pub const XS_MKDIR: u32 = 12;
 pub const XS_RM: u32 = 13;
 /// Sets a node's permissions.
 pub const XS_SET_PERMS: u32 = 14;
-/// A watch fired: sent by xenstored, unasked.
+/// A watch fired. Sent by xenstored without a request.
 pub const XS_WATCH_EVENT: u32 = 15;
-/// An answer that carries the name of an error.
+/// A reply with the name of an error.
 pub const XS_ERROR: u32 = 16;
 /// Lists a part of a node's children, for a list that does not fit into one message.
 pub const XS_DIRECTORY_PART: u32 = 22;
@@ -42,11 +42,11 @@ structures! {
     SockMsg: 16 {
         /// One of the `XS_` message types.
         kind: U32 = 0,
-        /// Chosen by whoever asks, echoed in the answer.
+        /// Chosen by the client, copied to the reply.
         req_id: U32 = 4,
         /// The transaction's id, or 0 outside any.
         tx_id: U32 = 8,
-        /// The number of bytes that follow.
+        /// The size of the payload in bytes.
         len: U32 = 12,
     }
 }
@@ -57,7 +57,7 @@ pub const XENSTORE_PAYLOAD_MAX: usize = 4096;
 pub const XENSTORE_ABS_PATH_MAX: usize = 3072;
 /// The longest path below the domain's home.
 pub const XENSTORE_REL_PATH_MAX: usize = 2048;
-/// Bytes in each of a domain's two rings, a power of two.
+/// The size of each of a domain's two rings in bytes, a power of two.
 pub const XENSTORE_RING_SIZE: usize = 1024;
 
 structures! {
@@ -65,21 +65,21 @@ structures! {
     XenstoreDomainInterface: 2076 {
         /// Requests, written by the domain.
         req: [u8; XENSTORE_RING_SIZE] = 0,
-        /// Answers and watch events, written by xenstored.
+        /// Replies and watch events, written by xenstored.
         rsp: [u8; XENSTORE_RING_SIZE] = 1024,
-        /// How many bytes of requests xenstored has taken.
+        /// Consumer index of the requests, written by xenstored.
         req_cons: u32 = 2048,
-        /// How many bytes of requests the domain has written.
+        /// Producer index of the requests, written by the domain.
         req_prod: u32 = 2052,
-        /// How many bytes of answers the domain has taken.
+        /// Consumer index of the replies, written by the domain.
         rsp_cons: u32 = 2056,
-        /// How many bytes of answers xenstored has written.
+        /// Producer index of the replies, written by xenstored.
         rsp_prod: u32 = 2060,
         /// The server's features (`XENSTORE_SERVER_FEATURE_*`).
         server_features: u32 = 2064,
         /// The connection's state (`XENSTORE_CONNECTED` or `XENSTORE_RECONNECT`).
         connection: u32 = 2068,
-        /// Why the server gave the connection up (`XENSTORE_ERROR_*`).
+        /// Why the server closed the connection (`XENSTORE_ERROR_*`).
         error: u32 = 2072,
     }
 }

@@ -19,7 +19,7 @@ fn give(balloon: &mut Balloon, xen: &FakeXen, given: Run) -> Result<(), (Errno, 
     unsafe { balloon.give(xen, given) }
 }
 
-/// Whether the record tells what Xen knows of the first `pages` frames.
+/// Whether the record matches Xen's state of the first `pages` frames.
 fn agrees(balloon: &Balloon, xen: &FakeXen, pages: u64) -> bool {
     let absent: Vec<u64> =
         balloon.runs().iter().flat_map(|run| run.start.0..run.start.0 + run.count).collect();
@@ -29,7 +29,7 @@ fn agrees(balloon: &Balloon, xen: &FakeXen, pages: u64) -> bool {
 }
 
 #[test]
-fn memory_goes_back_in_large_extents_where_it_can_and_comes_again_lowest_first() {
+fn memory_is_given_in_large_extents_if_possible_and_taken_lowest_first() {
     let (xen, mut balloon) = (domain(4096), Balloon::new());
     give(&mut balloon, &xen, run(500, 1300)).unwrap();
     assert_eq!(
@@ -53,7 +53,7 @@ fn memory_goes_back_in_large_extents_where_it_can_and_comes_again_lowest_first()
 }
 
 #[test]
-fn runs_that_touch_are_one() {
+fn adjacent_runs_are_merged() {
     let (xen, mut balloon) = (domain(100), Balloon::new());
     for given in [run(10, 5), run(30, 5), run(20, 10), run(15, 5), run(9, 1)] {
         give(&mut balloon, &xen, given).unwrap();
@@ -63,20 +63,20 @@ fn runs_that_touch_are_one() {
 }
 
 #[test]
-fn what_xen_does_not_take_stays_with_the_caller() {
+fn pages_that_xen_does_not_take_stay_with_the_caller() {
     let (xen, mut balloon) = (domain(4096), Balloon::new());
     // 100 small pages of the second part, and then none.
     xen.does.replace([Ok(12), Ok(100), Ok(0)].into());
     assert_eq!(give(&mut balloon, &xen, run(500, 300)), Err((Errno::EBUSY, run(612, 188))));
     assert_eq!(balloon.runs(), [run(500, 112)]);
-    // A call that fails has done nothing.
+    // A failed call has no effect.
     xen.does.replace([Err(Errno::EPERM)].into());
     assert_eq!(give(&mut balloon, &xen, run(612, 188)), Err((Errno::EPERM, run(612, 188))));
     assert!(agrees(&balloon, &xen, 4096));
 }
 
 #[test]
-fn what_xen_does_not_give_stays_on_record() {
+fn pages_that_xen_does_not_give_stay_in_the_record() {
     let (xen, mut balloon) = (domain(4096), Balloon::new());
     give(&mut balloon, &xen, run(0, 2048)).unwrap();
     // Neither large extents nor small ones.
@@ -85,10 +85,10 @@ fn what_xen_does_not_give_stays_on_record() {
     xen.does.replace([Err(Errno::ENOMEM), Err(Errno::EPERM)].into());
     assert_eq!(balloon.take(&xen, 2048), Err(Errno::EPERM));
     assert_eq!(balloon.pages(), 2048);
-    // No large ones, and some small ones.
+    // No large extents, and some small ones.
     xen.does.replace([Ok(0), Ok(7)].into());
     assert_eq!(balloon.take(&xen, 2048), Ok(run(0, 7)));
-    // One of three large ones, once the small ones up to there are done.
+    // One of three large extents, after the small ones before them.
     xen.does.replace([Ok(512), Ok(1)].into());
     assert_eq!(balloon.take(&xen, 2041), Ok(run(7, 505)));
     assert_eq!(balloon.take(&xen, 1536), Ok(run(512, 512)));
@@ -96,7 +96,7 @@ fn what_xen_does_not_give_stays_on_record() {
 }
 
 #[test]
-fn a_full_record_takes_only_what_touches() {
+fn a_full_record_takes_only_adjacent_runs() {
     let (xen, mut balloon) = (domain(4096), Balloon::new());
     for n in 0..MAX_RUNS as u64 {
         give(&mut balloon, &xen, run(3 * n, 1)).unwrap();
@@ -110,7 +110,7 @@ fn a_full_record_takes_only_what_touches() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
     #[test]
-    fn the_record_is_what_xen_knows_whatever_fails(
+    fn the_record_matches_xens_state_after_any_failure(
         steps in prop::collection::vec(
             (any::<bool>(), 0u64..1500, 1u64..1500, 0u64..600, 0..4),
             1..40,
@@ -125,7 +125,7 @@ proptest! {
                 _ => {}
             }
             if gives {
-                // What is there from `start` on.
+                // The populated frames from `start` on.
                 let there = (start..start + count)
                     .take_while(|frame| xen.populated.borrow().contains(frame))
                     .count();

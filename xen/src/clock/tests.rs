@@ -11,7 +11,7 @@ fn info(tsc_timestamp: u64, system_time: u64, mul: u32, shift: i8) -> VcpuTimeIn
 
 #[test]
 fn ticks_become_nanoseconds() {
-    // 2 GHz: half a nanosecond a tick.
+    // 2 GHz: half a nanosecond per tick.
     let two = TimeInfo(info(1000, 50, 1 << 31, 0));
     assert_eq!(two.system_time(1000), 50);
     assert_eq!(two.system_time(1000 + 4_000_000_000), 50 + 2_000_000_000);
@@ -32,7 +32,7 @@ fn a_tsc_from_before_the_update_counts_as_the_update() {
 }
 
 #[test]
-fn a_reading_during_an_update_is_not_believed() {
+fn a_read_during_an_update_is_retried() {
     let page = page();
     let clock = Clock::new(page);
     let mut time = info(0, 777, 1 << 31, 0);
@@ -46,13 +46,13 @@ fn a_reading_during_an_update_is_not_believed() {
         version += 2;
         page.store_u32(VERSION, version, Relaxed);
     });
-    assert_eq!(never_still, Err(Errno::EAGAIN), "and it is not waited for without end");
+    assert_eq!(never_still, Err(Errno::EAGAIN), "the number of retries is bounded");
     assert_eq!(clock.now_by(|| 20), 787);
     assert_eq!(clock.now_by(|| 10), 787, "time does not go back");
 }
 
 #[test]
-fn a_restored_domain_goes_on_where_it_was_whatever_its_host_says() {
+fn the_clock_of_a_restored_domain_continues_on_any_host() {
     for (before, after) in [(1_000_000, 50), (50, 1_000_000)] {
         let page = page();
         let clock = Clock::new(page);
@@ -68,7 +68,7 @@ fn a_restored_domain_goes_on_where_it_was_whatever_its_host_says() {
 }
 
 #[test]
-fn the_wall_clock_is_that_of_the_boot_and_the_time_since() {
+fn the_wall_clock_is_the_boot_time_plus_the_system_time() {
     let page = page();
     page.write(WALL, [2u32, 5, 999_999_999, 1].as_bytes());
     let clock = Clock::new(page);
@@ -78,7 +78,7 @@ fn the_wall_clock_is_that_of_the_boot_and_the_time_since() {
 }
 
 #[test]
-fn the_timer_stops_the_ticking_and_fires_when_told() {
+fn the_timer_stops_the_periodic_timer_and_is_set_and_stopped() {
     let xen = FakeXen::new();
     let timer = Timer::new(&xen).unwrap();
     timer.set(123).unwrap();
@@ -89,7 +89,7 @@ fn the_timer_stops_the_ticking_and_fires_when_told() {
 }
 
 #[test]
-fn a_reading_is_whole_while_another_cpu_writes() {
+fn a_read_is_consistent_while_another_cpu_writes() {
     use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
     use std::sync::Arc;
     let page = page();
@@ -100,7 +100,7 @@ fn a_reading_is_whole_while_another_cpu_writes() {
         while !stopped.load(SeqCst) {
             n = n.wrapping_add(1);
             page.store_u32(VERSION, n.wrapping_mul(2).wrapping_add(1), SeqCst);
-            // Half of it belongs to the next value for a while.
+            // For a while, half of it belongs to the next value.
             page.store_u64(TIME + offset_of!(VcpuTimeInfo, tsc_timestamp), n.into(), SeqCst);
             page.store_u64(TIME + offset_of!(VcpuTimeInfo, system_time), n.into(), SeqCst);
             page.store_u32(VERSION, n.wrapping_mul(2).wrapping_add(2), SeqCst);

@@ -28,7 +28,7 @@ impl Daemon {
 }
 
 #[test]
-fn output_arrives_and_the_daemon_is_told() {
+fn output_arrives_and_the_daemon_is_notified() {
     let (console, daemon, events, _) = pair();
     write!(&console, "hello {}", 7).unwrap();
     assert_eq!(daemon.take(), "hello 7");
@@ -38,7 +38,7 @@ fn output_arrives_and_the_daemon_is_told() {
 }
 
 #[test]
-fn what_finds_no_room_follows_as_the_daemon_reads() {
+fn the_backlog_is_sent_as_the_daemon_reads() {
     let (console, daemon, events, _) = pair();
     let text: String = (0..20_000).map(|n| char::from(b'a' + (n % 23) as u8)).collect();
     for part in text.as_bytes().chunks(999) {
@@ -51,14 +51,14 @@ fn what_finds_no_room_follows_as_the_daemon_reads() {
         let before = events.get();
         got += &daemon.take();
         assert!(running.as_mut().now_or_never().is_none());
-        assert!(events.get() > before || console.waiting() == 0, "the daemon is not told");
+        assert!(events.get() > before || console.waiting() == 0, "the daemon is not notified");
     }
     assert_eq!(got, text);
     assert_eq!(console.flush().now_or_never(), Some(Ok(())));
 }
 
 #[test]
-fn a_full_backlog_drops_output_counts_it_and_says_so_where_it_happened() {
+fn a_full_backlog_drops_output_counts_it_and_marks_the_place() {
     let (console, daemon, _, _) = pair();
     console.write(&[b'a'; XENCONS_OUT_SIZE + BACKLOG]);
     console.write(b"12345");
@@ -94,24 +94,24 @@ fn output_that_must_arrive_waits_for_room() {
 }
 
 #[test]
-fn a_guest_that_ends_writes_behind_the_backlog_and_looks_for_room_itself() {
+fn a_crashed_guest_writes_after_the_backlog_and_polls_for_room() {
     let (console, daemon, _, _) = pair();
     console.write(&[b'x'; XENCONS_OUT_SIZE + 5]);
     assert_eq!(console.write_some(b"the end"), 0);
     daemon.take();
-    assert_eq!(console.is_drained(), Ok(false), "the backlog waits");
+    assert_eq!(console.is_drained(), Ok(false), "the backlog is not sent yet");
     assert_eq!(console.write_some(b"the end"), 7);
     assert_eq!(console.is_drained(), Ok(false));
     assert_eq!(daemon.take(), "xxxxxthe end");
     assert_eq!(console.is_drained(), Ok(true));
     let _held = console.backlog.borrow_mut();
-    assert_eq!(console.write_some(b"again"), 5, "the backlog is in use by whoever has crashed");
+    assert_eq!(console.write_some(b"again"), 5, "the crashed code has the backlog borrowed");
     assert_eq!(daemon.take(), "again");
     assert_eq!(console.is_drained(), Ok(true));
 }
 
 #[test]
-fn a_restored_domain_goes_on_with_what_was_not_sent() {
+fn a_restored_domain_sends_its_backlog() {
     let (console, _, _, page) = pair();
     console.write(&[b'x'; XENCONS_OUT_SIZE]);
     console.write(b"kept");
@@ -134,7 +134,7 @@ fn input_arrives() {
 }
 
 #[test]
-fn a_broken_ring_loses_output_and_nothing_else() {
+fn a_broken_ring_only_loses_output() {
     let (console, _, _, page) = pair();
     page.store_u32(OUTPUT.cons, 5, Relaxed);
     page.store_u32(INPUT.prod, 5000, Relaxed);

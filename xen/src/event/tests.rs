@@ -24,7 +24,7 @@ impl Counter {
 
 type Channels<'x> = EventChannels<&'x FakeXen, &'x FakeXen>;
 
-/// The event channels of a domain, with nothing done yet.
+/// The event channels of a new domain.
 fn channels(xen: &FakeXen, abi: Abi) -> Channels<'_> {
     let channels = EventChannels::new(xen, xen.shared_info, xen, Some(abi)).unwrap();
     assert_eq!(channels.abi(), abi);
@@ -32,7 +32,7 @@ fn channels(xen: &FakeXen, abi: Abi) -> Channels<'_> {
     channels
 }
 
-/// Does the same in either ABI.
+/// Runs a test in both ABIs.
 fn in_both(test: impl Fn(&FakeXen, &Channels<'_>)) {
     for abi in [Abi::TwoLevel, Abi::Fifo] {
         let xen = FakeXen::new();
@@ -41,7 +41,7 @@ fn in_both(test: impl Fn(&FakeXen, &Channels<'_>)) {
     }
 }
 
-/// A counter that hears of these ports.
+/// A counter that handles the events of these ports.
 fn count(channels: &Channels<'_>, ports: impl IntoIterator<Item = u32>) -> Arc<Counter> {
     let counter = Arc::new(Counter::default());
     for port in ports {
@@ -70,13 +70,13 @@ fn an_event_reaches_the_handler_of_its_port_once() {
 }
 
 #[test]
-fn an_event_that_came_before_the_handler_is_not_lost() {
+fn an_event_from_before_the_handler_is_not_lost() {
     in_both(|xen, channels| {
         xen.events.set_pending(Port(70));
         assert!(!channels.dispatch(), "the port is masked");
         let counter = count(channels, [70]);
         let flag = xen.shared_info.load_u8(UPCALL_PENDING, SeqCst);
-        assert_eq!(flag, 1, "a halt now would wake at once");
+        assert_eq!(flag, 1, "a halt would end at once");
         assert!(channels.is_pending());
         channels.dispatch();
         assert_eq!(counter.take(), 1);
@@ -94,7 +94,7 @@ fn a_masked_port_keeps_its_event_until_it_is_unmasked() {
         channels.unmask(Port(5));
         channels.dispatch();
         assert_eq!(counter.take(), 1);
-        // Masked only when the event is there already.
+        // Masked after the event.
         xen.events.set_pending(Port(5));
         channels.mask(Port(5));
         channels.dispatch();
@@ -106,7 +106,7 @@ fn a_masked_port_keeps_its_event_until_it_is_unmasked() {
 }
 
 #[test]
-fn a_storm_is_handled_in_portions_and_starves_nobody() {
+fn a_storm_of_events_is_handled_in_portions_and_starves_no_port() {
     in_both(|xen, channels| {
         let storm = 64..64 + 2 * BUDGET as u32;
         let stormy = count(channels, storm.clone());
@@ -125,7 +125,7 @@ fn a_storm_is_handled_in_portions_and_starves_nobody() {
 }
 
 #[test]
-fn a_port_that_has_a_new_event_as_often_as_one_is_handled_leaves_the_guest_its_time() {
+fn a_port_with_endless_events_does_not_keep_dispatch_from_returning() {
     struct Again(Arc<FakeEvents>, AtomicUsize);
     impl EventHandler for Again {
         fn raise(&self) {
@@ -140,7 +140,7 @@ fn a_port_that_has_a_new_event_as_often_as_one_is_handled_leaves_the_guest_its_t
         xen.events.set_pending(Port(3));
         for round in 1..4 {
             xen.events.set_pending(Port(4));
-            assert!(channels.dispatch(), "there is more");
+            assert!(channels.dispatch(), "more is pending");
             assert!((1..=BUDGET).contains(&again.1.swap(0, SeqCst)));
             assert_eq!(other.take(), 1, "round {round}");
         }
@@ -148,7 +148,7 @@ fn a_port_that_has_a_new_event_as_often_as_one_is_handled_leaves_the_guest_its_t
 }
 
 #[test]
-fn a_closed_port_is_silent() {
+fn a_closed_port_raises_no_handler() {
     in_both(|xen, channels| {
         let counter = Arc::new(Counter::default());
         let port = channels.alloc_unbound(DomId(3), counter.clone()).unwrap();
@@ -156,9 +156,9 @@ fn a_closed_port_is_silent() {
         channels.close(port).unwrap();
         channels.dispatch();
         assert_eq!(counter.take(), 0);
-        assert_eq!(Arc::strong_count(&counter), 1, "the handler was let go");
+        assert_eq!(Arc::strong_count(&counter), 1, "the handler was dropped");
         assert_eq!(xen.take_done(), [Done::Opened(1), Done::Closed(1)]);
-        // Xen gives numbers out again: the next owner does not inherit the event.
+        // Xen allocates the number again. The next owner does not get the event.
         assert_eq!(channels.alloc_unbound(DomId(3), counter.clone()), Ok(port));
         channels.dispatch();
         assert_eq!(counter.take(), 0);
@@ -194,7 +194,7 @@ fn ports_beyond_4096_carry_events_in_the_fifo_abi_and_are_an_error_in_the_other(
         }
         assert_eq!(channels.register(Port(1 << 17), counter), Err(Errno::EINVAL));
         assert_eq!(channels.close(Port(1 << 17)), Err(Errno::EINVAL));
-        // Nobody has them, and nothing breaks.
+        // No port has these numbers.
         channels.mask(Port(1 << 17));
         channels.unmask(Port(u32::MAX));
     });
@@ -206,7 +206,7 @@ fn no_event_is_lost_while_another_cpu_sends() {
         let ports = [1u32, 63, 64, 4095];
         let counters = ports.map(|port| count(channels, [port]));
         let (events, seen) = (xen.events.clone(), counters.clone());
-        // Each event is sent after the one before was heard: one that is lost stops the test.
+        // Each event is sent after the former one was handled, so a lost one stops the test.
         let sender = std::thread::spawn(move || {
             for round in 1..=500 {
                 for (port, counter) in ports.iter().zip(&seen) {
@@ -253,7 +253,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 0..200)
 }
 
-/// Dispatches once: what is raised was due, and nothing due is left unless that is said.
+/// Dispatches once. Each raised port had an event, and no event is left unless `dispatch` says so.
 fn check(
     channels: &Channels<'_>,
     budget: usize,
@@ -278,7 +278,7 @@ proptest! {
     #[test]
     fn every_event_of_an_unmasked_port_is_raised_once_and_none_of_a_masked_one(steps in steps()) {
         in_both(|xen, channels| {
-            // So that there is a word for each.
+            // So that each port has a word.
             count(channels, [4095]);
             channels.mask(Port(4095));
             let (mut pending, mut open) = (BTreeSet::new(), BTreeSet::new());
@@ -307,7 +307,7 @@ proptest! {
             let mut calls = 0;
             while check(channels, 7, &mut pending, &open) {
                 calls += 1;
-                assert!(calls < 20, "it says for ever that there is more");
+                assert!(calls < 20, "dispatch never says that it is done");
             }
         });
     }

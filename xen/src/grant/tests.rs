@@ -3,7 +3,7 @@ use crate::abi::memory::XENMAPSPACE_GRANT_TABLE;
 use crate::testing::{Done, FakeXen};
 use std::collections::HashSet;
 
-/// Leaks plain memory, and remembers it so that a test can play the peer.
+/// Leaks plain memory, and keeps it so that a test can play the peer.
 #[derive(Default)]
 struct Memory(RefCell<Vec<Shared<'static>>>);
 
@@ -41,7 +41,7 @@ impl Memory {
 }
 
 fn grant<F: FrameSource>(table: &GrantTable<&FakeXen, F>, page: u64) -> Result<GrantRef, Errno> {
-    // SAFETY: no page is really shared.
+    // SAFETY: the frame is not a page.
     unsafe { table.grant(DomId(7), Gfn(page), Access::ReadWrite) }
 }
 
@@ -49,7 +49,7 @@ fn grant<F: FrameSource>(table: &GrantTable<&FakeXen, F>, page: u64) -> Result<G
 fn a_grant_is_written_as_xen_reads_it() {
     let (xen, memory) = (FakeXen::new(), Memory::default());
     let table = GrantTable::new(&xen, &memory).unwrap();
-    // SAFETY: no page is really shared.
+    // SAFETY: the frame is not a page.
     let grant = unsafe { table.grant(DomId(7), Gfn(0x1234), Access::ReadOnly) }.unwrap();
     assert_eq!(grant, GrantRef(8), "the first eight are the toolstack's");
     let mut entry = [0; 8];
@@ -60,16 +60,16 @@ fn a_grant_is_written_as_xen_reads_it() {
 }
 
 #[test]
-fn a_grant_that_the_peer_has_mapped_stays_until_it_lets_go() {
+fn a_grant_that_the_peer_has_mapped_cannot_be_ended() {
     let (xen, memory) = (FakeXen::new(), Memory::default());
     let table = GrantTable::new(&xen, &memory).unwrap();
     let one = grant(&table, 1).unwrap();
     memory.set(one, GTF_READING | GTF_WRITING);
     assert_eq!(table.end(one), Err(Errno::EBUSY));
     assert_eq!(table.usage().in_use, 1);
-    assert_ne!(grant(&table, 2).unwrap(), one, "the reference is not given out again");
+    assert_ne!(grant(&table, 2).unwrap(), one, "the reference is not allocated again");
     memory.clear(one, GTF_WRITING);
-    assert_eq!(table.end(one), Err(Errno::EBUSY), "it can still read");
+    assert_eq!(table.end(one), Err(Errno::EBUSY), "the peer can still read");
     memory.clear(one, GTF_READING);
     table.end(one).unwrap();
     assert_eq!(table.end(one), Err(Errno::EINVAL));
@@ -92,12 +92,12 @@ fn the_table_grows_to_its_limit_and_no_further() {
     let room = table.state.borrow().free.capacity();
     grants.iter().for_each(|&grant| table.end(grant).unwrap());
     assert_eq!(table.usage(), Usage { in_use: 0, free: capacity, capacity });
-    assert_eq!(table.state.borrow().free.capacity(), room, "giving back allocates nothing");
+    assert_eq!(table.state.borrow().free.capacity(), room, "freeing an entry allocates nothing");
     assert!(grant(&table, 0).is_ok());
 }
 
 #[test]
-fn a_frame_that_xen_had_no_memory_for_is_tried_again_in_the_same_place() {
+fn mapping_a_frame_is_retried_at_the_same_place_when_xen_was_out_of_memory() {
     let (xen, memory) = (FakeXen::new(), Memory::default());
     let table = GrantTable::new(&xen, &memory).unwrap();
     for page in 0..512 - 8 {
@@ -113,7 +113,7 @@ fn a_frame_that_xen_had_no_memory_for_is_tried_again_in_the_same_place() {
 }
 
 #[test]
-fn references_that_are_no_grants_are_refused() {
+fn references_that_are_not_grants_are_refused() {
     let (xen, memory) = (FakeXen::new(), Memory::default());
     let table = GrantTable::new(&xen, &memory).unwrap();
     for reference in [0, 7, 8, 511, 512, u32::MAX] {
@@ -124,7 +124,7 @@ fn references_that_are_no_grants_are_refused() {
 }
 
 #[test]
-fn grants_of_a_restored_domain_reach_nobody_and_end_as_always() {
+fn former_grants_of_a_restored_domain_give_no_access_and_end_as_always() {
     let (xen, memory) = (FakeXen::new(), Memory::default());
     let table = GrantTable::new(&xen, &memory).unwrap();
     let grants: Vec<_> = (0..600).map(|page| grant(&table, page).unwrap()).collect();
@@ -132,7 +132,7 @@ fn grants_of_a_restored_domain_reach_nobody_and_end_as_always() {
     let usage = table.usage();
     memory.set(grants[1], GTF_READING);
     xen.take_done();
-    // The frames' places are empty, and the toolstack's entries are in the new table.
+    // The frames are empty, and the toolstack's entries are in the new table.
     memory.0.borrow().iter().for_each(|frame| frame.zero());
     memory.set(GrantRef(1), GTF_PERMIT_ACCESS);
     xen.max_grant_frames.set(3);
@@ -143,23 +143,23 @@ fn grants_of_a_restored_domain_reach_nobody_and_end_as_always() {
     assert_eq!(table.usage(), Usage { capacity: 3 * 512 - 8, ..usage });
     let mut entry = [0; 8];
     memory.0.borrow()[0].read(8, &mut entry);
-    assert_eq!(entry, [1, 0, 0, 0, 0, 0, 0, 0], "the toolstack's entry is as it was");
+    assert_eq!(entry, [1, 0, 0, 0, 0, 0, 0, 0], "the toolstack's entry is kept");
     memory.0.borrow()[0].read(64, &mut entry);
-    assert_eq!(entry, [1, 0, 0xf4, 0x7f, 0, 0, 0, 0], "a grant to nobody");
+    assert_eq!(entry, [1, 0, 0xf4, 0x7f, 0, 0, 0, 0], "a grant to no domain");
     assert_eq!(memory.flags(grants[3]), GTF_INVALID);
-    assert_eq!(table.end(grants[3]), Err(Errno::EINVAL), "it was free before");
-    // No new grant takes a reference that somebody has yet to end.
+    assert_eq!(table.end(grants[3]), Err(Errno::EINVAL), "the reference was free");
+    // No new grant takes a reference that its owner has not ended yet.
     let new = grant(&table, 5).unwrap();
     assert_eq!(new, grants[3]);
     assert!((0..900).map(|page| grant(&table, page)).all(|new| !grants.contains(&new.unwrap())));
     for (index, former) in grants.iter().enumerate().filter(|(index, _)| *index != 3) {
         table.end(*former).unwrap_or_else(|error| panic!("{index}: {error}"));
     }
-    assert!(grants.contains(&grant(&table, 7).unwrap()), "they are free again");
+    assert!(grants.contains(&grant(&table, 7).unwrap()), "the references are free again");
 }
 
 #[test]
-fn a_frame_that_xen_does_not_give_back_is_an_error_value_and_can_be_tried_again() {
+fn a_frame_that_xen_does_not_map_again_is_an_error_and_can_be_retried() {
     let (xen, memory) = (FakeXen::new(), Memory::default());
     let table = GrantTable::new(&xen, &memory).unwrap();
     grant(&table, 1).unwrap();

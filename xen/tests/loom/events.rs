@@ -18,7 +18,7 @@ const UPCALL_PENDING: usize = offset_of!(VcpuInfo, evtchn_upcall_pending);
 const FIRST: Port = Port(1);
 const SECOND: Port = Port(2);
 
-/// The one virtual CPU, as it sleeps.
+/// The virtual CPU's sleep.
 struct Cpu {
     shared_info: Shared<'static>,
     halted: Mutex<()>,
@@ -36,18 +36,19 @@ impl Cpu {
         self.shared_info.store_u8(UPCALL_PENDING, 0, SeqCst);
     }
 
-    /// Xen has set the flag.
+    /// Wakes the CPU: Xen has set the flag.
     fn interrupt(&self) {
         drop(self.halted.lock().unwrap());
         self.interrupted.notify_one();
     }
 }
 
-/// What hears of a port. Nothing here is loom's, so nothing comes between an event and its count.
+/// The handler of a port. It has no loom types, so loom does not interrupt between an event and its
+/// count.
 struct Heard {
     port: Port,
     events: Arc<FakeEvents>,
-    /// How many events there had been when the handler was called.
+    /// The number of events when the handler was called.
     count: AtomicU64,
     is_masked: AtomicBool,
 }
@@ -80,7 +81,7 @@ impl Guest<'_> {
         &self.heard[port.0 as usize - 1]
     }
 
-    /// Handles events and sleeps, as `executor::run` does, until all of them were heard.
+    /// Handles events and sleeps, like the kernel's executor, until all were handled.
     fn serve(&self, count: u64) {
         loop {
             while self.channels.dispatch() {}
@@ -104,7 +105,7 @@ fn run<const N: usize>(abi: Abi, senders: [&'static [Port]; N], guest: impl FnOn
     let shared_info = pages.page(PAGE_SIZE, &used, None);
     let control = [0].into_iter().chain((8..72).step_by(4)).collect::<Vec<_>>();
     let control = pages.page(72, &control, None);
-    // The event array's beginning.
+    // The beginning of the event array.
     let array = pages.page(12, &[0, 4, 8], None);
 
     let xen = FakeXen::over(shared_info, vec![control, array]);
@@ -136,7 +137,7 @@ fn sent(abi: Abi) {
     run(abi, [&[FIRST, SECOND, FIRST]], |guest| guest.serve(3));
 }
 
-/// A port is masked, and unmasked, while it gets its event.
+/// A port is masked and unmasked while it gets its event.
 fn masked(abi: Abi) {
     run(abi, [&[FIRST, SECOND]], |guest| {
         guest.mask(FIRST);
@@ -159,7 +160,7 @@ pub fn fifo_sent() {
     sent(Abi::Fifo);
 }
 
-/// Two CPUs send at the same time: one may have written the queue's head and not said so yet.
+/// Two CPUs send at the same time: one may have written the queue's head, but not its ready bit.
 fn fifo_sent_by_two() {
     run(Abi::Fifo, [&[FIRST], &[SECOND]], |guest| guest.serve(2));
 }
@@ -187,14 +188,14 @@ fn no_event_in_a_queue_is_lost() {
 
 #[test]
 fn no_event_in_a_queue_is_lost_that_two_cpus_append_to() {
-    // A third thread makes it long; where a thread waits for another, all are tried anyway.
+    // A third thread takes long. Where a thread waits for another, loom tries all orders anyway.
     let mut builder = Builder::new();
     builder.preemption_bound = Some(builder.preemption_bound.unwrap_or(2).min(2) - 1);
     builder.check(fifo_sent_by_two);
 }
 
 #[test]
-fn a_port_in_a_queue_is_not_handled_while_it_is_masked_and_is_handled_then() {
+fn a_queued_port_is_handled_only_after_it_is_unmasked() {
     check(fifo_masked);
 }
 
@@ -209,6 +210,6 @@ fn no_bit_is_lost() {
 }
 
 #[test]
-fn a_bit_is_not_handled_while_it_is_masked_and_is_handled_then() {
+fn a_pending_bit_is_handled_only_after_it_is_unmasked() {
     check(two_level_masked);
 }

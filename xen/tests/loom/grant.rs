@@ -27,16 +27,16 @@ unsafe impl FrameSource for Table {
     }
 }
 
-/// What owner and peer both know. Nothing here is loom's, so nothing comes between an access and
-/// its note.
+/// What owner and peer record. It has no loom types, so loom does not interrupt between an access
+/// and its record.
 #[derive(Default)]
 struct Notes {
-    /// The page that the grant is for, or will be in a moment.
+    /// The page that is granted, or about to be.
     granted: Cell<u32>,
     is_mapped: Cell<bool>,
 }
 
-/// Maps, as Xen does for a peer, if there is a grant; then uses the page, and unmaps it.
+/// Maps the page, as Xen does for a peer, if there is a grant; uses it, and unmaps it.
 fn map(table: Shared<'_>, pages: [Shared<'_>; 2], notes: &Notes) {
     let flags = table.load_u16(FLAGS, Relaxed);
     if flags & GTF_TYPE_MASK != GTF_PERMIT_ACCESS
@@ -62,7 +62,7 @@ fn map(table: Shared<'_>, pages: [Shared<'_>; 2], notes: &Notes) {
 pub fn ended() {
     let memory = Pages::default();
     let table = memory.page(PAGE_SIZE, &[FLAGS, 66, FRAME], None);
-    // Pages 1 and 2, as far as they are used.
+    // The used parts of pages 1 and 2.
     let pages = [(); 2].map(|()| memory.page(1, &[], Some(0..1)));
     let xen = FakeXen::over(table, Vec::new());
     let grants = GrantTable::new(&xen, Table(table)).unwrap();
@@ -70,7 +70,7 @@ pub fn ended() {
     let grant = |number: u32| {
         pages[number as usize - 1].write(0, &[number as u8]);
         notes.granted.set(number);
-        // SAFETY: the page is reached as `Shared` alone.
+        // SAFETY: the page is accessed as `Shared` alone.
         let grant = unsafe { grants.grant(DomId(7), Gfn(number.into()), Access::ReadWrite) };
         assert_eq!(grant, Ok(GRANT));
     };
@@ -91,6 +91,6 @@ pub fn ended() {
 }
 
 #[test]
-fn a_grant_that_was_ended_reaches_nothing() {
+fn an_ended_grant_gives_no_access() {
     check(ended);
 }

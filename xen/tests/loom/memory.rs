@@ -5,12 +5,12 @@ use std::ops::Range;
 use xen::Shared;
 use xen::testing::model::ModelMemory;
 
-/// Makes pages, and has them until it is dropped.
+/// Makes pages, and owns them until it is dropped.
 #[derive(Default)]
 pub struct Pages(RefCell<Vec<*mut ModelMemory>>);
 
 impl Pages {
-    /// A page of these words and cells of bytes. It must not be used when this value is gone.
+    /// A page of these words and cells of bytes. It must not be used after this value is dropped.
     pub fn page(
         &self,
         len: usize,

@@ -10,7 +10,7 @@ use xen::testing::model::{Site, sites, weaken};
 
 /// The places that order memory in a model, or how it fails when one of them does not.
 fn outcome(model: fn(), weakened: Option<Site>) -> Result<Vec<Site>, String> {
-    // A thread of its own: what is weakened there is weakened nowhere else.
+    // In a thread of its own, because the place is weakened per thread.
     let checked = thread::spawn(move || {
         if let Some(site) = weakened {
             weaken(site);
@@ -26,11 +26,11 @@ fn outcome(model: fn(), weakened: Option<Site>) -> Result<Vec<Site>, String> {
 
 /// Checks that a model of a file fails when one of the file's places orders nothing.
 fn misses_some_order(model: fn(), file: &str) {
-    let all = outcome(model, None).expect("all is well as it is");
-    // The last ones are in what handles events.
+    let all = outcome(model, None).expect("the model holds as it is");
+    // The last ones are in the code that handles events.
     let mut places = all.into_iter().rev().filter(|site| site.file().ends_with(file));
     let missed = places.find_map(|site| Some((site, outcome(model, Some(site)).err()?)));
-    let (site, failure) = missed.expect("nobody misses any of them");
+    let (site, failure) = missed.expect("the model needs none of them");
     println!("{site}: {failure}");
 }
 

@@ -1,12 +1,12 @@
 use super::*;
 use crate::event::fifo::{LINKED, MASKED, PER_PAGE};
 
-/// The pages that a fake gives: the control block's first, then the event array's.
+/// The frames that a fake gives: first the control block's, then the event array's.
 const CONTROL: u64 = 100;
 const ARRAY: u64 = 101;
 
 #[test]
-fn fifo_is_chosen_where_xen_has_it() {
+fn fifo_is_chosen_if_xen_offers_it() {
     let xen = FakeXen::new();
     let channels = EventChannels::new(&xen, xen.shared_info, &xen, None).unwrap();
     assert_eq!(channels.abi(), Abi::Fifo);
@@ -18,7 +18,7 @@ fn fifo_is_chosen_where_xen_has_it() {
 }
 
 #[test]
-fn without_fifo_in_xen_the_other_abi_serves_unless_fifo_was_asked_for() {
+fn without_fifo_in_xen_the_2_level_abi_is_used_unless_fifo_is_wanted() {
     let xen = FakeXen::new();
     xen.has_fifo.set(false);
     let channels = EventChannels::new(&xen, xen.shared_info, &xen, None).unwrap();
@@ -36,7 +36,7 @@ fn without_fifo_in_xen_the_other_abi_serves_unless_fifo_was_asked_for() {
 #[test]
 fn the_array_grows_with_the_ports_and_its_new_words_are_masked() {
     let xen = FakeXen::new();
-    // What a page held before counts for nothing.
+    // The former content of a page is ignored.
     let dirty = crate::testing::page();
     dirty.write(0, &[0xff; 4096]);
     let xen = FakeXen::over(xen.shared_info, vec![crate::testing::page(), dirty]);
@@ -47,7 +47,7 @@ fn the_array_grows_with_the_ports_and_its_new_words_are_masked() {
 }
 
 #[test]
-fn a_page_that_xen_had_no_memory_for_is_tried_again() {
+fn a_page_is_offered_again_when_xen_was_out_of_memory() {
     let xen = FakeXen::new();
     let channels = channels(&xen, Abi::Fifo);
     xen.lowest_port.set(PER_PAGE as u32);
@@ -64,7 +64,7 @@ fn a_page_that_xen_had_no_memory_for_is_tried_again() {
 }
 
 #[test]
-fn an_event_that_came_before_its_word_is_not_lost() {
+fn an_event_from_before_its_word_is_not_lost() {
     let xen = FakeXen::new();
     let channels = channels(&xen, Abi::Fifo);
     xen.events.set_pending(Port(3000));
@@ -74,7 +74,7 @@ fn an_event_that_came_before_its_word_is_not_lost() {
 }
 
 #[test]
-fn xen_is_asked_to_unmask_only_a_port_that_has_an_event() {
+fn xen_is_called_to_unmask_only_a_port_with_an_event() {
     let xen = FakeXen::new();
     let channels = channels(&xen, Abi::Fifo);
     count(&channels, [5]);
@@ -89,7 +89,7 @@ fn xen_is_asked_to_unmask_only_a_port_that_has_an_event() {
 }
 
 #[test]
-fn ports_are_handled_as_their_events_came_and_by_priority() {
+fn ports_are_handled_by_priority_and_then_in_order() {
     struct Order(u32, Arc<std::sync::Mutex<Vec<u32>>>);
     impl EventHandler for Order {
         fn raise(&self) {
@@ -132,7 +132,7 @@ fn a_storm_of_the_highest_priority_does_not_starve_the_lowest() {
 }
 
 #[test]
-fn the_number_of_a_port_that_was_closed_in_its_queue_waits_until_it_is_taken() {
+fn the_number_of_a_port_closed_in_its_queue_is_not_allocated_until_it_leaves_the_queue() {
     let xen = FakeXen::new();
     let channels = channels(&xen, Abi::Fifo);
     let handler = Arc::new(Counter::default());
@@ -144,12 +144,12 @@ fn the_number_of_a_port_that_was_closed_in_its_queue_waits_until_it_is_taken() {
     let next = channels.alloc_unbound(DomId(0), handler.clone()).unwrap();
     assert_ne!(next, port);
     channels.dispatch();
-    assert_eq!(handler.take(), 1, "the one behind is heard, and no other");
+    assert_eq!(handler.take(), 1, "only the port behind is handled");
     assert_eq!(channels.alloc_unbound(DomId(0), handler.clone()), Ok(port));
 }
 
 #[test]
-fn a_head_that_names_no_port_ends_its_queue() {
+fn an_invalid_head_ends_its_queue() {
     let xen = FakeXen::new();
     let (control, array) = (crate::testing::page(), crate::testing::page());
     let xen = FakeXen::over(xen.shared_info, vec![control, array]);

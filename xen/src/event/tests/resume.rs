@@ -17,21 +17,21 @@ fn a_restored_domain_has_the_same_abi_at_the_same_pages_and_no_handlers() {
     in_both(|xen, channels| {
         let (port, counter) = open(channels);
         count(channels, [2000]);
-        // In a queue that is gone with the old domain.
+        // In a queue of the former domain.
         xen.events.set_pending(port);
         xen.take_done();
         let abi = channels.abi();
         restore(xen, channels);
         assert_eq!(channels.abi(), abi);
-        assert_eq!(Arc::strong_count(&counter), 1, "the handler was let go");
+        assert_eq!(Arc::strong_count(&counter), 1, "the handler was dropped");
         let given = [Done::ControlGiven(100), Done::ArrayGiven(101), Done::ArrayGiven(102)];
         let expected = if abi == Abi::Fifo { given.to_vec() } else { Vec::new() };
         assert_eq!(xen.take_done(), expected);
         assert!(!channels.is_pending() && !channels.dispatch());
-        // The toolstack's port, as it is now.
+        // The toolstack's port has a new number.
         xen.make_port(Port(1));
         xen.events.set_pending(Port(1));
-        assert!(!channels.dispatch(), "all are masked");
+        assert!(!channels.dispatch(), "all ports are masked");
         let counter = count(channels, [1]);
         channels.dispatch();
         assert_eq!(counter.take(), 1);
@@ -39,7 +39,7 @@ fn a_restored_domain_has_the_same_abi_at_the_same_pages_and_no_handlers() {
 }
 
 #[test]
-fn a_former_owner_closes_nobody_elses_port() {
+fn a_former_owner_cannot_close_anothers_port() {
     in_both(|xen, channels| {
         xen.make_port(Port(1));
         count(channels, [1]);
@@ -48,7 +48,7 @@ fn a_former_owner_closes_nobody_elses_port() {
         restore(xen, channels);
         xen.make_port(Port(1));
         count(channels, [1]);
-        // No new port has the number of one that somebody may still close.
+        // No new port has the number of a port that its owner may still close.
         let (new, heard) = open(channels);
         assert_eq!(new, Port(4));
         channels.close(Port(2)).unwrap();
@@ -64,7 +64,7 @@ fn a_former_owner_closes_nobody_elses_port() {
 }
 
 #[test]
-fn a_number_that_was_not_given_out_again_is_simply_forgotten() {
+fn a_former_number_that_was_not_allocated_again_is_freed() {
     in_both(|xen, channels| {
         let (port, _) = open(channels);
         restore(xen, channels);
@@ -76,7 +76,7 @@ fn a_number_that_was_not_given_out_again_is_simply_forgotten() {
 }
 
 #[test]
-fn a_port_that_is_bound_comes_past_the_numbers_of_former_owners() {
+fn a_bound_port_does_not_get_the_number_of_a_former_port() {
     in_both(|xen, channels| {
         let former = [open(channels).0, open(channels).0];
         restore(xen, channels);
@@ -98,7 +98,7 @@ fn the_toolstacks_new_port_may_have_a_former_owners_number() {
         xen.make_port(former);
         let counter = count(channels, [former.0]);
         channels.close(former).unwrap();
-        assert_eq!(xen.open_ports(), [former.0], "it was not closed");
+        assert_eq!(xen.open_ports(), [former.0], "the port was not closed");
         xen.events.set_pending(former);
         channels.dispatch();
         assert_eq!(counter.take(), 1);
@@ -106,7 +106,7 @@ fn the_toolstacks_new_port_may_have_a_former_owners_number() {
 }
 
 #[test]
-fn a_domain_can_be_restored_again_and_again() {
+fn a_domain_can_be_restored_repeatedly() {
     in_both(|xen, channels| {
         let mut kept = vec![open(channels).0];
         for _ in 0..5 {
@@ -125,7 +125,7 @@ fn a_domain_can_be_restored_again_and_again() {
 }
 
 #[test]
-fn a_restored_domain_whose_xen_lacks_the_fifo_abi_uses_the_other() {
+fn a_restored_domain_whose_xen_lacks_the_fifo_abi_uses_2_level() {
     let xen = FakeXen::new();
     let channels = EventChannels::new(&xen, xen.shared_info, &xen, None).unwrap();
     assert_eq!(channels.abi(), Abi::Fifo);

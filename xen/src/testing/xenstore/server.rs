@@ -29,12 +29,12 @@ pub(super) struct Client {
 }
 
 pub(super) struct Watched {
-    /// As the client named it.
+    /// As in the client's request.
     path: String,
     token: String,
 }
 
-/// A transaction: a tree of its own, what it looked at, and what it did.
+/// A transaction: its own tree, the nodes that it accessed, and its changes.
 pub(super) struct Work {
     base: Tree,
     tree: Tree,
@@ -200,7 +200,7 @@ impl Server {
         Ok(OK.into())
     }
 
-    /// Does what a transaction did, if nothing that it touched has changed since it began.
+    /// Applies a transaction's changes, if no node that it accessed has changed since it began.
     fn commit(&mut self, domain: DomId, work: Work) -> Result<Vec<(String, bool)>, Errno> {
         let same = |path: &String| self.tree.generation_of(path) == work.base.generation_of(path);
         if !work.touched.iter().all(same) {
@@ -229,7 +229,7 @@ impl Server {
                 } else {
                     continue;
                 };
-                // Of a node that is gone everybody hears who watched it.
+                // All watchers of a removed node are told.
                 if tree.exists(named) && tree.get(domain, named, Access::Read).is_err() {
                     continue;
                 }
