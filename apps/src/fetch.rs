@@ -1,7 +1,7 @@
 //! An HTTP client for one GET, to test connections from the guest. It reports the status, and the
 //! body's length and SHA-256. Redirects are reported, not followed.
 
-use super::http::{Body, BodyError, Framing, length};
+use super::http::{Body, Framing, length};
 use super::wire::{Deadline, Wire, WireError};
 use crate::Context;
 use crate::config::{Host, Url};
@@ -29,35 +29,20 @@ const MAX_SHOWN: usize = 200;
 
 /// Why the fetch failed.
 #[derive(Debug, Error)]
+#[expect(missing_docs, reason = "the messages explain them")]
 pub enum FetchError {
-    /// The host's name could not be resolved.
     #[error("cannot resolve {name}: {reason}")]
-    Resolve {
-        /// The name.
-        name: String,
-        /// Why.
-        reason: String,
-    },
-    /// The connection could not be opened.
+    Resolve { name: String, reason: String },
     #[error("cannot connect: {0}")]
     Connect(String),
-    /// The connection failed.
     #[error("the connection failed: {0}")]
     Wire(#[from] WireError),
-    /// The server closed the connection before the head was complete.
     #[error("the server closed the connection before it had answered")]
     NoAnswer,
-    /// The head is invalid.
     #[error("the server's answer is not HTTP: {0}")]
     Head(&'static str),
-    /// The body ended early, or its chunks are invalid.
     #[error("after {received} bytes of the body: {reason}")]
-    Body {
-        /// The bytes received before.
-        received: u64,
-        /// What is wrong with the next ones.
-        reason: String,
-    },
+    Body { received: u64, reason: String },
 }
 
 /// The result of a fetch.
@@ -125,23 +110,13 @@ pub async fn fetch<S: TcpConnect>(
     wire.write_all(request.as_bytes()).await?;
     context.counters.requests.add(1);
     let head = head(&mut wire).await?;
-    let mut body = Body::new(head.framing);
     let (mut length, mut sum) = (0, Sha256::new());
-    loop {
-        match body.next(&mut wire).await {
-            Ok(0) => break,
-            Ok(read) => {
-                sum.update(&wire.buffered()[..read]);
-                wire.consume(read);
-                length += read as u64;
-            }
-            Err(BodyError::Malformed(reason)) => {
-                return Err(FetchError::Body { received: length, reason: reason.to_string() });
-            }
-            Err(error) => {
-                return Err(FetchError::Body { received: length, reason: error.to_string() });
-            }
-        }
+    let take = |piece: &[u8]| {
+        sum.update(piece);
+        length += piece.len() as u64;
+    };
+    if let Err(error) = Body::new(head.framing).read_all(&mut wire, take).await {
+        return Err(FetchError::Body { received: length, reason: error.to_string() });
     }
     let sha256 = sum.finalize().into();
     // The report is complete, so an error at the close does not matter.

@@ -39,18 +39,12 @@ use thiserror::Error;
 
 /// Why an app failed.
 #[derive(Debug, Error)]
+#[expect(missing_docs, reason = "the messages explain them")]
 pub enum AppError {
-    /// The server ended.
     #[error(transparent)]
     Serve(#[from] ServeError),
-    /// The URL could not be fetched.
     #[error("fetch {url}: {error}")]
-    Fetch {
-        /// The URL.
-        url: String,
-        /// What went wrong.
-        error: fetch::FetchError,
-    },
+    Fetch { url: String, error: fetch::FetchError },
 }
 
 /// Runs the app that `config` names. `names` resolves host names. A server returns only an error,

@@ -23,21 +23,12 @@ const BUSY_PAUSE: Duration = Duration::from_millis(800);
 
 /// Why a server ended.
 #[derive(Debug, Error)]
+#[expect(missing_docs, reason = "the messages explain them")]
 pub enum ServeError {
-    /// The port could not be listened on.
     #[error("cannot listen on port {port}: {reason}; is another server there?")]
-    Bind {
-        /// The port.
-        port: u16,
-        /// The stack's error.
-        reason: String,
-    },
-    /// The listener failed again and again.
+    Bind { port: u16, reason: String },
     #[error("cannot accept connections any more: {reason}")]
-    Accept {
-        /// The stack's last error.
-        reason: String,
-    },
+    Accept { reason: String },
 }
 
 /// Listens on `port` of all addresses.

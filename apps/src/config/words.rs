@@ -41,104 +41,74 @@ pub struct ConfigError {
     pub problem: Problem,
 }
 
-/// The errors of a word.
+/// The errors of a word; their messages explain them.
+#[expect(missing_docs, reason = "each has its message")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Problem {
-    /// The text exceeds [`MAX_LENGTH`].
     #[error("the command line ends at {MAX_LENGTH} bytes: shorten it")]
     TooLong,
-    /// Bytes outside ASCII's printable ones.
     #[error("only printable ASCII is allowed here")]
     NotText,
-    /// No `=`, or nothing after it.
     #[error("a value is missing: write key=value")]
     NoValue,
-    /// An unknown key.
     #[error("no such key: there are {}", Keys)]
     UnknownKey,
-    /// A key for the second time.
     #[error("this key was given before: give each at most once")]
     Duplicate,
-    /// An unknown app.
     #[error("no such app: there are http, echo, fetch")]
     UnknownApp,
-    /// Not a port.
     #[error("a port is a whole number from 1 to 65535")]
     Port,
-    /// Not a log level.
     #[error("a log level is off, error, warn, info, debug or trace")]
     Level,
-    /// Not a ring order.
     #[error("a ring's order is a whole number from 1 to 9 (2^order pages)")]
     RingOrder,
-    /// Not a number of seconds.
     #[error("a time-out is a whole number of seconds from 0 (never) to 86400")]
     Timeout,
-    /// Not a number of connections.
     #[error("a number of connections is a whole number from 1 to 65536")]
     Connections,
-    /// Not an ABI of event channels.
     #[error("event channels are of the ABI fifo or 2l")]
     Evtchn,
-    /// Not a stack.
     #[error("the stack is xensock, netfront or both")]
     Stack,
-    /// The image has no sockets in dom0.
     #[error("this image has no sockets in dom0: it was built without the feature `xensock`")]
     NoXensock,
-    /// The image has no stack for a network interface.
     #[error("this image has no network stack: it was built without the feature `netfront`")]
     NoNetfront,
-    /// An address without an interface.
     #[error("only a network interface has addresses: say stack=netfront or stack=both, too")]
     NoInterface,
-    /// Not a source of addresses.
     #[error(
         "net is dhcp; for an address of your own say ip=ADDRESS/BITS alone, as in ip=10.0.0.2/24"
     )]
     Net,
-    /// Not an IPv4 address with its network's length.
     #[error("an address is written with its network's length, as in 10.0.0.2/24")]
     Address,
-    /// Not an IPv6 address with its network's length.
     #[error("an IPv6 address is written with its network's length, as in fd00::2/64")]
     Address6,
-    /// Not a gateway.
     #[error("a gateway is an address, as in gw=10.0.0.1 or gw6=fd00::1")]
     Gateway,
-    /// A gateway without an address.
     #[error("a gateway goes with an address: ip= for gw=, ip6= for gw6=; DHCP brings its own")]
     StrayGateway,
-    /// Not DNS servers.
     #[error("DNS servers are up to three addresses, as in dns=10.0.0.1,10.0.0.2")]
     Dns,
-    /// Not a size for buffers.
     #[error("a TCP buffer's size is a whole number of KiB from 4 to 1024")]
     TcpBuffer,
-    /// Not a trace.
     #[error("a trace is pcap, or pcap:PORT of dom0, as in trace=pcap:2002")]
     Trace,
-    /// A trace without an interface, or without dom0's sockets.
     #[error("a trace is of stack=netfront alone, and leaves by dom0's sockets")]
     NoTrace,
-    /// Two stacks for an app that needs one.
     #[error("fetch takes one stack: xensock or netfront")]
     OneStack,
-    /// A key of another app.
     #[error("this app has no such setting: port is for http and echo, url is for fetch")]
     WrongApp,
-    /// `app=fetch` without `url=`.
     #[error("fetch needs url=http://ADDRESS:PORT/PATH")]
     NoUrl,
-    /// Not `http://`.
     #[error("a URL begins with http://")]
     Scheme,
-    /// The host is neither an address nor a name.
     #[error(
         "the URL's host is an address or a name, as in http://192.0.2.1/ or http://example.org/"
     )]
     Host,
-    /// The path has bytes that a request must not contain.
     #[error("the URL's path must be printable ASCII")]
     Target,
 }

@@ -117,10 +117,29 @@ impl Body {
             }
         }
     }
+
+    /// Reads the body to its end, and passes it to `take` piece by piece.
+    pub async fn read_all<S>(
+        mut self,
+        wire: &mut Wire<'_, S>,
+        mut take: impl FnMut(&[u8]),
+    ) -> Result<(), BodyError>
+    where
+        S: Read + Write + TcpShutdown,
+    {
+        loop {
+            let read = self.next(wire).await?;
+            if read == 0 {
+                return Ok(());
+            }
+            take(&wire.buffered()[..read]);
+            wire.consume(read);
+        }
+    }
 }
 
-/// What stands between data: how many bytes of `input` it takes, and what follows. Taking none
-/// asks for more input.
+/// Parses what is between the data. Returns how many bytes of `input` that takes and the next state;
+/// 0 bytes if more input is needed.
 fn step(state: State, input: &[u8]) -> Result<(usize, State), BodyError> {
     let more = Ok((0, state));
     match state {

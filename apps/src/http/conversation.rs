@@ -23,8 +23,6 @@ const HEAD_LIMIT: Duration = Duration::from_secs(10);
 /// The most bytes of an unwanted body that are read and dropped.
 const DRAIN_LIMIT: usize = 64 << 10;
 
-const TEXT: &str = "text/plain; charset=utf-8";
-
 /// Why a connection ends.
 enum End {
     /// The client sent no further request.
@@ -172,8 +170,7 @@ where
         if takes && !drained && !asked.expects_continue {
             return Err(End::Refused(TOO_LARGE));
         }
-        let head =
-            Head { status: Status::OK, content_type: TEXT, length: 0, allow: None, keep_alive };
+        let head = Head::text(Status::OK, keep_alive);
         self.out.clear();
         match route {
             Route::Unknown => {
@@ -253,16 +250,9 @@ where
         if asked.expects_continue && !empty && self.wire.buffered().is_empty() {
             self.wire.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
         }
-        let mut body = Body::new(asked.framing);
         let mut sum = Sha256::new();
-        loop {
-            let read = body.next(&mut self.wire).await?;
-            if read == 0 {
-                break;
-            }
-            sum.update(&self.wire.buffered()[..read]);
-            self.wire.consume(read);
-        }
+        let body = Body::new(asked.framing);
+        body.read_all(&mut self.wire, |piece| sum.update(piece)).await?;
         let mut text = String::with_capacity(65);
         for byte in sum.finalize() {
             // Writing to a `String` cannot fail.
@@ -270,14 +260,7 @@ where
         }
         text.push('\n');
         self.out.clear();
-        let head = Head {
-            status: Status::OK,
-            content_type: TEXT,
-            length: 0,
-            allow: None,
-            keep_alive: asked.keep_alive,
-        };
-        self.short(head, asked.method, &text);
+        self.short(Head::text(Status::OK, asked.keep_alive), asked.method, &text);
         self.send().await?;
         Ok(asked.keep_alive)
     }
@@ -304,8 +287,7 @@ where
         log::debug!("http: {}: {reason}", status.code());
         self.out.clear();
         let length = reason.len() as u64 + 1;
-        Head { status, content_type: TEXT, length, allow: None, keep_alive: false }
-            .write(&mut self.out);
+        Head { length, ..Head::text(status, false) }.write(&mut self.out);
         self.out.push_str(reason);
         self.out.push('\n');
         self.wire.deadline.extend();

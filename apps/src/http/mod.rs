@@ -22,7 +22,7 @@ mod request;
 mod response;
 mod route;
 
-pub(super) use body::{Body, BodyError, Framing};
+pub(super) use body::{Body, Framing};
 pub(super) use request::length;
 
 use super::wire::{Deadline, Wire};

@@ -44,6 +44,12 @@ pub struct Head {
 }
 
 impl Head {
+    /// The head of a plain text.
+    pub fn text(status: Status, keep_alive: bool) -> Head {
+        let content_type = "text/plain; charset=utf-8";
+        Head { status, content_type, length: 0, allow: None, keep_alive }
+    }
+
     /// Appends the head to `out`, including the empty line.
     pub fn write(&self, out: &mut String) {
         let Status(code, reason) = self.status;

@@ -9,7 +9,7 @@ use crate::hypercall::{self, NoXen};
 use crate::memory::ram::{self, Kind, MAX_MODULES, Region};
 use crate::memory::{image, modules, pages, paging};
 use crate::stages::{self, Stage};
-use crate::system::{self, Main};
+use crate::system::{Main, life};
 use crate::{balloon, cpu, crash, logger, machine};
 use arrayvec::ArrayVec;
 use core::arch::global_asm;
@@ -81,7 +81,7 @@ extern "C" fn start(start_info: u32) -> ! {
         Err(error) => panic!("cannot set up the machine with Xen: {error}"),
     };
     stages::mark(Stage::Machine);
-    system::run(guest, command_line, XENSOCK_KERNEL_MAIN)
+    life::run(guest, command_line, XENSOCK_KERNEL_MAIN)
 }
 
 /// Prints on the first serial port how to start this kernel, and stops.

@@ -3,7 +3,7 @@
 use super::backtrace::{self, Backtrace, Memory};
 use super::build_id::BuildId;
 use super::output;
-use super::registers::Registers;
+use super::registers::{General, Registers};
 use super::symbols::Symbols;
 use crate::hypercall::Xen;
 use crate::logger::DebugPort;
@@ -63,7 +63,7 @@ fn report(cause: &dyn Display, registers: &Registers) {
 
 fn callers(registers: &Registers) -> impl Iterator<Item = u64> {
     let stacks = image::stacks();
-    let Registers { rip, rsp, rbp, .. } = *registers;
+    let Registers { rip, rsp, general: General { rbp, .. }, .. } = *registers;
     let read = |address: u64| {
         // SAFETY: the walk reads words of stacks only, which are mapped, and any bytes are a
         // valid word. Variables there do not change: their owners do not run any more.

@@ -2,7 +2,7 @@
 
 use super::end::end;
 use super::exception_text::{ErrorCode, Vector, floating_point};
-use super::registers::Registers;
+use super::registers::{General, Registers};
 use crate::cpu::{self, EVENT_VECTOR, Stack};
 use crate::memory::image;
 use core::arch::global_asm;
@@ -24,21 +24,7 @@ static IDT: Once<InterruptDescriptorTable> = Once::new();
 /// The registers as `exceptions.S` and the processor push them, lowest address first.
 #[repr(C)]
 struct Frame {
-    r15: u64,
-    r14: u64,
-    r13: u64,
-    r12: u64,
-    r11: u64,
-    r10: u64,
-    r9: u64,
-    r8: u64,
-    rbp: u64,
-    rdi: u64,
-    rsi: u64,
-    rdx: u64,
-    rcx: u64,
-    rbx: u64,
-    rax: u64,
+    general: General,
     vector: u64,
     error_code: u64,
     rip: u64,
@@ -89,28 +75,8 @@ extern "C" fn exception(frame: &Frame) -> ! {
 
 impl Frame {
     fn registers(&self) -> Registers {
-        let Frame { rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, rip, rflags, .. } = *self;
-        let Frame { r8, r9, r10, r11, r12, r13, r14, r15, .. } = *self;
-        Registers {
-            rax,
-            rbx,
-            rcx,
-            rdx,
-            rsi,
-            rdi,
-            rbp,
-            rsp,
-            rip,
-            rflags,
-            r8,
-            r9,
-            r10,
-            r11,
-            r12,
-            r13,
-            r14,
-            r15,
-        }
+        let Frame { general, rsp, rip, rflags, .. } = *self;
+        Registers { general, rsp, rip, rflags }
     }
 }
 

@@ -2,26 +2,33 @@
 
 use core::fmt;
 
-/// The general registers, instruction pointer and flags.
+/// The general registers without the stack pointer, in the order in which `exceptions.S` pushes them.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct General {
+    pub r15: u64,
+    pub r14: u64,
+    pub r13: u64,
+    pub r12: u64,
+    pub r11: u64,
+    pub r10: u64,
+    pub r9: u64,
+    pub r8: u64,
+    pub rbp: u64,
+    pub rdi: u64,
+    pub rsi: u64,
+    pub rdx: u64,
+    pub rcx: u64,
+    pub rbx: u64,
+    pub rax: u64,
+}
+
+/// The general registers, stack pointer, instruction pointer and flags.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct Registers {
-    pub rax: u64,
-    pub rbx: u64,
-    pub rcx: u64,
-    pub rdx: u64,
-    pub rsi: u64,
-    pub rdi: u64,
-    pub rbp: u64,
+    pub general: General,
     pub rsp: u64,
-    pub r8: u64,
-    pub r9: u64,
-    pub r10: u64,
-    pub r11: u64,
-    pub r12: u64,
-    pub r13: u64,
-    pub r14: u64,
-    pub r15: u64,
     pub rip: u64,
     pub rflags: u64,
 }
@@ -58,22 +65,22 @@ impl Registers {
                 "mov [{to} + {rflags}], {word}",
                 to = in(reg) &raw mut registers,
                 word = out(reg) _,
-                rax = const offset_of!(Registers, rax),
-                rbx = const offset_of!(Registers, rbx),
-                rcx = const offset_of!(Registers, rcx),
-                rdx = const offset_of!(Registers, rdx),
-                rsi = const offset_of!(Registers, rsi),
-                rdi = const offset_of!(Registers, rdi),
-                rbp = const offset_of!(Registers, rbp),
+                rax = const offset_of!(General, rax),
+                rbx = const offset_of!(General, rbx),
+                rcx = const offset_of!(General, rcx),
+                rdx = const offset_of!(General, rdx),
+                rsi = const offset_of!(General, rsi),
+                rdi = const offset_of!(General, rdi),
+                rbp = const offset_of!(General, rbp),
                 rsp = const offset_of!(Registers, rsp),
-                r8 = const offset_of!(Registers, r8),
-                r9 = const offset_of!(Registers, r9),
-                r10 = const offset_of!(Registers, r10),
-                r11 = const offset_of!(Registers, r11),
-                r12 = const offset_of!(Registers, r12),
-                r13 = const offset_of!(Registers, r13),
-                r14 = const offset_of!(Registers, r14),
-                r15 = const offset_of!(Registers, r15),
+                r8 = const offset_of!(General, r8),
+                r9 = const offset_of!(General, r9),
+                r10 = const offset_of!(General, r10),
+                r11 = const offset_of!(General, r11),
+                r12 = const offset_of!(General, r12),
+                r13 = const offset_of!(General, r13),
+                r14 = const offset_of!(General, r14),
+                r15 = const offset_of!(General, r15),
                 rip = const offset_of!(Registers, rip),
                 rflags = const offset_of!(Registers, rflags),
             );
@@ -84,11 +91,12 @@ impl Registers {
 
 impl fmt::Display for Registers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "rax {:016x} rbx {:016x} rcx {:016x}", self.rax, self.rbx, self.rcx)?;
-        writeln!(f, "rdx {:016x} rsi {:016x} rdi {:016x}", self.rdx, self.rsi, self.rdi)?;
-        writeln!(f, "rbp {:016x} rsp {:016x} r8  {:016x}", self.rbp, self.rsp, self.r8)?;
-        writeln!(f, "r9  {:016x} r10 {:016x} r11 {:016x}", self.r9, self.r10, self.r11)?;
-        writeln!(f, "r12 {:016x} r13 {:016x} r14 {:016x}", self.r12, self.r13, self.r14)?;
-        write!(f, "r15 {:016x} rip {:016x} rflags {:08x}", self.r15, self.rip, self.rflags)
+        let Registers { general: g, rsp, rip, rflags } = self;
+        writeln!(f, "rax {:016x} rbx {:016x} rcx {:016x}", g.rax, g.rbx, g.rcx)?;
+        writeln!(f, "rdx {:016x} rsi {:016x} rdi {:016x}", g.rdx, g.rsi, g.rdi)?;
+        writeln!(f, "rbp {:016x} rsp {rsp:016x} r8  {:016x}", g.rbp, g.r8)?;
+        writeln!(f, "r9  {:016x} r10 {:016x} r11 {:016x}", g.r9, g.r10, g.r11)?;
+        writeln!(f, "r12 {:016x} r13 {:016x} r14 {:016x}", g.r12, g.r13, g.r14)?;
+        write!(f, "r15 {:016x} rip {rip:016x} rflags {rflags:08x}", g.r15)
     }
 }

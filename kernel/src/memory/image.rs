@@ -28,29 +28,18 @@ addresses! {
     data_start = image_data_start;
     /// The first address of the functions' names.
     symbols_start = image_symbols_start;
-    /// The end of the functions' names.
     symbols_end = image_symbols_end;
-    /// The first address of the note with the build id.
     build_id_start = image_build_id_start;
-    /// The end of that note.
     build_id_end = image_build_id_end;
-    /// The end of the image.
     end = image_end;
-    /// Where the stack starts, growing down.
+    // Stacks grow down from their tops to their guards, which are unmapped pages.
     stack_top = stack_top;
-    /// The unmapped page below the stack.
     stack_guard = stack_guard;
-    /// The unmapped page below the double fault handler's stack.
     double_fault_stack_guard = double_fault_stack_guard;
-    /// Where the double fault handler's stack starts, growing down.
     double_fault_stack_top = double_fault_stack_top;
-    /// The unmapped page below the NMI handler's stack.
     nmi_stack_guard = nmi_stack_guard;
-    /// Where the NMI handler's stack starts, growing down.
     nmi_stack_top = nmi_stack_top;
-    /// The unmapped page below the page fault handler's stack.
     page_fault_stack_guard = page_fault_stack_guard;
-    /// Where the page fault handler's stack starts, growing down.
     page_fault_stack_top = page_fault_stack_top;
 }
 

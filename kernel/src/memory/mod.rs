@@ -5,7 +5,7 @@ pub mod ram;
 #[allow(unsafe_code, reason = "the global allocator")]
 mod heap;
 #[allow(unsafe_code, reason = "the linker's symbols, and the parts of the image between them")]
-pub mod image;
+pub(crate) mod image;
 #[allow(unsafe_code, reason = "lends the loader's modules to apps")]
 pub mod modules;
 #[allow(unsafe_code, reason = "hands out and takes back raw pages")]

@@ -1,20 +1,20 @@
-//! The guest as its main function sees it, and the life around that function: start, requests of
-//! the toolstack, an orderly end.
+//! The guest as its main function sees it.
 
 #[cfg(not(any(feature = "netfront", feature = "xensock")))]
 compile_error!("the kernel needs a stack: the feature `xensock`, `netfront` or both");
 
+pub(crate) mod life;
 #[cfg(feature = "netfront")]
 mod network;
 #[cfg(feature = "xensock")]
 mod sockets;
 
-use crate::executor::{self, Spawner, Tasks};
-use crate::machine::{self, Console, Guest, Resumed};
+use crate::executor::Spawner;
+use crate::machine::{self, Console, Guest};
 use crate::memory::{heap_figures, image, modules, pages};
 use crate::metrics::Snapshot;
 use crate::stages::{self, Stage, Times};
-use crate::{balloon, crash, hypercall, logger, time};
+use crate::{balloon, hypercall, time};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
@@ -22,34 +22,14 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::fmt::{self, Display};
-use core::future::poll_fn;
 use core::pin::Pin;
-use core::task::Poll;
-use embassy_time::{Duration, Timer, with_timeout};
-use embedded_io_async::{Read, Write};
 use futures_util::future::LocalBoxFuture;
 use xen::Errno;
-use xen::hypercall::{Operations, ShutdownReason};
-use xen::lifecycle::{Request, Requests};
-use xen::xenstore::{self, Driver, Store};
+use xen::hypercall::ShutdownReason;
+use xen::xenstore::Store;
 
 /// An image's main function, as [`entry!`](crate::entry) passes it.
 pub type Main = fn(System) -> Pin<Box<dyn Future<Output = ()>>>;
-
-/// How long an orderly end waits for data on its way, for the backend, and for the console's
-/// reader.
-const DRAIN: Duration = Duration::from_secs(10);
-const CLOSE: Duration = Duration::from_secs(5);
-const FLUSH: Duration = Duration::from_secs(5);
-
-/// How long a suspension waits for xenstore's answers.
-const QUIET: Duration = Duration::from_secs(5);
-
-/// The node by which dom0 changes what is logged, in the domain's folder.
-const LOG_LEVEL: &str = "control/log-level";
-
-/// How long to wait before a failed request to xenstore is repeated.
-const RETRY_DELAY: Duration = Duration::from_secs(5);
 
 /// A socket's bookkeeping in the heap, roughly, in bytes.
 const SOCKET_HEAP: u64 = 2048;
@@ -255,180 +235,10 @@ impl System {
         devices.borrow().iter().for_each(|device| device.count(&mut snapshot));
         snapshot
     }
-
-    fn end(&self, reason: ShutdownReason) {
-        if self.0.end.get().is_none() {
-            self.0.end.set(Some(reason));
-        }
-    }
-
-    async fn ended(&self) -> ShutdownReason {
-        // Only tasks set it, and the executor polls this future after them.
-        poll_fn(|_| self.0.end.get().map_or(Poll::Pending, Poll::Ready)).await
-    }
-
-    async fn obey_toolstack(self) {
-        let supported = [Request::Poweroff, Request::Reboot, Request::Suspend];
-        let obey = async || {
-            let mut requests = Requests::watch(&self.0.store, &supported).await?;
-            loop {
-                match requests.next().await? {
-                    Request::Suspend => {
-                        self.suspend().await;
-                        requests.announce().await;
-                    }
-                    Request::Reboot => return Ok(ShutdownReason::Reboot),
-                    Request::Poweroff => return Ok(ShutdownReason::Poweroff),
-                }
-            }
-        };
-        loop {
-            match obey().await {
-                Ok(reason) => return self.end(reason),
-                Err(Errno::ECONNRESET) => continue,
-                Err(error) => log::warn!("cannot read the toolstack's requests: {error}; retrying"),
-            }
-            Timer::after(RETRY_DELAY).await;
-        }
-    }
-
-    /// Suspends the domain, so that the toolstack can save it. In the restored domain,
-    /// connections have ended, listeners listen again, and everything else continues.
-    async fn suspend(&self) {
-        let Inner { guest, store, .. } = &*self.0;
-        log::info!("suspending");
-        if with_timeout(QUIET, store.quiesce()).await.is_err() {
-            log::warn!("timed out waiting for xenstore; pending replies are lost");
-        }
-        if let Some(console) = &guest.console {
-            // Output that is still queued is saved with the guest; what is in the ring would be
-            // lost.
-            let _ = with_timeout(FLUSH, console.flush()).await;
-        }
-        match guest.suspend() {
-            Ok(Resumed::Restored) => {
-                // At once: the former driver must not look into the new rings.
-                let (reader, writer) = machine::xenstore(guest);
-                self.0.background.spawn(run_store(store.reconnect(reader, writer)));
-                let devices = self.0.devices.borrow().clone();
-                for device in devices {
-                    device.resume().await;
-                }
-                store.release();
-                log::info!("restored");
-            }
-            Ok(Resumed::Unchanged) => {
-                store.release();
-                log::info!("resumed: this domain goes on");
-            }
-            Err(error) => {
-                store.release();
-                log::error!("Xen does not suspend the domain: {error}");
-            }
-        }
-    }
-
-    /// Changes the log level when dom0 writes it to the node [`LOG_LEVEL`].
-    async fn obey_log_level(self) {
-        let store = &self.0.store;
-        let mut changes = match store.watch(LOG_LEVEL).await {
-            Ok(changes) => changes,
-            Err(error) => return log::warn!("cannot watch {LOG_LEVEL}: {error}"),
-        };
-        stages::mark(Stage::Xenstore);
-        loop {
-            changes.next().await;
-            match store.read(LOG_LEVEL).await {
-                Ok(level) => logger::change(&level),
-                Err(Errno::ENOENT | Errno::EACCES) => {}
-                Err(error) => log::warn!("cannot read {LOG_LEVEL}: {error}"),
-            }
-        }
-    }
-
-    async fn keep_to_target(self) {
-        let trim = || self.0.devices.borrow().iter().for_each(|device| device.trim());
-        balloon::follow_target(self.0.store.clone(), self.0.guest.xen, trim).await;
-    }
-
-    /// Waits until the data that the app wrote has left, and gives back all that other domains
-    /// share.
-    async fn close(&self) {
-        for device in self.0.devices.take() {
-            let drained = async {
-                while !device.is_drained() {
-                    Timer::after_millis(10).await;
-                }
-            };
-            if with_timeout(DRAIN, drained).await.is_err() {
-                log::warn!("some of the data written was not taken by the backend or a peer");
-            }
-            if with_timeout(CLOSE, device.shutdown()).await.is_err() {
-                log::warn!("the backend does not release the device");
-            }
-        }
-        if let Some(console) = &self.0.guest.console {
-            let _ = with_timeout(FLUSH, console.flush()).await;
-        }
-    }
 }
 
 impl fmt::Debug for System {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("System").field("snapshot", &self.snapshot()).finish()
     }
-}
-
-/// Transfers xenstore's messages until the domain is saved.
-async fn run_store<R: Read, W: Write>(driver: Driver<R, W>) {
-    match driver.run().await {
-        // The domain was saved; the restored one has a new driver.
-        Errno::ECONNRESET => {}
-        error => log::error!("the connection to xenstore is broken: {error}"),
-    }
-}
-
-/// Runs the image's main function, and ends the domain when it returns or the toolstack asks for
-/// that.
-pub(crate) fn run(guest: &'static Guest, command_line: &'static [u8], main: Main) -> ! {
-    logger::configure(command_line);
-    logger::flush_early(guest);
-    log::debug!("build id {}", crash::build_id());
-    let version = guest.xen.version().map_or((0, 0), |version| (version.major, version.minor));
-    let pages = pages::figures().all;
-    log::info!("xensock-kernel on Xen {}.{}, {} KiB free", version.0, version.1, pages * 4);
-    log::debug!("memory, in pages: {:?}", balloon::found());
-    log::debug!("command line: {}", command_line.escape_ascii());
-    log::debug!("event channels: {} ABI", guest.events.abi());
-
-    let (reader, writer) = machine::xenstore(guest);
-    let (store, driver) = xenstore::connect(reader, writer);
-    let (mut background, mut tasks) = (Tasks::new(), Tasks::new());
-    let system = System(Rc::new(Inner {
-        guest,
-        store,
-        command_line,
-        tasks: tasks.spawner(),
-        background: background.spawner(),
-        devices: RefCell::default(),
-        end: Cell::new(None),
-    }));
-    if let Some(console) = &guest.console {
-        background.spawner().spawn(async { match console.run().await {} });
-    }
-    background.spawner().spawn(run_store(driver));
-    background.spawner().spawn(system.clone().obey_toolstack());
-    background.spawner().spawn(system.clone().obey_log_level());
-    background.spawner().spawn(system.clone().keep_to_target());
-    let running = system.clone();
-    tasks.spawner().spawn(async move {
-        main(running.clone()).await;
-        running.end(ShutdownReason::Poweroff);
-    });
-
-    let reason = executor::run(&guest, &mut [&mut background, &mut tasks], system.ended());
-    log::info!("shutting down: {reason:?}");
-    drop(tasks);
-    executor::run(&guest, &mut [&mut background], system.close());
-    crash::shut_down(reason)
 }
