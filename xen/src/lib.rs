@@ -16,7 +16,7 @@
 //! | [`shared`] | the only way to access memory that another domain can write |
 //! | `testing` | fakes of Xen for tests, with the feature `testing` |
 //!
-//! All of it builds for any target: whatever makes hypercalls is generic over
+//! All of it builds for any target: code that makes hypercalls is generic over
 //! [`hypercall::Hypervisor`], which a kernel implements. Everything is for one thread, and `async`
 //! if it waits. Sending and handling events, and granting pages, does not allocate.
 #![cfg_attr(not(any(test, feature = "testing")), no_std)]

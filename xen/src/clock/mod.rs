@@ -130,7 +130,7 @@ impl Clock {
         self.wall_clock(self.time_info()?.system_time(read_tsc()))
     }
 
-    /// Reads Xen's numbers consistently. [`Errno::EAGAIN`] if they do not hold still.
+    /// Reads Xen's numbers consistently. [`Errno::EAGAIN`] if they change all the time.
     pub fn time_info(&self) -> Result<TimeInfo, Errno> {
         let mut info = VcpuTimeInfo::default();
         self.versioned(VERSION, || self.info.read(TIME, info.as_mut_bytes()))?;
@@ -138,7 +138,7 @@ impl Clock {
     }
 
     /// The wall clock when Xen's system time was zero, since the Unix epoch. [`Errno::EAGAIN`] if
-    /// Xen's numbers do not hold still.
+    /// Xen's numbers change all the time.
     pub fn boot_wall_clock(&self) -> Result<Duration, Errno> {
         let mut words = [0u32; 4];
         self.versioned(WALL, || self.info.read(WALL, words.as_mut_bytes()))?;

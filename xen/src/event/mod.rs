@@ -6,7 +6,7 @@
 //!
 //! | ABI | ports | order |
 //! |---|---|---|
-//! | [`Fifo`](Abi::Fifo): a word per port, linked into a queue per priority | 131,072 | by priority |
+//! | [`Fifo`](Abi::Fifo): a word per port, in a queue per priority | 131,072 | by priority |
 //! | [`TwoLevel`](Abi::TwoLevel): a bit per port in the shared info page | 4,096 | round robin |
 //!
 //! To Xen, a restored or migrated domain is a new one, without the former ports: see

@@ -77,7 +77,7 @@ impl Ports {
 
     /// Removes all ports. Those of this domain become orphans. Returns the handlers, to be dropped.
     pub(super) fn resume(&mut self) -> impl Sized + use<> {
-        // Ports that blocked numbers are gone, too.
+        // The ports that blocked numbers do not exist any more either.
         self.orphans.values_mut().for_each(|is_aside| *is_aside = false);
         let listeners = core::mem::take(&mut self.listeners);
         for (port, listener) in (0..).zip(&listeners) {

@@ -9,7 +9,7 @@ use crate::{Errno, Gfn, Shared};
 
 pub use operations::{Operations, ShutdownReason, Version};
 
-/// Something that takes hypercalls.
+/// Makes hypercalls.
 ///
 /// # Safety
 /// An implementer promises that a call has the effect which Xen's headers describe for its number
@@ -30,7 +30,7 @@ pub unsafe trait Hypervisor {
 /// An implementer promises that the page is the frame, that it stays mapped for ever, and that
 /// nothing else uses it. There may be no memory behind it yet, if Xen puts a page there.
 pub unsafe trait FrameSource {
-    /// Gives a page away for good, whatever is in it. [`Errno::ENOMEM`] when there is none.
+    /// Gives a page away for good, with any content. [`Errno::ENOMEM`] if none is left.
     fn take(&self) -> Result<(Gfn, Shared<'static>), Errno>;
 }
 

@@ -172,7 +172,7 @@ impl FakeXen {
         let list = std::ptr::with_exposed_provenance::<u64>(op.extent_start as usize);
         let mut populated = self.populated.borrow_mut();
         for n in 0..op.nr_extents {
-            // SAFETY: the caller passes a list of so many frames.
+            // SAFETY: the caller passes a list of `nr_extents` frames.
             let frame = unsafe { list.add(n as usize).read() };
             assert!(frame.is_multiple_of(1 << op.extent_order));
             for frame in (frame..frame + (1 << op.extent_order)).filter(|_| n < does) {
@@ -286,7 +286,7 @@ unsafe impl Hypervisor for FakeXen {
                 assert!(map.len() <= op.nr_entries as usize);
                 let places = with_exposed_provenance_mut::<E820Entry>(op.buffer as usize);
                 for (n, entry) in map.iter().enumerate() {
-                    // SAFETY: the caller passes so many places.
+                    // SAFETY: the caller passes a buffer for `nr_entries` entries.
                     unsafe { places.add(n).write(*entry) };
                 }
                 op.nr_entries = map.len() as u32;

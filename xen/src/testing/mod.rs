@@ -3,7 +3,7 @@
 //!
 //! | fake | stands for |
 //! |---|---|
-//! | [`World`] | Xen as frontends and backends see it: pages, grants and event channels of all domains |
+//! | [`World`] | Xen, for frontends and backends: pages, grants and event channels |
 //! | [`FakeMachine`] | the [`Machine`](crate::Machine) of a frontend in a world |
 //! | [`Peer`] | the domain of a backend in a world: maps grants, binds ports |
 //! | [`FakeStore`] | a xenstored, over pipes |
