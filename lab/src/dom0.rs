@@ -31,6 +31,14 @@ impl Output {
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).trim_end().to_owned()
     }
+
+    /// Fails with `error` and standard error if the status is not 0.
+    fn success(self, error: &str) -> Result<Self> {
+        if self.status != 0 {
+            bail!("dom0: {error}: {}", String::from_utf8_lossy(&self.stderr).trim());
+        }
+        Ok(self)
+    }
 }
 
 /// dom0 of a machine that is up. Cheap to clone. Each command runs an ssh client.
@@ -65,11 +73,8 @@ impl Dom0 {
     /// Runs a shell command line whose status must be 0, and returns its standard output.
     pub fn run(&self, line: &str) -> Result<String> {
         let output = self.exec(line)?;
-        if output.status != 0 {
-            let stderr = String::from_utf8_lossy(&output.stderr);
-            bail!("dom0: `{line}` ended with status {}: {}", output.status, stderr.trim());
-        }
-        Ok(output.text())
+        let error = format!("`{line}` ended with status {}", output.status);
+        Ok(output.success(&error)?.text())
     }
 
     /// Copies the host's file `from` to the path `to` in dom0, with its permissions.
@@ -83,20 +88,13 @@ impl Dom0 {
         let to = shlex::try_quote(to)?;
         // Writes a new file first: the old one may be a running program.
         let line = format!("cat > {to}.new && chmod {mode:o} {to}.new && mv -f {to}.new {to}");
-        let output = self.exec_with(&line, file.into())?;
-        if output.status != 0 {
-            let stderr = String::from_utf8_lossy(&output.stderr);
-            bail!("dom0: cannot write {to}: {}", stderr.trim());
-        }
-        Ok(())
+        self.exec_with(&line, file.into())?.success(&format!("cannot write {to}")).map(drop)
     }
 
     /// Copies dom0's file `from` to the host's path `to`.
     pub fn pull(&self, from: &str, to: &Path) -> Result<()> {
         let output = self.exec(&format!("cat {}", shlex::try_quote(from)?))?;
-        if output.status != 0 {
-            bail!("dom0: cannot read {from}: {}", String::from_utf8_lossy(&output.stderr).trim());
-        }
+        let output = output.success(&format!("cannot read {from}"))?;
         fs::write(to, output.stdout).with_context(|| format!("cannot write {}", to.display()))
     }
 
@@ -106,11 +104,7 @@ impl Dom0 {
         input.write_all(content.as_bytes())?;
         input.rewind()?;
         let output = self.exec_with(&format!("cat > {}", shlex::try_quote(path)?), input.into())?;
-        if output.status != 0 {
-            let stderr = String::from_utf8_lossy(&output.stderr);
-            bail!("dom0: cannot write {path}: {}", stderr.trim());
-        }
-        Ok(())
+        output.success(&format!("cannot write {path}")).map(drop)
     }
 
     /// Makes a TCP port in dom0's network reachable as the host's port `host`, on loopback: one of
@@ -130,9 +124,7 @@ impl Dom0 {
     pub fn console(&self, domain: &str) -> Result<String> {
         let log = console_log(domain)?;
         let output = self.exec(&format!("cat {log}"))?;
-        if output.status != 0 {
-            bail!("dom0 has no console log of a domain {domain:?}");
-        }
+        let output = output.success(&format!("no console log of a domain {domain:?}"))?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 

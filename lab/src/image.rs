@@ -21,40 +21,15 @@ use std::process::Command;
 const FORMAT: u32 = 2;
 
 /// dom0's drivers: Xen's interfaces, the network card, the guests' network.
-const MODULES: &[&str] = &[
-    "xen-evtchn",
-    "xen-gntdev",
-    "xen-gntalloc",
-    "xen-privcmd",
-    "xenfs",
-    "e1000",
-    "xen-netback",
-    "bridge",
-    "sch_netem",
-];
+const MODULES: &str = "\
+    xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs e1000 xen-netback bridge sch_netem";
 
 /// The folder of Xen's programs, in the package and in dom0.
 const XEN_BIN: &str = "/usr/lib/xen-4.17/bin";
-const XEN_TOOLS: &[&str] = &[
-    "libxl-save-helper",
-    "lsevtchn",
-    "readnotes",
-    "xen-cpuid",
-    "xen-diag",
-    "xen-hptool",
-    "xen-hvmctx",
-    "xen-init-dom0",
-    "xenconsole",
-    "xenconsoled",
-    "xenctx",
-    "xenperf",
-    "xenpm",
-    "xenstored",
-    "xenstore-control",
-    "xentop",
-    "xentrace",
-    "xl",
-];
+const XEN_TOOLS: &str = "\
+    libxl-save-helper lsevtchn readnotes xen-cpuid xen-diag xen-hptool xen-hvmctx \
+    xen-init-dom0 xenconsole xenconsoled xenctx xenperf xenpm xenstored xenstore-control \
+    xentop xentrace xl";
 /// Files of this project: where they are in the source tree, and where in dom0.
 const OUR_FILES: &[(&str, &str, u32)] = &[
     ("lab/dom0/init", "/init", EXECUTABLE),
@@ -66,24 +41,15 @@ const OUR_FILES: &[(&str, &str, u32)] = &[
     ("xensockd/dist/attach-sockets", "/usr/sbin/attach-sockets", EXECUTABLE),
     ("xensockd/dist/detach-sockets", "/usr/sbin/detach-sockets", EXECUTABLE),
 ];
-const XENSTORE_TOOLS: &[&str] = &["chmod", "exists", "list", "ls", "read", "rm", "watch", "write"];
+const XENSTORE_TOOLS: &str = "chmod exists list ls read rm watch write";
 
 /// The kernel that the guests' configurations name.
 const GUEST_KERNEL: &str = "/root/xensock-kernel";
 
 /// Folders that programs expect.
-const FOLDERS: &[&str] = &[
-    "/dev",
-    "/etc/xen/scripts",
-    "/proc",
-    "/root",
-    "/run",
-    "/sys",
-    "/tmp",
-    "/var/lib/xen",
-    "/var/lib/xenstored",
-    "/var/log/xen",
-];
+const FOLDERS: &str = "\
+    /dev /etc/xen/scripts /proc /root /run /sys /tmp /var/lib/xen /var/lib/xenstored \
+    /var/log/xen";
 
 /// The parts that are the same for every boot.
 pub struct Base {
@@ -160,7 +126,7 @@ impl Base {
 
         let file = File::create(self.cache.join("base.cpio"))?;
         let mut archive = Archive::new(BufWriter::new(file));
-        for folder in FOLDERS {
+        for folder in FOLDERS.split_whitespace() {
             archive.folder(folder)?;
         }
         archive.link("/var/run", "/run")?;
@@ -199,14 +165,14 @@ impl Base {
 
     fn add_programs<W: Write>(&self, archive: &mut Archive<W>) -> Result<()> {
         let mut programs = Vec::new();
-        for tool in XEN_TOOLS {
+        for tool in XEN_TOOLS.split_whitespace() {
             programs.push(format!("{XEN_BIN}/{tool}"));
             archive.link(&format!("/usr/sbin/{tool}"), &format!("{XEN_BIN}/{tool}"))?;
         }
         programs.extend(["/usr/bin/xenstore".into(), "/usr/sbin/gdbsx".into()]);
         // dom0's shell prefers busybox's smaller tc, so call this one by its path.
         programs.extend(["/usr/sbin/dropbear", "/usr/sbin/dnsmasq", "/sbin/tc"].map(String::from));
-        for tool in XENSTORE_TOOLS {
+        for tool in XENSTORE_TOOLS.split_whitespace() {
             archive.link(&format!("/usr/bin/xenstore-{tool}"), "xenstore")?;
         }
 
@@ -229,7 +195,8 @@ impl Base {
     }
 
     fn add_modules<W: Write>(&self, archive: &mut Archive<W>) -> Result<()> {
-        let modules = modules::resolve(&self.packages.path("/lib/modules"), MODULES)?;
+        let modules =
+            modules::resolve(&self.packages.path("/lib/modules"), MODULES.split_whitespace())?;
         let mut order = String::new();
         for module in modules {
             let file = format!("{}.ko", module.name);

@@ -156,19 +156,9 @@ impl Booting {
 
 /// Removes the files of an earlier machine from the folder, except the lock.
 fn clear(folder: &Path) -> Result<()> {
-    const OURS: &[&str] = &[
-        "xen",
-        "vmlinuz",
-        "dom0.cpio",
-        "serial.log",
-        "qemu.log",
-        "qmp.sock",
-        "ssh.sock",
-        "ssh.log",
-        "ssh_config",
-        "known_hosts",
-    ];
-    for name in OURS {
+    const OURS: &str = "\
+        xen vmlinuz dom0.cpio serial.log qemu.log qmp.sock ssh.sock ssh.log ssh_config known_hosts";
+    for name in OURS.split_whitespace() {
         cache::remove_if_present(&folder.join(name))?;
     }
     let logs = folder.join("dom0-logs");

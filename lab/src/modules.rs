@@ -16,7 +16,7 @@ pub struct Module {
 }
 
 /// The named modules and their dependencies, in loading order.
-pub fn resolve(folder: &Path, names: &[&str]) -> Result<Vec<Module>> {
+pub fn resolve<'a>(folder: &Path, names: impl IntoIterator<Item = &'a str>) -> Result<Vec<Module>> {
     let mut files = BTreeMap::new();
     index(folder, &mut files)?;
     let mut loader = Loader { files, seen: BTreeSet::new(), order: Vec::new() };

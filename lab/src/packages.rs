@@ -9,62 +9,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// dom0's packages besides the kernel. The C library and busybox are the host's own.
-const PACKAGES: &[&str] = &[
-    "xen-hypervisor-4.17-amd64",
-    "xen-utils-4.17",
-    "xen-utils-common",
-    "xenstore-utils",
-    "libxencall1",
-    "libxendevicemodel1",
-    "libxenevtchn1",
-    "libxenforeignmemory1",
-    "libxengnttab1",
-    "libxenhypfs1",
-    "libxenmisc4.17",
-    "libxenstore4",
-    "libxentoolcore1",
-    "libxentoollog1",
-    "libyajl2",
-    "libuuid1",
-    "libzstd1",
-    "liblzma5",
-    "libbz2-1.0",
-    "libncurses6",
-    "libtinfo6",
-    "libgcc-s1",
-    "dropbear-bin",
-    "libcrypt1",
-    "libtomcrypt1",
-    "libtommath1",
-    "libgmp10",
-    "zlib1g",
-    // dnsmasq and its libraries.
-    "dnsmasq-base",
-    "libcap2",
-    "libdbus-1-3",
-    "libgcrypt20",
-    "libgpg-error0",
-    "libhogweed6",
-    "libidn2-0",
-    "libjansson4",
-    "liblz4-1",
-    "libmnl0",
-    "libnetfilter-conntrack3",
-    "libnettle8",
-    "libnfnetlink0",
-    "libnftables1",
-    "libnftnl11",
-    "libsystemd0",
-    "libunistring2",
-    "libxtables12",
-    // tc and its libraries.
-    "iproute2",
-    "libbpf1",
-    "libbsd0",
-    "libdb5.3",
-    "libelf1",
-    "libmd0",
-];
+const PACKAGES: &str = "\
+    xen-hypervisor-4.17-amd64 xen-utils-4.17 xen-utils-common xenstore-utils libxencall1 \
+    libxendevicemodel1 libxenevtchn1 libxenforeignmemory1 libxengnttab1 libxenhypfs1 \
+    libxenmisc4.17 libxenstore4 libxentoolcore1 libxentoollog1 libyajl2 libuuid1 libzstd1 \
+    liblzma5 libbz2-1.0 libncurses6 libtinfo6 libgcc-s1 dropbear-bin libcrypt1 libtomcrypt1 \
+    libtommath1 libgmp10 zlib1g";
+/// dnsmasq and its libraries.
+const DNSMASQ: &str = "\
+    dnsmasq-base libcap2 libdbus-1-3 libgcrypt20 libgpg-error0 libhogweed6 libidn2-0 \
+    libjansson4 liblz4-1 libmnl0 libnetfilter-conntrack3 libnettle8 libnfnetlink0 libnftables1 \
+    libnftnl11 libsystemd0 libunistring2 libxtables12";
+/// tc and its libraries.
+const TC: &str = "iproute2 libbpf1 libbsd0 libdb5.3 libelf1 libmd0";
 
 /// The package that depends on the current kernel of the series. Linux 6.12 rather than Debian 12's
 /// own 6.1, because its backend drivers are a better reference.
@@ -86,22 +43,24 @@ impl Packages {
     /// Downloads and unpacks the packages unless they are up to date.
     pub fn get(tree: &Tree, say: &dyn Fn(&str)) -> Result<Self> {
         let root = tree.cache().join("root");
-        let wanted = format!("{KERNEL}\n{}\n", PACKAGES.join("\n"));
+        let names: Vec<_> =
+            [PACKAGES, DNSMASQ, TC].into_iter().flat_map(str::split_whitespace).collect();
+        let wanted = format!("{KERNEL}\n{}\n", names.join("\n"));
         cache::up_to_date(&tree.cache().join("root.packages"), &wanted, || {
-            Self::unpack(tree, &root, say)
+            Self::unpack(tree, &root, names, say)
         })?;
         Ok(Self { root })
     }
 
-    fn unpack(tree: &Tree, root: &Path, say: &dyn Fn(&str)) -> Result<()> {
+    fn unpack(tree: &Tree, root: &Path, names: Vec<&str>, say: &dyn Fn(&str)) -> Result<()> {
         let debs = tree.cache().join("debs");
         cache::empty_folder(root)?;
         cache::empty_folder(&debs)?;
         say("downloading dom0's packages from Debian (about 120 MB)");
         with_update(tree, say, || {
             let kernel = depends(KERNEL)?;
-            let names: Vec<_> =
-                PACKAGES.iter().copied().chain(kernel.first().map(|name| &**name)).collect();
+            let mut names = names.clone();
+            names.extend(kernel.first().map(|name| &**name));
             download(&debs, &names).context("cannot download dom0's packages")
         })?;
         say("unpacking dom0's packages");
