@@ -138,8 +138,8 @@ impl Body {
     }
 }
 
-/// Parses what is between the data. Returns how many bytes of `input` that takes and the next state;
-/// 0 bytes if more input is needed.
+/// Parses what is between the data. Returns how many bytes of `input` that takes and the next
+/// state; 0 bytes if more input is needed.
 fn step(state: State, input: &[u8]) -> Result<(usize, State), BodyError> {
     let more = Ok((0, state));
     match state {

@@ -2,7 +2,8 @@
 
 use core::fmt;
 
-/// The general registers without the stack pointer, in the order in which `exceptions.S` pushes them.
+/// The general registers without the stack pointer, in the order in which `exceptions.S` pushes
+/// them.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct General {

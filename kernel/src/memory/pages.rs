@@ -62,7 +62,7 @@ impl Pages {
 }
 
 /// Adds whole pages: a new piece, an extension at a piece's end, or pages that were
-/// [allocated](alloc) here before.
+/// [allocated](alloc()) here before.
 ///
 /// # Safety
 /// The memory must be mapped for reading and writing, and nothing else may use it from now on.
@@ -115,7 +115,7 @@ pub fn alloc_beyond_reserve(count: usize) -> Option<NonNull<u8>> {
 /// Frees pages.
 ///
 /// # Safety
-/// They came from [`alloc`] with the same count, and nothing uses them any more.
+/// They came from [`alloc()`] with the same count, and nothing uses them any more.
 pub unsafe fn free(start: NonNull<u8>, count: usize) {
     // SAFETY: the caller guarantees the same.
     unsafe { PAGES.lock().free(start, count) };

@@ -1,4 +1,4 @@
-//! The life of the guest around its main function: start, requests of the toolstack, an orderly end.
+//! The life of the guest around its main function: start, requests of the toolstack, orderly end.
 
 use super::{Inner, Main, System};
 use crate::executor::{self, Tasks};
@@ -17,19 +17,19 @@ use xen::hypercall::{Operations, ShutdownReason};
 use xen::lifecycle::{Request, Requests};
 use xen::xenstore::{self, Driver};
 
-/// How long an orderly end waits for data on its way, for the backend, and for the console's
+/// The time limits of an orderly end: for data on its way, for the backend, and for the console's
 /// reader.
 const DRAIN: Duration = Duration::from_secs(10);
 const CLOSE: Duration = Duration::from_secs(5);
 const FLUSH: Duration = Duration::from_secs(5);
 
-/// How long a suspension waits for xenstore's answers.
+/// How long a suspension waits for xenstore's replies.
 const QUIET: Duration = Duration::from_secs(5);
 
-/// The node by which dom0 changes what is logged, in the domain's folder.
+/// The node, in the domain's folder, through which dom0 changes the log level.
 const LOG_LEVEL: &str = "control/log-level";
 
-/// How long to wait before a failed request to xenstore is repeated.
+/// The delay before a failed request to xenstore is repeated.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 
 impl System {
@@ -44,9 +44,9 @@ impl System {
         poll_fn(|_| self.0.end.get().map_or(Poll::Pending, Poll::Ready)).await
     }
 
-    async fn obey_toolstack(self) {
+    async fn watch_requests(self) {
         let supported = [Request::Poweroff, Request::Reboot, Request::Suspend];
-        let obey = async || {
+        let next = async || {
             let mut requests = Requests::watch(&self.0.store, &supported).await?;
             loop {
                 match requests.next().await? {
@@ -60,7 +60,7 @@ impl System {
             }
         };
         loop {
-            match obey().await {
+            match next().await {
                 Ok(reason) => return self.end(reason),
                 Err(Errno::ECONNRESET) => continue,
                 Err(error) => log::warn!("cannot read the toolstack's requests: {error}; retrying"),
@@ -106,7 +106,7 @@ impl System {
     }
 
     /// Changes the log level when dom0 writes it to the node [`LOG_LEVEL`].
-    async fn obey_log_level(self) {
+    async fn watch_log_level(self) {
         let store = &self.0.store;
         let mut changes = match store.watch(LOG_LEVEL).await {
             Ok(changes) => changes,
@@ -123,12 +123,12 @@ impl System {
         }
     }
 
-    async fn keep_to_target(self) {
+    async fn follow_memory_target(self) {
         let trim = || self.0.devices.borrow().iter().for_each(|device| device.trim());
         balloon::follow_target(self.0.store.clone(), self.0.guest.xen, trim).await;
     }
 
-    /// Waits until the data that the app wrote has left, and gives back all that other domains
+    /// Waits until the data that the app wrote has left, and revokes all that other domains
     /// share.
     async fn close(&self) {
         for device in self.0.devices.take() {
@@ -188,9 +188,9 @@ pub(crate) fn run(guest: &'static Guest, command_line: &'static [u8], main: Main
         background.spawner().spawn(async { match console.run().await {} });
     }
     background.spawner().spawn(run_store(driver));
-    background.spawner().spawn(system.clone().obey_toolstack());
-    background.spawner().spawn(system.clone().obey_log_level());
-    background.spawner().spawn(system.clone().keep_to_target());
+    background.spawner().spawn(system.clone().watch_requests());
+    background.spawner().spawn(system.clone().watch_log_level());
+    background.spawner().spawn(system.clone().follow_memory_target());
     let running = system.clone();
     tasks.spawner().spawn(async move {
         main(running.clone()).await;

@@ -31,7 +31,7 @@ use xen::xenstore::Store;
 /// An image's main function, as [`entry!`](crate::entry) passes it.
 pub type Main = fn(System) -> Pin<Box<dyn Future<Output = ()>>>;
 
-/// A socket's bookkeeping in the heap, roughly, in bytes.
+/// The approximate size of a socket's bookkeeping in the heap, in bytes.
 const SOCKET_HEAP: u64 = 2048;
 
 /// The guest, for its main function. Clones are the same guest.
@@ -69,20 +69,20 @@ trait Device {
     /// Adds the device's numbers.
     fn count(&self, snapshot: &mut Snapshot);
 
-    /// Gives up memory that is kept for later use.
+    /// Frees memory that is kept for later use.
     fn trim(&self) {}
 
-    /// Connects again, in a restored domain.
+    /// Reconnects in a restored domain.
     fn resume(&self) -> LocalBoxFuture<'_, ()>;
 
-    /// Whether all data that the app wrote has left.
+    /// Whether all data that the app wrote has been sent.
     fn is_drained(&self) -> bool;
 
-    /// Gives back all that other domains share.
+    /// Revokes all that other domains share.
     fn shutdown(&self) -> LocalBoxFuture<'_, ()>;
 }
 
-/// What a main function may return: nothing, or an error that is logged before the domain ends.
+/// The result of a main function: `()`, or an error that is logged before the domain ends.
 pub trait Outcome {
     /// Logs an error.
     fn report(self);
@@ -100,7 +100,7 @@ impl<E: Display> Outcome for Result<(), E> {
     }
 }
 
-/// Makes a [`Main`]'s result of a main function's; part of [`entry!`](crate::entry).
+/// Boxes a main function's future; part of [`entry!`](crate::entry).
 pub fn main_task<T: Outcome>(
     main: impl Future<Output = T> + 'static,
 ) -> Pin<Box<dyn Future<Output = ()>>> {
