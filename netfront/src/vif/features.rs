@@ -144,7 +144,7 @@ pub(super) async fn read_mtu(store: &Store, path: &str) -> Result<Option<usize>,
         Err(Errno::ENOENT | Errno::EACCES) => Ok(None),
         Ok(mtu) if MTUS.contains(&mtu) => Ok(Some(mtu)),
         Ok(_) | Err(Errno::EPROTO) => {
-            log::warn!("{path}: `mtu` is not within {MTUS:?}; it is taken to be {MTU}");
+            log::warn!("{path}: `mtu` is not within {MTUS:?}; using {MTU}");
             Ok(Some(MTU))
         }
         Err(error) => Err(error),

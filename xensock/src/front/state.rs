@@ -12,7 +12,7 @@ use embassy_time::with_timeout;
 use xen::frontend::{self, PagePool};
 use xen::{Errno, Machine};
 
-/// A socket or a listener, which is told about the link.
+/// A socket or a listener, which is notified of changes of the link.
 pub(super) trait Member {
     /// The link came up.
     fn link_up(self: Rc<Self>) {}
@@ -77,7 +77,7 @@ impl<M: Machine + 'static> Core<M> {
     /// device.
     pub(super) async fn shutdown(&self) {
         if with_timeout(self.config.linger, self.releasing.finished()).await.is_err() {
-            log::warn!("the backend is slow to release sockets; closing the device all the same");
+            log::warn!("the backend is slow to release sockets; closing the device anyway");
         }
         frontend::shutdown(self).await;
     }
