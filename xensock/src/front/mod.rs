@@ -118,7 +118,8 @@ impl<M: Machine + 'static> Frontend<M> {
     /// another ring, [`Errno::ETIMEDOUT`] if the backend does not answer, [`Errno::ENETDOWN`] if it
     /// went away, or [`Errno::ENODEV`] if the device was removed.
     ///
-    /// A future that is dropped loses nothing: a connection that the backend still makes is released.
+    /// A future that is dropped loses nothing: a connection that the backend still makes is
+    /// released.
     pub async fn connect(&self, to: SocketAddr) -> Result<Stream<M>, Errno> {
         self.connect_with(to, Options::new()).await
     }
