@@ -2,8 +2,7 @@
 
 use core::fmt;
 
-/// A positive error number. Hypercalls and PV Calls return the same numbers, negated; xenstore
-/// names.
+/// A positive error number. Hypercalls and PV Calls return it negated, xenstored by its name.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Errno(pub i32);
 

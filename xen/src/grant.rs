@@ -56,7 +56,7 @@ pub struct Usage {
 /// let table = GrantTable::new(&xen, &xen)?;
 /// // SAFETY: in this example the frame is not a page.
 /// let grant = unsafe { table.grant(DomId(0), Gfn(0x1234), Access::ReadWrite) }?;
-/// // The peer is told the reference through xenstore or a ring; when it has unmapped the page:
+/// // The peer gets the reference through xenstore or a ring. When it has unmapped the page:
 /// table.end(grant)?;
 /// # Ok::<(), Errno>(())
 /// ```

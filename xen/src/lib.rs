@@ -12,19 +12,19 @@
 //! | [`lifecycle`] | the toolstack's requests to shut down or to suspend |
 //! | [`Machine`] | the memory, grants and ports of frontends |
 //! | [`Signal`], [`WaitList`], [`Counter`] | wakers of tasks, statistics |
-//! | [`balloon`] | memory that is given back to Xen and taken again |
-//! | [`shared`] | the only way to access memory that another domain can write |
+//! | [`balloon`] | returns memory to Xen and takes it back |
+//! | [`shared`] | access to memory that another domain can write |
 //! | `testing` | fakes of Xen for tests, with the feature `testing` |
 //!
 //! All of it builds for any target: code that makes hypercalls is generic over
-//! [`hypercall::Hypervisor`], which a kernel implements. Everything is for one thread, and `async`
-//! if it waits. Sending and handling events, and granting pages, does not allocate.
+//! [`hypercall::Hypervisor`], which a kernel implements. Everything is for one thread; functions
+//! that wait are `async`. Sending and handling events does not allocate, nor does granting pages.
 #![cfg_attr(not(any(test, feature = "testing")), no_std)]
 
 extern crate alloc;
 
 pub mod abi;
-#[allow(unsafe_code, reason = "memory is given back that nothing may use")]
+#[allow(unsafe_code, reason = "memory that is given back must be unused")]
 pub mod balloon;
 mod byte_ring;
 #[allow(unsafe_code, reason = "the TSC is read with an instruction")]
@@ -36,7 +36,7 @@ pub mod event;
 pub mod frontend;
 #[allow(unsafe_code, reason = "a granted page is open to another domain, so its owner must agree")]
 pub mod grant;
-#[allow(unsafe_code, reason = "arguments of hypercalls are pointers to anything")]
+#[allow(unsafe_code, reason = "arguments of hypercalls are raw pointers")]
 pub mod hypercall;
 pub mod lifecycle;
 #[allow(unsafe_code, reason = "pages are granted and freed, which their owner must agree to")]

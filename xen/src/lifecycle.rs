@@ -1,7 +1,7 @@
 //! Requests of the toolstack to shut down or to suspend the domain, in the node `control/shutdown`
 //! (`docs/misc/xenstore-paths`).
 //!
-//! The caller obeys with [`Operations::shutdown`](crate::hypercall::Operations::shutdown) or
+//! The caller carries them out with [`Operations::shutdown`](crate::hypercall::Operations::shutdown) or
 //! [`suspend`](crate::hypercall::Operations::suspend).
 
 use crate::Errno;
@@ -98,7 +98,7 @@ impl Requests {
         }
     }
 
-    /// Waits for a supported request and acknowledges it. The caller obeys.
+    /// Waits for a supported request and acknowledges it. The caller carries it out.
     ///
     /// An unknown word is acknowledged and logged. An unsupported request is only logged: without
     /// an acknowledgement the toolstack reports to its user that it failed. Dropping the future

@@ -1,4 +1,4 @@
-//! Memory that another domain can write: the only way to access it.
+//! Access to memory that another domain can write. There is no other way to access it.
 //!
 //! A Rust reference promises that nothing else changes what it points to, and another domain breaks
 //! that promise at any moment. So nothing here returns a reference: words are accessed atomically,
@@ -192,8 +192,8 @@ impl<'a> Shared<'a> {
         swap_u64 fetch_or_u64 fetch_and_u64 compare_exchange_u64 u64, AtomicU64;
     }
 
-    /// Copies bytes from `offset` on into private memory. The peer may write meanwhile: check the
-    /// copy.
+    /// Copies bytes from `offset` on into private memory. The peer may write at the same time:
+    /// check the copy.
     #[inline]
     pub fn read(self, offset: usize, to: &mut [u8]) {
         let from = self.range(offset, to.len());
@@ -220,16 +220,10 @@ impl<'a> Shared<'a> {
 
     /// Sets every byte to zero.
     pub fn zero(self) {
-        self.assert_no_model();
+        #[cfg(feature = "loom")]
+        assert!(self.model.is_none(), "a model has only words and bytes");
         // SAFETY: the run is mapped and writable for 'a.
         unsafe { ptr::write_bytes(self.start, 0, self.len) }
-    }
-
-    /// Panics for a model's memory, which has words and bytes alone.
-    #[inline]
-    fn assert_no_model(self) {
-        #[cfg(feature = "loom")]
-        assert!(self.model.is_none(), "a model has words and bytes, and no more");
     }
 
     #[inline]

@@ -39,16 +39,16 @@ impl WaitList {
         let key = self.next.get();
         self.next.set(key + 1);
         let mut place = Place { list: self, key, waits: false };
-        poll_fn(|cx| match ready() {
-            Some(value) => {
-                place.leave();
-                Poll::Ready(value)
+        poll_fn(|cx| {
+            let value = ready();
+            place.waits = value.is_none();
+            let mut wakers = self.wakers.borrow_mut();
+            if place.waits {
+                wakers.insert(key, cx.waker().clone());
+            } else {
+                wakers.remove(&key);
             }
-            None => {
-                self.wakers.borrow_mut().insert(key, cx.waker().clone());
-                place.waits = true;
-                Poll::Pending
-            }
+            value.map_or(Poll::Pending, Poll::Ready)
         })
         .await
     }
@@ -69,16 +69,9 @@ impl WaitList {
     }
 }
 
-impl Place<'_> {
-    fn leave(&mut self) {
-        self.list.wakers.borrow_mut().remove(&self.key);
-        self.waits = false;
-    }
-}
-
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        // Who was woken alone and leaves without looking passes the wake on.
+        // This task was woken, but did not look: the next one gets its wake.
         if self.waits && self.list.wakers.borrow_mut().remove(&self.key).is_none() {
             self.list.wake_one();
         }

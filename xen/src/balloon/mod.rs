@@ -1,8 +1,8 @@
 //! The balloon: memory of the domain that is given back to Xen, and may be taken again.
 //!
-//! [`Balloon`] records it. The record has a fixed size and allocates nothing, because it is needed
-//! when memory is short, and before there is a heap. It changes only by what Xen has done, so it is
-//! right after every failure. [`Target`] reads the toolstack's target.
+//! [`Balloon`] records that memory. The record has a fixed size and allocates nothing, because it
+//! is used when memory is short, and before there is a heap. It records only what Xen has done, so
+//! it is right after every failure. [`Target`] reads the toolstack's target.
 
 mod target;
 
@@ -117,8 +117,8 @@ impl Balloon {
         Ok(())
     }
 
-    /// Takes at most `count` pages from Xen again, the lowest first, and no more than one or two
-    /// hypercalls can. Returns them. [`Errno::ENOMEM`] if Xen has none for the domain,
+    /// Takes back at most `count` pages, the lowest first, with one or two hypercalls. Returns
+    /// them. [`Errno::ENOMEM`] if Xen has none for the domain,
     /// [`Errno::ENOENT`] if none is given back.
     pub fn take(&mut self, xen: &impl Operations, count: u64) -> Result<Run, Errno> {
         let lowest = self.runs.first().copied().filter(|_| count > 0).ok_or(Errno::ENOENT)?;

@@ -90,8 +90,8 @@ impl Clock {
         self.now_by(read_tsc)
     }
 
-    /// [`now`](Clock::now) with any TSC. The latest time returned, if Xen's numbers do not hold
-    /// still.
+    /// [`now`](Clock::now) with any TSC. Returns the latest time again if Xen keeps changing
+    /// the numbers.
     pub fn now_by(&self, tsc: impl Fn() -> u64) -> u64 {
         let Ok(info) = self.time_info() else { return self.latest.load(Relaxed) };
         let time = info.system_time(tsc()).wrapping_add(self.offset.load(Relaxed));
@@ -123,33 +123,29 @@ impl Clock {
         }
     }
 
-    /// The wall clock now, since the Unix epoch. [`Errno::EAGAIN`] if Xen's numbers do not hold
-    /// still.
+    /// The wall clock now, since the Unix epoch. [`Errno::EAGAIN`] if Xen keeps changing the
+    /// numbers.
     #[cfg(target_arch = "x86_64")]
     pub fn wall_clock_now(&self) -> Result<Duration, Errno> {
         self.wall_clock(self.time_info()?.system_time(read_tsc()))
     }
 
-    /// Reads Xen's numbers consistently. [`Errno::EAGAIN`] if they change all the time.
+    /// Reads Xen's numbers consistently. [`Errno::EAGAIN`] if Xen keeps changing them.
     pub fn time_info(&self) -> Result<TimeInfo, Errno> {
         let mut info = VcpuTimeInfo::default();
         self.versioned(VERSION, || self.info.read(TIME, info.as_mut_bytes()))?;
         Ok(TimeInfo(info))
     }
 
-    /// The wall clock when Xen's system time was zero, since the Unix epoch. [`Errno::EAGAIN`] if
-    /// Xen's numbers change all the time.
-    pub fn boot_wall_clock(&self) -> Result<Duration, Errno> {
+    /// The wall clock at one of Xen's system times, since the Unix epoch. [`Errno::EAGAIN`] if Xen
+    /// keeps changing the numbers.
+    pub fn wall_clock(&self, system_time: u64) -> Result<Duration, Errno> {
         let mut words = [0u32; 4];
         self.versioned(WALL, || self.info.read(WALL, words.as_mut_bytes()))?;
         let [_, low, nanos, high] = words;
         let seconds = Duration::from_secs(u64::from(high) << 32 | u64::from(low));
-        Ok(seconds.saturating_add(Duration::from_nanos(nanos.into())))
-    }
-
-    /// The wall clock at one of Xen's system times, since the Unix epoch.
-    pub fn wall_clock(&self, system_time: u64) -> Result<Duration, Errno> {
-        Ok(self.boot_wall_clock()?.saturating_add(Duration::from_nanos(system_time)))
+        let at_boot = seconds.saturating_add(Duration::from_nanos(nanos.into()));
+        Ok(at_boot.saturating_add(Duration::from_nanos(system_time)))
     }
 
     fn versioned(&self, version: usize, mut read: impl FnMut()) -> Result<(), Errno> {

@@ -262,9 +262,9 @@ impl<H: Hypervisor, P: FrameSource> EventChannels<H, P> {
             // An unbound port blocks the number. Xen allocates the lowest free number, so it is
             // this one again.
             self.hypervisor.close_port(port)?;
-            let held = self.hypervisor.alloc_unbound(DomId(DOMID_SELF))?;
-            if !self.ports.borrow_mut().put_aside(held) {
-                self.hypervisor.close_port(held)?;
+            let blocked = self.hypervisor.alloc_unbound(DomId(DOMID_SELF))?;
+            if !self.ports.borrow_mut().block(blocked) {
+                self.hypervisor.close_port(blocked)?;
             }
         }
         Err(Errno::EAGAIN)
@@ -274,8 +274,8 @@ impl<H: Hypervisor, P: FrameSource> EventChannels<H, P> {
     /// [`resume`](EventChannels::resume) does not exist: only its number becomes free.
     pub fn close(&self, port: Port) -> Result<(), Errno> {
         let orphan = self.ports.borrow_mut().remove_orphan(port);
-        if let Some(is_aside) = orphan {
-            return if is_aside { self.hypervisor.close_port(port) } else { Ok(()) };
+        if let Some(is_blocked) = orphan {
+            return if is_blocked { self.hypervisor.close_port(port) } else { Ok(()) };
         }
         if port.0 >= EVTCHN_FIFO_NR_CHANNELS {
             return Err(Errno::EINVAL);

@@ -78,7 +78,7 @@ impl Ports {
     /// Removes all ports. Those of this domain become orphans. Returns the handlers, to be dropped.
     pub(super) fn resume(&mut self) -> impl Sized + use<> {
         // The ports that blocked numbers do not exist any more either.
-        self.orphans.values_mut().for_each(|is_aside| *is_aside = false);
+        self.orphans.values_mut().for_each(|is_blocked| *is_blocked = false);
         let listeners = core::mem::take(&mut self.listeners);
         for (port, listener) in (0..).zip(&listeners) {
             if listener.as_ref().is_some_and(|listener| listener.origin == Origin::Own) {
@@ -97,9 +97,9 @@ impl Ports {
         self.orphans.contains_key(&port.0)
     }
 
-    /// Records that a new port blocks an orphan's number. False if no orphan has it.
-    pub(super) fn put_aside(&mut self, port: Port) -> bool {
-        self.orphans.get_mut(&port.0).map(|is_aside| *is_aside = true).is_some()
+    /// Records that a new port blocks an orphan's number. Returns false if no orphan has it.
+    pub(super) fn block(&mut self, port: Port) -> bool {
+        self.orphans.get_mut(&port.0).map(|is_blocked| *is_blocked = true).is_some()
     }
 
     /// Removes an orphan that its owner has closed. Returns whether a new port blocks its number;

@@ -168,10 +168,10 @@ impl Producer {
     /// Hands over the first `count` bytes of the room that [`room`](Producer::room) last gave.
     ///
     /// # Panics
-    /// If it gave less.
+    /// If that had less room.
     #[inline]
     pub fn advance(&mut self, region: Region<'_>, count: usize) -> Notify {
-        assert!(count <= self.room as usize, "{count} bytes put where {} had room", self.room);
+        assert!(count <= self.room as usize, "{count} bytes written, but {} had room", self.room);
         if count == 0 {
             return Notify::NotDue;
         }
@@ -194,7 +194,7 @@ impl Producer {
             let event = self.prod.wrapping_sub(self.direction.size).wrapping_add(wanted);
             region.indexes.store_u32(events.cons, event, Ordering::Relaxed);
         }
-        // The plain protocol's consumer policyes by what was written before the last look.
+        // Without event indexes, the consumer decides by what was written before the last look.
         fence(Ordering::SeqCst);
     }
 
@@ -244,14 +244,14 @@ impl Consumer {
         Ok(pieces(&self.direction, region, self.cons, ready))
     }
 
-    /// Gives the room of the first `count` bytes of what [`data`](Consumer::data) last gave back to
-    /// the producer.
+    /// Frees the first `count` bytes that [`data`](Consumer::data) last gave, as room for the
+    /// producer.
     ///
     /// # Panics
-    /// If it gave less.
+    /// If that were fewer.
     #[inline]
     pub fn advance(&mut self, region: Region<'_>, count: usize) -> Notify {
-        assert!(count <= self.ready as usize, "{count} bytes taken where {} were", self.ready);
+        assert!(count <= self.ready as usize, "{count} bytes taken, but {} were ready", self.ready);
         if count == 0 {
             return Notify::NotDue;
         }

@@ -1,8 +1,8 @@
 //! What every frontend needs, whatever its device does.
 //!
-//! A frontend implements [`SessionHandler`] and hands it to a [`Driver`]. The driver finds the
-//! device in xenstore, meets one backend after another, and tells the handler when a session begins
-//! and ends. The handler negotiates, shares pages from its [`PagePool`], and moves data.
+//! A frontend implements [`SessionHandler`] and passes it to a [`Driver`]. The driver finds the
+//! device in xenstore, waits for one backend after another, and calls the handler when a session
+//! begins and ends. The handler negotiates, shares pages from its [`PagePool`], and moves data.
 //!
 //! | type | purpose |
 //! |---|---|

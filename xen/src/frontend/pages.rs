@@ -161,8 +161,8 @@ impl<M: Machine> PagePool<M> {
         }
     }
 
-    /// Retries the quarantine while `work` runs, and then until it is empty. All pages that `work`
-    /// has withdrawn are back at the machine then.
+    /// Retries the quarantine while `work` runs, and then until it is empty. Then all pages
+    /// that `work` has withdrawn are freed.
     pub async fn retry_during<T>(&self, work: impl Future<Output = T>) -> T {
         let result = match select(pin!(work), pin!(self.retry_when_needed())).await {
             Either::Left((result, _)) => result,

@@ -20,7 +20,7 @@ use futures_util::future::{Either, join, select};
 /// The pause between two sessions: a backend that keeps leaving must not keep the guest busy.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// The pause after an offer of the backend that cannot be used.
+/// The pause after a backend's offer that cannot be used.
 const BAD_OFFER_BACKOFF: Duration = Duration::from_secs(2);
 
 /// How long a backend may take to unmap this end's pages before the frontend continues without it.
@@ -31,7 +31,7 @@ pub trait SessionHandler {
     /// The machine that the frontend runs on.
     type Machine: Machine;
 
-    /// The device's requests and its end.
+    /// What was requested of the device, and whether it has ended.
     fn lifecycle(&self) -> &Lifecycle;
 
     /// The pages that the frontend shares.
@@ -50,8 +50,8 @@ pub trait SessionHandler {
         handshake: &mut Handshake<'_>,
     ) -> impl Future<Output = Result<SessionEnd, Errno>>;
 
-    /// Gives back what belongs to the session, if there is one; its users fail with `error`. Called
-    /// after each session, in [`resume`], and when the device has [ended](Lifecycle::ended).
+    /// Releases the session's resources, if any; their users fail with `error`. Called after each
+    /// session, in [`resume`], and when the device has [ended](Lifecycle::ended).
     fn leave_session(&self, error: Errno);
 
     /// Work beside the sessions. It must finish once the device has ended.
@@ -135,7 +135,7 @@ impl<H: SessionHandler> Driver<H> {
     /// Connects to the backend, and connects again whenever it returns.
     ///
     /// Returns [`Errno::ENODEV`] after [`shutdown`], or the error that made the device unusable.
-    /// All pages are back at the machine then.
+    /// Then all pages were returned to the machine.
     pub async fn run(&self) -> Errno {
         let handler = &*self.handler;
         let sessions = async {
@@ -235,7 +235,7 @@ async fn serve_once<H: SessionHandler>(
     path: &str,
     session: u32,
 ) -> Result<SessionEnd, Errno> {
-    let Some(mut handshake) = meet(handler, store, path, session).await? else {
+    let Some(mut handshake) = find_backend(handler, store, path, session).await? else {
         return Ok(SessionEnd::Shutdown);
     };
     switch_state(store, path, State::Initialising).await?;
@@ -248,7 +248,7 @@ async fn serve_once<H: SessionHandler>(
 
 /// Waits until the device exists and its backend accepts a frontend. Returns `None` if the device
 /// is to be closed. After the first session, the backend must have been closed and opened again.
-async fn meet<'a, H: SessionHandler>(
+async fn find_backend<'a, H: SessionHandler>(
     handler: &'a H,
     store: &'a Store,
     path: &'a str,
@@ -312,8 +312,8 @@ impl Handshake<'_> {
     }
 
     /// Writes this end's nodes in one transaction, switches to the state in which the backend reads
-    /// them, and waits until the backend is connected. If that fails, this end is closed and the
-    /// reason returned.
+    /// them, and waits until the backend is connected. If that fails, closes this end and returns
+    /// the reason.
     pub async fn connect(
         &mut self,
         nodes: &[(&str, String)],
@@ -375,7 +375,7 @@ impl Handshake<'_> {
     pub async fn close(&mut self) {
         let (store, path) = (self.store, self.path);
         if switch_state(store, path, State::Closing).await.is_err() {
-            // The folder or xenstore is gone: there is nobody to notify.
+            // The device was removed, or xenstore fails.
             return;
         }
         let is_closed = |state| !matches!(state, State::Connected | State::Initialised);

@@ -24,7 +24,7 @@ pub unsafe trait Hypervisor {
     unsafe fn call(&self, number: u32, arguments: [u64; 4]) -> i64;
 }
 
-/// Gives guest frames to Xen's own structures: the grant table, the event queues.
+/// Provides guest frames for structures that Xen maps or uses: the grant table, the event queues.
 ///
 /// # Safety
 /// An implementer promises that the page is the frame, that it stays mapped for ever, and that
@@ -37,7 +37,7 @@ pub unsafe trait FrameSource {
 // SAFETY: it only passes calls on.
 unsafe impl<H: Hypervisor + ?Sized> Hypervisor for &H {
     unsafe fn call(&self, number: u32, arguments: [u64; 4]) -> i64 {
-        // SAFETY: the caller's promise is the one asked for.
+        // SAFETY: the caller's promise is passed on.
         unsafe { (**self).call(number, arguments) }
     }
 }

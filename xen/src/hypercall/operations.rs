@@ -14,7 +14,7 @@ pub enum ShutdownReason {
     Poweroff,
     /// It asks to be started again.
     Reboot,
-    /// It found itself broken.
+    /// It has crashed.
     Crash,
 }
 

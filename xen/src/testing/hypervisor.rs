@@ -149,7 +149,7 @@ impl FakeXen {
     fn open(&self, port: &mut u32) -> i64 {
         let is_free =
             |port: &u32| !self.open.borrow().contains(port) && !self.events.is_busy(Port(*port));
-        *port = (self.lowest_port.get()..).find(is_free).expect("numbers are plenty");
+        *port = (self.lowest_port.get()..).find(is_free).expect("there is always a free number");
         self.open.borrow_mut().insert(*port);
         self.note(Done::Opened(*port))
     }
@@ -161,7 +161,7 @@ impl FakeXen {
         self.note(Done::Closed(port))
     }
 
-    /// Changes which frames have memory. Panics at misuse.
+    /// Changes which frames have memory. Panics on misuse.
     fn change_reservation(&self, op: &MemoryReservation, populate: bool) -> i64 {
         let does = match self.does.borrow_mut().pop_front() {
             Some(Err(error)) => return error.negated().into(),
@@ -192,7 +192,7 @@ impl FakeXen {
     }
 
     fn page(&self, gfn: u64) -> Shared<'static> {
-        *self.pages.borrow().get(&gfn).expect("Xen was given a frame that is no page")
+        *self.pages.borrow().get(&gfn).expect("Xen was given a frame that is not a page")
     }
 }
 

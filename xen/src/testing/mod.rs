@@ -1,5 +1,5 @@
-//! Fakes of Xen within one process, for the tests of what is built on this crate. Feature
-//! `testing`.
+//! Fakes of Xen within one process, for tests of code that is built on this crate (feature
+//! `testing`).
 //!
 //! | fake | stands for |
 //! |---|---|
@@ -11,8 +11,7 @@
 //! | [`FakeEvents`] | the hypervisor's side of the event channels' shared words |
 //! | `model::ModelMemory` | shared memory under the model checker loom (feature `loom`) |
 //!
-//! Both ends of a world see the same plain memory, so a byte takes the way that it takes between
-//! domains.
+//! Both ends of a world see the same plain memory, so bytes take the same path as between domains.
 //!
 //! A world is strict where Xen is silent. It panics when a page is freed while it is granted, freed
 //! twice or written after it was freed, when a grant is revoked twice, and when a port is used

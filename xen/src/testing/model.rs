@@ -1,7 +1,7 @@
 //! Shared memory as the model checker [loom] sees it.
 //!
-//! With the feature `loom`, [`Shared`] and [`fence`] are loom's: a test makes a [`ModelMemory`] and
-//! takes the code through every order in which the two ends' accesses can happen, and every value
+//! With the feature `loom`, [`Shared`] and [`fence`] are loom's. A test makes a [`ModelMemory`], and
+//! loom runs the code with every order in which the two ends' accesses can happen, and every value
 //! that each end can see. Outside of a model the fence panics.
 //!
 //! A place is either a word, which both ends access atomically, or part of a cell of bytes, which
@@ -61,7 +61,7 @@ pub fn fence(order: Ordering) {
     }
 }
 
-/// ModelMemory that two threads of a model share.
+/// Memory that two threads of a model share.
 #[derive(Debug)]
 pub struct ModelMemory {
     len: usize,

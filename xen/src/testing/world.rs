@@ -129,7 +129,7 @@ impl World {
     }
 }
 
-/// Takes one of a limited number of things.
+/// Takes `count` units of a limited resource.
 fn take(left: &Cell<Option<usize>>, count: usize, error: Errno) -> Result<(), Errno> {
     match left.get() {
         None => Ok(()),

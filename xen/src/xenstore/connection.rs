@@ -26,7 +26,7 @@ pub(super) struct State {
     last_token: u32,
     pub(super) driver: Option<Waker>,
     pub(super) failure: Option<Errno>,
-    /// How often the connection was reset. Things of an earlier generation are void.
+    /// How often the connection was reset. Ends the drivers and transactions from before.
     pub(super) generation: u32,
     /// The number of open transactions.
     pub(super) transactions: u32,

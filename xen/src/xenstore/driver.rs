@@ -8,7 +8,7 @@ use alloc::vec;
 use core::future::poll_fn;
 use core::pin::pin;
 use core::task::Poll;
-use embedded_io_async::{Error, ErrorKind, Read, Write};
+use embedded_io_async::{Error, ErrorKind, Read, ReadExactError, Write};
 use futures_util::future::{Either, select};
 
 /// After this many messages without a pause the driver lets other tasks run.
@@ -28,7 +28,7 @@ impl Store {
     /// All handles stay valid. Watches are registered again, and so fire. Open transactions fail
     /// with [`Errno::EAGAIN`] when they are used, requests without replies with
     /// [`Errno::ECONNRESET`]. Unsent requests are sent once they are [released](Store::release).
-    /// The former driver ends, and does not use its stream any more.
+    /// The former driver ends, and no longer uses its stream.
     pub fn reconnect<R: Read, W: Write>(&self, reader: R, writer: W) -> Driver<R, W> {
         let connection = self.connection().clone();
         let generation = connection.reset();
@@ -118,15 +118,11 @@ async fn receive_one<R: Read>(connection: &Connection, reader: &mut R) -> Result
     Ok(())
 }
 
-async fn fill<R: Read>(reader: &mut R, mut to: &mut [u8]) -> Result<(), Errno> {
-    while !to.is_empty() {
-        match reader.read(to).await {
-            Ok(0) => return Err(Errno::EPIPE),
-            Ok(count) => to = &mut to[count..],
-            Err(error) => return Err(transport_error(&error)),
-        }
-    }
-    Ok(())
+async fn fill<R: Read>(reader: &mut R, to: &mut [u8]) -> Result<(), Errno> {
+    reader.read_exact(to).await.map_err(|error| match error {
+        ReadExactError::UnexpectedEof => Errno::EPIPE,
+        ReadExactError::Other(error) => transport_error(&error),
+    })
 }
 
 fn transport_error(error: &impl Error) -> Errno {

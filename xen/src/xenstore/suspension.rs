@@ -8,7 +8,7 @@ use crate::Errno;
 use crate::abi::xs_wire::{XS_TRANSACTION_END, XS_TRANSACTION_START, XS_WATCH};
 use alloc::string::ToString;
 use alloc::vec::Vec;
-use core::task::{Context, Poll};
+use core::task::{Context, Poll, Waker};
 
 impl Connection {
     /// From now on, sends only requests of open transactions.
@@ -76,10 +76,10 @@ impl Connection {
             // It fit into a message before.
             let _ = self.queue(XS_WATCH, 0, Undo::Nothing, Slot::Abandoned, &parts);
         }
-        // Watches go first: a task that reads a node after this must be told of changes.
+        // Watches go first: a task that reads a node after this must see later changes.
         self.0.borrow_mut().unsent.rotate_left(waiting);
         wake(superseded);
-        wakers.into_iter().for_each(core::task::Waker::wake);
+        wakers.into_iter().for_each(Waker::wake);
         generation
     }
 

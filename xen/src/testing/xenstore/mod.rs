@@ -109,7 +109,7 @@ impl FakeStore {
         self.0.borrow_mut().paused = true;
     }
 
-    /// Answers requests again, first those that were made meanwhile.
+    /// Answers requests again, first those that arrived during the pause.
     pub fn resume(&self) {
         self.update(|server| {
             server.paused = false;

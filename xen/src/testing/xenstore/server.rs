@@ -229,7 +229,7 @@ impl Server {
                 } else {
                     continue;
                 };
-                // All watchers of a removed node are told.
+                // A removed node fires all of its watches.
                 if tree.exists(named) && tree.get(domain, named, Access::Read).is_err() {
                     continue;
                 }

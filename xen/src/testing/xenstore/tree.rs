@@ -67,7 +67,7 @@ impl Tree {
         match self.nodes.get(path) {
             Some(node) if self.may(who, path, wanted) => Ok(node),
             Some(_) => Err(Errno::EACCES),
-            // A domain without access to the parent is not told that the node is missing.
+            // A domain without access to the parent must not learn that the node is missing.
             None if path == "/" => Err(Errno::ENOENT),
             None => match self.get(who, parent(path), Access::Read) {
                 Err(Errno::EACCES) => Err(Errno::EACCES),
