@@ -1,12 +1,12 @@
 //! A Xen guest's own network interface, and TCP over it.
 //!
-//! XenSock's sockets need neither. This crate is for guests that need an address of their own,
-//! other protocols or direct control, and for hosts without xensockd.
+//! XenSock's sockets need neither. This crate is for guests that need an address of their own, other
+//! protocols or direct control of the network, and for hosts without xensockd.
 //!
 //! - [`vif`]: the frontend of a virtual interface (netfront)
 //! - [`stack`]: TCP over an interface, with the traits of `edge-nal` and `embedded-io-async`
 //! - [`Resolver`]: DNS over any stack's TCP
-//! - [`Nic`]: what a stack needs of an interface, beside smoltcp's [`Device`](smoltcp::phy::Device)
+//! - [`Nic`]: what a stack needs besides smoltcp's [`Device`](smoltcp::phy::Device)
 //! - [`Capture`]: the frames of an interface, in libpcap's format
 #![no_std]
 #![forbid(unsafe_code)]

@@ -13,11 +13,11 @@ pub enum Link {
     Up(u32),
 }
 
-/// A handle to an Ethernet interface: what the stack needs beside smoltcp's
+/// A handle to an Ethernet interface: what the stack needs besides smoltcp's
 /// [`Device`](smoltcp::phy::Device), which receives and transmits.
 ///
-/// The two are apart because wrappers of a device, such as smoltcp's `Tracer`, `PcapWriter` and
-/// `FaultInjector`, pass on nothing else. The device's capabilities (MTU, checksums) may change
+/// It is a trait of its own because wrappers of a device, such as smoltcp's `Tracer`, `PcapWriter`
+/// and `FaultInjector`, only pass on `Device`. The device's capabilities (MTU, checksums) may change
 /// when the link comes up again. [`stack`](crate::stack) has an example.
 pub trait Nic {
     /// The interface's own address. It may change when the link comes up again.
@@ -26,9 +26,9 @@ pub trait Nic {
     /// The state of the link.
     fn link(&self) -> Link;
 
-    /// Wakes `waker`, once, as soon as there is a frame to receive, room to transmit where there
-    /// was none, or another state of the link. Events that were not handled before the call count,
-    /// too.
+    /// Wakes `waker` once: when there is a frame to receive, when there is room to transmit after
+    /// there was none, or when the link changes. It is woken at once if that happened before the
+    /// call.
     fn register(&self, waker: &Waker);
 
     /// Notifies the backend of the frames that were queued since the last call. Must be called

@@ -17,7 +17,7 @@ pub(super) struct Backlog {
     pub(super) addr: IpListenEndpoint,
     /// The socket for the next connection. None while the backlog is full or memory is short.
     listening: Cell<Option<SocketHandle>>,
-    /// Connections that nobody has accepted, and those whose handshake goes on.
+    /// Connections that were not accepted yet, including those in their handshake.
     pending: RefCell<VecDeque<SocketHandle>>,
     /// Woken when a connection can be accepted.
     pub(super) arrived: WaitList,
@@ -55,7 +55,7 @@ impl Backlog {
         Ok(())
     }
 
-    /// Takes in a connection that has arrived and listens for the next one.
+    /// Queues a connection that has arrived, and listens for the next one.
     pub(super) fn update(&self, config: &Config, sockets: &mut SocketSet<'static>) {
         if let Some(handle) = self.listening.get()
             && state(sockets, handle) != tcp::State::Listen
@@ -76,10 +76,10 @@ impl Backlog {
             !failed
         });
         if self.listening.get().is_none() && self.pending.borrow().len() < config.backlog {
-            // Tried again at the next update.
+            // Retried at the next update.
             let _ = self.listen(config, sockets);
         }
-        if self.first_connected(sockets).is_some() {
+        if self.is_ready(sockets) {
             self.arrived.wake_one();
         }
     }
@@ -107,7 +107,7 @@ impl Backlog {
         Some(handle)
     }
 
-    /// All sockets, which the backlog gives up.
+    /// Removes and returns all sockets.
     pub(super) fn take(&self) -> impl Iterator<Item = SocketHandle> + use<> {
         self.pending.take().into_iter().chain(self.listening.take())
     }

@@ -1,4 +1,4 @@
-//! How a stack is configured.
+//! The configuration of a stack.
 
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -16,10 +16,10 @@ use smoltcp::time::Duration as Delay;
 /// How many frames are received before other tasks run.
 const BATCH: usize = 64;
 
-/// The delay before something is tried again that is due and cannot be done.
+/// The delay before a retry of work that is due but made no progress.
 const RETRY_DELAY: Delay = Delay::from_millis(10);
 
-/// The engine of a [`Stack`](super::Stack); see [`run`](Runner::run).
+/// Moves the packets of a [`Stack`](super::Stack); see [`run`](Runner::run).
 pub struct Runner<D, N> {
     inner: Rc<Inner>,
     device: D,

@@ -1,4 +1,4 @@
-//! What the handles and the runner share.
+//! The state that the handles and the runner share.
 
 use super::addresses::Addresses;
 use super::backlog::Backlog;
@@ -44,7 +44,7 @@ pub struct Statistics {
     pub bytes_out: u64,
 }
 
-/// smoltcp's objects and our lists.
+/// smoltcp's objects, and the stack's lists of sockets.
 pub(super) struct State {
     pub(super) interface: Interface,
     pub(super) sockets: SocketSet<'static>,

@@ -108,8 +108,8 @@ impl Connection {
         self.inner.kick();
     }
 
-    /// Disables Nagle's algorithm, as it is at first, or enables it: small writes wait for each
-    /// other then.
+    /// Disables Nagle's algorithm, which is the default, or enables it: then small writes are
+    /// collected.
     pub fn set_nodelay(&mut self, nodelay: bool) {
         self.with(|socket| socket.set_nagle_enabled(!nodelay));
     }

@@ -14,7 +14,7 @@ struct Transport<'a> {
     packet: &'a mut [u8],
 }
 
-/// Finds the packet of a frame that has a complete one, which a fragment has not.
+/// Finds the packet in a frame. `None` if the frame has none, or only a part of one.
 fn transport(frame: &mut [u8]) -> Option<Transport<'_>> {
     let is_v6 = match EthernetFrame::new_checked(&*frame).ok()?.ethertype() {
         EthernetProtocol::Ipv4 => false,
@@ -23,23 +23,19 @@ fn transport(frame: &mut [u8]) -> Option<Transport<'_>> {
     };
     let frame = frame.get_mut(EthernetFrame::<&[u8]>::header_len()..)?;
     // The lengths are checked first: a truncated packet has no checksum at its usual place.
-    let (source, destination, protocol, start, end) = if is_v6 {
+    let (source, destination, protocol, range): (IpAddress, IpAddress, _, _) = if is_v6 {
         let packet = Ipv6Packet::new_checked(&*frame).ok()?;
-        let end = packet.total_len();
-        let addresses: (IpAddress, IpAddress) =
-            (packet.src_addr().into(), packet.dst_addr().into());
-        (addresses.0, addresses.1, packet.next_header(), packet.header_len(), end)
+        let range = packet.header_len()..packet.total_len();
+        (packet.src_addr().into(), packet.dst_addr().into(), packet.next_header(), range)
     } else {
         let packet = Ipv4Packet::new_checked(&*frame).ok()?;
         if packet.more_frags() || packet.frag_offset() != 0 {
             return None;
         }
-        let (start, end) = (usize::from(packet.header_len()), usize::from(packet.total_len()));
-        let addresses: (IpAddress, IpAddress) =
-            (packet.src_addr().into(), packet.dst_addr().into());
-        (addresses.0, addresses.1, packet.next_header(), start, end)
+        let range = usize::from(packet.header_len())..usize::from(packet.total_len());
+        (packet.src_addr().into(), packet.dst_addr().into(), packet.next_header(), range)
     };
-    let packet = frame.get_mut(start..end)?;
+    let packet = frame.get_mut(range)?;
     Some(Transport { source, destination, is_v6, protocol, packet })
 }
 
@@ -64,21 +60,21 @@ pub(super) fn fill(frame: &mut [u8], leave_v4: bool, leave_v6: bool) -> Filled {
             let Ok(mut packet) = TcpPacket::new_checked(packet) else { return Filled::Whole };
             if leave {
                 packet.set_checksum(sum);
-                return Filled::Blank;
+            } else {
+                packet.fill_checksum(&source, &destination);
             }
-            packet.fill_checksum(&source, &destination);
         }
         IpProtocol::Udp => {
             let Ok(mut packet) = UdpPacket::new_checked(packet) else { return Filled::Whole };
             if leave {
                 packet.set_checksum(sum);
-                return Filled::Blank;
+            } else {
+                packet.fill_checksum(&source, &destination);
             }
-            packet.fill_checksum(&source, &destination);
         }
-        _ => {}
+        _ => return Filled::Whole,
     }
-    Filled::Whole
+    if leave { Filled::Blank } else { Filled::Whole }
 }
 
 /// Whether the checksum of a frame is correct.

@@ -1,11 +1,11 @@
-//! How an interface is configured, and what it counts.
+//! The configuration and the statistics of an interface.
 
 use embassy_time::Duration;
 
 /// The largest frame in either direction, in bytes.
 pub(super) const LONGEST: usize = 0xffff;
 
-/// How an interface behaves.
+/// The configuration of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Pages for transmitted frames, at least 17: the longest frame takes 16.
@@ -48,7 +48,7 @@ impl Config {
     }
 }
 
-/// What an interface has counted.
+/// Statistics of an interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
     /// Frames received.

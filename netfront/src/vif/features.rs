@@ -1,4 +1,4 @@
-//! What a backend offers in xenstore, and which of it is used.
+//! The features that a backend offers in xenstore, and those that are used.
 
 use super::config::{Config, LONGEST};
 use alloc::format;
@@ -94,7 +94,7 @@ fn parse_address(text: &str) -> Option<EthernetAddress> {
     (words.next().is_none() && address.is_unicast() && bytes != [0; 6]).then_some(address)
 }
 
-/// Reads the backend's features, as far as this end uses them. A node with an invalid value is an
+/// Reads those of the backend's features that this end uses. A node with an invalid value is an
 /// error.
 pub(super) async fn negotiate(
     config: &Config,

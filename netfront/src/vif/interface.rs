@@ -1,4 +1,4 @@
-//! What the interface and its driver share.
+//! The state that the interface and its driver share.
 
 use super::config::{Config, LONGEST, Statistics};
 use super::features::Features;
@@ -142,7 +142,7 @@ impl<M: Machine> Interface<M> {
         ports.into_iter().flatten().flatten().for_each(|port| self.pages.machine().notify(port));
     }
 
-    /// Gives the rings back, if there are any.
+    /// Closes the rings, if there are any.
     pub(super) fn close(&self) {
         let queue = self.with_state(|state| {
             (state.waiting, state.is_up) = (None, false);

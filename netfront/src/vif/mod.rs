@@ -69,7 +69,7 @@ use xen::{Errno, Machine, Side};
 /// ```
 pub struct NetFront<M: Machine + 'static>(Rc<Interface<M>>);
 
-/// A handle to an interface: the stack's [`Nic`], and the life cycle. Clones are handles to the
+/// A handle to an interface: the stack's [`Nic`], shutdown and resume. Clones are handles to the
 /// same interface.
 pub struct Handle<M: Machine + 'static>(Rc<Interface<M>>);
 
@@ -107,8 +107,8 @@ impl<M: Machine> Handle<M> {
         frontend::shutdown(&*self.0).await;
     }
 
-    /// To be called in a domain that was restored from a save, where all grants and event channels
-    /// of before are lost: the driver connects to the domain's new backend. Xenstore must be
+    /// Must be called in a domain that was restored from a save, which has lost its grants and
+    /// event channels. The driver then connects to the domain's new backend. Xenstore must be
     /// [quiesced](Store::quiesce) from before the save until this returns.
     pub async fn resume(&self) {
         frontend::resume(&*self.0).await;
@@ -244,7 +244,7 @@ impl<M: Machine> phy::TxToken for TxToken<'_, M> {
         let TxToken { interface, segment } = self;
         let mut buffer = interface.with_state(|state| core::mem::take(&mut state.building));
         if buffer.len() < len {
-            // No stack does that; the frame is dropped below.
+            // A well-behaved stack does not do that; the frame is dropped below.
             buffer.resize(len, 0);
         }
         let frame = &mut buffer[..len];
@@ -275,14 +275,14 @@ impl<M: Machine> phy::TxToken for TxToken<'_, M> {
     }
 }
 
-/// The engine of a [`NetFront`]; see [`run`](Driver::run).
+/// Drives a [`NetFront`]; see [`run`](Driver::run).
 pub struct Driver<M: Machine + 'static>(frontend::Driver<Interface<M>>);
 
 impl<M: Machine> Driver<M> {
     /// Connects to the backend, and connects again when it returns.
     ///
     /// Returns [`Errno::ENODEV`] after [`Handle::shutdown`], or the error that made the device
-    /// unusable. All pages are back at the machine then.
+    /// unusable. Then all pages were returned to the machine.
     pub async fn run(self) -> Errno {
         self.0.run().await
     }

@@ -2,7 +2,7 @@
 //!
 //! Pages are granted for the whole session, and frames are copied between them and private memory.
 //! So a frame needs no grant and no allocation, and the backend cannot change what the stack reads.
-//! The price is one copy more than with a grant for each frame.
+//! The price is one more copy than with a grant for each frame.
 
 use super::checksum::{self, Filled};
 use super::config::{Config, Statistics};
@@ -219,7 +219,7 @@ impl Transmit {
         }
     }
 
-    /// Shows the backend what was queued.
+    /// Publishes the queued requests to the backend.
     pub(super) fn publish(&mut self) -> Notify {
         self.ring.publish(self.shared.shared())
     }
@@ -342,7 +342,7 @@ impl Receive {
         self.ring.final_check(self.shared.shared())
     }
 
-    /// Shows the backend the pages that it may fill.
+    /// Publishes the offered pages to the backend.
     pub(super) fn publish(&mut self) -> Notify {
         self.ring.publish(self.shared.shared())
     }
