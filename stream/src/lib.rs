@@ -1,4 +1,4 @@
-//! The async socket traits of [`edge_nal`] and [`embedded_io_async`], over a socket that is polled.
+//! The async socket traits of [`edge_nal`] and [`embedded_io_async`], over a polled socket.
 //!
 //! A socket implements [`PollSocket`]: five methods, of which two move bytes. [`Stream`] adds
 //! `Read`, `BufRead`, `Readable`, `Write`, `TcpSplit` and `TcpShutdown`. A read or a write copies
@@ -137,20 +137,6 @@ impl Buffer {
         self.filled.start += count;
     }
 
-    async fn read<S: PollSocket>(&mut self, socket: &S, to: &mut [u8]) -> Result<usize, S::Error> {
-        if to.is_empty() {
-            return Ok(0);
-        }
-        let filled = self.filled();
-        if filled.is_empty() {
-            return poll_fn(|cx| socket.poll_read(cx, to)).await;
-        }
-        let count = filled.len().min(to.len());
-        to[..count].copy_from_slice(&filled[..count]);
-        self.consume(count);
-        Ok(count)
-    }
-
     async fn fill<S: PollSocket>(&mut self, socket: &S) -> Result<&[u8], S::Error> {
         if self.filled.is_empty() {
             if self.bytes.is_empty() {
@@ -160,17 +146,6 @@ impl Buffer {
         }
         Ok(self.filled())
     }
-
-    async fn readable<S: PollSocket>(&self, socket: &S) -> Result<(), S::Error> {
-        if self.filled.is_empty() {
-            poll_fn(|cx| socket.poll_read(cx, &mut [])).await?;
-        }
-        Ok(())
-    }
-}
-
-async fn write<S: PollSocket>(socket: &S, from: &[u8]) -> Result<usize, S::Error> {
-    if from.is_empty() { Ok(0) } else { poll_fn(|cx| socket.poll_write(cx, from)).await }
 }
 
 impl<S: PollSocket> Stream<S> {
@@ -200,7 +175,17 @@ impl<S: PollSocket> ErrorType for ReadHalf<'_, S> {
 
 impl<S: PollSocket> Read for ReadHalf<'_, S> {
     async fn read(&mut self, to: &mut [u8]) -> Result<usize, S::Error> {
-        self.buffer.read(self.socket, to).await
+        if to.is_empty() {
+            return Ok(0);
+        }
+        let filled = self.buffer.filled();
+        if filled.is_empty() {
+            return poll_fn(|cx| self.socket.poll_read(cx, to)).await;
+        }
+        let count = filled.len().min(to.len());
+        to[..count].copy_from_slice(&filled[..count]);
+        self.consume(count);
+        Ok(count)
     }
 }
 
@@ -216,7 +201,10 @@ impl<S: PollSocket> BufRead for ReadHalf<'_, S> {
 
 impl<S: PollSocket> Readable for ReadHalf<'_, S> {
     async fn readable(&mut self) -> Result<(), S::Error> {
-        self.buffer.readable(self.socket).await
+        if self.buffer.filled.is_empty() {
+            poll_fn(|cx| self.socket.poll_read(cx, &mut [])).await?;
+        }
+        Ok(())
     }
 }
 
@@ -226,10 +214,13 @@ impl<S: PollSocket> ErrorType for WriteHalf<'_, S> {
 
 impl<S: PollSocket> Write for WriteHalf<'_, S> {
     async fn write(&mut self, from: &[u8]) -> Result<usize, S::Error> {
-        write(self.socket, from).await
+        if from.is_empty() {
+            return Ok(0);
+        }
+        poll_fn(|cx| self.socket.poll_write(cx, from)).await
     }
 
-    /// Does not wait: a write leaves nothing behind that would have to be flushed.
+    /// Does not wait: writes are not buffered here.
     async fn flush(&mut self) -> Result<(), S::Error> {
         self.socket.check_writable()
     }
@@ -241,7 +232,7 @@ impl<S: PollSocket> ErrorType for Stream<S> {
 
 impl<S: PollSocket> Read for Stream<S> {
     async fn read(&mut self, to: &mut [u8]) -> Result<usize, S::Error> {
-        self.buffer.read(&self.socket, to).await
+        self.split().0.read(to).await
     }
 }
 
@@ -257,13 +248,13 @@ impl<S: PollSocket> BufRead for Stream<S> {
 
 impl<S: PollSocket> Readable for Stream<S> {
     async fn readable(&mut self) -> Result<(), S::Error> {
-        self.buffer.readable(&self.socket).await
+        self.split().0.readable().await
     }
 }
 
 impl<S: PollSocket> Write for Stream<S> {
     async fn write(&mut self, from: &[u8]) -> Result<usize, S::Error> {
-        write(&self.socket, from).await
+        self.split().1.write(from).await
     }
 
     /// As [`WriteHalf::flush`].
