@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 /*
- * Linux's own PV Calls frontend, unchanged. Linux does not export its functions; the file's end
- * does, for pvcalls-test.
+ * Linux's own PV Calls frontend, unchanged. Linux does not export its functions; the
+ * lines below do, for pvcalls-test.
  */
 
 #include "linux/pvcalls-front.c"

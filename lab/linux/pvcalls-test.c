@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 /*
- * Tries Linux's own PV Calls frontend: the test that the parameters name runs while the module is
- * loaded, and loading it fails when the test does.
+ * Tests Linux's own PV Calls frontend. Loading the module runs the test that its parameters name,
+ * and fails if the test fails.
  *
- *   test=echo     connects several sockets and gets back on each what it sends
- *   test=eof      connects, and reads what comes until the end of the stream
- *   test=refused  connects where nobody listens
- *   test=serve    listens, and sends back what each connection brings until its end
+ *   test=echo     connects several sockets to an echo server, and checks each echo
+ *   test=eof      connects, and reads until the end of the stream
+ *   test=refused  connects to a port without a listener
+ *   test=serve    listens, and echoes all data of each connection
  *
- * All bytes follow one pattern, so that those which are lost, doubled or exchanged show.
+ * All bytes follow one pattern, so lost, doubled and exchanged bytes are detected.
  */
 
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
@@ -24,13 +24,13 @@
 
 #include "linux/pvcalls-front.h"
 
-/* The period of the pattern: no power of two, so that it never fits a page. */
+/* The pattern's period; not a divisor of the page size. */
 #define PERIOD 251
 #define CHUNK 16384
 #define MAX_SOCKETS 64
-/* In how many turns the sockets take their bytes. */
+/* The number of turns in which each socket transfers its bytes. */
 #define TURNS 4
-/* How long the other end may do nothing. */
+/* The time limit for the other end to do something. */
 #define PATIENCE (60 * HZ)
 
 static char *test = "";
@@ -59,7 +59,7 @@ static u8 *chunk;
 
 /* Sockets */
 
-/* A socket that the frontend can use; without `sk` if accept is to bring that. */
+/* A socket for the frontend; without `sk` if accept will set it. */
 static struct socket *make_socket(bool with_sk)
 {
 	struct socket *sock;
@@ -133,7 +133,7 @@ static void join_queue(struct file *file, wait_queue_head_t *head, poll_table *t
 	add_wait_queue(head, &waiter->entry);
 }
 
-/* Waits until one of the events is there. */
+/* Waits until one of the events is pending. */
 static int wait_for(struct socket *sock, __poll_t events)
 {
 	struct waiter waiter = { };
@@ -181,7 +181,7 @@ static bool fits(const u8 *from, size_t len, u64 offset)
 	return true;
 }
 
-/* Sends what there is room for; -EAGAIN if there is none. */
+/* Sends as much as the ring has room for; -EAGAIN if it is full. */
 static int send_some(struct socket *sock, void *from, size_t len)
 {
 	struct msghdr msg = { .msg_flags = MSG_DONTWAIT };
@@ -193,7 +193,7 @@ static int send_some(struct socket *sock, void *from, size_t len)
 	return ret ? ret : -EAGAIN;
 }
 
-/* Receives what is there: 0 at the end of the stream, and with MSG_DONTWAIT -EAGAIN for nothing. */
+/* Receives data: 0 at the end of the stream; with MSG_DONTWAIT -EAGAIN if there is none. */
 static int receive_some(struct socket *sock, void *into, size_t len, int flags)
 {
 	struct msghdr msg = { .msg_flags = flags };
@@ -203,7 +203,7 @@ static int receive_some(struct socket *sock, void *into, size_t len, int flags)
 	return pvcalls_front_recvmsg(sock, &msg, len, flags);
 }
 
-/* Sends the bytes from `offset` to `end`, and gets the same back meanwhile. */
+/* Sends the bytes from `offset` to `end`, and receives their echo at the same time. */
 static int exchange(struct socket *sock, u64 offset, u64 end)
 {
 	u64 sent = offset, received = offset;
@@ -241,7 +241,7 @@ static int exchange(struct socket *sock, u64 offset, u64 end)
 	return received == end ? 0 : -EOVERFLOW;
 }
 
-/* Sends back what comes, until the end of the stream. */
+/* Echoes all data until the end of the stream. */
 static int echo_until_end(struct socket *sock)
 {
 	for (;;) {
@@ -270,7 +270,7 @@ static int test_echo(void)
 	unsigned int i, turn, count = 0;
 	int ret = 0, closed;
 
-	/* All are open at the same time, and take turns. */
+	/* All sockets are open at the same time, and take turns. */
 	while (count < min_t(uint, sockets, MAX_SOCKETS)) {
 		all[count] = open_and_connect();
 		if (IS_ERR(all[count])) {
@@ -313,7 +313,7 @@ static int test_eof(void)
 		pr_err("the stream ended after %llu bytes\n", received);
 		ret = -EPIPE;
 	}
-	/* The end stays the end. */
+	/* Further reads also return the end. */
 	if (!ret)
 		ret = receive_some(sock, chunk, CHUNK, 0);
 	closed = close_socket(sock);
@@ -331,7 +331,7 @@ static int test_refused(void)
 	return PTR_ERR(sock) == -ECONNREFUSED ? 0 : PTR_ERR(sock);
 }
 
-/* Every second connection is waited for by poll, the others by accept alone. */
+/* Waits for every second connection by poll, for the others by accept alone. */
 static int serve_one(struct socket *listener, bool poll)
 {
 	struct socket *sock;

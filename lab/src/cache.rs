@@ -1,4 +1,4 @@
-//! What is downloaded or built once and kept in the cache folder.
+//! The cache folder: files that are downloaded or built once and kept.
 
 use anyhow::{Context, Result};
 use std::fs::{self, File};
@@ -14,8 +14,8 @@ pub fn lock(cache: &Path) -> Result<File> {
     Ok(lock)
 }
 
-/// Runs `build` unless the file `stamp` contains `key`, which is everything that the result depends
-/// on. Writes the stamp after success.
+/// Runs `build` unless the file `stamp` contains `key`, which lists all inputs of the build. Writes
+/// the stamp after success.
 pub fn up_to_date(stamp: &Path, key: &str, build: impl FnOnce() -> Result<()>) -> Result<()> {
     if fs::read_to_string(stamp).is_ok_and(|built| built == key) {
         return Ok(());
@@ -25,7 +25,7 @@ pub fn up_to_date(stamp: &Path, key: &str, build: impl FnOnce() -> Result<()>) -
     Ok(fs::write(stamp, key)?)
 }
 
-/// Removes a file that need not exist.
+/// Removes a file if it exists.
 pub fn remove_if_present(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -35,7 +35,7 @@ pub fn remove_if_present(path: &Path) -> Result<()> {
     }
 }
 
-/// Creates an empty folder in place of what `path` names.
+/// Makes `path` an empty folder.
 pub fn empty_folder(path: &Path) -> Result<()> {
     if path.exists() {
         fs::remove_dir_all(path)?;

@@ -10,8 +10,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
-/// How long a command of [`Dom0::exec`] may take, in seconds.
-const EXEC_SECONDS: u64 = 180;
+/// The time limit for a command of [`Dom0::exec`], in seconds.
+const EXEC_SECONDS: &str = "180";
 /// The exit status of `timeout` when it ended the command.
 const TIMED_OUT: i32 = 124;
 
@@ -64,8 +64,8 @@ impl Dom0 {
         &self.folder
     }
 
-    /// Runs a shell command line to its end. Its status is part of the answer, whatever it is; an
-    /// error means that dom0 could not be reached or that the command did not end in three minutes.
+    /// Runs a shell command line to its end, and returns its outputs and any exit status. Fails if
+    /// dom0 cannot be reached, or if the command does not end in three minutes.
     pub fn exec(&self, line: &str) -> Result<Output> {
         self.exec_with(line, Stdio::null())
     }
@@ -136,8 +136,8 @@ impl Dom0 {
             "tail -n +1 -F {log} 2>/dev/null & tail=$!; \
              while xl domid {domain} >/dev/null 2>&1; do sleep 2; done; kill $tail"
         );
-        let mut command = crate::process::owned("ssh");
-        command.args(ssh::CLIENT).args(["-T", "dom0", "--", &line]).current_dir(&self.folder);
+        let mut command = ssh::owned_client(&self.folder, &["ssh"]);
+        command.args(["-T", "dom0", "--", &line]);
         Ok(command)
     }
 
@@ -147,8 +147,8 @@ impl Dom0 {
         Ok(String::from_utf8_lossy(&log).into_owned())
     }
 
-    /// Brings dom0's logs (consoles, backend, toolstack, Xen's messages) into the folder's
-    /// `dom0-logs`, and returns that.
+    /// Copies dom0's logs (consoles, backend, toolstack, Xen's messages) into the subfolder
+    /// `dom0-logs` of the machine's folder, and returns its path.
     pub fn pull_logs(&self) -> Result<PathBuf> {
         let logs = self.folder.join("dom0-logs");
         fs::create_dir_all(&logs)?;
@@ -170,7 +170,7 @@ impl Dom0 {
         command.args(["-T", "dom0", "--", line]).status().context("cannot run ssh")
     }
 
-    /// Runs a command line in dom0 on this process's terminal; a login shell when it is empty.
+    /// Runs a command line, or a login shell if it is empty, in dom0 on this process's terminal.
     pub fn interact(&self, line: &str) -> Result<ExitStatus> {
         let mut command = ssh::client(&self.folder);
         command.args(["-t", "dom0"]);
@@ -181,7 +181,7 @@ impl Dom0 {
     }
 
     fn exec_with(&self, line: &str, stdin: Stdio) -> Result<Output> {
-        let mut command = ssh::bounded_client(&self.folder, EXEC_SECONDS);
+        let mut command = ssh::owned_client(&self.folder, &["timeout", EXEC_SECONDS, "ssh"]);
         command.args(["-T", "dom0", "--", line]).stdin(stdin);
         let output = command.output().context("cannot run ssh")?;
         match output.status.code() {
@@ -211,6 +211,11 @@ pub(crate) fn console_log(domain: &str) -> Result<String> {
         bail!("{domain:?} is not a valid domain name");
     }
     Ok(format!("/var/log/xen/guest-{domain}.log"))
+}
+
+/// The part of a log without its last line if that is incomplete.
+pub(crate) fn whole_lines(log: &str) -> &str {
+    log.rfind('\n').map_or("", |end| &log[..=end])
 }
 
 fn is_connection_error(stderr: &[u8]) -> bool {

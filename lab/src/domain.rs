@@ -1,6 +1,6 @@
 //! A guest of the lab: created from a configuration, destroyed on drop.
 
-use crate::dom0::Dom0;
+use crate::dom0::{Dom0, whole_lines};
 use anyhow::{Result, bail};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -65,7 +65,7 @@ impl Domain {
         self.dom0.console(&self.name)
     }
 
-    /// Waits until a line of its console contains `text`, and returns that line.
+    /// Waits until a complete line of its console contains `text`, and returns that line.
     pub fn wait_for(&self, text: &str, at_most: Duration) -> Result<String> {
         let deadline = Instant::now() + at_most;
         loop {
@@ -112,11 +112,6 @@ impl Domain {
 
     /// Destroys the domain.
     pub fn destroy(self) {}
-}
-
-/// All complete lines: the caller may look at a line's end.
-fn whole_lines(console: &str) -> &str {
-    console.rfind('\n').map_or("", |end| &console[..=end])
 }
 
 /// The first line that contains `text`.

@@ -1,7 +1,7 @@
-//! What QEMU boots: the hypervisor, Linux, and dom0's initramfs in two parts.
+//! The images that QEMU boots: the hypervisor, Linux, and dom0's initramfs in two parts.
 //!
-//! The base (busybox, Xen's tools, modules, ssh) is built once and kept. What often changes
-//! (kernel, backend, configurations) is a small second archive, so a new kernel needs no new base.
+//! The base (busybox, Xen's tools, modules, ssh) is built once and kept. Files that change often
+//! (kernel, backend, configurations) are in a small second archive.
 
 use crate::archive::{Archive, EXECUTABLE, PRIVATE, READABLE};
 use crate::cache;
@@ -17,7 +17,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// To be increased when this code builds another base from the same inputs.
+/// The version of the base; incremented when this code builds another base from the same inputs.
 const FORMAT: u32 = 2;
 
 /// dom0's drivers: Xen's interfaces, the network card, the guests' network.
@@ -51,7 +51,7 @@ const FOLDERS: &str = "\
     /dev /etc/xen/scripts /proc /root /run /sys /tmp /var/lib/xen /var/lib/xenstored \
     /var/log/xen";
 
-/// The parts that are the same for every boot.
+/// The images that are the same for every boot.
 pub struct Base {
     cache: PathBuf,
     packages: Packages,
@@ -182,7 +182,7 @@ impl Base {
             archive.copy(&from, program, EXECUTABLE)?;
             libraries.extend(self.packages.libraries(&from)?);
         }
-        // Loaded by the C library when a thread is cancelled, so no program names it; xl aborts
+        // The C library loads it when a thread is cancelled, so `ldd` does not list it; xl aborts
         // without it.
         let gcc = "libgcc_s.so.1";
         libraries.insert(gcc.into(), self.packages.path(&format!("/lib/x86_64-linux-gnu/{gcc}")));
@@ -222,7 +222,7 @@ impl Base {
 }
 
 fn library_path(name: &str) -> String {
-    // Only the loader has a whole path as its name.
+    // The name of the dynamic loader is a path.
     if name.starts_with('/') { name.into() } else { format!("/lib/x86_64-linux-gnu/{name}") }
 }
 
@@ -238,7 +238,7 @@ fn add_busybox<W: Write>(archive: &mut Archive<W>) -> Result<()> {
     Ok(())
 }
 
-/// Everything besides the packages that the base depends on.
+/// The inputs of the base.
 fn key(tree: &Tree) -> Result<String> {
     let mut key = format!("format {FORMAT}\n");
     key += &fs::read_to_string(tree.cache().join("root.packages")).unwrap_or_default();

@@ -22,13 +22,12 @@ mod packages;
 mod process;
 mod qemu;
 mod qmp;
-mod serial;
 mod ssh;
 mod state;
 mod tree;
 
 pub use bridge::Interface;
-pub use dom0::{Dom0, Output, check_port};
+pub use dom0::{Dom0, Output};
 pub use domain::Domain;
 pub use linux::LinuxEnds;
 pub use machine::{Booting, Lab};

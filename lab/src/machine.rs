@@ -1,11 +1,10 @@
 //! A machine that this process keeps: boots, watches and ends it.
 
 use crate::cache;
-use crate::dom0::{Dom0, check_port};
+use crate::dom0::{Dom0, check_port, whole_lines};
 use crate::image::Base;
 use crate::process::Kept;
 use crate::qemu::{self, Options};
-use crate::serial::Tail;
 use crate::state::{Lock, State};
 use crate::tree::Tree;
 use crate::{qmp, ssh};
@@ -23,7 +22,7 @@ const BOOT_TIME: Duration = Duration::from_secs(300);
 const CONNECT_TIME: Duration = Duration::from_secs(60);
 /// The time limit for QEMU to open its control socket.
 const QMP_TIME: Duration = Duration::from_secs(30);
-/// The interval between two looks at something awaited.
+/// The interval between two checks while waiting.
 const POLL: Duration = Duration::from_millis(50);
 /// The number of lines of the serial log that an error quotes.
 const TAIL_LINES: usize = 30;
@@ -111,37 +110,30 @@ impl Booting {
 
     /// Waits until `xl` works.
     pub fn wait(self, say: &dyn Fn(&str)) -> Result<Lab> {
-        let folder = self.dom0.folder().to_path_buf();
-        self.wait_for_init().map_err(|error| with_serial_tail(error, &folder))?;
-        let master = ssh::master(&folder)?;
+        let folder = self.dom0.folder();
+        self.wait_for_init().map_err(|error| with_serial_tail(error, &self.dom0))?;
+        let master = ssh::master(folder)?;
         let deadline = Instant::now() + CONNECT_TIME;
-        while !ssh::is_open(&folder) {
+        while !ssh::is_open(folder) {
             if master.ended().is_some() || Instant::now() > deadline {
                 let log = fs::read_to_string(folder.join("ssh.log")).unwrap_or_default();
                 let error = anyhow::anyhow!("cannot connect to dom0: {}", log.trim());
-                return Err(with_serial_tail(error, &folder));
+                return Err(with_serial_tail(error, &self.dom0));
             }
             thread::sleep(POLL);
         }
         State { keeper: std::process::id(), qemu: self.qemu.id(), ssh_port: self.ssh_port }
-            .publish(&folder)?;
+            .publish(folder)?;
         say(&format!("Xen is up after {:.1} s", self.since.elapsed().as_secs_f32()));
         Ok(Lab { dom0: self.dom0, _master: master, qemu: self.qemu, _lock: self.lock })
     }
 
     fn wait_for_init(&self) -> Result<()> {
-        let mut serial = Tail::new(self.dom0.folder().join("serial.log"));
         let deadline = self.since + BOOT_TIME;
         loop {
-            for line in serial.lines()? {
-                match line.split_once("lab: ") {
-                    Some((_, text)) if text.starts_with("ready") => return Ok(()),
-                    Some((_, text)) if text.starts_with("failed: ") => bail!("dom0: {text}"),
-                    _ => {}
-                }
-                if line.contains("Kernel panic - not syncing") {
-                    bail!("dom0's kernel panicked");
-                }
+            // QEMU may not have created the log yet.
+            if is_ready(&self.dom0.serial_log().unwrap_or_default())? {
+                return Ok(());
             }
             if let Some(status) = self.qemu.ended() {
                 bail!("QEMU ended while Xen booted ({status}): {}", qemu_log(self.dom0.folder()));
@@ -152,6 +144,21 @@ impl Booting {
             thread::sleep(POLL);
         }
     }
+}
+
+/// Whether a serial log reports that dom0 is ready. Fails if it reports a failure.
+fn is_ready(log: &str) -> Result<bool> {
+    for line in whole_lines(log).lines() {
+        match line.split_once("lab: ") {
+            Some((_, text)) if text.starts_with("ready") => return Ok(true),
+            Some((_, text)) if text.starts_with("failed: ") => bail!("dom0: {text}"),
+            _ => {}
+        }
+        if line.contains("Kernel panic - not syncing") {
+            bail!("dom0's kernel panicked");
+        }
+    }
+    Ok(false)
 }
 
 /// Removes the files of an earlier machine from the folder, except the lock.
@@ -206,13 +213,27 @@ fn qemu_log(folder: &Path) -> String {
     log.trim().to_owned()
 }
 
-fn with_serial_tail(error: anyhow::Error, folder: &Path) -> anyhow::Error {
-    let log = fs::read(folder.join("serial.log")).unwrap_or_default();
-    let log = String::from_utf8_lossy(&log);
+fn with_serial_tail(error: anyhow::Error, dom0: &Dom0) -> anyhow::Error {
+    let log = dom0.serial_log().unwrap_or_default();
     let lines: Vec<_> = log.lines().collect();
     let tail = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n");
     anyhow::anyhow!(
         "{error:#}\nthe end of Xen's serial console:\n{tail}\nall logs are in {}",
-        folder.display()
+        dom0.folder().display()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_incomplete_line_is_read_once_it_is_complete() {
+        assert!(!is_ready("").unwrap());
+        assert!(!is_ready("Linux version\r\nlab: ready").unwrap());
+        assert!(is_ready("Linux version\r\nlab: ready\r\n").unwrap());
+        assert!(!is_ready("lab: failed: load").unwrap());
+        let error = is_ready("lab: failed: loading xenfs\r\n").unwrap_err();
+        assert_eq!(error.to_string(), "dom0: failed: loading xenfs");
+    }
 }

@@ -2,7 +2,6 @@
 
 use anyhow::{Context, Result, bail};
 use shared_child::SharedChild;
-use std::ffi::OsStr;
 use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -11,12 +10,12 @@ use std::thread;
 ///
 /// `setpriv` requests the signal. The shell then exits if the owner has already ended, because no
 /// signal would come; otherwise it executes the program.
-pub fn owned(program: impl AsRef<OsStr>) -> Command {
+pub fn owned(words: &[&str]) -> Command {
     let mut command = Command::new("setpriv");
     command
         .args(["--pdeathsig", "KILL", "sh", "-c", r#"[ "$PPID" = "$0" ] || exit 1; exec "$@""#])
         .arg(std::process::id().to_string())
-        .arg(program);
+        .args(words);
     command
 }
 
@@ -93,8 +92,7 @@ mod tests {
 
     #[test]
     fn a_kept_child_outlives_the_thread_that_asked_for_it_but_not_its_handle() {
-        let mut command = owned("sleep");
-        command.arg("600");
+        let command = owned(&["sleep", "600"]);
         let kept = thread::spawn(move || Kept::spawn(command)).join().unwrap().unwrap();
         thread::sleep(Duration::from_millis(300));
         assert_eq!(kept.ended(), None);
@@ -105,7 +103,7 @@ mod tests {
 
     #[test]
     fn an_owned_program_gets_its_arguments_unchanged() {
-        let output = output(owned("printf").args(["%s|", "a b", "$HOME", "'"])).unwrap();
+        let output = output(&mut owned(&["printf", "%s|", "a b", "$HOME", "'"])).unwrap();
         assert_eq!(output.stdout, b"a b|$HOME|'|");
     }
 

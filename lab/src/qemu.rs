@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Memory for dom0, in MiB. Guests have what QEMU gets beyond it, less what Xen keeps.
+/// Memory for dom0, in MiB. Guests and Xen use the rest of the machine's memory.
 const DOM0_MEMORY: u32 = 1024;
 /// The minimum of memory, in MiB, for dom0 and a small guest.
 const LEAST_MEMORY: u32 = 1536;
@@ -31,7 +31,7 @@ const EMULATED_CPU: &str = "max,-smap,-rdtscp,-pku,-xsave,-avx,-avx2";
 
 // The comments on `Accel` and on the fields of `Options` are also the command line's help.
 
-/// What executes the machine's instructions
+/// QEMU's accelerator
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Accel {
     /// KVM if it supports nesting, emulation otherwise
@@ -55,7 +55,7 @@ pub struct Options {
     /// Memory of the whole machine in MiB; dom0 takes 1024 of it
     #[arg(long, default_value_t = MEMORY)]
     pub memory: u32,
-    /// What executes the machine's instructions
+    /// QEMU's accelerator
     #[arg(long, value_enum, default_value_t)]
     pub accel: Accel,
     /// Serves gdb on this loopback port
@@ -80,7 +80,7 @@ const SMP: u32 = 2;
 const MEMORY: u32 = 2048;
 
 impl Options {
-    /// Two processors, 2 GiB, nothing added to dom0.
+    /// Two processors, 2 GiB, no additional files in dom0.
     pub fn new(folder: impl Into<PathBuf>) -> Self {
         Self {
             folder: folder.into(),
@@ -95,8 +95,8 @@ impl Options {
         }
     }
 
-    /// Adds what the tree has for dom0: the kernel and the backend if they are built and no other
-    /// ones are given, and the guests' configurations.
+    /// Adds the tree's files for dom0: the guests' configurations, and the kernel and the backend if
+    /// they are built and no others are given.
     pub fn add_built(&mut self, tree: &Tree) -> Result<()> {
         for (option, built) in
             [(&mut self.kernel, tree.kernel()), (&mut self.xensockd, tree.xensockd())]
@@ -112,8 +112,8 @@ impl Options {
     }
 }
 
-/// QEMU's command line. Paths are relative to the machine's folder, so no character of the folder's
-/// path can be a separator in an option, and no socket's path is too long.
+/// QEMU's command line. Paths are relative to the machine's folder: its own path may contain
+/// separators of QEMU's options, and be too long for a socket.
 pub fn command(options: &Options) -> Result<Command> {
     if options.memory < LEAST_MEMORY {
         bail!("{} MiB are too little: dom0 alone has {DOM0_MEMORY}", options.memory);
@@ -123,7 +123,7 @@ pub fn command(options: &Options) -> Result<Command> {
         Accel::Kvm => true,
         Accel::Tcg => false,
     };
-    let mut command = process::owned("qemu-system-x86_64");
+    let mut command = process::owned(&["qemu-system-x86_64"]);
     command.args(if kvm {
         ["-accel", "kvm", "-cpu", "host"]
     } else {
@@ -132,11 +132,11 @@ pub fn command(options: &Options) -> Result<Command> {
     command.args(["-machine", "q35", "-nodefaults", "-no-user-config", "-no-reboot"]);
     command.args(["-display", "none", "-name", "lab"]);
     command.args(["-smp", &options.smp.to_string(), "-m", &options.memory.to_string()]);
-    // One processor for dom0: while Linux patches its own code, a second one can run a stale
+    // dom0_max_vcpus=1: while Linux patches its own code, a second one can run a stale
     // translation of the breakpoint that guards the patch, and dom0 panics in `exc_int3` once in a
     // few boots.
-    // A domain's configuration may raise its grant table's limit above the default of 64 frames.
-    // Unused memory is not scrubbed, so QEMU need not allocate it.
+    // gnttab_max_frames: a domain's configuration may raise its limit above the default of 64.
+    // bootscrub=0: QEMU need not allocate memory that nobody uses.
     command.args(["-kernel", "xen", "-append"]).arg(format!(
         "console=com1 com1=115200,8n1 console_timestamps=boot gnttab_max_frames=128 bootscrub=0 \
          dom0_mem={DOM0_MEMORY}M,max:{DOM0_MEMORY}M dom0_max_vcpus=1 loglvl=all guest_loglvl=all"

@@ -16,9 +16,6 @@ const KNOWN_HOSTS: &str = "known_hosts";
 /// Relative to the machine's folder, where every client runs: a socket's path must be short.
 const SOCKET: &str = "ssh.sock";
 
-/// The first arguments of every client.
-pub const CLIENT: &[&str] = &["-F", CONFIG];
-
 /// Writes the client's configuration for the machine in `folder`.
 pub fn configure(folder: &Path, base: &Base, port: u16) -> Result<()> {
     fs::write(folder.join(KNOWN_HOSTS), format!("dom0 {}\n", base.host_key()?))?;
@@ -40,24 +37,22 @@ pub fn configure(folder: &Path, base: &Base, port: u16) -> Result<()> {
         quoted(&folder.join(KNOWN_HOSTS)),
         quoted(&base.client_key()),
     );
-    fs::write(folder.join(CONFIG), config)?;
-    let _ = fs::remove_file(folder.join(SOCKET));
-    Ok(())
+    Ok(fs::write(folder.join(CONFIG), config)?)
 }
 
 /// Opens the shared connection. It ends with the machine and with the process.
 pub fn master(folder: &Path) -> Result<process::Kept> {
     let log = fs::File::create(folder.join("ssh.log"))?;
-    let mut command = process::owned("ssh");
-    command.args(["-F", CONFIG, "-N", "-M", "dom0"]).current_dir(folder);
+    let mut command = owned_client(folder, &["ssh"]);
+    command.args(["-N", "-M", "dom0"]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     process::Kept::spawn(command)
 }
 
 /// Whether the shared connection is open.
 pub fn is_open(folder: &Path) -> bool {
-    let mut command = Command::new("ssh");
-    command.args(["-F", CONFIG, "-O", "check", "dom0"]).current_dir(folder);
+    let mut command = client(folder);
+    command.args(["-O", "check", "dom0"]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
 }
@@ -65,14 +60,14 @@ pub fn is_open(folder: &Path) -> bool {
 /// A client for the machine in `folder`; the caller adds options and a command line.
 pub fn client(folder: &Path) -> Command {
     let mut command = Command::new("ssh");
-    command.args(CLIENT).current_dir(folder);
+    command.args(["-F", CONFIG]).current_dir(folder);
     command
 }
 
-/// The same, killed after `seconds` and at the end of the thread that runs it.
-pub fn bounded_client(folder: &Path, seconds: u64) -> Command {
-    let mut command = process::owned("timeout");
-    command.args([&seconds.to_string(), "ssh", "-F", CONFIG]).current_dir(folder);
+/// The same, killed at the end of the thread that spawns it. `words` start the client.
+pub fn owned_client(folder: &Path, words: &[&str]) -> Command {
+    let mut command = process::owned(words);
+    command.args(["-F", CONFIG]).current_dir(folder);
     command
 }
 

@@ -1,5 +1,5 @@
-//! `lab run`: one guest, served on this machine's loopback until Ctrl-C. Meanwhile the other
-//! commands reach its machine like one that `lab up` started.
+//! `lab run`: one guest, served on this machine's loopback until Ctrl-C. The other commands work
+//! while it runs, as after `lab up`.
 
 use super::say;
 use anyhow::{Result, bail};
@@ -41,7 +41,7 @@ pub struct Run {
     words: Vec<String>,
 }
 
-/// The file name of the image with the apps: its guests serve by the configuration's command line.
+/// The file name of the image with the apps.
 const APPS_IMAGE: &str = "xensock-kernel";
 
 /// The choices of `--stack`.
@@ -53,7 +53,7 @@ enum Stack {
     Netfront,
 }
 
-/// A guest, as the command line describes it.
+/// The guest that the command line selects.
 #[derive(Debug, PartialEq, Eq)]
 struct Guest {
     name: String,
@@ -99,7 +99,7 @@ impl Run {
         self.serve(&lab, &guest, &interrupted)
     }
 
-    /// The app's configuration with the changes by other options.
+    /// The app's configuration, changed by the other options.
     fn guest(&self, tree: &Tree) -> Result<Guest> {
         let apps = tree.guests()?;
         let Some(config) = apps.get(&self.app) else {
@@ -211,7 +211,7 @@ fn over_netfront(config: &str) -> String {
 }
 
 impl Service {
-    /// Gets one answer from the guest. A connection proves nothing: QEMU accepts it.
+    /// Gets one answer from the guest. A connection alone proves nothing: QEMU accepts it.
     fn answers(&self, port: u16) -> Result<()> {
         let mut stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_read_timeout(Some(ANSWER_TIME))?;

@@ -1,8 +1,8 @@
 //! `lab up` and `lab down`: a machine that outlives the command.
 //!
-//! `up` starts a keeper, which boots and keeps the machine. Until the machine is up, the keeper
-//! ends with `up`, whose end closes a pipe, so an interrupted `up` leaves nothing behind. Then `up`
-//! tells the keeper to stay.
+//! `up` starts a process, the keeper, which boots and keeps the machine. A pipe connects them. If
+//! `up` ends while the machine boots, the pipe closes and the keeper ends, too. Once the machine is
+//! up, `up` sends a line that makes the keeper stay.
 
 use super::say;
 use anyhow::{Context, Result, bail};
@@ -72,7 +72,7 @@ pub fn up(tree: &Tree, mut options: Options) -> Result<ExitCode> {
     bail!("{error}")
 }
 
-/// Boots a machine, and keeps it after `up` has answered.
+/// The keeper: boots a machine and keeps it.
 fn keep(tree: &Tree, options: &Options) -> Result<ExitCode> {
     // Leaves the terminal: its Ctrl-C and its hang-up are for `up`.
     setsid().context("cannot leave the terminal")?;
