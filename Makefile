@@ -32,7 +32,7 @@ help:
 		printf 'make %-9s %s\n' "$$name" "$$text"; \
 	done
 
-# Cargo decides what is up to date, so every target here always runs it.
+# Every target runs cargo, which decides what is up to date.
 setup: ## installs missing Debian packages
 	@.ci/setup
 
