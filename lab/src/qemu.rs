@@ -95,8 +95,8 @@ impl Options {
         }
     }
 
-    /// Adds the tree's files for dom0: the guests' configurations, and the kernel and the backend if
-    /// they are built and no others are given.
+    /// Adds the tree's files for dom0: the guests' configurations, and the kernel and the backend
+    /// if they are built and no others are given.
     pub fn add_built(&mut self, tree: &Tree) -> Result<()> {
         for (option, built) in
             [(&mut self.kernel, tree.kernel()), (&mut self.xensockd, tree.xensockd())]

@@ -48,7 +48,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The client's figures of a stack whose server has this address.
+/// The client's figures for a guest with this stack and address.
 fn measure(lab: &Lab, stack: &str, address: &str) -> Result<BTreeMap<String, f64>> {
     let mut figures = BTreeMap::new();
     for (app, port) in [("http", 80), ("echo", 7)] {
@@ -63,8 +63,8 @@ fn measure(lab: &Lab, stack: &str, address: &str) -> Result<BTreeMap<String, f64
         if stack == "netfront" {
             guest.wait_for("the address is", PATIENCE)?;
         }
-        let said = lab.run(&format!("/root/client {app} {address}:{port}"))?;
-        for line in said.lines() {
+        let output = lab.run(&format!("/root/client {app} {address}:{port}"))?;
+        for line in output.lines() {
             let (name, value) = line.split_once(' ').context("a line without a figure")?;
             figures.insert(name.to_owned(), value.parse()?);
         }

@@ -27,10 +27,10 @@ fn a_long_command_line_and_a_module_reach_the_app(fixture: &Fixture) -> Result<(
     let config = image(fixture, "memory", &line)? + "ramdisk = \"/tmp/module\"\n";
     let guest = Domain::create(lab, "module", &config)?;
     guest.wait_for("4096 bytes, at its end xthe end of the line", PATIENCE)?;
-    let told = guest.wait_for("module: ", PATIENCE)?;
+    let line = guest.wait_for("module: ", PATIENCE)?;
     let digest = &sha256(&module)[..16];
-    ensure!(told.contains(&format!("1000003 bytes, sha256 {digest}")), "{told}, and not {digest}");
-    // The image has overwritten all free memory meanwhile.
+    ensure!(line.contains(&format!("1000003 bytes, sha256 {digest}")), "{line}, not {digest}");
+    // The image has now overwritten all free memory.
     let again = guest.wait_for("module still: ", PATIENCE)?;
     ensure!(again.contains(digest), "{again}");
     Ok(())
@@ -80,9 +80,9 @@ fn boot_stages_are_logged(fixture: &Fixture) -> Result<()> {
     let guest = Domain::create(fixture.lab()?, "stages", &config)?;
     guest.wait_for(&format!("serving on port {port}"), PATIENCE)?;
     let console = guest.console()?;
-    let told: Vec<_> = console.lines().filter_map(|line| line.split_once("boot: ")).collect();
-    ensure!(told.len() == 1, "{console}");
-    let (_, line) = told[0];
+    let lines: Vec<_> = console.lines().filter_map(|line| line.split_once("boot: ")).collect();
+    ensure!(lines.len() == 1, "{console}");
+    let (_, line) = lines[0];
     let (stages, all) = line.rsplit_once(", ").context("no stages")?;
     let micros = |text: &str| -> Result<u64> {
         let digits = text.split(' ').find(|word| word.bytes().all(|byte| byte.is_ascii_digit()));

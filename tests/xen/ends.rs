@@ -23,7 +23,7 @@ const END_TIME: Duration = Duration::from_secs(20);
 /// The time limit until a machine writes to its serial console.
 const START_TIME: Duration = Duration::from_secs(120);
 
-/// Owns a lab until this process is killed, if the environment says so.
+/// Owns a lab until this process is killed, if [`OWNER`] is set.
 pub fn be_the_owner() -> Option<ExitCode> {
     let folder = PathBuf::from(std::env::var_os(OWNER)?);
     match Booting::start(&Tree::here(), &Options::new(folder), &|_| {}) {

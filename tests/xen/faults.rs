@@ -196,7 +196,7 @@ fn a_crash_report_has_registers_build_id_and_function_names(fixture: &Fixture) -
     for register in ["rax", "rsp", "r15", "rip", "rflags"] {
         ensure!(report.contains(&format!("{register} ")), "{register}: {console}");
     }
-    // The functions at the addresses in the report, according to the image's line table.
+    // The lines of the backtrace. The image's line table must name the same function.
     let places: Vec<_> =
         report.lines().filter(|line| line.contains(" 0x") && line.contains('+')).collect();
     ensure!(places.len() > 3 && places[0].contains("faults::write_to+"), "{console}");
@@ -225,7 +225,7 @@ fn a_guest_that_crashes_ends_even_if_nothing_reads_its_console(fixture: &Fixture
     ended?;
     // The console's ring was full, so the rest is only in Xen's log.
     let console = guest.console()?;
-    ensure!(!console.contains("end of the report"), "somebody reads: {console}");
+    ensure!(!console.contains("end of the report"), "the console was read: {console}");
     let log = lab.run("xl dmesg")?;
     let end = |line: &str| line.contains(&format!("(d{id})")) && line.contains("end of the report");
     ensure!(log.lines().any(end), "Xen's log has no end of d{id}'s report: {log}");
@@ -243,7 +243,7 @@ fn a_crashed_guest_is_preserved_if_its_configuration_says_so(fixture: &Fixture) 
     // It stays until it is destroyed.
     ensure!(guest.id()?.is_some(), "the guest is gone");
     guest.destroy();
-    ensure!(lab.exec(&format!("xl domid {name}"))?.status != 0, "{name} is there still");
+    ensure!(lab.exec(&format!("xl domid {name}"))?.status != 0, "{name} still exists");
     Ok(())
 }
 

@@ -40,8 +40,8 @@ impl Fixture {
         self.port_at(dom0_port)
     }
 
-    /// A port that no other case uses, somewhere in dom0's network, and the host's port that leads
-    /// there.
+    /// A port that no other test uses, at an address in dom0's network, and a port of the host that
+    /// is forwarded to it.
     pub fn port_at(&self, place: impl Fn(u16) -> SocketAddrV4) -> Result<Ports> {
         let mut next = self.next_port.lock().map_err(|_| anyhow!("another test panicked here"))?;
         *next += 1;
@@ -104,7 +104,7 @@ pub fn folder() -> PathBuf {
 /// (ip_local_port_range), because the host's tests, which run meanwhile, open thousands of those.
 pub fn free_port() -> Result<u16> {
     static TAKEN: AtomicU32 = AtomicU32::new(0);
-    // Other checkouts' tests may also run: each process begins elsewhere.
+    // Tests of other checkouts may also run, so each process starts at another port.
     let first = std::process::id().wrapping_mul(509);
     let port = |taken: u32| 21_000 + (first.wrapping_add(taken) % 11_000) as u16;
     let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();

@@ -1,4 +1,4 @@
-//! Images of kernel/examples, and the kernel without Xen.
+//! Some images of kernel/examples, and the kernel without Xen.
 
 use crate::fixture::{Fixture, cases};
 use crate::service::PATIENCE;
@@ -56,7 +56,7 @@ fn images_contain_no_floating_point_instructions(_: &Fixture) -> Result<()> {
         };
         let found: Vec<_> = instructions.filter(is_one).collect();
         ensure!(found.is_empty() != has_some, "{image}: {found:?}");
-        ensure!(code.contains("hlt"), "{image}: no code was looked at");
+        ensure!(code.contains("hlt"), "{image}: no code was disassembled");
     }
     Ok(())
 }
@@ -98,7 +98,7 @@ fn without_xen_the_kernel_prints_its_requirements(_: &Fixture) -> Result<()> {
         .arg("-serial")
         .arg(format!("file:{}", log.display()))
         .spawn()?;
-    let said = crate::fixture::wait_until("the kernel speaks", PATIENCE, || {
+    let said = crate::fixture::wait_until("the kernel prints its requirements", PATIENCE, || {
         let said = std::fs::read_to_string(&log).unwrap_or_default();
         Ok(said.contains("there is no Xen here") && said.contains("type=\"pvh\""))
     });

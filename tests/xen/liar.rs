@@ -8,8 +8,8 @@ use lab::Tree;
 
 cases![a_guest_survives_and_logs_every_lie_of_its_backend];
 
-/// The lies, in an order in which they get worse, each with what the guest must say of it: nothing
-/// where the application hears of it alone.
+/// The lies, the mildest first, each with the message that the guest must log. The message is empty
+/// if only the app gets an error.
 const LIES: [(&str, &str); 22] = [
     ("wrong-id", "which waits for no answer"),
     ("wrong-command", "the answer is ignored"),
@@ -44,7 +44,7 @@ fn a_guest_survives_and_logs_every_lie_of_its_backend(fixture: &Fixture) -> Resu
         "pid=$(cat /run/xensockd.pid); kill $pid; \
          while kill -0 $pid 2>/dev/null; do sleep 0.1; done",
     )?;
-    let outcome = tell_all(&guest, lab, id);
+    let outcome = tell_all_lies(&guest, lab, id);
     // The other tests need xensockd, even if this one fails.
     lab.run("start-xensockd")?;
     outcome?;
@@ -59,14 +59,14 @@ fn a_guest_survives_and_logs_every_lie_of_its_backend(fixture: &Fixture) -> Resu
     Ok(())
 }
 
-fn tell_all(guest: &Service, lab: &lab::Dom0, id: u32) -> Result<()> {
-    for (lie, said) in LIES {
+fn tell_all_lies(guest: &Service, lab: &lab::Dom0, id: u32) -> Result<()> {
+    for (lie, message) in LIES {
         let before = guest.domain.console()?.len();
         let output = lab.exec(&format!("/root/liar {id} {lie}"))?;
         let console = guest.domain.console()?;
         let news = console.get(before..).unwrap_or_default();
-        ensure!(output.status == 0, "{lie}: {output:?}; the guest said: {news}");
-        ensure!(news.contains(said), "{lie}: the guest did not say {said:?}, but: {news}");
+        ensure!(output.status == 0, "{lie}: {output:?}; the guest logged: {news}");
+        ensure!(news.contains(message), "{lie}: the guest did not log {message:?}, but: {news}");
     }
     Ok(())
 }

@@ -1,6 +1,5 @@
-//! Linux's own PV Calls backend in place of xensockd: what this project's guests can do over it,
-//! and its limitations. Each of its bugs has a test that expects it, so a fix shows, and so does a
-//! guest that the bug harms.
+//! Linux's own PV Calls backend in place of xensockd: how this project's guests work over it. Each
+//! of its bugs has a test that expects it, so the test fails when the bug is fixed or harms a guest.
 //!
 //! These tests come last, because a bug in Linux may crash the machine.
 
@@ -207,7 +206,8 @@ fn linux_s_backend_never_announces_what_a_server_sends_at_once(fixture: &Fixture
     let _linux = OverLinux::get(fixture)?;
     let (dom0, port) = (fixture.lab()?, fixture.port()?.inner);
     dom0.push("/usr/bin/chrt".as_ref(), "/tmp/chrt")?;
-    // With a priority above the backend's, the server sends before the backend can listen.
+    // With a priority above the backend's, the server sends before the backend has set its socket
+    // callbacks.
     dom0.run(&format!(
         "printf 'HTTP/1.1 200 OK\\r\\nContent-Length: 5\\r\\n\\r\\nhello' >/tmp/answer; \
          /tmp/chrt -f 99 nc -l -p {port} </tmp/answer >/dev/null 2>&1 & \
@@ -280,7 +280,7 @@ fn linux_s_backend_refuses_a_second_accept(fixture: &Fixture) -> Result<()> {
 fn linux_s_backend_loses_what_is_in_the_ring_at_release(fixture: &Fixture) -> Result<()> {
     let said = requests(fixture)?;
     let lost = line(&said, "RELEASE with a full ring: ")?;
-    // The whole half of the ring, and nothing else.
+    // Exactly the half of the ring for this direction.
     ensure!(lost.starts_with("32768 of ") && lost.ends_with("are lost"), "{said}");
     Ok(())
 }

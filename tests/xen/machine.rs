@@ -121,7 +121,7 @@ fn a_second_lab_in_the_same_folder_is_refused(fixture: &Fixture) -> Result<()> {
         bail!("two labs run in one folder");
     };
     ensure!(error.to_string().contains("up already"), "{error:#}");
-    // And the attempt did the first one no harm.
+    // The first one still works.
     fixture.lab()?.run("true")?;
     Ok(())
 }

@@ -76,14 +76,14 @@ fn main() -> ExitCode {
         let run = move || {
             let start = Instant::now();
             let result = case(&fixture).map_err(|error| format!("{error:#}").into());
-            times.lock().expect("no case panics here").push((start.elapsed(), name));
+            times.lock().expect("no test panics here").push((start.elapsed(), name));
             result
         };
         Trial::test(name, run).with_ignored_flag(!large && memory::needs_large_machine(name))
     });
     if arguments.filter.is_none() {
-        // The last tests need Linux's ends, which take long to download and to build. If that
-        // fails, these tests report it.
+        // The last tests need Linux's ends of PV Calls, which take long to download and build. If
+        // that fails, these tests report it.
         let fixture = Arc::clone(&fixture);
         thread::spawn(move || {
             let booted = fixture.lab().is_ok();
@@ -94,7 +94,7 @@ fn main() -> ExitCode {
         });
     }
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
-    show_slowest(&mut times.lock().expect("no case runs any more"));
+    show_slowest(&mut times.lock().expect("no test runs any more"));
     if conclusion.has_failed() {
         fixture.keep_logs();
     }

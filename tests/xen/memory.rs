@@ -54,7 +54,7 @@ impl Toucher {
         Ok(Toucher { guest: Domain::create(fixture.lab()?, "toucher", &config)?, turns: 0 })
     }
 
-    /// Makes it touch all its memory again.
+    /// Makes it touch all its memory, and reads its report.
     fn touch(&mut self, fixture: &Fixture) -> Result<Touched> {
         if self.turns > 0 {
             let node = format!("/local/domain/{}/data/touch", id(&self.guest)?);
@@ -78,7 +78,7 @@ impl Toucher {
         fixture.lab()?.run(&format!("xl mem-set {} {mib}", self.guest.name())).map(drop)
     }
 
-    /// Waits until it has given `mib` MiB of its maximum back.
+    /// Waits until it has given back `mib` MiB of its maximum.
     fn gives_back(&self, mib: u64) -> Result<()> {
         let line = format!("memory given back to Xen: {} KiB", mib * 1024);
         self.guest.wait_for(&line, PATIENCE).map(drop)
@@ -99,7 +99,7 @@ fn memory_beyond_the_target_is_given_back_before_it_is_touched(fixture: &Fixture
     let touched = guest.touch(fixture)?.right;
     let all = 32 * PAGES_PER_MIB;
     ensure!(touched < all && touched > all - IMAGE, "{touched} pages");
-    // Exactly the toolstack's figure, to the page.
+    // Exactly the toolstack's target, to the page.
     guest.gives_back(168)?;
     ensure!(guest.touch(fixture)?.right >= touched);
     // The guest can now have its maximum.

@@ -58,7 +58,7 @@ fn name_of_vif(domain: &Domain) -> Result<String> {
     Ok(format!("vif{}.0", domain.id()?.context("the domain has ended")?))
 }
 
-/// The digest that a client prints after a complete download.
+/// The digest of a complete download.
 fn all_of_it(len: usize) -> String {
     sha256(&pattern(len))
 }
@@ -402,7 +402,7 @@ fn frames_can_be_captured_live(fixture: &Fixture) -> Result<()> {
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut header = [0; 24];
         stream.read_exact(&mut header)?;
-        ensure!(header[..4] == 0xa1b2_c3d4_u32.to_le_bytes(), "not a capture: {header:?}");
+        ensure!(header[..4] == 0xa1b2_c3d4_u32.to_le_bytes(), "no capture: {header:?}");
         dom0.run(&format!("wget -q -O /dev/null http://{}{path}", first().address()))?;
         let asked = format!("GET {path} ");
         let (mut question, mut answer) = (false, false);

@@ -78,8 +78,8 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts `app` from a user's configuration; words of the command line may follow its name.
-    /// `settings` are further lines of the configuration; later lines win.
+    /// Starts `app` with a configuration. Options of the command line may follow the app's name.
+    /// `settings` are more lines of the configuration; later lines take precedence.
     pub fn start(fixture: &Fixture, config: &str, app: &str, settings: &str) -> Result<Self> {
         Service::start_over(Device::PvCalls, fixture, config, app, settings)
     }
@@ -215,8 +215,8 @@ impl Drop for Load {
     }
 }
 
-/// The resources of a guest's sockets at both ends, without the rings that are kept for new
-/// connections: their number is the largest number of connections so far.
+/// The resources of a guest's sockets at both ends, without parked rings: their number depends on
+/// the largest number of connections so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InUse {
     grants: u64,
