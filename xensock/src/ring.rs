@@ -4,7 +4,7 @@
 //! the slots. [`Errno::EPROTO`]: the peer's index is impossible, and the ring cannot be used any
 //! more.
 //!
-//! The byte rings of a connection's data are the kit's: see [`Producer`] and [`Consumer`].
+//! For the rings of a connection's data see [`Producer`] and [`Consumer`].
 
 pub use xen::frontend::{Consumer, Notify, NotifyPolicy, Producer, copy_in, copy_out, len};
 
@@ -68,7 +68,7 @@ impl CommandFront {
         Ok(Some(self.protocol.decode_response(copy)))
     }
 
-    /// Asks for an event at the next response. Returns whether there is one already: then the
+    /// Requests an event at the next response. Returns whether one is there already: then the
     /// caller must not sleep.
     pub fn final_check(&self, page: Shared<'_>) -> bool {
         self.ring.final_check(page)
@@ -91,11 +91,6 @@ impl CommandBack {
         CommandBack { protocol, slots, ring: Ring::back(slots.count, slots.stride()) }
     }
 
-    /// How many requests were taken and not answered yet.
-    pub fn unanswered(&self) -> u32 {
-        self.ring.room()
-    }
-
     /// Takes the next request, if there is one.
     pub fn pop(&mut self, page: Shared<'_>) -> Result<Option<Result<Request, Malformed>>, Errno> {
         if self.ring.ready(page)? == 0 {
@@ -113,7 +108,7 @@ impl CommandBack {
     /// # Panics
     /// If every request that was taken has its response already, which is a bug of the caller.
     pub fn push(&mut self, page: Shared<'_>, response: &Response) {
-        assert!(self.unanswered() > 0, "a response without a request: {response:?}");
+        assert!(self.ring.room() > 0, "a response without a request: {response:?}");
         let mut copy = [0; MAX_SLOT];
         let copy = &mut copy[..self.slots.response];
         self.protocol.encode_response(response, copy);
@@ -125,7 +120,7 @@ impl CommandBack {
         self.ring.publish(page)
     }
 
-    /// Asks for an event at the next request. Returns whether there is one already: then the caller
+    /// Requests an event at the next request. Returns whether one is there already: then the caller
     /// must not sleep.
     pub fn final_check(&self, page: Shared<'_>) -> bool {
         self.ring.final_check(page)

@@ -13,9 +13,9 @@ use core::future::poll_fn;
 use core::net::SocketAddr;
 use xen::Errno;
 
-/// How a request goes on.
+/// What remains to be done for a request.
 enum Step<'e> {
-    /// It is done.
+    /// Only the response.
     Done(Reply),
     /// A new task carries it out and answers it.
     Spawn(Task<'e>),
@@ -191,7 +191,7 @@ impl<H: Host> Engine<'_, H> {
 
     fn option(&self, header: Header, option: SocketOption) -> Result<Step<'_>, Errno> {
         let value = match self.sockets.borrow().get(&header.socket) {
-            // The host's defaults are unknown while it has no socket.
+            // The defaults are unknown until the host has a socket.
             Some(Socket::New(settings)) => settings.options.get(option).ok_or(Errno::ENOTCONN)?,
             Some(Socket::Bound(socket)) => socket.option(option)?,
             _ => return self.hand_over(header, Operation::GetOption(option)),

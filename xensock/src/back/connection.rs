@@ -23,7 +23,7 @@ pub(super) enum Origin<H: Host> {
 }
 
 /// Opens a connection and answers `opening`, moves bytes until the guest requests the RELEASE, and
-/// answers that. Then the guest's `id` is free again.
+/// answers the RELEASE. Then the guest's `id` is free again.
 pub(super) async fn run<H: Host>(
     engine: &Engine<'_, H>,
     id: u64,
@@ -62,7 +62,7 @@ pub(super) async fn run<H: Host>(
             })
             .await;
             drain(engine, &mut pumps).await;
-            // Closes the socket before the ring is parked and before the RELEASE is answered.
+            // Closes the socket, before the RELEASE is answered.
             if let Some(ring) = pumps.into_ring()
                 && release.reuse
             {
@@ -119,19 +119,19 @@ async fn open<H: Host>(
     .await
 }
 
-/// Sends what the guest had written when it requested the RELEASE, for a bounded time.
+/// Sends, for a bounded time, the bytes that the guest wrote before it requested the RELEASE.
 async fn drain<H: Host>(engine: &Engine<'_, H>, pumps: &mut Pumps<H>) {
     let limit = engine.limits.linger;
-    let requested = pumps.linger().map(|seconds| Duration::from_secs(seconds.into()));
+    let requested = pumps.linger.map(|seconds| Duration::from_secs(seconds.into()));
     let patience = requested.unwrap_or(limit).min(limit);
     if patience.is_zero() {
         return;
     }
-    let total = pumps.sent() + pumps.unsent();
-    // Unless the guest set a time, a peer that keeps taking bytes gets more of it.
+    let total = pumps.sent + pumps.unsent();
+    // Unless the guest set a time, a peer that continues to take bytes gets more time.
     let rounds = if requested.is_some() { 1 } else { 4 };
     for _ in 0..rounds {
-        let before = pumps.sent();
+        let before = pumps.sent;
         let mut patience = pin!(engine.host.sleep(patience));
         let done = poll_fn(|cx| {
             if pumps.poll_drain(engine, cx, total).is_ready() {
@@ -143,11 +143,11 @@ async fn drain<H: Host>(engine: &Engine<'_, H>, pumps: &mut Pumps<H>) {
         if done {
             return;
         }
-        if pumps.sent() == before {
+        if pumps.sent == before {
             break;
         }
     }
-    let left = total.saturating_sub(pumps.sent());
+    let left = total.saturating_sub(pumps.sent);
     let guest = engine.guest;
     log::debug!("domain {guest}: {left} bytes of a released socket could not be sent in time");
 }

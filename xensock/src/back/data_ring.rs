@@ -85,7 +85,7 @@ impl<'h, H: Host> Rings<'h, H> {
         Ok(PageShare { all: self.pages.clone(), count })
     }
 
-    /// Keeps a ring mapped whose connection is released, as the guest will use it again.
+    /// Keeps the ring of a released connection mapped: the guest will use it again.
     pub(super) fn park(&self, offer: RingOffer, ring: DataRing<H>) {
         let mut parked = self.parked.borrow_mut();
         parked.push_back((offer, ring));
@@ -94,8 +94,8 @@ impl<'h, H: Host> Rings<'h, H> {
         }
     }
 
-    /// Takes the parked ring of this offer. A parked ring that shares only the pages or only the
-    /// event channel is dropped: the guest uses them otherwise now.
+    /// Takes the parked ring of this offer. Drops parked rings that share only the pages or only
+    /// the event channel with it: the guest has reused them for another ring.
     fn take_parked(&self, offer: &RingOffer) -> Option<DataRing<H>> {
         let mut parked = self.parked.borrow_mut();
         let shares = |other: &RingOffer| other.port == offer.port || other.grants == offer.grants;

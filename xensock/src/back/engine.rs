@@ -6,8 +6,7 @@ use super::socket::Socket;
 use crate::ring::CommandBack;
 use crate::wire::{Header, Protocol, Response};
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
 use core::cell::{Cell, RefCell};
 use core::fmt;
@@ -16,8 +15,7 @@ use core::net::SocketAddr;
 use core::pin::Pin;
 use core::task::{Context, Poll};
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use xen::{DomId, Errno};
-use xen::{Side, Signal};
+use xen::{DomId, Errno, Side, Signal};
 
 /// The most rounds over requests and tasks in one poll.
 const ROUNDS: usize = 4;
@@ -35,7 +33,7 @@ pub struct CommandLink<H: Host> {
     pub signal: Arc<Signal>,
 }
 
-/// A breach of the protocol on the command ring, which ends the device's service.
+/// Impossible indexes on the command ring, which end the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Violation;
 
@@ -70,7 +68,7 @@ pub(super) struct Engine<'h, H: Host> {
 }
 
 /// Serves a guest's device with the protocol that both ends agreed on. Returns only if the guest
-/// breaks it on the command ring.
+/// writes impossible indexes to the command ring.
 pub async fn serve<H: Host>(
     host: &H,
     guest: DomId,
@@ -97,8 +95,7 @@ pub async fn serve<H: Host>(
         link.signal.register(Side::Rx, cx.waker());
         engine.operations.set(OPERATIONS);
         for _ in 0..ROUNDS {
-            let sleep = engine.turn(cx, &link, &mut commands, &mut tasks);
-            match sleep {
+            match engine.turn(cx, &link, &mut commands, &mut tasks) {
                 Ok(true) => return Poll::Pending,
                 Ok(false) => {}
                 Err(_) => return Poll::Ready(Violation),
@@ -122,7 +119,7 @@ impl<H: Host> Engine<'_, H> {
         while let Poll::Ready(Some(())) = tasks.poll_next_unpin(cx) {}
         let page = link.ring.shared();
         let mut idle = true;
-        // At most one ring full: slots become free only when responses are pushed, below.
+        // At most one full ring: slots become free only when responses are pushed, below.
         while let Some(request) = commands.pop(page)? {
             idle = false;
             match request {
@@ -152,8 +149,8 @@ impl<H: Host> Engine<'_, H> {
         self.responses.borrow_mut().push_back(response);
     }
 
-    /// Takes one of the socket operations that are left in this poll. If none is left, the task is
-    /// woken in the next poll.
+    /// Takes one of the socket operations left in this poll. If none is left, the task runs again
+    /// in the next poll.
     pub(super) fn poll_operation(&self, cx: &mut Context<'_>) -> Poll<()> {
         match self.operations.get().checked_sub(1) {
             Some(left) => {

@@ -6,10 +6,9 @@ use core::future::Future;
 use core::net::SocketAddr;
 use core::task::{Context, Poll};
 use core::time::Duration;
-use xen::Signal;
-use xen::{DomId, Errno, GrantRef, Port, Shared};
+use xen::{DomId, Errno, GrantRef, Port, Shared, Signal};
 
-/// What one device of a guest may use.
+/// The limits of one device of a guest.
 ///
 /// ```
 /// use xensock::back::Limits;
@@ -27,7 +26,7 @@ pub struct Limits {
     /// The largest order of a data ring, which has two to that power pages. Plain draft 1, whose
     /// only order is 6, is exempt.
     pub max_ring_order: u32,
-    /// How long a released socket may make no progress in sending what is left in its ring. It is
+    /// How long a released socket may send the bytes left in its ring without progress. It is
     /// closed after four times this long in any case.
     pub linger: Duration,
 }
@@ -137,7 +136,7 @@ pub trait Host {
     /// The host's sockets.
     fn network(&self) -> &Self::Network;
 
-    /// Waits: the engine's only notion of time.
+    /// Waits for this long. The engine has no other clock.
     fn sleep(&self, time: Duration) -> impl Future<Output = ()>;
 
     /// Maps pages that `guest` granted, in the order of `refs`, for reading and writing.

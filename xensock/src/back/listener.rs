@@ -1,7 +1,7 @@
 //! A bound socket, and the queue of ACCEPTs and POLLs that wait for its connections.
 //!
-//! They are served in order: only the first of the queue polls the host's socket, so that needs to
-//! remember only one waker.
+//! They are served in order. Only the first in the queue polls the host's socket, so the socket
+//! needs to remember only one waker.
 
 use super::host::{Host, Listener, ListenerOf, Socket, StreamOf};
 use crate::wire::{Options, SocketOption};
@@ -16,7 +16,7 @@ use xen::Errno;
 /// A bound socket.
 pub(super) struct BoundSocket<H: Host> {
     socket: ListenerOf<H>,
-    /// SO_LINGER of its connections, in seconds: the engine implements it.
+    /// SO_LINGER of its connections, in seconds, which the engine implements.
     linger: Cell<Option<u32>>,
     listening: Cell<bool>,
     closing: Cell<bool>,
@@ -94,15 +94,14 @@ impl<H: Host> BoundSocket<H> {
                 waker.wake();
             }
         }
-        poll_fn(|cx| self.poll_deserted(cx)).await;
-    }
-
-    fn poll_deserted(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.queue.borrow().is_empty() {
-            return Poll::Ready(());
-        }
-        self.closer.set(Some(cx.waker().clone()));
-        Poll::Pending
+        poll_fn(|cx| {
+            if self.queue.borrow().is_empty() {
+                return Poll::Ready(());
+            }
+            self.closer.set(Some(cx.waker().clone()));
+            Poll::Pending
+        })
+        .await;
     }
 }
 

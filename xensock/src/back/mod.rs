@@ -1,6 +1,6 @@
 //! The backend's protocol engine, without I/O of its own.
 //!
-//! [`serve`] serves one device of one guest: a future that owns all that the guest holds here. It
+//! [`serve`] is a future that serves one device of one guest and owns all of its resources. It
 //! takes requests from the command ring, carries them out through a [`Host`], and moves bytes
 //! between sockets and data rings. Dropping it closes every socket, unmaps every page and unbinds
 //! every event channel.
@@ -11,7 +11,7 @@
 //! hold. The work per poll is bounded too, so that other guests on the same executor get their
 //! turns.
 //!
-//! The fakes of `xensock::testing` are a host, here with a guest whose grants and ports they check:
+//! An example with the host of `xensock::testing`:
 //!
 //! ```
 //! # #[cfg(feature = "testing")] {

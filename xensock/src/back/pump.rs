@@ -10,8 +10,7 @@ use super::socket::Operation;
 use crate::ring::{Consumer, Notify, NotifyPolicy, Producer, len};
 use crate::wire::{RingGrants, Shutdown, SocketOption};
 use core::task::{Context, Poll, ready};
-use xen::Errno;
-use xen::Side;
+use xen::{Errno, Side};
 
 /// The two pumps of one connection.
 pub(super) struct Pumps<H: Host> {
@@ -27,17 +26,17 @@ pub(super) struct Pumps<H: Host> {
     sending: bool,
     /// Whether sending ends when the ring is empty.
     finishing: bool,
-    /// The error that ended sending, unless the peer only stopped receiving. The end of the stream
-    /// that the socket then reports is this error.
+    /// The error that ended sending, unless the peer only stopped receiving. The guest gets it
+    /// instead of the end of the stream that the socket then reports.
     broken: Option<Errno>,
-    /// The error words that are set, of `in` and of `out`.
+    /// The error words of `in` and `out`, if set.
     errors: [Option<Errno>; 2],
     /// Whether a RESIZE has replaced the first ring.
     resized: bool,
     /// The number of bytes sent.
-    sent: u64,
+    pub(super) sent: u64,
     /// SO_LINGER, in seconds, if the guest set it.
-    linger: Option<u32>,
+    pub(super) linger: Option<u32>,
 }
 
 fn output<H: Host>(memory: &RingMemory<H>) -> Consumer {
@@ -71,11 +70,6 @@ impl<H: Host> Pumps<H> {
         let Pumps { channel, memory, stream, resized, .. } = self;
         drop(stream);
         (!resized).then_some(DataRing { memory, channel })
-    }
-
-    /// SO_LINGER, in seconds, if the guest set it.
-    pub(super) fn linger(&self) -> Option<u32> {
-        self.linger
     }
 
     /// Carries out a request about the open connection.
@@ -122,7 +116,7 @@ impl<H: Host> Pumps<H> {
             stream.shutdown(Shutdown::Read)?;
             self.end_receiving(Errno::ENOTCONN);
         }
-        // What is in the ring is sent first.
+        // The bytes in the ring are sent first.
         self.finishing |= how.writes();
         Ok(())
     }
@@ -171,12 +165,7 @@ impl<H: Host> Pumps<H> {
         former + count(&self.memory, &mut self.output)
     }
 
-    /// The number of bytes sent.
-    pub(super) fn sent(&self) -> u64 {
-        self.sent
-    }
-
-    /// Sends until [`sent`](Pumps::sent) reaches `total` or sending fails; receives nothing.
+    /// Sends until `sent` reaches `total` or sending fails; receives nothing.
     pub(super) fn poll_drain(
         &mut self,
         engine: &Engine<'_, H>,
@@ -195,7 +184,7 @@ impl<H: Host> Pumps<H> {
             let Some(stream) = &self.stream else { break };
             let mut room = self.input.room(region);
             if matches!(&room, Ok(room) if len(room) == 0) {
-                // One event for half of the ring, rather than one for every byte that is read.
+                // One event per half of the ring, not one per read of the guest.
                 self.input.arm(region, self.memory.layout.input.size / 2);
                 room = self.input.room(region);
             }
@@ -238,7 +227,7 @@ impl<H: Host> Pumps<H> {
         let mut data = output.data(region);
         if matches!(&data, Ok(data) if len(data) == 0) {
             if self.finishing {
-                // A connection that is broken already is reported by the receiving direction.
+                // The receiving direction reports a broken connection.
                 let _ = stream.shutdown(Shutdown::Write);
                 self.end_sending(Errno::EPIPE);
                 return Poll::Ready(());
@@ -270,7 +259,7 @@ impl<H: Host> Pumps<H> {
         Poll::Ready(())
     }
 
-    /// Unmaps the former ring once all of it is sent. The guest may wait to get its pages back.
+    /// Unmaps the former ring once all of it is sent. The guest may wait for its pages.
     fn leave_former(&mut self) {
         if let Some((memory, output)) = &mut self.former
             && matches!(output.data(memory.region()), Ok(data) if len(&data) == 0)
@@ -304,7 +293,7 @@ impl<H: Host> Pumps<H> {
         }
     }
 
-    /// Closes the connection, on whose ring the guest broke the protocol.
+    /// Closes the connection: the guest broke the protocol on its ring.
     fn fail(&mut self, engine: &Engine<'_, H>, error: Errno) {
         log::debug!(
             "domain {}: impossible indexes on a data ring; closing the connection",

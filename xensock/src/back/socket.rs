@@ -60,9 +60,9 @@ pub(super) struct Release {
 /// Passes the requests about a connection to its task.
 #[derive(Default)]
 pub(super) struct Mailbox {
-    /// Whether the connection is open: before that, the task takes only a RELEASE.
+    /// Whether the connection is open. Before, the task takes only a RELEASE.
     open: Cell<bool>,
-    /// Each request has a slot of the command ring, so there are few.
+    /// Few: each request occupies a slot of the command ring.
     operations: RefCell<VecDeque<(Header, Operation)>>,
     release: Cell<Option<Release>>,
     waker: Cell<Option<Waker>>,
@@ -92,7 +92,7 @@ impl Mailbox {
         }
     }
 
-    /// The connection is open.
+    /// Marks the connection as open.
     pub(super) fn open(&self) {
         self.open.set(true);
     }
@@ -102,12 +102,12 @@ impl Mailbox {
         self.waker.set(Some(cx.waker().clone()));
     }
 
-    /// The next request to carry out.
+    /// Takes the next request to carry out.
     pub(super) fn take_operation(&self) -> Option<(Header, Operation)> {
         self.operations.borrow_mut().pop_front()
     }
 
-    /// The RELEASE, if it was requested.
+    /// Takes the RELEASE, if it was requested.
     pub(super) fn take_release(&self) -> Option<Release> {
         self.release.take()
     }

@@ -1,9 +1,9 @@
-//! How a frontend is configured, and what it counts.
+//! A frontend's configuration and counters.
 
-use crate::wire::{Dialect, Extensions};
+use crate::wire::{Dialect, Extensions, Protocol};
 use embassy_time::Duration;
 
-/// How a frontend behaves.
+/// The configuration of a frontend.
 ///
 /// # Example
 /// ```
@@ -48,20 +48,21 @@ impl Default for Config {
 }
 
 impl Config {
-    /// How many pages a connection's data ring has, unless the backend or the socket determines
+    /// The number of pages of a connection's data ring, unless the backend or the socket determines
     /// another size.
     pub fn ring_pages(&self) -> usize {
-        let orders = self.dialect.orders(self.extensions.contains(Extensions::RESIZE));
+        let protocol = Protocol { dialect: self.dialect, extensions: self.extensions };
         let order = self.ring_order.unwrap_or(self.dialect.default_order());
-        let layout = self.dialect.layout(order.clamp(*orders.start(), *orders.end()));
+        let orders = protocol.orders();
+        let layout = protocol.layout(order.clamp(*orders.start(), *orders.end()));
         layout.map_or(0, |layout| layout.pages)
     }
 }
 
-/// What a frontend has counted.
+/// The counters of a frontend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
-    /// Streams that were ever connected or accepted.
+    /// Streams connected or accepted so far.
     pub streams_opened: u64,
     /// Streams that hold a ring now.
     pub streams_open: u64,

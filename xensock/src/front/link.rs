@@ -1,18 +1,19 @@
 //! The link to the backend: requests on the present session's command ring, and work that consists
 //! of requests.
 //!
-//! One call of an application can take several requests. Each request must be seen to its end, even
-//! if the caller drops its future: [`Link::run`] hands unfinished work to the driver then.
+//! One call of an application can take several requests. The work must run to its end even if the
+//! caller drops its future: [`Link::run`] hands unfinished work to the driver then.
 //!
 //! The command ring has few slots. An ACCEPT occupies one until a connection arrives, and a CONNECT
-//! until the remote has answered. So each of the two has a queue of its own and never takes the
-//! last slots, which serve all other requests in order. ACCEPTs also leave some slots to CONNECTs.
+//! until the peer has answered. So each of the two has its own queue and never takes the last
+//! slots, which serve all other requests in order. ACCEPTs also leave some slots to CONNECTs.
 
 use super::progress::Operations;
 use crate::ring::{CommandFront, Notify};
 use crate::wire::{Call, Command, Orders, Protocol, Request, Response};
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::VecDeque;
+use alloc::collections::btree_map::{BTreeMap, Entry};
 use alloc::rc::Rc;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -28,10 +29,8 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use xen::frontend::{GrantedPages, Lifecycle, PagePool};
 use xen::{DomId, Errno, Machine, Port, Shared, Side, Signal, WaitList};
 
-/// Slots that CONNECTs leave free.
-const KEPT_FROM_CONNECTS: u32 = 2;
-/// Slots that ACCEPTs leave free.
-const KEPT_FROM_ACCEPTS: u32 = 4;
+/// How many slots the calls of each queue leave free: other requests, CONNECTs, ACCEPTs.
+const KEPT_FREE: [u32; 3] = [0, 2, 4];
 
 /// Work that the driver carries out.
 type Job = Pin<Box<dyn Future<Output = ()>>>;
@@ -39,7 +38,7 @@ type Job = Pin<Box<dyn Future<Output = ()>>>;
 /// A session with one backend, and what the two ends agreed on.
 #[derive(Clone, Copy)]
 pub(super) struct Session {
-    /// The session's number. A later session does not know this one's sockets.
+    /// The session's number. Sockets exist only in their own session.
     pub(super) number: u32,
     pub(super) backend: DomId,
     pub(super) protocol: Protocol,
@@ -51,7 +50,7 @@ pub(super) struct Session {
 
 impl Session {
     /// The order of the smallest ring that holds `receive` bytes of `in` and `send` bytes of `out`,
-    /// or of the largest possible ring. The usual order if neither is requested.
+    /// or of the largest possible ring. The default order if neither is requested.
     pub(super) fn order_for(&self, receive: Option<u32>, send: Option<u32>) -> u32 {
         if receive.is_none() && send.is_none() {
             return self.ring_order;
@@ -91,7 +90,8 @@ pub(super) struct Link<M> {
     running: Operations,
     /// Woken when there is a job, and when the link is closed.
     jobs_changed: WaitList,
-    notifications: Cell<u64>,
+    /// The number of events sent.
+    pub(super) notifications: Cell<u64>,
 }
 
 impl<M: Machine> Link<M> {
@@ -171,11 +171,6 @@ impl<M: Machine> Link<M> {
     pub(super) fn notify(&self, port: Port) {
         self.notifications.set(self.notifications.get() + 1);
         self.pages.machine().notify(port);
-    }
-
-    /// The number of events sent.
-    pub(super) fn notifications(&self) -> u64 {
-        self.notifications.get()
     }
 
     /// Makes a request about a socket and waits for its answer.
@@ -325,9 +320,8 @@ struct Calls {
     next_id: u32,
     /// Requests that were sent and not answered, by id.
     outstanding: BTreeMap<u32, Outstanding>,
-    accepts: VecDeque<(u64, Call, Sender<Answer>)>,
-    connects: VecDeque<(u64, Call, Sender<Answer>)>,
-    others: VecDeque<(u64, Call, Sender<Answer>)>,
+    /// The queues, in the order of [`KEPT_FREE`].
+    queues: [VecDeque<(u64, Call, Sender<Answer>)>; 3],
 }
 
 struct Outstanding {
@@ -342,9 +336,7 @@ impl Calls {
             ring: CommandFront::new(protocol, page),
             next_id: 0,
             outstanding: BTreeMap::new(),
-            accepts: VecDeque::new(),
-            connects: VecDeque::new(),
-            others: VecDeque::new(),
+            queues: Default::default(),
         }
     }
 
@@ -353,11 +345,11 @@ impl Calls {
     fn queue(&mut self, socket: u64, call: Call) -> Receiver<Answer> {
         let (sender, receiver) = oneshot::channel();
         let queue = match call.command() {
-            Command::Accept => &mut self.accepts,
-            Command::Connect => &mut self.connects,
-            _ => &mut self.others,
+            Command::Accept => 2,
+            Command::Connect => 1,
+            _ => 0,
         };
-        queue.push_back((socket, call, sender));
+        self.queues[queue].push_back((socket, call, sender));
         receiver
     }
 
@@ -365,16 +357,8 @@ impl Calls {
     fn send(&mut self, page: Shared<'_>) -> Notify {
         loop {
             let free = self.ring.free();
-            let mut next = None;
-            if free > 0 {
-                next = self.others.pop_front();
-            }
-            if next.is_none() && free > KEPT_FROM_CONNECTS {
-                next = self.connects.pop_front();
-            }
-            if next.is_none() && free > KEPT_FROM_ACCEPTS {
-                next = self.accepts.pop_front();
-            }
+            let mut ready = self.queues.iter_mut().zip(KEPT_FREE).filter(|(_, kept)| free > *kept);
+            let next = ready.find_map(|(queue, _)| queue.pop_front());
             let Some((socket, call, answer)) = next else { return self.ring.publish(page) };
             // The caller has closed the ring that this call offers, and its grants may be reused.
             let offers_ring = matches!(call, Call::Connect { .. } | Call::Accept { .. });
@@ -408,26 +392,22 @@ impl Calls {
 
     fn dispatch(&mut self, response: Response) {
         let Response { id, command, socket, result, addr } = response;
-        match self.outstanding.get(&id) {
-            Some(asked) if asked.command == command && asked.socket == socket => {}
-            Some(asked) => {
-                log::warn!(
-                    "the backend answered request {id} ({:?} of socket {}) as {command:?} of \
-                     socket {socket}; the answer is ignored",
-                    asked.command,
-                    asked.socket
-                );
-                return;
-            }
-            None => {
-                log::warn!("the backend answered request {id}, which waits for no answer");
-                return;
-            }
+        let Entry::Occupied(entry) = self.outstanding.entry(id) else {
+            log::warn!("the backend answered request {id}, which waits for no answer");
+            return;
+        };
+        let sent = entry.get();
+        if (sent.command, sent.socket) != (command, socket) {
+            log::warn!(
+                "the backend answered request {id} ({:?} of socket {}) as {command:?} of socket \
+                 {socket}; the answer is ignored",
+                sent.command,
+                sent.socket
+            );
+            return;
         }
-        if let Some(asked) = self.outstanding.remove(&id) {
-            // The caller may have stopped waiting.
-            let _ = asked.answer.send(result.map(|value| Reply { value, addr }));
-        }
+        // The caller may have stopped waiting.
+        let _ = entry.remove().answer.send(result.map(|value| Reply { value, addr }));
     }
 
     /// Forgets requests whose callers have stopped waiting. A backend that answers with wrong ids
@@ -439,7 +419,7 @@ impl Calls {
     }
 
     fn unused_id(&mut self) -> u32 {
-        // Few ids are outstanding: the search is short.
+        // The search is short: few ids are outstanding.
         while self.outstanding.contains_key(&self.next_id) {
             self.next_id = self.next_id.wrapping_add(1);
         }

@@ -1,8 +1,8 @@
 //! A listening socket.
 //!
-//! It outlives the backend: when the link comes up again, it is bound again, while callers of
-//! `accept` keep waiting. ACCEPTs belong to the listener, not to the calls that started them: the
-//! next call of `accept` gets the connection.
+//! A listener outlives the backend: it is bound again when the link comes up again, while callers
+//! of `accept` continue to wait. ACCEPTs belong to the listener, not to the calls that started
+//! them: the next call of `accept` gets the connection.
 
 use super::link::{Answer, Session};
 use super::progress::Operations;
@@ -26,8 +26,8 @@ const LAST_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// The most ACCEPTs of a listener at a time. Each of them has a ring.
 const MAX_ACCEPTS: usize = 4;
 
-/// How often binding again is tried, and the pauses between: about half a minute in all. The
-/// address may still be in use, by another socket or by connections that are being closed.
+/// The number of attempts to bind again, and the pauses between them: about half a minute in all.
+/// The address may still be in use, by another socket or by connections that are being closed.
 const BIND_TRIES: u32 = 10;
 const BIND_RETRY: Duration = Duration::from_millis(100);
 const BIND_RETRY_MAX: Duration = Duration::from_secs(5);
@@ -56,7 +56,7 @@ struct Inner<M: Machine + 'static> {
     /// Identifies the listener among the members of the core. Its socket has another number in each
     /// session.
     member: u64,
-    /// The requested address; once it is known, the bound address.
+    /// The requested address, and the bound address once it is known.
     addr: Cell<SocketAddr>,
     options: RefCell<Options>,
     state: Cell<State>,
@@ -98,12 +98,12 @@ enum Poll {
 }
 
 impl<M: Machine> Listener<M> {
-    /// Waits for a connection. Any number of calls may wait at a time. Dropping a call loses
-    /// nothing.
+    /// Waits for a connection. Any number of calls may wait at a time. Dropping a call loses no
+    /// connection.
     ///
-    /// If the backend goes away, the call continues to wait: the listener is bound again when the
-    /// backend returns. If that fails repeatedly, one call gets the error, and the next call starts
-    /// another attempt. [`Errno::ENODEV`]: the device was shut down.
+    /// If the backend disconnects, the call continues to wait: the listener is bound again when the
+    /// backend returns. If that fails repeatedly, one call gets the error, and the next call tries
+    /// again. [`Errno::ENODEV`]: the device was shut down.
     pub async fn accept(&self) -> Result<Stream<M>, Errno> {
         let inner = &self.0;
         let _waiting = inner.waiting.begin();

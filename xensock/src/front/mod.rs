@@ -9,7 +9,7 @@
 //! | `socket`, `stream` | a connection: requests and data path; the API over it |
 //! | `listener` | a listening socket, which is bound again in each session |
 //! | `rings` | the data rings of connections |
-//! | `link` | requests on the command ring, and work that is completed if its caller leaves |
+//! | `link` | requests on the command ring; the driver completes those of dropped callers |
 //! | `session` | negotiation with a backend |
 //! | `state` | what all of these share |
 //!
@@ -37,9 +37,8 @@ use core::net::{Ipv4Addr, SocketAddr};
 use edge_nal::{Readable, TcpAccept, TcpBind, TcpConnect};
 use embedded_io_async::ErrorType;
 use state::Core;
-use xen::frontend;
 use xen::xenstore::Store;
-use xen::{Errno, Machine};
+use xen::{Errno, Machine, frontend};
 
 /// A handle to a frontend. Clones are handles to the same frontend.
 ///
@@ -113,13 +112,12 @@ impl<M: Machine + 'static> Frontend<M> {
 
     /// Connects to an address in the backend's network.
     ///
-    /// Waits until the device is connected. The error is the backend's ([`Errno::ECONNREFUSED`] and
-    /// others), [`Errno::ENOMEM`] or [`Errno::ENOSPC`] if there is no memory, grant or port for
-    /// another ring, [`Errno::ETIMEDOUT`] if the backend does not answer, [`Errno::ENETDOWN`] if it
-    /// went away, or [`Errno::ENODEV`] if the device was removed.
+    /// Waits until the device is connected. Returns the backend's error ([`Errno::ECONNREFUSED`]
+    /// and others), [`Errno::ENOMEM`] or [`Errno::ENOSPC`] if there is no memory, grant or port for
+    /// another ring, [`Errno::ETIMEDOUT`] if the backend does not answer, [`Errno::ENETDOWN`] if
+    /// the session ends, or [`Errno::ENODEV`] if the device was removed.
     ///
-    /// A future that is dropped loses nothing: a connection that the backend still makes is
-    /// released.
+    /// Dropping the future leaks nothing: a connection that the backend still makes is released.
     pub async fn connect(&self, to: SocketAddr) -> Result<Stream<M>, Errno> {
         self.connect_with(to, Options::new()).await
     }
@@ -151,11 +149,11 @@ impl<M: Machine + 'static> Frontend<M> {
         self.0.link.up().await.map(drop)
     }
 
-    /// Must be called in a domain that was restored from a save, which has lost its grants and
-    /// event channels. All streams end with [`Errno::ENETDOWN`], the driver connects to the
-    /// domain's new backend, and listeners are bound again. Returns when the old session's xenstore
-    /// requests are dropped. Xenstore must be [quiesced](Store::quiesce) from before the save until
-    /// then: the old requests are not meant for the new device.
+    /// Must be called in a domain that was restored from a save: it has lost its grants and event
+    /// channels. All streams end with [`Errno::ENETDOWN`], the driver connects to the domain's new
+    /// backend, and listeners are bound again. Returns when the old session's xenstore requests are
+    /// dropped. Xenstore must be [quiesced](Store::quiesce) from before the save until then, as the
+    /// old requests are not for the new device.
     pub async fn resume(&self) {
         frontend::resume(&*self.0).await;
     }
@@ -171,11 +169,11 @@ impl<M: Machine + 'static> Frontend<M> {
         self.0.pages.drain();
     }
 
-    /// What was counted so far.
+    /// The counters.
     pub fn statistics(&self) -> Statistics {
         let usage = self.0.pages.usage();
         Statistics {
-            notifications_sent: self.0.link.notifications(),
+            notifications_sent: self.0.link.notifications.get(),
             grants: usage.grants,
             pages: usage.pages,
             quarantined_pages: usage.quarantined_pages,
@@ -227,8 +225,8 @@ impl<M: Machine> Readable for Listener<M> {
 
 /// The engine of a [`Frontend`]; see [`run`](Driver::run).
 ///
-/// Shut the frontend down before dropping an unfinished driver: the rings of its jobs would be lost
-/// to the machine, though never shared with another domain.
+/// Shut the frontend down before dropping an unfinished driver: otherwise the rings of its jobs
+/// leak. They are never reused, so no other domain can see them.
 pub struct Driver<M: Machine + 'static> {
     core: Rc<Core<M>>,
     driver: frontend::Driver<Core<M>>,

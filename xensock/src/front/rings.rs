@@ -1,4 +1,4 @@
-//! Data rings: opened for a connection, closed after it, or parked for the next one.
+//! Data rings: opened for a connection, then closed or parked for the next connection.
 //!
 //! A parked ring keeps its grants and its port, and the backend keeps it mapped.
 
@@ -13,27 +13,19 @@ use core::cell::RefCell;
 use xen::frontend::{GrantedPages, PagePool};
 use xen::{Errno, Machine, Port, Signal};
 
-/// The most parked rings. Until the session ends only another connection can use them.
+/// The most parked rings. Only connections of the same session can use them.
 const PARKED: usize = 8;
 
 /// The pages of a data ring.
 pub(super) struct RingPages {
     granted: GrantedPages,
-    layout: Layout,
-    order: u32,
+    pub(super) layout: Layout,
+    pub(super) order: u32,
 }
 
 impl RingPages {
     pub(super) fn region(&self) -> Region<'_> {
         self.layout.split(self.granted.shared())
-    }
-
-    pub(super) fn layout(&self) -> &Layout {
-        &self.layout
-    }
-
-    pub(super) fn order(&self) -> u32 {
-        self.order
     }
 
     /// Resets the indexes, and describes the pages for the request that opens the ring.
@@ -54,7 +46,7 @@ pub(super) struct Ends {
 impl Ends {
     /// This side's ends of a new ring.
     pub(super) fn new(pages: RingPages) -> Self {
-        let layout = pages.layout();
+        let layout = pages.layout;
         let consumer = Consumer::new(layout.input, NotifyPolicy::HalfFull);
         Ends { consumer, producer: Producer::new(layout.output), pages }
     }
@@ -83,10 +75,10 @@ pub(super) struct ParkSlot(
     #[expect(dead_code, reason = "held until the ring is parked")] Operation,
 );
 
-/// The data rings of a frontend that no connection uses, and the way to get more.
+/// Opens and closes data rings, and has those that no connection uses.
 pub(super) struct Rings<M: Machine> {
     pages: Rc<PagePool<M>>,
-    /// Rings for the next connections of a session, which is given by its number.
+    /// Rings for the next connections, each with its session's number.
     parked: RefCell<Vec<(u32, Ring)>>,
     reserved: Operations,
     /// Rings that the backend may still map, because it has not answered a request about them.

@@ -17,7 +17,7 @@ pub(super) trait Member {
     /// The link came up.
     fn link_up(self: Rc<Self>) {}
 
-    /// The session ended; if the device has ended too, it was the last one.
+    /// The session ended, and perhaps the device.
     fn link_lost(&self, error: Errno);
 }
 
@@ -67,14 +67,12 @@ impl<M: Machine + 'static> Core<M> {
         self.members.borrow_mut().remove(&id).is_some()
     }
 
-    /// The members, in a list of their own: a member may unregister itself when it is told about
-    /// the link.
+    /// A copy of the list of members: a member may unregister itself while it is notified.
     pub(super) fn members(&self) -> Vec<Rc<dyn Member>> {
         self.members.borrow().values().filter_map(Weak::upgrade).collect()
     }
 
-    /// Waits until dropped sockets are released, if that does not take too long, then closes the
-    /// device.
+    /// Waits for a limited time until dropped sockets are released, then closes the device.
     pub(super) async fn shutdown(&self) {
         if with_timeout(self.config.linger, self.releasing.finished()).await.is_err() {
             log::warn!("the backend is slow to release sockets; closing the device anyway");

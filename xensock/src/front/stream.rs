@@ -14,11 +14,10 @@ use core::task::{Context, Poll};
 use edge_nal::Close;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
-use xen::Machine;
-use xen::{Errno, Shared};
+use xen::{Errno, Machine, Shared};
 use xensock_stream::PollSocket;
 
-/// A connected stream; its own operations are those of [`Connection`].
+/// A connected stream. Besides the traits it has the operations of [`Connection`].
 pub type Stream<M> = xensock_stream::Stream<Connection<M>>;
 
 /// The socket of a [`Stream`].
@@ -51,8 +50,8 @@ pub(super) async fn connect<M: Machine>(
             Ok(Stream::new(Connection::new(Socket::new(&core, id, session, ring, addrs, sizes))))
         }
         Err(error) => {
-            // The backend may still know the socket and, without an answer, even map the ring
-            // later. It cannot do so once it has answered this RELEASE or has gone.
+            // The backend may still have the socket and, if it has not answered, map the ring
+            // later. It cannot once it has answered this RELEASE or has disconnected.
             match core.link.call(&session, id, Call::Release { reuse: false }).await {
                 Err(Errno::ETIMEDOUT) => core.rings.keep(ring),
                 _ => core.rings.close(ring),
@@ -67,7 +66,7 @@ pub(super) fn requested_sizes(options: &Options) -> [Option<u32>; 2] {
     [SocketOption::ReceiveBuffer, SocketOption::SendBuffer].map(|option| options.get(option))
 }
 
-/// The calls that create a socket, if the dialect has one for that, and set its options.
+/// The calls that create a socket, if the dialect has a call for that, and set its options.
 pub(super) fn preparations(session: &Session, family: Family, options: &Options) -> Vec<Call> {
     let creates = session.protocol.dialect.has_socket_command();
     let create = creates.then_some(Call::Socket { family });
@@ -76,8 +75,8 @@ pub(super) fn preparations(session: &Session, family: Family, options: &Options)
     create.into_iter().chain(set).collect()
 }
 
-/// Makes calls about a new socket, all at once: a backend carries them out in order, and refuses
-/// those after a failure. Returns the last reply, with the last address.
+/// Makes all calls about a new socket at once: a backend carries them out in order, and refuses
+/// those after a failure. Returns the last reply, with the last address that was received.
 pub(super) async fn call_all<M: Machine>(
     core: &Core<M>,
     session: &Session,
@@ -102,7 +101,7 @@ impl<M: Machine> Connection<M> {
     /// the stream, and returns how many bytes it consumed and a value of its own.
     ///
     /// The backend can change the pieces while they are read: copy bytes before checking them.
-    /// Bytes that `fill_buf` has already fetched are not part of the pieces.
+    /// The pieces do not have bytes that `fill_buf` has already fetched.
     pub async fn read_in_place<R>(
         &mut self,
         mut read: impl FnMut([Shared<'_>; 2]) -> (usize, R),
@@ -157,7 +156,7 @@ impl<M: Machine> Connection<M> {
         self.socket.call(Call::Shutdown { how }).await.map(drop)
     }
 
-    /// Gives the socket up. Returns false if that was done before, or if the socket has ended.
+    /// Marks the socket as given up. Returns false if it was before, or if the socket has ended.
     fn give_up(&self) -> bool {
         self.open.replace(false) && self.socket.is_open()
     }

@@ -3,14 +3,12 @@
 use super::dom0::FakeDom0;
 use crate::back::{CommandLink, Host, Limits, Violation, serve};
 use crate::wire::Protocol;
+use futures_util::future::{Either, select};
 use std::pin::pin;
 use std::sync::Arc;
-use xen::Signal;
 use xen::xenbus::{self, OtherEnd, State, StateWatch};
 use xen::xenstore::Store;
-use xen::{Errno, GrantRef, Port};
-
-use futures_util::future::{Either, select};
+use xen::{Errno, GrantRef, Port, Signal};
 
 /// Serves the device whose backend's folder is `path`, connection after connection, until xenstore
 /// fails.

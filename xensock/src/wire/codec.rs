@@ -1,7 +1,8 @@
 //! Puts requests and responses into slots, and reads them from private copies of slots.
 //!
-//! Both dialects start a request with its id (`u32`), its command (`u32`) and its socket (`u64`),
-//! and a response with its id and its command. [`Format`](super::layout::Format) has what differs.
+//! In both dialects a request starts with its id (`u32`), its command (`u32`) and its socket
+//! (`u64`), and a response with its id and its command. [`Format`](super::layout::Format) has the
+//! differences.
 
 use super::dialect::Dialect;
 use super::draft1;
@@ -21,7 +22,7 @@ const SOCK_STREAM: u32 = 1;
 
 /// Offset of a command's first field.
 const FIELDS: usize = 16;
-/// Offsets in a CONNECT; its length puts the address's own behind it.
+/// Offsets in a CONNECT: the address and its length come first.
 const CONNECT_FLAGS: usize = FIELDS + ADDR_SIZE + 4;
 const CONNECT_RING: usize = CONNECT_FLAGS + 4;
 /// Offset in an ACCEPT.
@@ -35,7 +36,7 @@ const LONG_RESPONSE: usize = RESPONSE_ADDR + ADDR_SIZE + 4;
 impl Protocol {
     /// The slots of the command ring.
     pub fn slots(&self) -> Slots {
-        let slots = self.dialect.slots();
+        let slots = self.dialect.format().slots;
         match self.has(Extensions::NAMES) {
             // A slot has room for the longer response, so the slots stay where they are.
             true => Slots { response: LONG_RESPONSE, ..slots },
@@ -45,8 +46,8 @@ impl Protocol {
 
     /// Writes a request.
     ///
-    /// [`Errno::EAFNOSUPPORT`] for an IPv6 address, or [`Errno::EOPNOTSUPP`] for a command, of an
-    /// extension that is not in force. [`Errno::EINVAL`] for a command or a ring of another
+    /// If the extension is not in force: [`Errno::EAFNOSUPPORT`] for an IPv6 address,
+    /// [`Errno::EOPNOTSUPP`] for a command. [`Errno::EINVAL`] for a command or a ring of another
     /// dialect.
     pub fn encode_request(&self, request: &Request, slot: &mut [u8]) -> Result<(), Errno> {
         let Header { id, command, socket } = request.header();

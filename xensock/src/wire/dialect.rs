@@ -1,14 +1,14 @@
-//! The two published protocols, and what differs between them.
+//! The two published protocols, and their differences.
 
-use super::layout::{Format, Layout, Slots};
+use super::layout::{Format, Layout};
 use super::message::RingGrants;
 use super::{draft1, pvcalls};
 use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 use xen::{Errno, GrantRef, Shared};
 
-/// A protocol between a frontend and a backend, as it was published. [`Protocol`](super::Protocol)
-/// adds the extensions that two ends agreed on.
+/// A protocol as it was published. [`Protocol`](super::Protocol) adds the extensions that two ends
+/// agreed on.
 ///
 /// ```
 /// use xensock::wire::Dialect;
@@ -46,11 +46,6 @@ impl Dialect {
         }
     }
 
-    /// The slots of the command ring.
-    pub fn slots(self) -> Slots {
-        self.format().slots
-    }
-
     /// Whether a command creates sockets. Otherwise CONNECT, BIND and SETSOCKOPT do.
     pub fn has_socket_command(self) -> bool {
         self == Dialect::PvCalls
@@ -71,7 +66,7 @@ impl Dialect {
         }
     }
 
-    /// The usual order of a data ring.
+    /// The default order of a data ring.
     pub fn default_order(self) -> u32 {
         match self {
             Dialect::PvCalls => pvcalls::DEFAULT_ORDER,
@@ -114,7 +109,7 @@ impl Dialect {
                 let max_order = max_order.min(pvcalls::MAX_ORDER);
                 pvcalls::read_ring(indexes, max_order).ok_or(Errno::EINVAL)
             }
-            // No request of this dialect names an indexes page.
+            // This dialect has no indexes page with grants.
             Dialect::Draft1 => Err(Errno::EINVAL),
         }
     }

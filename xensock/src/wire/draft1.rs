@@ -18,7 +18,7 @@ pub(super) const MIN_ORDER: u32 = 2;
 pub(super) const BACKLOG: u32 = 128;
 
 pub(super) const FORMAT: Format = Format {
-    // C pads the response to 24 bytes where `u64` is aligned to 8; the padding means nothing.
+    // C pads the response to 24 bytes where `u64` is aligned to 8. The padding is ignored.
     slots: Slots::in_a_page(312, 20),
     commands: &[
         (Command::Connect, 0),

@@ -1,7 +1,7 @@
-//! What goes beyond the plain dialects; `docs/protocol.md` is the specification.
+//! Extensions of the plain dialects; `docs/protocol.md` is the specification.
 //!
-//! A node of the backend announces each extension, and a node of the frontend of the same name
-//! takes it up. An extension is in force while both ends that agreed on it are connected. Its
+//! The backend announces each extension in a node, and the frontend accepts it in a node of the
+//! same name. An extension is in force while the two ends that agreed on it are connected. Its
 //! commands have the same numbers and fields in both dialects.
 
 use super::message::Command;
@@ -58,14 +58,14 @@ pub(super) const COMMANDS: [(Command, u32, Extensions); 6] = [
 ];
 
 impl Extensions {
-    /// The nodes that announce this set. Absent extensions get a `0`, so that nothing remains of
-    /// what an earlier version of this end wrote.
+    /// The nodes that announce this set. Absent extensions get a `0`, which overwrites what an
+    /// earlier version of this end wrote.
     pub fn nodes(self) -> impl Iterator<Item = (&'static str, String)> {
         NODES.iter().map(move |&(name, one)| (name, u8::from(self.contains(one)).to_string()))
     }
 
-    /// The set that the other end announces; `node` reads one of its nodes. An error names the
-    /// node.
+    /// Reads the set that the other end announces. `node` reads one of its nodes. An error names
+    /// the node: ``node `NAME` is …``.
     pub async fn read(node: &impl AsyncFn(&str) -> Option<String>) -> Result<Extensions, String> {
         let mut all = Extensions::empty();
         for (name, one) in NODES {
@@ -74,7 +74,7 @@ impl Extensions {
                 Some("0") | None => {}
                 Some(value) => {
                     let value = value.escape_debug();
-                    return Err(format!("its node `{name}` is `{value}`, not 0 or 1"));
+                    return Err(format!("node `{name}` is `{value}`, not 0 or 1"));
                 }
             }
         }

@@ -1,11 +1,11 @@
-//! Where things are: slots in the command ring, fields in a slot, words and buffers in a data ring.
+//! Layouts: slots of the command ring, fields of a slot, words and buffers of a data ring.
 
 use super::message::Command;
 use xen::{PAGE_SIZE, Shared};
 
 pub use xen::frontend::{Direction, EventIndexes, Region};
 
-/// The largest slot of any dialect, in bytes: enough room for a private copy.
+/// No slot of any dialect is larger, in bytes. The size of a private copy.
 pub const MAX_SLOT: usize = 512;
 
 /// The slots of a command ring.
@@ -34,7 +34,7 @@ impl Slots {
     }
 }
 
-/// How the requests and responses of the dialects differ. All else is the same in both.
+/// The differences between the dialects' requests and responses.
 #[derive(Debug)]
 pub(super) struct Format {
     pub(super) slots: Slots,

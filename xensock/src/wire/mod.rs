@@ -1,10 +1,10 @@
 //! Requests and responses as plain Rust values, and the dialects that put them on a ring.
 //!
-//! The rest of the crate works with [`Request`]s, [`Response`]s and [`Layout`]s. How they look in
-//! shared memory (command numbers, slot sizes, offsets, xenstore nodes) depends on the [`Dialect`],
-//! of which each has one file, and on the [`Extensions`] in force; a [`Protocol`] is the two
-//! together. Nothing here touches a command ring itself: requests and responses are decoded from
-//! private copies, so that what was checked cannot change afterwards.
+//! The rest of the crate works with [`Request`]s, [`Response`]s and [`Layout`]s. A [`Protocol`],
+//! which is a [`Dialect`] with [`Extensions`], determines their form in shared memory: command
+//! numbers, slot sizes, offsets, xenstore nodes. Nothing here touches a command ring itself:
+//! requests and responses are decoded from private copies, so they cannot change after they were
+//! checked.
 
 mod codec;
 mod dialect;

@@ -1,4 +1,4 @@
-//! Socket options, with numbers of their own, as operating systems differ in theirs.
+//! Socket options. The protocol numbers them itself, as operating systems use different numbers.
 
 use xen::Errno;
 

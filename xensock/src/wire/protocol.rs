@@ -1,4 +1,4 @@
-//! A dialect with the extensions that both ends agreed on, and how they agree in xenstore.
+//! A dialect with the extensions that both ends agreed on, and the negotiation in xenstore.
 
 use super::dialect::Dialect;
 use super::extensions::Extensions;
@@ -9,9 +9,9 @@ use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 use xen::Errno;
 
-/// What two ends speak while they are connected; or, before that, what one end supports.
+/// The protocol between two connected ends; before that, the protocol that one end supports.
 ///
-/// The ends agree by reading each other's nodes in xenstore:
+/// The ends negotiate by reading each other's nodes in xenstore:
 ///
 /// ```
 /// use xensock::wire::{Dialect, Extensions, Protocol};
@@ -71,8 +71,8 @@ impl Protocol {
         self.dialect.orders(self.has(Extensions::RESIZE))
     }
 
-    /// The largest order of a data ring that a backend with this limit maps. The smallest order
-    /// that the protocol has is always mapped, so plain draft 1 is exempt from the limit.
+    /// The largest order of a data ring that a backend with this limit maps. The protocol's
+    /// smallest order is always mapped, so plain draft 1 is exempt from the limit.
     pub fn max_order(&self, limit: u32) -> u32 {
         let (start, end) = self.orders().into_inner();
         limit.clamp(start, end)
@@ -91,8 +91,8 @@ impl Protocol {
         Ok(layout)
     }
 
-    /// The nodes that a backend publishes, and their values. `limit` is its own limit of the order
-    /// of a data ring, see [`max_order`](Protocol::max_order).
+    /// The nodes that a backend publishes, and their values. For `limit` see
+    /// [`max_order`](Protocol::max_order).
     pub fn backend_nodes(&self, limit: u32) -> Vec<(&'static str, String)> {
         let max = self.max_order(limit);
         let mut nodes = Vec::new();
@@ -111,8 +111,8 @@ impl Protocol {
         nodes
     }
 
-    /// What a frontend that supports this agrees on with a backend; `node` reads one of the
-    /// backend's nodes. An error names the node and the remedy.
+    /// Negotiates as a frontend that supports this protocol. `node` reads one of the backend's
+    /// nodes. An error names the node.
     pub async fn with_backend(
         &self,
         node: impl AsyncFn(&str) -> Option<String>,
@@ -121,7 +121,7 @@ impl Protocol {
             let versions = node("versions").await.unwrap_or_default();
             if !versions.split(',').any(|version| version.trim() == "1") {
                 return Err(format!(
-                    "the backend's node `versions` is `{versions}`, and this frontend speaks \
+                    "the backend's node `versions` is `{versions}`, and this frontend supports \
                      version 1: use a backend that offers it"
                 ));
             }
@@ -134,7 +134,7 @@ impl Protocol {
             }
         }
         let theirs =
-            Extensions::read(&node).await.map_err(|reason| format!("of the backend, {reason}"))?;
+            Extensions::read(&node).await.map_err(|reason| format!("the backend's {reason}"))?;
         let protocol = Protocol { extensions: self.extensions & theirs, ..*self };
         let orders = protocol.read_orders(&node).await?;
         Ok((protocol, orders))
@@ -183,8 +183,8 @@ impl Protocol {
         version.into_iter().chain(self.extensions.nodes()).collect()
     }
 
-    /// What a backend that supports this agrees on with a frontend; `node` reads one of the
-    /// frontend's nodes. An error names the node.
+    /// Negotiates as a backend that supports this protocol. `node` reads one of the frontend's
+    /// nodes. An error names the node.
     pub async fn with_frontend(
         &self,
         node: impl AsyncFn(&str) -> Option<String>,
@@ -193,13 +193,13 @@ impl Protocol {
             let version = node("version").await;
             let version = version.as_deref().ok_or("the frontend has no node `version`")?;
             if version.trim() != "1" {
-                return Err("the frontend's node `version` is not `1`, and this backend speaks \
+                return Err("the frontend's node `version` is not `1`, and this backend supports \
                             version 1"
                     .to_string());
             }
         }
         let theirs =
-            Extensions::read(&node).await.map_err(|reason| format!("of the frontend, {reason}"))?;
+            Extensions::read(&node).await.map_err(|reason| format!("the frontend's {reason}"))?;
         Ok(Protocol { extensions: self.extensions & theirs, ..*self })
     }
 }
@@ -302,7 +302,7 @@ mod tests {
                 let response =
                     Response { id: 1, command: Command::Accept, socket: 3, result: Ok(0), addr };
                 let protocol = all(dialect);
-                assert_eq!(protocol.slots().stride(), dialect.slots().stride());
+                assert_eq!(protocol.slots().stride(), Protocol::from(dialect).slots().stride());
                 let mut slot = vec![0xee; protocol.slots().response];
                 protocol.encode_response(&response, &mut slot);
                 assert_eq!(protocol.decode_response(&slot), response);

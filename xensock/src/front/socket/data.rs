@@ -29,7 +29,7 @@ impl<M: Machine> Socket<M> {
         self.poll(cx, Side::Tx, || self.try_put(&mut put))
     }
 
-    /// Tries, and waits if the attempt returns `None`.
+    /// Waits until `attempt` returns a value or an error.
     fn poll<R>(
         &self,
         cx: &mut Context<'_>,
@@ -46,8 +46,7 @@ impl<M: Machine> Socket<M> {
         if result.is_none() {
             self.burst.set(0);
             self.signal.register(side, cx.waker());
-            // An event before the waker was registered has woken nothing: the second attempt sees
-            // its cause.
+            // An event before the registration has woken nobody; the second attempt sees its cause.
             self.arm(side);
             result = attempt().transpose();
         }
@@ -66,16 +65,15 @@ impl<M: Machine> Socket<M> {
         let Some(ring) = ring.as_ref() else { return };
         match side {
             Side::Rx => ring.consumer.arm(ring.region()),
-            // One event when half of the ring is free, rather than one for each read of the
-            // backend.
-            Side::Tx => ring.producer.arm(ring.region(), ring.pages.layout().output.size / 2),
+            // One event per half of the ring, not one per read of the backend.
+            Side::Tx => ring.producer.arm(ring.region(), ring.pages.layout.output.size / 2),
         }
     }
 
     /// Asks the backend for an event when it has taken everything.
     pub(super) fn arm_for_drain(&self) {
         if let Some(ring) = self.ring.borrow().as_ref() {
-            ring.producer.arm(ring.region(), ring.pages.layout().output.size);
+            ring.producer.arm(ring.region(), ring.pages.layout.output.size);
         }
     }
 
@@ -89,7 +87,7 @@ impl<M: Machine> Socket<M> {
         let mut ring = self.ring.borrow_mut();
         let Ends { pages, consumer, .. } = ring.as_mut().ok_or_else(|| self.failure())?;
         let region = pages.region();
-        // The error is read first, so that all data before it is seen. That data is returned first.
+        // The error is read before the index: all data that precedes the error is returned first.
         let error = consumer.error(region);
         let data = consumer.data(region).map_err(|error| self.fail(error))?;
         if len(&data) == 0 {

@@ -1,4 +1,4 @@
-//! A connection, as its stream and the driver share it, and its release.
+//! A connection's state, which its stream and the driver share, and its release.
 
 mod data;
 mod options;
@@ -25,7 +25,7 @@ pub(super) struct Socket<M: Machine + 'static> {
     signal: Arc<Signal>,
     port: Port,
     pub(super) addrs: Cell<Addrs>,
-    /// `None` once the ring was closed.
+    /// `None` once the ring is closed.
     ring: RefCell<Option<Ends>>,
     /// After a RESIZE: the former ring, until both ends have emptied it.
     former: RefCell<Option<Ends>>,
@@ -39,7 +39,7 @@ pub(super) struct Socket<M: Machine + 'static> {
     sizes: Cell<[Option<u32>; 2]>,
     /// The error of every further operation.
     failed: Cell<Option<Errno>>,
-    /// Operations since the task last let others run.
+    /// Operations since the task last yielded.
     burst: Cell<u32>,
 }
 
@@ -163,21 +163,20 @@ impl<M: Machine> Socket<M> {
         }
     }
 
-    /// Waits until `out` is empty, as long as the backend takes something from time to time.
+    /// Waits until `out` is empty, or until the backend takes nothing for some time.
     async fn drain(&self) {
         let mut unsent = self.unsent();
         while unsent > 0 {
             let less = poll_fn(|cx| {
                 self.signal.register(Side::Tx, cx.waker());
                 self.arm_for_drain();
-                // A remote that reads only after it has written everything must not block: what
-                // arrives now is discarded.
+                // Discards what arrives: the peer may read only after it has written everything.
                 let _ = self.poll_take(cx, |data| (len(&data), ()));
-                // Less than ever before: a backend that takes its index back makes no progress.
+                // Only a new minimum is progress: the backend may move its index back.
                 if self.unsent() >= unsent { Poll::Pending } else { Poll::Ready(()) }
             });
             let timed_out = with_timeout(self.core.config.linger, less).await.is_err();
-            // Not every advance of the backend comes with an event.
+            // The backend may have advanced without an event.
             let now = self.unsent();
             if timed_out && now >= unsent {
                 log::warn!("socket {}: {unsent} bytes could not be sent", self.id);

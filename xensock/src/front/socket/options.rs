@@ -3,8 +3,7 @@
 use super::super::rings::Ends;
 use super::Socket;
 use crate::wire::{Call, Extensions, SocketOption};
-use xen::Errno;
-use xen::Machine;
+use xen::{Errno, Machine};
 
 impl<M: Machine> Socket<M> {
     /// Changes an option. A change of size must run to its end.
@@ -24,7 +23,7 @@ impl<M: Machine> Socket<M> {
     pub(in super::super) async fn option(&self, option: SocketOption) -> Result<u32, Errno> {
         if option.is_ring_size() {
             let ring = self.ring.borrow();
-            let layout = ring.as_ref().ok_or_else(|| self.failure())?.pages.layout();
+            let layout = ring.as_ref().ok_or_else(|| self.failure())?.pages.layout;
             let input = option == SocketOption::ReceiveBuffer;
             return Ok(if input { layout.input.size } else { layout.output.size });
         }
@@ -37,7 +36,7 @@ impl<M: Machine> Socket<M> {
         let mut sizes = former;
         sizes[usize::from(option == SocketOption::SendBuffer)] = Some(value);
         let order = self.session.order_for(sizes[0], sizes[1]);
-        let present = self.ring.borrow().as_ref().ok_or_else(|| self.failure())?.pages.order();
+        let present = self.ring.borrow().as_ref().ok_or_else(|| self.failure())?.pages.order;
         if order != present {
             self.resize(order).await?;
         }
