@@ -1,4 +1,4 @@
-//! What the daemon holds at this moment, for the report that SIGUSR1 requests.
+//! The resources in use, for the report that SIGUSR1 requests.
 
 use std::fmt;
 use std::rc::Rc;

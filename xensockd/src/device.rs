@@ -1,8 +1,8 @@
 //! One device of one guest: follows its nodes in xenstore, and serves it while it is connected.
 //!
-//! After every change the states of both ends are read, and one step is taken from there (see
-//! `states`), so changes may be missed. A guest that breaks the protocol gets its device closed and
-//! a line in the log; it may connect again after a while.
+//! After every change, the task reads the states of both ends and takes one step (see `states`), so
+//! it may miss changes. If a guest breaks the protocol, its device closes and the log has a
+//! warning. The guest may connect again after a while.
 
 use crate::counts::Ticket;
 use crate::states::{Step, View, next_step};
@@ -94,8 +94,7 @@ impl<H: Host> Device<H> {
         let mut changes =
             [store.watch(&self.path).await?, store.watch(&format!("{}/state", other.path)).await?];
         let mut stop = stop.clone();
-        // No earlier backend exists any more, so of its state only a request of the toolstack
-        // counts.
+        // The state is an earlier backend's, unless it is a request of the toolstack.
         let mut mine = match read_state(store, &self.path).await? {
             request @ (State::Closing | State::Closed) => request,
             _ => State::Unknown,
@@ -121,8 +120,7 @@ impl<H: Host> Device<H> {
                     };
                     let timeout = async {
                         match (view.online, mine) {
-                            // Counted from the first time, however often the guest writes its
-                            // state.
+                            // Writing its state again does not give the guest more time.
                             (false, State::Closing) => {
                                 let since = *closing_since.get_or_insert_with(Instant::now);
                                 host.sleep(CLOSE_TIMEOUT.saturating_sub(since.elapsed())).await;
@@ -211,7 +209,7 @@ impl<H: Host> Device<H> {
     }
 
     /// Maps the command ring and binds the event channel that the frontend's nodes name. An error
-    /// is the guest's fault, in words.
+    /// describes the guest's mistake.
     async fn connect(&self, other: &OtherEnd) -> Result<Service<'_>, String> {
         let Backend { store, host, limits, guests, .. } = &*self.backend;
         let node =
@@ -237,8 +235,8 @@ impl<H: Host> Device<H> {
         Ok(Service { engine, _ticket: Ticket::new(guests.clone()) })
     }
 
-    /// Closes the device as the daemon stops, and waits for the frontend to close, for a short
-    /// time.
+    /// Closes the device when the daemon stops, and waits for a short time for the frontend to
+    /// close.
     async fn close(&self, other: &OtherEnd, changes: &mut [Watch; 2]) -> Result<(), Errno> {
         self.switch(State::Closing).await?;
         let timeout = pin!(self.backend.host.sleep(STOP_TIMEOUT));

@@ -6,8 +6,7 @@ use crate::gntdev::{self, GntDev};
 use crate::sockets::Sockets;
 use std::sync::Arc;
 use std::time::Duration;
-use xen::Signal;
-use xen::{DomId, Errno, GrantRef, Port};
+use xen::{DomId, Errno, GrantRef, Port, Signal};
 use xensock::back::Host;
 
 /// The domain in which the daemon runs.

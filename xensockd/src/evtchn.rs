@@ -1,9 +1,9 @@
 //! Event channels, through `/dev/xen/evtchn` (Linux's `include/uapi/xen/evtchn.h`).
 //!
 //! One open file serves all channels: each event is a port number to read. The driver masks a port
-//! when it hands out its number, and writing the number back unmasks it. That is done before any
-//! ring is looked at, so an event that arrives in between is reported again. A guest that sends
-//! events without end is served once per turn of the event loop, as is every other.
+//! when it hands out its number, and writing the number back unmasks it. The daemon does so before
+//! it reads any ring, so an event that arrives in between is reported again. A guest that sends
+//! events without end is served once per turn of the event loop, like any other guest.
 
 use crate::counts::Ticket;
 use crate::linux::{Watched, errno, explain, watch};
@@ -16,9 +16,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use tokio::io::Interest;
-use xen::Counter;
-use xen::Signal;
-use xen::{DomId, Errno, Port};
+use xen::{Counter, DomId, Errno, Port, Signal};
 
 /// The device file for event channels.
 pub const DEVICE: &str = "/dev/xen/evtchn";
@@ -76,8 +74,8 @@ impl EventChannels {
         match read {
             Err(_would_block) => Ok(()),
             Ok(Ok(len)) => {
-                // The readiness stays until a read finds nothing: the driver does not wake for an
-                // event that arrived during this read.
+                // The readiness stays set until a read finds nothing: the driver does not wake the
+                // reader for an event that arrived during this read.
                 rustix::io::write(&self.0.file, &ports[..len])?;
                 let signals = self.0.signals.borrow();
                 for port in ports[..len].as_chunks().0 {
@@ -116,8 +114,7 @@ impl xensock::back::Channel for Channel {
     fn notify(&self) {
         // SAFETY: the structure is the one that the driver reads.
         if let Err(error) = unsafe { ioctl(&self.inner.file, Notify { port: self.port }) } {
-            // The guest was destroyed or closed its end, which its device's task notices in
-            // xenstore.
+            // The guest was destroyed or closed its end. Its device's task sees that in xenstore.
             log::debug!("{DEVICE}: notifying port {} failed: {error}", self.port);
         }
     }

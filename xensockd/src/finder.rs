@@ -86,7 +86,7 @@ impl<H: Host + 'static> Finder<H> {
                 match self.backend.store.rm(&folder).await {
                     Ok(()) | Err(Errno::ENOENT) => {}
                     Err(error) => {
-                        log::warn!("cannot remove {folder} of a destroyed guest: {error}")
+                        log::warn!("cannot remove {folder} of a destroyed guest: {error}");
                     }
                 }
                 continue;

@@ -11,8 +11,7 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::ffi::c_void;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use xen::Counter;
-use xen::{DomId, Errno, GrantRef, PAGE_SIZE, Shared};
+use xen::{Counter, DomId, Errno, GrantRef, PAGE_SIZE, Shared};
 
 /// The device file that maps grants.
 pub const DEVICE: &str = "/dev/xen/gntdev";
@@ -79,8 +78,8 @@ pub struct Pages {
 
 impl xensock::back::Mapping for Pages {
     fn shared(&self) -> Shared<'_> {
-        // SAFETY: the pages stay mapped until `self` is dropped, which nothing outlives that
-        // borrows it; no other code unmaps them or makes references to them.
+        // SAFETY: the pages stay mapped until `self` is dropped, and the result borrows `self`. No
+        // other code unmaps them or makes references to them.
         unsafe { Shared::new(self.start, self.len) }
     }
 }

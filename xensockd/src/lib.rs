@@ -1,8 +1,9 @@
 //! The XenSock and PV Calls backend as a daemon for dom0.
 //!
-//! It has one thread and one event loop. xenstore tells which guests have a device. Each device is
-//! a task that serves the guest's requests, and moves bytes between Linux's sockets and memory that
-//! the guest shares. The protocol engine is [`xensock::back`]; this crate connects it to Linux.
+//! It has one thread and one event loop. It finds the guests' devices in xenstore. Each device has
+//! a task, which serves the guest's requests and moves bytes between Linux's sockets and memory
+//! that the guest shares. The protocol engine is [`xensock::back`]; this crate connects it to
+//! Linux.
 
 pub mod arguments;
 pub mod counts;

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
-use std::{io, mem, ptr};
+use std::{io, mem};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use xen::{Errno, Shared};
@@ -17,8 +17,8 @@ pub fn watch(file: Rc<OwnedFd>, interest: Interest) -> io::Result<Watched> {
     Ok(unsafe { AsyncFd::register_with_interest(file, interest) }?)
 }
 
-/// Receives straight into memory that a guest shares, up to two pieces of it: the kernel's copy is
-/// the only one. 0 is the end of the stream, unless there is no room.
+/// Receives straight into up to two pieces of memory that a guest shares: the kernel's copy is the
+/// only one. Returns 0 at the end of the stream, or if there is no room.
 pub fn receive(socket: impl AsFd, room: [Shared<'_>; 2]) -> io::Result<usize> {
     let mut iovecs = room.map(iovec);
     let mut header = header(&mut iovecs);
@@ -28,8 +28,8 @@ pub fn receive(socket: impl AsFd, room: [Shared<'_>; 2]) -> io::Result<usize> {
     count(unsafe { libc::recvmsg(socket, &raw mut header, libc::MSG_DONTWAIT) })
 }
 
-/// Sends straight from memory that a guest shares, up to two pieces of it. A peer that closed the
-/// connection is an error, not a signal.
+/// Sends straight from up to two pieces of memory that a guest shares. A connection that the peer
+/// has closed is an error, not a signal.
 pub fn send(socket: impl AsFd, data: [Shared<'_>; 2]) -> io::Result<usize> {
     let mut iovecs = data.map(iovec);
     let header = header(&mut iovecs);
@@ -45,7 +45,6 @@ fn iovec(bytes: Shared<'_>) -> libc::iovec {
 fn header(iovecs: &mut [libc::iovec; 2]) -> libc::msghdr {
     // SAFETY: a header of zeros is valid: no address, no control data.
     let mut header: libc::msghdr = unsafe { mem::zeroed() };
-    header.msg_name = ptr::null_mut();
     header.msg_iov = iovecs.as_mut_ptr();
     header.msg_iovlen = iovecs.len() as _;
     header
@@ -79,7 +78,7 @@ pub fn busy_poll(socket: &OwnedFd) -> io::Result<u32> {
     Ok(u32::try_from(microseconds).unwrap_or(0))
 }
 
-/// Linux's error numbers are Xen's, as far as sockets and Xen's device files need them.
+/// Linux's error numbers equal Xen's, as far as sockets and Xen's device files need them.
 pub fn errno(error: impl Into<io::Error>) -> Errno {
     error.into().raw_os_error().map_or(Errno::EIO, Errno)
 }

@@ -41,14 +41,14 @@ impl Lock {
     }
 }
 
-/// An error if the kernel's own backend is loaded, which would serve the same devices.
+/// Fails if the kernel's own backend is loaded, which would serve the same devices.
 pub fn check_kernel_backend() -> Result<(), String> {
-    if Path::new(KERNEL_BACKEND).exists() {
-        return Err("the kernel's own backend is loaded and serves the same devices; \
-                    unload it first: rmmod pvcalls-back"
-            .to_string());
+    if !Path::new(KERNEL_BACKEND).exists() {
+        return Ok(());
     }
-    Ok(())
+    Err("the kernel's own backend is loaded and serves the same devices; unload it first: rmmod \
+         pvcalls-back"
+        .to_string())
 }
 
 #[cfg(test)]

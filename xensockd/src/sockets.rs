@@ -12,8 +12,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use tokio::io::Interest;
-use xen::Counter;
-use xen::{DomId, Errno, Shared};
+use xen::{Counter, DomId, Errno, Shared};
 use xensock::back::{Listener, Network, Socket, Stream};
 use xensock::wire::{Options, Shutdown, SocketOption};
 
@@ -170,7 +169,7 @@ impl Socket for Connected {
 /// A bound socket, which may listen.
 pub struct Bound {
     socket: Rc<OwnedFd>,
-    /// Registered once it listens: epoll reports it as closed before that.
+    /// Registered once the socket listens: epoll reports it as closed before.
     ready: OnceCell<Watched>,
     counter: Rc<Counter>,
     _ticket: Ticket,

@@ -40,7 +40,6 @@ pub(crate) enum Step {
 /// Returns the next step, where `mine` is the state that this end last wrote.
 pub(crate) fn next_step(mine: State, view: View) -> Step {
     use State::*;
-    let serving = mine == Connected;
     // The toolstack requests the end by writing this end's state, or `online`.
     if view.back == Closing && mine != Closing && mine != Closed || !view.online {
         return match mine {
@@ -53,18 +52,13 @@ pub(crate) fn next_step(mine: State, view: View) -> Step {
     match (view.front, mine) {
         (Initialised, InitWait) => Step::Connect,
         (Initialised | Connected, Connected) => Step::Wait,
-        // The frontend has not seen yet that this end closes, or was connected to an earlier
-        // backend.
-        (Connected, Closing) | (Initialised, Closing) => Step::Wait,
-        (Connected, _) => Step::Close,
-        (Closing, Closing) => Step::Wait,
-        (Closing, _) => Step::Close,
+        // The frontend is closing, or has yet to see that this end or an earlier backend closes.
+        (Initialised | Connected | Closing, Closing) => Step::Wait,
+        (Connected | Closing, _) => Step::Close,
         (Closed | Unknown, Closing) => Step::Closed,
-        (_, Closing) => Step::Offer,
-        (Closed | Unknown, _) if serving => Step::Close,
+        (Closed | Unknown, Connected) => Step::Close,
         // The frontend starts again, or may start.
-        (_, InitWait) => Step::Wait,
-        (Unknown, Closed) => Step::Wait,
+        (_, InitWait) | (Unknown, Closed) => Step::Wait,
         _ => Step::Offer,
     }
 }

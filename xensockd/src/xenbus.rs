@@ -2,9 +2,9 @@
 //! messages.
 //!
 //! The device is opened twice, once for watches and once for all other requests. Linux carries out
-//! `XS_WATCH` and `XS_UNWATCH` within the `write`, and holds a lock of the open file that it needs
-//! to hand out any other reply on the same file. With a request outstanding on that file, the
-//! kernel's xenbus thread and the writer would deadlock, and with them xenstore for the whole
+//! `XS_WATCH` and `XS_UNWATCH` within the `write`, and holds a lock of the open file that it also
+//! needs to deliver other replies on the same file. With a request outstanding on that file, the
+//! kernel's xenbus thread and the writer would deadlock, and xenstore would stop for the whole
 //! domain.
 
 use crate::linux::{Watched, explain, watch};
@@ -52,7 +52,7 @@ fn word(header: &[u8], index: usize) -> u32 {
 /// Merges the messages of both files into one stream.
 pub struct XenBusReader {
     files: Files,
-    /// What was read of each file's next header.
+    /// The bytes read so far of each file's next header.
     headers: [Vec<u8>; 2],
     /// The file of the current message.
     current: usize,

@@ -1,6 +1,6 @@
 //! The connection to xenstored: its socket if it runs in this domain, else the kernel's device.
 //!
-//! The socket is better: its stream ends when xenstored does, while the kernel would wait.
+//! The socket is preferred: its stream ends when xenstored ends, while the kernel would wait.
 
 use crate::linux::errno;
 use crate::xenbus::{XenBusReader, XenBusWriter};
