@@ -1,8 +1,8 @@
 //! The command line: which app runs, and how.
 //!
 //! Words are `key=value`, separated by white space, in any order, without quoting. All have
-//! defaults, so an empty command line serves HTTP on port 80. An invalid word is an error, which
-//! says where the word is and what is permitted. `docs/configuration.md` explains all keys.
+//! defaults, so an empty command line serves HTTP on port 80. The error for an invalid word shows
+//! its column and the permitted values. `docs/configuration.md` explains all keys.
 
 mod network;
 mod url;
@@ -17,18 +17,18 @@ use log::LevelFilter;
 use words::{Words, number_in};
 use xen::event::Abi;
 
-/// What the command line says.
+/// The settings of a command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// `app=`, `port=`, `url=`: the app, with what it cannot do without.
+    /// `app=`, `port=`, `url=`: the app and its required settings.
     pub app: App,
     /// `log=`: the least important messages to print. The kernel reads it, too.
     pub log: LevelFilter,
     /// `ring-order=`: each socket's data ring has 2^order pages, as far as the backend allows.
     /// `None` leaves it to the frontend.
     pub ring_order: Option<u8>,
-    /// `idle-timeout=`: how long a connection may be open without data. `None` (written 0) is for
-    /// ever.
+    /// `idle-timeout=`: how long a connection may be open without data. `None` (written 0) is no
+    /// limit.
     pub idle_timeout: Option<Duration>,
     /// `max-connections=`: the most connections of a server at once. `None` is as many as memory
     /// allows.

@@ -3,14 +3,13 @@
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::fmt;
 use xen::{Counted, Counter};
 
 /// A number: its name for Prometheus without the prefix `xensock_`, its meaning, and its value now.
 /// Names that end in `_total` are counters, all others are gauges.
 pub type Metric = (&'static str, &'static str, u64);
 
-/// The guest that runs an app. The defaults are for a host, which knows nothing about itself.
+/// The guest that runs an app. The defaults are for tests on a host.
 pub trait Environment {
     /// All numbers of the guest.
     fn metrics(&self) -> Vec<Metric> {
@@ -119,12 +118,6 @@ impl Context {
 
     pub(crate) fn listening(&self) {
         self.environment.listening();
-    }
-}
-
-impl fmt::Debug for Context {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Context").field("metrics", &self.metrics()).finish()
     }
 }
 

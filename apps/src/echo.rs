@@ -16,24 +16,11 @@ const BUFFER: usize = 16 << 10;
 pub const CONNECTION_MEMORY: usize = BUFFER + (2 << 10);
 
 /// Serves one connection.
-pub async fn echo<S>(socket: S, idle: Option<Duration>, context: &Context)
+pub async fn echo<S>(socket: S, idle: Option<Duration>, context: &Context) -> Result<(), WireError>
 where
     S: Read + Write + TcpShutdown,
 {
-    let served = match Wire::new(socket, BUFFER, Deadline::new(idle), context) {
-        Ok(wire) => exchange(wire).await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = served {
-        context.counters.connections_failed.add(1);
-        log::debug!("echo: {error}");
-    }
-}
-
-async fn exchange<S>(mut wire: Wire<'_, S>) -> Result<(), WireError>
-where
-    S: Read + Write + TcpShutdown,
-{
+    let mut wire = Wire::new(socket, BUFFER, Deadline::new(idle), context)?;
     while wire.fill().await? > 0 {
         wire.echo().await?;
         wire.deadline.extend();

@@ -85,19 +85,17 @@ pub async fn fetch<S: TcpConnect>(
     let ip = match &url.host {
         Host::Address(ip) => *ip,
         Host::Name(name) => {
-            let failed = |reason| FetchError::Resolve { name: name.clone(), reason };
-            deadline
-                .guard(names.get_host_by_name(name, AddrType::Either))
-                .await
-                .map_err(|error| failed(error.to_string()))?
-                .map_err(|error| failed(error.to_string()))?
+            let resolved = deadline.guard(names.get_host_by_name(name, AddrType::Either)).await;
+            resolved.map_err(|error| FetchError::Resolve {
+                name: name.clone(),
+                reason: error.to_string(),
+            })?
         }
     };
     deadline.extend();
     let socket = deadline
         .guard(stack.connect(SocketAddr::new(ip, url.port)))
         .await
-        .map_err(|error| FetchError::Connect(error.to_string()))?
         .map_err(|error| FetchError::Connect(error.to_string()))?;
     let _open = context.connection();
     let mut wire = Wire::new(socket, BUFFER, deadline, context)?;
@@ -148,7 +146,7 @@ where
                 }
                 interim += 1;
                 if head.status == 101 || interim > MAX_INTERIM {
-                    return Err(FetchError::Head("it never comes to a final status"));
+                    return Err(FetchError::Head("it has no final status"));
                 }
             }
             None if wire.is_full() => return Err(FetchError::Head("its header is too long")),
@@ -175,7 +173,7 @@ fn parse(input: &[u8]) -> Result<Option<(usize, Head)>, FetchError> {
         Err(_) => return Err(FetchError::Head("its status line or a header line is malformed")),
     };
     let status = parser.code.unwrap_or_default();
-    let (mut content_length, mut coding, mut location) = (None, None, None);
+    let (mut content_length, mut chunked, mut location) = (None, false, None);
     for header in parser.headers.iter() {
         if header.name.eq_ignore_ascii_case("Content-Length") {
             let length =
@@ -185,20 +183,20 @@ fn parse(input: &[u8]) -> Result<Option<(usize, Head)>, FetchError> {
             }
             content_length = Some(length);
         } else if header.name.eq_ignore_ascii_case("Transfer-Encoding") {
-            if coding.is_some() || !header.value.eq_ignore_ascii_case(b"chunked") {
+            if chunked || !header.value.eq_ignore_ascii_case(b"chunked") {
                 return Err(FetchError::Head("it uses a transfer coding other than chunked"));
             }
-            coding = Some(());
+            chunked = true;
         } else if header.name.eq_ignore_ascii_case("Location") && (300..400).contains(&status) {
             location = Some(shown(header.value));
         }
     }
-    let framing = match (status, coding, content_length) {
+    let framing = match (status, chunked, content_length) {
         (..200 | 204 | 304, ..) => Framing::Length(0),
-        (_, Some(()), None) => Framing::Chunked,
-        (_, Some(()), Some(_)) => return Err(FetchError::Head("it has a length and chunks")),
-        (_, None, Some(length)) => Framing::Length(length),
-        (_, None, None) => Framing::UntilClose,
+        (_, true, None) => Framing::Chunked,
+        (_, true, Some(_)) => return Err(FetchError::Head("it has a length and chunks")),
+        (_, false, Some(length)) => Framing::Length(length),
+        (_, false, None) => Framing::UntilClose,
     };
     let reason = shown(parser.reason.unwrap_or_default().as_bytes());
     Ok(Some((taken, Head { status, reason, framing, location })))

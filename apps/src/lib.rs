@@ -21,9 +21,9 @@ extern crate alloc;
 
 pub mod config;
 mod context;
-pub mod echo;
+mod echo;
 pub mod fetch;
-pub mod http;
+mod http;
 mod serve;
 pub mod trace;
 mod wire;

@@ -1,6 +1,7 @@
 //! The accept loop that servers share.
 
 use crate::Context;
+use crate::wire::WireError;
 use alloc::string::{String, ToString};
 use core::convert::Infallible;
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -38,7 +39,7 @@ pub async fn bind<S: TcpBind>(stack: &S, port: u16) -> Result<S::Accept<'_>, Ser
     bound.map_err(|error| ServeError::Bind { port, reason: error.to_string() })
 }
 
-/// A future of the loop has ended.
+/// The result of one of the loop's futures.
 enum Event<S, E> {
     Accepted(Result<(SocketAddr, S), E>),
     Ended,
@@ -57,7 +58,7 @@ pub async fn serve<'a, A, H>(
 ) -> Result<Infallible, ServeError>
 where
     A: TcpAccept,
-    H: AsyncFn(A::Socket<'a>),
+    H: AsyncFn(A::Socket<'a>) -> Result<(), WireError>,
 {
     let handler = &handler;
     let accept = |pause: Option<Duration>| {
@@ -75,18 +76,24 @@ where
     let tasks = &mut FuturesUnordered::new();
     tasks.push(accept(None));
     loop {
-        match tasks.next().await {
+        let event = tasks.next().await;
+        accepting &= matches!(event, Some(Event::Ended));
+        match event {
             Some(Event::Accepted(Ok((peer, socket)))) => {
                 (failures, alone) = (0, 0);
                 open += 1;
                 tasks.push(Either::Right(async move {
                     let _open = context.connection();
                     log::debug!("{peer}: connected");
-                    handler(socket).await;
-                    log::debug!("{peer}: done");
+                    match handler(socket).await {
+                        Ok(()) => log::debug!("{peer}: done"),
+                        Err(error) => {
+                            context.counters.connections_failed.add(1);
+                            log::debug!("{peer}: {error}");
+                        }
+                    }
                     Event::Ended
                 }));
-                accepting = false;
             }
             Some(Event::Accepted(Err(error))) => {
                 failures += 1;
@@ -97,11 +104,10 @@ where
                 if alone > MAX_FAILURES {
                     return Err(ServeError::Accept { reason: error.to_string() });
                 }
-                accepting = false;
             }
             Some(Event::Ended) => open -= 1,
-            // The set always holds an `accept` or a connection.
-            None => accepting = false,
+            // Impossible: there is always an `accept` or a connection.
+            None => {}
         }
         if !accepting && open < limit {
             let pause = |failures: u32| FIRST_PAUSE * (1 << (failures - 1).min(MAX_FAILURES));

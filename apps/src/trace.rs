@@ -20,12 +20,15 @@ pub async fn serve<S: TcpBind>(
     capture: &Capture,
 ) -> Result<Infallible, ServeError> {
     let acceptor = bind(stack, port).await?;
-    log::info!("trace: frames can be had at port {port} of dom0");
+    log::info!("trace: serving frames on port {port} of dom0");
     let mut accepted = acceptor.accept().await;
     loop {
         accepted = match accepted {
             Ok((peer, mut socket)) => {
-                log::info!("trace: {peer} gets them; {} were lost before", capture.lost());
+                log::info!(
+                    "trace: {peer} is connected; {} frames were lost before",
+                    capture.lost()
+                );
                 let sending = pin!(send(&mut socket, capture));
                 match select(sending, pin!(acceptor.accept())).await {
                     Either::Left((_, next)) => next.await,

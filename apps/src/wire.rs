@@ -66,11 +66,15 @@ impl Deadline {
     }
 
     /// Waits for `work`, at most until the limit.
-    pub async fn guard<F: Future>(&self, work: F) -> Result<F::Output, WireError> {
-        match self.due {
-            Some(due) => with_deadline(due, work).await.map_err(|_| WireError::TimedOut),
-            None => Ok(work.await),
-        }
+    pub async fn guard<T, E: fmt::Display>(
+        &self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, WireError> {
+        let result = match self.due {
+            Some(due) => with_deadline(due, work).await.map_err(|_| WireError::TimedOut)?,
+            None => work.await,
+        };
+        result.map_err(WireError::io)
     }
 }
 
@@ -143,7 +147,7 @@ where
         if room.is_empty() {
             return Ok(0);
         }
-        let read = self.deadline.guard(self.socket.read(room)).await?.map_err(WireError::io)?;
+        let read = self.deadline.guard(self.socket.read(room)).await?;
         let read = read.min(self.buffer.len() - self.end);
         self.end += read;
         self.context.counters.bytes_in.add(read);
@@ -156,8 +160,7 @@ where
         self.unflushed |= !data.is_empty();
         while !data.is_empty() {
             self.deadline.extend();
-            let written =
-                self.deadline.guard(self.socket.write(data)).await?.map_err(WireError::io)?;
+            let written = self.deadline.guard(self.socket.write(data)).await?;
             self.context.counters.bytes_out.add(written.min(data.len()));
             data = match data.get(written..) {
                 Some(rest) if written > 0 => rest,
@@ -170,7 +173,7 @@ where
     /// Sends the bytes that were held back.
     pub async fn flush(&mut self) -> Result<(), WireError> {
         self.unflushed = false;
-        self.deadline.guard(self.socket.flush()).await?.map_err(WireError::io)
+        self.deadline.guard(self.socket.flush()).await
     }
 
     /// Writes all buffered bytes and removes them.
@@ -194,7 +197,10 @@ where
     pub async fn close(mut self) -> Result<(), WireError> {
         self.flush().await?;
         self.deadline.shorten(LINGER);
-        let half_closed = self.deadline.guard(self.socket.close(Close::Write)).await?.is_ok();
+        let half_closed = match self.deadline.guard(self.socket.close(Close::Write)).await {
+            Err(WireError::TimedOut) => return Err(WireError::TimedOut),
+            closed => closed.is_ok(),
+        };
         // Not every stack can close one direction. Dropping the socket closes both, and only then
         // does the peer see the end: so drop at once, unless a reset would do harm.
         if !half_closed && !self.unread {
@@ -202,9 +208,8 @@ where
         }
         let mut drained = 0;
         while drained < LINGER_BYTES {
-            let read = self.deadline.guard(self.socket.read(&mut self.buffer)).await;
-            match read {
-                Ok(Ok(read)) if read > 0 => drained += read,
+            match self.deadline.guard(self.socket.read(&mut self.buffer)).await {
+                Ok(read) if read > 0 => drained += read,
                 _ => break,
             }
         }

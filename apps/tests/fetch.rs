@@ -6,7 +6,6 @@ use apps::config::{Config, Url};
 use apps::fetch::Report;
 use apps::{AppError, Context, fetch};
 use edge_nal::{AddrType, Dns};
-
 use netfront::ResolveError;
 use sha2::{Digest, Sha256};
 use std::io::{Read, Write};

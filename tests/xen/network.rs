@@ -394,7 +394,7 @@ fn frames_can_be_captured_live(fixture: &Fixture) -> Result<()> {
     let vif = first().vif();
     let config = format!("{HTTP}\ncmdline = \"{words}\"\nvif = [\"{vif}\"]\n");
     let guest = Domain::create(dom0, "traced", &config)?;
-    guest.wait_for("frames can be had", PATIENCE)?;
+    guest.wait_for("serving frames", PATIENCE)?;
     guest.wait_for("the address is", PATIENCE)?;
     // The second reader gets a new capture file.
     for path in ["/healthz", "/bytes/50000"] {

@@ -1,6 +1,7 @@
 //! URLs on the command line.
 
 use super::words::{Problem, number};
+use alloc::format;
 use alloc::string::String;
 use core::fmt;
 use core::net::{IpAddr, SocketAddr};
@@ -62,13 +63,9 @@ impl FromStr for Url {
         if !target.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(Problem::Target);
         }
-        let mut owned = String::with_capacity(target.len() + 1);
-        if !target.starts_with('/') {
-            owned.push('/');
-        }
-        owned.push_str(target);
+        let slash = if target.starts_with('/') { "" } else { "/" };
         let (host, port) = authority(host).ok_or(Problem::Host)?;
-        Ok(Url { host, port, target: owned })
+        Ok(Url { host, port, target: format!("{slash}{target}") })
     }
 }
 

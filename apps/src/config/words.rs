@@ -67,7 +67,7 @@ pub enum Problem {
     Timeout,
     #[error("a number of connections is a whole number from 1 to 65536")]
     Connections,
-    #[error("event channels are of the ABI fifo or 2l")]
+    #[error("the ABI of event channels is fifo or 2l")]
     Evtchn,
     #[error("the stack is xensock, netfront or both")]
     Stack,
@@ -75,10 +75,10 @@ pub enum Problem {
     NoXensock,
     #[error("this image has no network stack: it was built without the feature `netfront`")]
     NoNetfront,
-    #[error("only a network interface has addresses: say stack=netfront or stack=both, too")]
+    #[error("only a network interface has addresses: add stack=netfront or stack=both")]
     NoInterface,
     #[error(
-        "net is dhcp; for an address of your own say ip=ADDRESS/BITS alone, as in ip=10.0.0.2/24"
+        "net is dhcp; for a static address write ip=ADDRESS/BITS instead, as in ip=10.0.0.2/24"
     )]
     Net,
     #[error("an address is written with its network's length, as in 10.0.0.2/24")]
@@ -95,7 +95,7 @@ pub enum Problem {
     TcpBuffer,
     #[error("a trace is pcap, or pcap:PORT of dom0, as in trace=pcap:2002")]
     Trace,
-    #[error("a trace is of stack=netfront alone, and leaves by dom0's sockets")]
+    #[error("a trace needs stack=netfront; dom0's sockets serve its frames")]
     NoTrace,
     #[error("fetch takes one stack: xensock or netfront")]
     OneStack,

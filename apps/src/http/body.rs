@@ -55,7 +55,7 @@ enum State {
     Done,
 }
 
-/// A body that is read.
+/// A body that is being read.
 #[derive(Debug)]
 pub struct Body {
     state: State,
@@ -138,8 +138,8 @@ impl Body {
     }
 }
 
-/// Parses what is between the data. Returns how many bytes of `input` that takes and the next
-/// state; 0 bytes if more input is needed.
+/// Parses the framing between data. Returns its length in `input` and the next state; length 0 if
+/// more input is needed.
 fn step(state: State, input: &[u8]) -> Result<(usize, State), BodyError> {
     let more = Ok((0, state));
     match state {
@@ -148,7 +148,7 @@ fn step(state: State, input: &[u8]) -> Result<(usize, State), BodyError> {
             // The parser would take a missing size for 0.
             (Some(first), _) if !first.is_ascii_hexdigit() => Err(SIZE),
             (_, Ok(httparse::Status::Complete((taken, _)))) if taken > MAX_OVERHEAD => Err(SIZE),
-            // The parser steps over bare line feeds in an extension; another on the way may not.
+            // The parser steps over bare line feeds in an extension; an intermediary may not.
             (_, Ok(httparse::Status::Complete((taken, _))))
                 if input[..taken - 2].iter().any(|byte| *byte < b' ' && *byte != b'\t') =>
             {

@@ -59,12 +59,12 @@ const SLOW: End = End::Refused(Refusal {
 
 const TOO_LARGE: Refusal = Refusal {
     status: Status::CONTENT_TOO_LARGE,
-    reason: "Nothing here takes a body this long but POST /sum.",
+    reason: "Only POST /sum accepts a body this long.",
 };
 
 const NO_MEMORY: Refusal = Refusal {
     status: Status::SERVICE_UNAVAILABLE,
-    reason: "There is no memory for this page now.",
+    reason: "There is not enough memory for this page now.",
 };
 
 /// An empty text for a page, if there is also room for the response that it becomes a part of.
@@ -72,15 +72,6 @@ fn page_text(context: &Context) -> Result<String, End> {
     let has_room = context.has_room(2 * page::CAPACITY);
     let text = if has_room { context.text(page::CAPACITY) } else { None };
     text.ok_or(End::Refused(NO_MEMORY))
-}
-
-/// A request whose head was read.
-struct Asked {
-    route: Route,
-    method: Method,
-    framing: Framing,
-    expects_continue: bool,
-    keep_alive: bool,
 }
 
 /// One connection.
@@ -101,7 +92,7 @@ where
     }
 
     /// Serves the connection until it ends.
-    pub async fn hold(mut self) -> Result<(), WireError> {
+    pub async fn serve(mut self) -> Result<(), WireError> {
         match self.run().await {
             Ok(()) | Err(End::Quiet) => self.wire.close().await,
             Err(End::Refused(refusal)) => self.refuse(refusal).await,
@@ -111,33 +102,30 @@ where
 
     async fn run(&mut self) -> Result<(), End> {
         loop {
-            let asked = self.ask().await?;
+            let (route, request) = self.next().await?;
             self.context.counters.requests.add(1);
-            if !self.answer(asked).await? {
+            if !self.answer(route, request).await? {
                 return Ok(());
             }
         }
     }
 
     /// Waits for a request.
-    async fn ask(&mut self) -> Result<Asked, End> {
+    async fn next(&mut self) -> Result<(Route, Request), End> {
         self.wire.deadline.extend();
         let mut begun = false;
         loop {
-            let blank = self.wire.buffered().iter().take_while(|b| matches!(b, b'\r' | b'\n'));
-            let blank = blank.count();
-            self.wire.consume(blank);
+            let is_blank = |byte: &&u8| matches!(byte, b'\r' | b'\n');
+            self.wire.consume(self.wire.buffered().iter().take_while(is_blank).count());
             if !begun && !self.wire.buffered().is_empty() {
                 begun = true;
                 self.wire.deadline.shorten(HEAD_LIMIT);
             }
             match request::parse(self.wire.buffered(), self.wire.is_full()) {
-                Ok(Some(request)) => {
-                    let Request { length, method, path, framing, expects_continue, keep_alive } =
-                        request;
+                Ok(Some((length, path, request))) => {
                     let route = Route::of(path);
                     self.wire.consume(length);
-                    return Ok(Asked { route, method, framing, expects_continue, keep_alive });
+                    return Ok((route, request));
                 }
                 Ok(None) => {}
                 Err(refusal) => return Err(End::Refused(refusal)),
@@ -154,20 +142,20 @@ where
     }
 
     /// Sends a response. Returns whether the connection stays open.
-    async fn answer(&mut self, asked: Asked) -> Result<bool, End> {
-        let Asked { route, method, .. } = asked;
+    async fn answer(&mut self, route: Route, request: Request) -> Result<bool, End> {
+        let Request { method, framing, expects_continue, keep_alive } = request;
         if route == Route::Sum && method == Method::Post {
-            return self.sum(asked).await;
+            return self.sum(request).await;
         }
         // A client that waits for `100 Continue` may or may not send the body after another
         // response, so the bytes that follow are ambiguous.
-        let drained = !asked.expects_continue && self.drain(asked.framing).await?;
-        let keep_alive = asked.keep_alive && drained;
+        let drained = !expects_continue && self.drain(framing).await?;
+        let keep_alive = keep_alive && drained;
         if !drained {
             self.wire.leave_unread();
         }
         let takes = route.takes(method);
-        if takes && !drained && !asked.expects_continue {
+        if takes && !drained && !expects_continue {
             return Err(End::Refused(TOO_LARGE));
         }
         let head = Head::text(Status::OK, keep_alive);
@@ -180,8 +168,7 @@ where
             _ if !takes => {
                 let allow = route.allow();
                 let head = Head { status: Status::METHOD_NOT_ALLOWED, allow, ..head };
-                let text = "This path does not take this method.\n";
-                self.short(head, method, text);
+                self.short(head, method, "This path does not accept this method.\n");
             }
             Route::BadBytes => {
                 let head = Head { status: Status::BAD_REQUEST, ..head };
@@ -245,13 +232,13 @@ where
     }
 
     /// `POST /sum`.
-    async fn sum(&mut self, asked: Asked) -> Result<bool, End> {
-        let empty = asked.framing == Framing::Length(0);
-        if asked.expects_continue && !empty && self.wire.buffered().is_empty() {
+    async fn sum(&mut self, request: Request) -> Result<bool, End> {
+        let empty = request.framing == Framing::Length(0);
+        if request.expects_continue && !empty && self.wire.buffered().is_empty() {
             self.wire.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
         }
         let mut sum = Sha256::new();
-        let body = Body::new(asked.framing);
+        let body = Body::new(request.framing);
         body.read_all(&mut self.wire, |piece| sum.update(piece)).await?;
         let mut text = String::with_capacity(65);
         for byte in sum.finalize() {
@@ -260,9 +247,9 @@ where
         }
         text.push('\n');
         self.out.clear();
-        self.short(Head::text(Status::OK, asked.keep_alive), asked.method, &text);
+        self.short(Head::text(Status::OK, request.keep_alive), request.method, &text);
         self.send().await?;
-        Ok(asked.keep_alive)
+        Ok(request.keep_alive)
     }
 
     /// Appends a short response to `out`; a `HEAD` request gets no body.
@@ -288,8 +275,7 @@ where
         self.out.clear();
         let length = reason.len() as u64 + 1;
         Head { length, ..Head::text(status, false) }.write(&mut self.out);
-        self.out.push_str(reason);
-        self.out.push('\n');
+        self.out.extend([reason, "\n"]);
         self.wire.deadline.extend();
         self.send().await?;
         self.wire.leave_unread();

@@ -25,9 +25,10 @@ mod route;
 pub(super) use body::{Body, Framing};
 pub(super) use request::length;
 
-use super::wire::{Deadline, Wire};
+use super::wire::{Deadline, Wire, WireError};
 use crate::Context;
 use conversation::Conversation;
+use core::time::Duration;
 use edge_nal::TcpShutdown;
 use embedded_io_async::{Read, Write};
 
@@ -39,18 +40,16 @@ const BUFFER: usize = 16 << 10;
 pub const CONNECTION_MEMORY: usize = BUFFER + 2 * page::CAPACITY + (2 << 10);
 
 /// Serves one connection until it ends.
-pub async fn converse<S>(socket: S, idle: Option<core::time::Duration>, context: &Context)
+pub async fn converse<S>(
+    socket: S,
+    idle: Option<Duration>,
+    context: &Context,
+) -> Result<(), WireError>
 where
     S: Read + Write + TcpShutdown,
 {
-    let served = match Wire::new(socket, BUFFER, Deadline::new(idle), context) {
-        Ok(wire) => Conversation::new(wire, context).hold().await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = served {
-        context.counters.connections_failed.add(1);
-        log::debug!("http: {error}");
-    }
+    let wire = Wire::new(socket, BUFFER, Deadline::new(idle), context)?;
+    Conversation::new(wire, context).serve().await
 }
 
 #[cfg(test)]

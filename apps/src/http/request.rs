@@ -26,15 +26,11 @@ pub enum Method {
     Other,
 }
 
-/// A request that can be answered.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Request<'h> {
-    /// The head's length, in bytes.
-    pub length: usize,
+/// A request that can be answered, without its path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
     /// The method.
     pub method: Method,
-    /// The path, without the query.
-    pub path: &'h str,
     /// How the body ends; [`Framing::Length`] of 0 without a body.
     pub framing: Framing,
     /// Whether the client waits for `100 Continue` before sending the body.
@@ -56,9 +52,12 @@ const fn refuse<T>(status: Status, reason: &'static str) -> Result<T, Refusal> {
     Err(Refusal { status, reason })
 }
 
+/// A request's head: its length in bytes, the path without the query, and the rest.
+pub type Parsed<'h> = (usize, &'h str, Request);
+
 /// Reads a head from the beginning of `input`; `None` if it is incomplete. `full` means that no
 /// more input fits into the buffer.
-pub fn parse(input: &[u8], full: bool) -> Result<Option<Request<'_>>, Refusal> {
+pub fn parse(input: &[u8], full: bool) -> Result<Option<Parsed<'_>>, Refusal> {
     if input.len() > EAGER && !has_end(input) {
         return if full { Err(too_long(input)) } else { Ok(None) };
     }
@@ -91,14 +90,9 @@ pub fn parse(input: &[u8], full: bool) -> Result<Option<Request<'_>>, Refusal> {
         (true, None) => Framing::Chunked,
         (false, length) => Framing::Length(length.unwrap_or(0)),
     };
-    Ok(Some(Request {
-        length,
-        method,
-        path,
-        framing,
-        expects_continue: fields.expects_continue && version_1_1,
-        keep_alive: !fields.close && (version_1_1 || fields.keep_alive),
-    }))
+    let expects_continue = fields.expects_continue && version_1_1;
+    let keep_alive = !fields.close && (version_1_1 || fields.keep_alive);
+    Ok(Some((length, path, Request { method, framing, expects_continue, keep_alive })))
 }
 
 /// Whether `input` contains an empty line.
@@ -256,14 +250,12 @@ mod tests {
     fn a_plain_request_is_parsed() {
         let text = "GET /a?b HTTP/1.1\r\nHost: x\r\nAccept: */*\r\n\r\nrest";
         let request = Request {
-            length: text.len() - 4,
             method: Method::Get,
-            path: "/a",
             framing: Framing::Length(0),
             expects_continue: false,
             keep_alive: true,
         };
-        assert_eq!(parse(text.as_bytes(), false), Ok(Some(request)));
+        assert_eq!(parse(text.as_bytes(), false), Ok(Some((text.len() - 4, "/a", request))));
     }
 
     #[test]
@@ -272,7 +264,7 @@ mod tests {
         for end in 0..text.len() {
             assert_eq!(parse(&text.as_bytes()[..end], false), Ok(None), "{end}");
         }
-        let request = parse(text.as_bytes(), false).unwrap().unwrap();
+        let (_, _, request) = parse(text.as_bytes(), false).unwrap().unwrap();
         assert_eq!((request.framing, request.expects_continue), (Framing::Length(3), true));
     }
 
@@ -288,7 +280,7 @@ mod tests {
             ("1.0", "Connection: keep-alive, close\r\n", false),
         ] {
             let text = format!("GET / HTTP/{version}\r\nHost: x\r\n{line}\r\n");
-            let request = parse(text.as_bytes(), false).unwrap().unwrap();
+            let (_, _, request) = parse(text.as_bytes(), false).unwrap().unwrap();
             assert_eq!(request.keep_alive, stays, "{text}");
         }
     }
@@ -373,9 +365,9 @@ mod tests {
                 let mut bytes = Vec::from(text.as_bytes());
                 bytes[at] = byte;
                 for full in [false, true] {
-                    if let Ok(Some(request)) = parse(&bytes, full) {
-                        assert!(request.length <= bytes.len());
-                        assert!(request.path.starts_with('/') || request.path == "*");
+                    if let Ok(Some((length, path, _))) = parse(&bytes, full) {
+                        assert!(length <= bytes.len());
+                        assert!(path.starts_with('/') || path == "*");
                     }
                 }
             }

@@ -8,7 +8,6 @@ use apps::config::Config;
 use apps::{AppError, Context, Environment, Metric};
 use edge_nal::{Close, Readable, TcpAccept, TcpBind, TcpConnect, TcpShutdown, TcpSplit};
 use embedded_io_async::{ErrorType, Read, Write};
-
 use netfront::Resolver;
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream as Client};
