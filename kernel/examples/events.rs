@@ -51,7 +51,9 @@ async fn main(system: System) -> Result<(), String> {
     let line = core::str::from_utf8(system.command_line()).unwrap_or_default();
     let number = |key| {
         let value = line.split_whitespace().find_map(|word| word.strip_prefix(key));
-        value.and_then(|value| value.parse().ok()).ok_or_else(|| format!("say {key} and a number"))
+        value
+            .and_then(|value| value.parse().ok())
+            .ok_or_else(|| format!("write {key} and a number"))
     };
     let (ports, frames) = (number("ports=")?, number("frames=")?);
     let bench = Bench { guest: guest().ok_or("there is no machine")?, ports, frames };
@@ -287,7 +289,7 @@ async fn every_port_can_be_used(bench: &Bench) -> Outcome {
     }
     Timer::after_millis(1).await;
     let once = channels.iter().all(|(_, counter)| counter.count() == 1);
-    expect("each was heard once", once, true)?;
+    expect("each event arrived once", once, true)?;
 
     // Xen allocates the lowest free number: that of the first port.
     let first = channels[0].0.to;

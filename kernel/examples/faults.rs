@@ -8,7 +8,7 @@ extern crate alloc;
 
 use alloc::boxed::Box;
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use core::arch::asm;
 use core::fmt;
 use core::hint::black_box;
@@ -18,7 +18,7 @@ use kernel::System;
 
 kernel::entry!(main);
 
-/// The faults by name.
+/// The faults and their names.
 const FAULTS: [(&str, fn()); 27] = [
     ("write-null", || write_to(ptr::null_mut())),
     ("read-null", || read_from(ptr::null())),
@@ -149,11 +149,11 @@ fn hang() {
 async fn main(system: System) -> Result<(), String> {
     let line = core::str::from_utf8(system.command_line()).unwrap_or_default();
     let name = line.split_whitespace().find_map(|word| word.strip_prefix("fault="));
-    let name = name.ok_or("say fault= and a name")?;
+    let name = name.ok_or("write fault= and a name")?;
     let (_, fault) = FAULTS.iter().find(|(known, _)| *known == name).ok_or_else(|| {
         let names = FAULTS.map(|(name, _)| name).join(", ");
-        format!("there is no fault {name}, but {names}")
+        format!("unknown fault {name}; the names are {names}")
     })?;
     fault();
-    Err(format!("{name}: nothing happened").to_string())
+    Err(format!("{name}: nothing happened"))
 }

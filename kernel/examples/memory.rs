@@ -43,7 +43,7 @@ async fn main(system: System) -> Result<(), Errno> {
     let end = line.len().saturating_sub(20);
     log::info!("command line: {} bytes, at its end {}", line.len(), line[end..].escape_ascii());
     log::info!("loader's map: {}", if balloon::found().loader_map { "some" } else { "none" });
-    tell_modules(&system, "module");
+    log_modules(&system, "module");
     let mut touch = system.store().watch("data/touch").await?;
     // Once at the start, then for dom0.
     for turn in 0u32.. {
@@ -52,14 +52,14 @@ async fn main(system: System) -> Result<(), Errno> {
         let touched = touch_all();
         log::info!("turn {turn}: {touched:?}, of {} pages", before.free);
         if pages::figures().free != before.free {
-            log::error!("not all of them were given back");
+            log::error!("not all of them were freed");
         }
-        tell_modules(&system, "module still");
+        log_modules(&system, "module still");
     }
     Ok(())
 }
 
-fn tell_modules(system: &System, what: &str) {
+fn log_modules(system: &System, what: &str) {
     for module in system.modules() {
         let digest = Sha256::digest(module.bytes);
         let start = digest.iter().take(8).fold(0u64, |sum, byte| sum << 8 | u64::from(*byte));

@@ -48,7 +48,9 @@ async fn main(system: System) -> Result<(), String> {
     let line = core::str::from_utf8(system.command_line()).unwrap_or_default();
     let number = |key| {
         let value = line.split_whitespace().find_map(|word| word.strip_prefix(key));
-        value.and_then(|value| value.parse().ok()).ok_or_else(|| format!("say {key} and a number"))
+        value
+            .and_then(|value| value.parse().ok())
+            .ok_or_else(|| format!("write {key} and a number"))
     };
     let (port, slow) = (number("port=")?, number("slow=")?);
     let failed = |error: Errno| error.to_string();

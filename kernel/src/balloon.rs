@@ -20,7 +20,7 @@ use xen::xenstore::Store;
 use xen::{Errno, Gfn, PAGE_SIZE};
 
 /// Pages that stay free for the guest's own work: 2 MiB.
-pub const KEPT: usize = 512;
+const KEPT: usize = 512;
 
 /// The most pages of one step, so that other tasks can run.
 const STEP: u64 = 512;
@@ -28,7 +28,7 @@ const STEP: u64 = 512;
 /// The most special pages that Xen may count as the domain's memory.
 const MAX_SPECIAL: u64 = 256;
 
-/// Its record is in the image, so it is never itself returned to Xen.
+/// The pages in the balloon. The record is in the image, so its own memory is never returned.
 static BALLOON: Mutex<Balloon> = Mutex::new(Balloon::new());
 
 /// The memory found at boot.
@@ -93,22 +93,16 @@ pub unsafe fn give_surplus(
     *FOUND.lock() = Found { loader_map, ram, reservation, surplus: balloon.pages() };
 }
 
-/// Why no more pages are returned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// The free pages are those that the guest keeps.
-    Kept,
-    /// Xen refused, or the balloon's record is full.
-    Failed(Errno),
-}
-
-/// Returns up to `count` pages to Xen, at most one step. Returns their number.
-pub fn shrink(xen: &impl Operations, count: u64) -> Result<u64, Refusal> {
+/// Returns up to `count` pages to Xen, at most one step. The error is a text for the toolstack.
+fn shrink(xen: &impl Operations, count: u64) -> Result<(), String> {
     let room = free_pages::figures().free.saturating_sub(KEPT) as u64;
     let mut size = count.min(room).min(STEP) as usize;
     let start = loop {
         if size == 0 {
-            return Err(Refusal::Kept);
+            return Err(format!(
+                "the rest is in use, but for {} KiB that the guest keeps for its own work",
+                KEPT * PAGE_SIZE / 1024
+            ));
         }
         match free_pages::alloc(size) {
             Some(start) => break start,
@@ -119,25 +113,26 @@ pub fn shrink(xen: &impl Operations, count: u64) -> Result<u64, Refusal> {
     let given = run(start.addr().get() as u64, (size * PAGE_SIZE) as u64);
     // SAFETY: the pages were allocated above, and nothing else uses them.
     let Err((error, left)) = (unsafe { BALLOON.lock().give(xen, given) }) else {
-        return Ok(given.count);
+        return Ok(());
     };
     // SAFETY: these pages were not returned, and nothing uses them.
     unsafe { free_pages::add(region(left)) };
     match given.count - left.count {
-        0 => Err(Refusal::Failed(error)),
-        done => Ok(done),
+        // Xen refused, or the balloon's record is full.
+        0 => Err(format!("no more pages can be given back: {error}")),
+        _ => Ok(()),
     }
 }
 
-/// Takes up to `count` pages back from Xen, at most one step. Returns their number.
-/// [`Errno::ENOENT`] if the balloon is empty, [`Errno::ENOMEM`] if Xen has no memory for this
-/// domain.
-pub fn grow(xen: &impl Operations, count: u64) -> Result<u64, Errno> {
-    let taken = BALLOON.lock().take(xen, count.min(STEP))?;
+/// Takes up to `count` pages back from Xen, at most one step. The error is a text for the
+/// toolstack.
+fn grow(xen: &impl Operations, count: u64) -> Result<(), String> {
+    let taken = BALLOON.lock().take(xen, count.min(STEP));
+    let taken = taken.map_err(|error| format!("Xen gives no more memory: {error}"))?;
     // SAFETY: Xen has populated the pages, and nothing uses them. They lie in a piece or at its
     // end, because the memory after a piece's end comes back lowest first.
     unsafe { free_pages::add(region(taken)) };
-    Ok(taken.count)
+    Ok(())
 }
 
 fn run(start: u64, bytes: u64) -> Run {
@@ -194,15 +189,9 @@ async fn reach(xen: Xen, absent: u64) -> Result<(), String> {
     let result = loop {
         let now = pages();
         let step = if now < absent {
-            shrink(&xen, absent - now).map_err(|refusal| match refusal {
-                Refusal::Kept => format!(
-                    "the rest is in use, but for {} KiB that the guest keeps for its own work",
-                    KEPT * PAGE_SIZE / 1024
-                ),
-                Refusal::Failed(error) => format!("no more pages can be given back: {error}"),
-            })
+            shrink(&xen, absent - now)
         } else if now > absent {
-            grow(&xen, now - absent).map_err(|error| format!("Xen gives no more memory: {error}"))
+            grow(&xen, now - absent)
         } else {
             break Ok(());
         };

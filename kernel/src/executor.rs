@@ -6,7 +6,6 @@ use alloc::sync::Arc;
 use alloc::task::Wake;
 use alloc::vec::Vec;
 use core::cell::RefCell;
-use core::fmt;
 use core::future::Future;
 use core::pin::Pin;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -39,12 +38,6 @@ impl Spawner {
     }
 }
 
-impl fmt::Debug for Spawner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Spawner").field("new", &self.new.borrow().len()).finish()
-    }
-}
-
 /// The tasks of one [`Spawner`]. Dropping the group drops its tasks.
 #[derive(Default)]
 pub struct Tasks {
@@ -53,11 +46,6 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    /// A group without tasks.
-    pub fn new() -> Tasks {
-        Tasks::default()
-    }
-
     /// Returns the group's spawner.
     pub fn spawner(&self) -> Spawner {
         self.spawner.clone()
@@ -66,7 +54,7 @@ impl Tasks {
     /// Polls the woken and the new tasks.
     fn poll(&mut self, context: &mut Context) {
         self.running.extend(self.spawner.new.take());
-        // The loop ends when no task ends: each turn takes one that has.
+        // Each turn polls until a task ends. The loop ends when no further one does.
         while let Poll::Ready(Some(())) = Pin::new(&mut self.running).poll_next(context) {}
     }
 
@@ -107,7 +95,7 @@ impl Wake for Awake {
 ///     fn sleep(&self, _: &dyn Fn() -> bool) {}
 /// }
 ///
-/// let mut tasks = Tasks::new();
+/// let mut tasks = Tasks::default();
 /// tasks.spawner().spawn(async { log::info!("a task") });
 /// run(&Busy, &mut [&mut tasks], async { log::info!("the end") });
 /// ```
@@ -200,7 +188,7 @@ mod tests {
     #[test]
     fn new_tasks_run_before_the_next_sleep() {
         let fake = Fake::default();
-        let mut tasks = Tasks::new();
+        let mut tasks = Tasks::default();
         let (spawner, depth) = (tasks.spawner(), Rc::new(Cell::new(0)));
         fn start(spawner: Spawner, depth: Rc<Cell<u32>>) {
             let again = spawner.clone();
@@ -226,7 +214,7 @@ mod tests {
         }
         let (fake, dropped) = (Fake::default(), Rc::new(Cell::new(false)));
         let noted = Noted(dropped.clone());
-        let mut tasks = Tasks::new();
+        let mut tasks = Tasks::default();
         tasks.spawner().spawn(async move {
             let _noted = noted;
             pending::<()>().await;

@@ -2,7 +2,6 @@
 
 use core::arch::x86_64::__cpuid;
 use core::arch::{asm, global_asm};
-use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 use xen::abi::cpuid::*;
 use xen::hypercall::Hypervisor;
@@ -26,22 +25,6 @@ unsafe extern "C" {
     static hypercall_page: [u8; 4096];
 }
 
-/// This machine does not run Xen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NoXen;
-
-impl fmt::Display for NoXen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(
-            "no CPUID leaf from 0x40000000 to 0x4000ff00 bears the signature XenVMMXenVMM: \
-             start this kernel as a PVH domain of Xen",
-        )
-    }
-}
-
-impl core::error::Error for NoXen {}
-
-/// The number of hypercalls.
 static CALLS: AtomicU64 = AtomicU64::new(0);
 
 /// The number of hypercalls since the kernel started.
@@ -53,13 +36,13 @@ pub fn calls() -> u64 {
 #[derive(Clone, Copy, Debug)]
 pub struct Xen(());
 
-/// Finds Xen by its CPUID signature and installs the hypercall page.
+/// Finds Xen by its CPUID signature and installs the hypercall page. `None` without Xen.
 ///
 /// # Safety
 /// The kernel's image must be identity-mapped and executable. Code must run in 64-bit mode, with
 /// privilege.
-pub unsafe fn install() -> Result<Xen, NoXen> {
-    let base = find().ok_or(NoXen)?;
+pub unsafe fn install() -> Option<Xen> {
+    let base = find()?;
     let msr = __cpuid(base + 2).ebx;
     let page = (&raw const hypercall_page).addr() as u64;
     // SAFETY: CPUID names this register for this purpose. Xen fills the page at the address,
@@ -73,7 +56,7 @@ pub unsafe fn install() -> Result<Xen, NoXen> {
             options(nostack, preserves_flags),
         );
     }
-    Ok(Xen(()))
+    Some(Xen(()))
 }
 
 fn find() -> Option<u32> {

@@ -41,7 +41,7 @@ pub fn change(level: &[u8]) {
             log::set_max_level(level);
         }
         None => log::warn!(
-            "invalid log level {}: there are off, error, warn, info, debug and trace",
+            "invalid log level {}: write off, error, warn, info, debug or trace",
             level.escape_ascii()
         ),
     }

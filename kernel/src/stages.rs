@@ -22,16 +22,11 @@ pub enum Stage {
     Listening,
 }
 
-const STAGES: [(Stage, &str); 5] = [
-    (Stage::Memory, "memory"),
-    (Stage::Machine, "machine"),
-    (Stage::Xenstore, "xenstore"),
-    (Stage::Device, "device"),
-    (Stage::Listening, "listening"),
-];
+/// The names of the stages, in their order.
+const NAMES: [&str; 5] = ["memory", "machine", "xenstore", "device", "listening"];
 
 /// The TSC at the end of each stage, or 0.
-static MARKS: [AtomicU64; STAGES.len()] = [const { AtomicU64::new(0) }; STAGES.len()];
+static MARKS: [AtomicU64; NAMES.len()] = [const { AtomicU64::new(0) }; NAMES.len()];
 
 /// Marks the end of a stage. Returns true the first time; later calls have no effect.
 pub fn mark(stage: Stage) -> bool {
@@ -44,7 +39,7 @@ pub fn mark(stage: Stage) -> bool {
 pub struct Times {
     entry: u64,
     frequency: u64,
-    marks: [u64; STAGES.len()],
+    marks: [u64; NAMES.len()],
 }
 
 impl Times {
@@ -62,7 +57,7 @@ impl Times {
 impl fmt::Display for Times {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut before = self.entry;
-        for ((_, name), mark) in STAGES.iter().zip(self.marks).filter(|(_, mark)| *mark > 0) {
+        for (name, mark) in NAMES.iter().zip(self.marks).filter(|(_, mark)| *mark > 0) {
             write!(f, "{name} {} us, ", self.micros(before, mark))?;
             before = mark;
         }

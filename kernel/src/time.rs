@@ -67,10 +67,10 @@ impl EventHandler for TimerEvents {
 }
 
 /// Called in each turn of the executor. If Xen's timer has fired, wakes the tasks that are due
-/// and returns true. Sometimes wakes all tasks: see [`Timers`].
+/// and returns true. Sometimes wakes all tasks: see [`crate::timers`].
 pub fn expire() -> bool {
-    let crowd = DRIVER.0.lock().sweep();
-    crowd.into_iter().flatten().for_each(Waker::wake);
+    let swept = DRIVER.0.lock().sweep();
+    swept.into_iter().flatten().for_each(Waker::wake);
     if !FIRED.swap(false, Ordering::Relaxed) {
         return false;
     }

@@ -42,12 +42,6 @@ pub struct Timers {
     cleared: u64,
 }
 
-impl Default for Timers {
-    fn default() -> Timers {
-        Timers::new()
-    }
-}
-
 impl Timers {
     /// No timers.
     pub const fn new() -> Timers {

@@ -100,7 +100,7 @@ pub async fn several_connections_are_accepted_at_once(
         seen.push(byte[0]);
     }
     seen.sort_unstable();
-    expect("who came", seen, vec![0, 1, 2, 3, 4])
+    expect("the clients", seen, vec![0, 1, 2, 3, 4])
 }
 
 pub async fn binding_an_address_in_use_fails(setup: &Setup<'_, impl Near, impl Far>) -> Outcome {
@@ -118,7 +118,7 @@ pub async fn written_data_arrives_after_the_stream_is_dropped(
     drop(near);
     let mut got = [0; 14];
     far.read_exact(&mut got).await.map_err(say("read"))?;
-    expect("what came", &got, b"the last words")?;
+    expect("the bytes", &got, b"the last words")?;
     expect("the end", far.read(&mut [0]).await, Ok(0))
 }
 
@@ -142,7 +142,7 @@ pub async fn one_direction_closes_alone(setup: &Setup<'_, impl Near, impl Far>) 
                 count => got.extend_from_slice(&some[..count]),
             }
         }
-        expect("what came", got == data, true)?;
+        expect("the bytes", got == data, true)?;
         far.write_all(b"answer").await.map_err(say("write"))?;
         far.flush().await.map_err(say("flush"))
     };

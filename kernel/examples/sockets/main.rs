@@ -48,11 +48,12 @@ type End = Stream<Domain>;
 async fn main(system: System) -> Result<(), String> {
     let line = core::str::from_utf8(system.command_line()).unwrap_or_default();
     let word = |name: &str| line.split_whitespace().find_map(|word| word.strip_prefix(name));
-    let port = word("port=").and_then(|port| port.parse().ok()).ok_or("say port=, and a number")?;
+    let port =
+        word("port=").and_then(|port| port.parse().ok()).ok_or("write port= and a number")?;
     let sockets = system.sockets(Default::default()).await.map_err(|error| error.to_string())?;
     let mut tally = Tally::default();
     if let Some(dom0) = word("beside=") {
-        let dom0 = dom0.parse().map_err(|_| "beside= wants dom0's address")?;
+        let dom0 = dom0.parse().map_err(|_| "write beside= and dom0's address")?;
         both_stacks(&system, &sockets, dom0, port, &mut tally).await?;
     } else {
         one_stack(sockets, port, word("plain").is_some(), &mut tally).await;
@@ -166,13 +167,13 @@ async fn transfer(from: &mut impl Write, to: &mut impl Read, data: &[u8]) -> Out
     let (wrote, read) = join(from.write_all(data), to.read_exact(&mut got)).await;
     wrote.map_err(say("write"))?;
     read.map_err(say("read"))?;
-    if got == data { Ok(()) } else { Err("what came is not what was sent".to_string()) }
+    if got == data { Ok(()) } else { Err("the received bytes differ from those sent".to_string()) }
 }
 
 async fn readable_waits_for_a_connection(bench: &Bench) -> Outcome {
     let listener = bench.listen(0).await?;
     let early = with_timeout(Duration::from_millis(200), listener.readable()).await;
-    expect("nobody is there", early.is_err(), true)?;
+    expect("no connection yet", early.is_err(), true)?;
     let (ready, near) = join(listener.readable(), bench.sockets.connect(bench.address(0))).await;
     ready.map_err(say("poll"))?;
     let _near = near.map_err(say("connect"))?;
@@ -270,5 +271,5 @@ async fn rings_are_resized_under_traffic(bench: &Bench) -> Outcome {
         transfer(&mut far, &mut near, &data).await?;
     }
     let fits = sizes.windows(2).all(|pair| pair[0] != pair[1]) && sizes[1] >= 100_000;
-    expect(&format!("the sizes {sizes:?} follow the wishes"), fits, true)
+    expect(&format!("the sizes {sizes:?} follow the requests"), fits, true)
 }

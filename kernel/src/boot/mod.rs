@@ -5,7 +5,7 @@ mod memory_map;
 
 pub use loader::COMMAND_LINE_SIZE;
 
-use crate::hypercall::{self, NoXen};
+use crate::hypercall;
 use crate::memory::ram::{self, Kind, MAX_MODULES, Region};
 use crate::memory::{image, modules, pages, paging};
 use crate::stages::{self, Stage};
@@ -37,7 +37,7 @@ extern "C" fn start(start_info: u32) -> ! {
     logger::init();
     // SAFETY: the image is below 4 GiB, identity-mapped and executable.
     let xen = unsafe { hypercall::install() };
-    if let Ok(xen) = xen {
+    if let Some(xen) = xen {
         crash::set_xen(xen);
     }
     // SAFETY: the loader passes the address of `hvm_start_info`. The structure and everything it
@@ -52,12 +52,12 @@ extern "C" fn start(start_info: u32) -> ! {
     // SAFETY: called once, here; the loader put the modules there, and they are excluded from
     // free memory.
     unsafe { modules::keep(modules) };
-    let xen_map = xen.as_ref().ok().and_then(|xen| memory_map::ask(xen).ok());
+    let xen_map = xen.as_ref().and_then(|xen| memory_map::ask(xen).ok());
     let loader_map = !memory_map.is_empty();
     let memory_map = ram::agreed(&memory_map, &xen_map.unwrap_or_default());
     let is_ram = |region: &Region| region.kind == Kind::Ram;
     let mut free = ram::free(&memory_map, &taken);
-    if let Ok(xen) = &xen {
+    if let Some(xen) = &xen {
         // SAFETY: free memory is not in use yet.
         unsafe { balloon::give_surplus(xen, &memory_map, loader_map, &mut free) };
     }
@@ -71,10 +71,7 @@ extern "C" fn start(start_info: u32) -> ! {
     free.into_iter().for_each(|piece| unsafe { pages::add(piece) });
     modules::map();
     stages::mark(Stage::Memory);
-    let xen = match xen {
-        Ok(xen) => xen,
-        Err(error) => stop_without_xen(&error),
-    };
+    let xen = xen.unwrap_or_else(|| stop_without_xen());
     // SAFETY: called once, here; memory and interrupts are set up.
     let guest = match unsafe { machine::start(xen, &memory_map, command_line) } {
         Ok(guest) => guest,
@@ -85,16 +82,16 @@ extern "C" fn start(start_info: u32) -> ! {
 }
 
 /// Prints on the first serial port how to start this kernel, and stops.
-fn stop_without_xen(error: &NoXen) -> ! {
+fn stop_without_xen() -> ! {
     // SAFETY: without Xen nothing else drives the port. Without a port, reads return 0xff, and
     // `new_port` or the initialization fails.
     if let Ok(mut uart) = unsafe { Uart16550Tty::new_port(0x3f8, Config::default()) } {
-        let _ = write!(
-            uart,
-            "xensock-kernel: there is no Xen here: {error}.\n\
+        let _ = uart.write_str(
+            "xensock-kernel: there is no Xen here: no CPUID leaf from 0x40000000 to 0x4000ff00\n\
+             bears the signature XenVMMXenVMM.\n\
              This is the kernel of a Xen domain. Start it by `xl create` from a configuration\n\
              with type=\"pvh\" and kernel=\"(this file)\".\n\
-             The kernel stops here.\n"
+             The kernel stops here.\n",
         );
     }
     crash::halt()

@@ -17,7 +17,8 @@ global_asm!(include_str!("upcall.S"));
 
 unsafe extern "C" {
     fn event_upcall();
-    safe fn halt_until_interrupt();
+    /// Sleeps until an interrupt. A pending one ends the sleep at once.
+    pub safe fn halt_until_interrupt();
 }
 
 /// The vector of the event channels' upcall. Any vector above the exceptions' would do.
@@ -38,11 +39,6 @@ pub fn event_handler() -> u64 {
 /// The byte must be `evtchn_upcall_pending` of this vCPU, and stay mapped and writable.
 pub unsafe fn set_upcall_pending(byte: *mut u8) {
     UPCALL_PENDING.store(byte, Ordering::Release);
-}
-
-/// Sleeps until an interrupt. A pending one ends the sleep at once.
-pub fn sleep() {
-    halt_until_interrupt();
 }
 
 /// A value that all code may use although its type is for a single thread.

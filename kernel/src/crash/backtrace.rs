@@ -1,9 +1,8 @@
 //! Backtraces, from the chain of frame pointers, which all functions of the image keep: the
-//! target's JSON demands it, also for the core library.
+//! target's JSON demands it, and the core library is built for it, too.
 //!
-//! A crash may have corrupted anything. So a frame is used only if it is aligned, in one of the
-//! kernel's stacks, and above the frame before. So the walk reads nothing outside of those
-//! stacks, and it ends.
+//! A crash may have corrupted anything, so a frame is used only if it is aligned, in one of the
+//! kernel's stacks, and above the frame before. The walk reads nothing else, and it ends.
 
 use core::ops::Range;
 

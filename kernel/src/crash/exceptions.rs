@@ -70,14 +70,8 @@ fn set_handler(table: &mut InterruptDescriptorTable, vector: usize, stub: u64) {
 
 #[unsafe(no_mangle)]
 extern "C" fn exception(frame: &Frame) -> ! {
-    end(frame, frame, &frame.registers())
-}
-
-impl Frame {
-    fn registers(&self) -> Registers {
-        let Frame { general, rsp, rip, rflags, .. } = *self;
-        Registers { general, rsp, rip, rflags }
-    }
+    let Frame { general, rsp, rip, rflags, .. } = *frame;
+    end(frame, frame, &Registers { general, rsp, rip, rflags })
 }
 
 impl fmt::Display for Frame {

@@ -18,12 +18,6 @@ pub struct Patience {
     naps: AtomicU32,
 }
 
-impl Default for Patience {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Patience {
     /// The full limit.
     pub const fn new() -> Patience {

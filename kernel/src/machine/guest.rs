@@ -11,7 +11,6 @@ use crate::{command_line, time};
 use alloc::sync::Arc;
 use core::cell::Cell;
 use core::mem::offset_of;
-use core::time::Duration;
 use spin::Once;
 use xen::abi::hvm_params::*;
 use xen::abi::xen::{VIRQ_TIMER, VcpuInfo};
@@ -64,11 +63,6 @@ pub fn guest() -> Option<&'static Guest> {
 }
 
 impl Guest {
-    /// The time since the kernel started, except the time during which the domain was saved.
-    pub fn uptime(&self) -> Duration {
-        time::uptime()
-    }
-
     /// Sets Xen's timer to the next deadline, unless it is set to that time or an earlier one.
     fn arm(&self) {
         let Some(next) = time::next_deadline() else { return };
@@ -98,7 +92,7 @@ impl Platform for &'static Guest {
         // Interrupts are off, so an event after these checks is pending when the CPU halts, and
         // ends the sleep.
         if !self.events.is_pending() && !is_awake() {
-            cpu::sleep();
+            cpu::halt_until_interrupt();
             self.wakeups.add(1);
         }
     }
@@ -139,7 +133,7 @@ pub unsafe fn start(
         .inspect_err(|error| log::warn!("no console: {error}; messages go to Xen's log only"))
         .ok();
     let console =
-        console_ring.as_ref().map(|ring| Console::new(ring.page(), ring.notify(), ring.signal()));
+        console_ring.as_ref().map(|ring| Console::new(ring.page, ring.notify, ring.signal.clone()));
     let guest = Guest {
         xen,
         events,
@@ -173,5 +167,6 @@ pub(super) fn bind_timer(events: &EventChannels<Xen, EventPages>) -> Result<Port
 
 /// The connection to xenstored.
 pub fn xenstore(guest: &Guest) -> (RingReader<Notify>, RingWriter<Notify>) {
-    xen::xenstore::ring::open(guest.store.page(), guest.store.notify(), guest.store.signal())
+    let ring = &guest.store;
+    xen::xenstore::ring::open(ring.page, ring.notify, ring.signal.clone())
 }

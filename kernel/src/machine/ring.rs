@@ -17,13 +17,16 @@ pub type Notify = &'static (dyn Fn() + Send + Sync);
 /// A ring's page and event channel, which parameters of the domain name (`HVM_PARAM_*`).
 pub struct ToolstackRing {
     xen: Xen,
-    page: Shared<'static>,
+    /// The ring's page.
+    pub page: Shared<'static>,
     gfn: Gfn,
     pfn_parameter: u32,
     port_parameter: u32,
     port: &'static AtomicU32,
-    notify: Notify,
-    signal: Arc<Signal>,
+    /// Notifies the ring's backend over the current event channel.
+    pub notify: Notify,
+    /// The signal of the ring's events.
+    pub signal: Arc<Signal>,
 }
 
 impl ToolstackRing {
@@ -65,28 +68,9 @@ impl ToolstackRing {
     }
 
     fn listen(&self, events: &EventChannels<Xen, EventPages>) -> Result<(), Errno> {
-        events.register(self.port(), self.signal.clone())?;
-        events.set_priority(self.port(), Priority::HIGH)
-    }
-
-    /// The ring's page.
-    pub fn page(&self) -> Shared<'static> {
-        self.page
-    }
-
-    /// The signal of the ring's events.
-    pub fn signal(&self) -> Arc<Signal> {
-        self.signal.clone()
-    }
-
-    /// The ring's event channel.
-    pub fn port(&self) -> Port {
-        Port(self.port.load(Ordering::Relaxed))
-    }
-
-    /// Notifies the ring's backend, over the event channel of that time.
-    pub fn notify(&self) -> Notify {
-        self.notify
+        let port = Port(self.port.load(Ordering::Relaxed));
+        events.register(port, self.signal.clone())?;
+        events.set_priority(port, Priority::HIGH)
     }
 }
 

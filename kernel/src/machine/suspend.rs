@@ -42,7 +42,7 @@ impl Guest {
 
     fn restore(&self) -> Result<(), Errno> {
         // SAFETY: the image is where it was. Another host may need another hypercall page.
-        unsafe { hypercall::install() }.map_err(|_| Errno::ENODEV)?;
+        unsafe { hypercall::install() }.ok_or(Errno::ENODEV)?;
         // SAFETY: the frame is that of the page before, and empty.
         unsafe { self.xen.map_shared_info(self.shared_info) }?;
         self.events.resume()?;

@@ -20,10 +20,7 @@ const OVERHEAD: usize = 64;
 struct Chunks {
     // The order of chunks does not matter.
     chunks: ArrayVec<Heap, MAX_CHUNKS>,
-    used: usize,
-    total: usize,
-    high_water: usize,
-    allocations: u64,
+    figures: HeapFigures,
 }
 
 /// The heap's state, in bytes.
@@ -44,26 +41,22 @@ struct Global(Mutex<Chunks>);
 #[global_allocator]
 static HEAP: Global = Global(Mutex::new(Chunks {
     chunks: ArrayVec::new_const(),
-    used: 0,
-    total: 0,
-    high_water: 0,
-    allocations: 0,
+    figures: HeapFigures { used: 0, total: 0, high_water: 0, allocations: 0 },
 }));
 
 /// The heap's state.
 pub fn figures() -> HeapFigures {
-    let heap = HEAP.0.lock();
-    let Chunks { used, total, high_water, allocations, .. } = *heap;
-    HeapFigures { used, total, high_water, allocations }
+    HEAP.0.lock().figures
 }
 
 impl Chunks {
     fn alloc(&mut self, layout: Layout) -> Option<NonNull<u8>> {
         let found = self.chunks.iter_mut().find_map(|chunk| Self::take(chunk, layout));
         let (object, bytes) = found.or_else(|| Self::take(self.grow(layout)?, layout))?;
-        self.used += bytes;
-        self.high_water = self.high_water.max(self.used);
-        self.allocations = self.allocations.wrapping_add(1);
+        let figures = &mut self.figures;
+        figures.used += bytes;
+        figures.high_water = figures.high_water.max(figures.used);
+        figures.allocations = figures.allocations.wrapping_add(1);
         Some(object)
     }
 
@@ -88,7 +81,7 @@ impl Chunks {
         // SAFETY: the pages are whole, mapped, and belong to this chunk until `dealloc` frees
         // them.
         let chunk = unsafe { Heap::new(start.as_ptr(), count * PAGE_SIZE) };
-        self.total += chunk.size();
+        self.figures.total += chunk.size();
         self.chunks.push(chunk);
         self.chunks.last_mut()
     }
@@ -102,10 +95,10 @@ impl Chunks {
         let before = chunk.used();
         // SAFETY: the object lies in this chunk; the caller guarantees the rest.
         unsafe { chunk.deallocate(object, layout) };
-        self.used -= before - chunk.used();
+        self.figures.used -= before - chunk.used();
         if chunk.used() == 0 && self.chunks.len() > 1 {
             let chunk = self.chunks.swap_remove(index);
-            self.total -= chunk.size();
+            self.figures.total -= chunk.size();
             let start = NonNull::new(chunk.bottom()).expect("a chunk has an address");
             // SAFETY: `grow` allocated exactly these pages, and they contain no object.
             unsafe { pages::free(start, chunk.size() / PAGE_SIZE) };

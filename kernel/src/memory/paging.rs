@@ -23,7 +23,7 @@ const TABLES: Flags = Flags::PRESENT.union(Flags::WRITABLE);
 fn rights(address: u64) -> Option<Flags> {
     if address < Size4KiB::SIZE || image::guards().contains(&address) {
         None
-    } else if (image::text_start()..image::rodata_start()).contains(&address) {
+    } else if image::code().contains(&address) {
         Some(Flags::PRESENT)
     } else if (image::rodata_start()..image::data_start()).contains(&address)
         || (image::symbols_start()..image::end()).contains(&address)

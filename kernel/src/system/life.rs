@@ -84,7 +84,7 @@ impl System {
         }
         match guest.suspend() {
             Ok(Resumed::Restored) => {
-                // At once: the former driver must not look into the new rings.
+                // First, because the former driver must not read the new rings.
                 let (reader, writer) = machine::xenstore(guest);
                 self.0.background.spawn(run_store(store.reconnect(reader, writer)));
                 let devices = self.0.devices.borrow().clone();
@@ -174,7 +174,7 @@ pub(crate) fn run(guest: &'static Guest, command_line: &'static [u8], main: Main
 
     let (reader, writer) = machine::xenstore(guest);
     let (store, driver) = xenstore::connect(reader, writer);
-    let (mut background, mut tasks) = (Tasks::new(), Tasks::new());
+    let (mut background, mut tasks) = (Tasks::default(), Tasks::default());
     let system = System(Rc::new(Inner {
         guest,
         store,

@@ -1,4 +1,4 @@
-//! The guest as its main function sees it.
+//! The guest's interface for its main function.
 
 #[cfg(not(any(feature = "netfront", feature = "xensock")))]
 compile_error!("the kernel needs a stack: the feature `xensock`, `netfront` or both");
@@ -21,7 +21,7 @@ use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
-use core::fmt::{self, Display};
+use core::fmt::Display;
 use core::pin::Pin;
 use futures_util::future::LocalBoxFuture;
 use xen::Errno;
@@ -212,7 +212,7 @@ impl System {
         let Inner { guest, devices, .. } = &*self.0;
         let (heap, pages, grants) = (heap_figures(), pages::figures(), guest.grants.usage());
         let mut snapshot = Snapshot {
-            uptime_seconds: guest.uptime().as_secs(),
+            uptime_seconds: time::uptime().as_secs(),
             heap_used_bytes: heap.used as u64,
             heap_total_bytes: heap.total as u64,
             heap_high_water_bytes: heap.high_water as u64,
@@ -234,11 +234,5 @@ impl System {
         };
         devices.borrow().iter().for_each(|device| device.count(&mut snapshot));
         snapshot
-    }
-}
-
-impl fmt::Debug for System {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("System").field("snapshot", &self.snapshot()).finish()
     }
 }
