@@ -1,7 +1,6 @@
 //! dom0 of a machine that is up: commands, files, ports, consoles.
 
-use crate::state::State;
-use crate::{qmp, ssh};
+use crate::{qmp, ssh, state};
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
 use std::io::{Seek, Write};
@@ -51,7 +50,7 @@ impl Dom0 {
     /// dom0 of the machine that another process keeps in `folder`.
     pub fn attach(folder: impl Into<PathBuf>) -> Result<Self> {
         let folder = folder.into();
-        State::read(&folder)?;
+        state::qemu_id(&folder)?;
         Ok(Self { folder })
     }
 

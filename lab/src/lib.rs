@@ -33,5 +33,5 @@ pub use linux::LinuxEnds;
 pub use machine::{Booting, Lab};
 pub use process::Kept;
 pub use qemu::{Accel, Options, dom0_port};
-pub use state::{State, keeper};
+pub use state::{keeper, qemu_id};
 pub use tree::Tree;

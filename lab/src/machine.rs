@@ -5,7 +5,7 @@ use crate::dom0::{Dom0, check_port, whole_lines};
 use crate::image::Base;
 use crate::process::Kept;
 use crate::qemu::{self, Options};
-use crate::state::{Lock, State};
+use crate::state::{self, Lock};
 use crate::tree::Tree;
 use crate::{qmp, ssh};
 use anyhow::{Context, Result, bail};
@@ -52,11 +52,6 @@ impl Lab {
         Booting::start(tree, options, say)?.wait(say)
     }
 
-    /// QEMU's process.
-    pub fn qemu_id(&self) -> u32 {
-        self.qemu.id()
-    }
-
     /// Whether the machine still runs.
     pub fn is_running(&self) -> bool {
         self.qemu.ended().is_none()
@@ -69,7 +64,6 @@ pub struct Booting {
     dom0: Dom0,
     qemu: Kept,
     lock: Lock,
-    ssh_port: u16,
     since: Instant,
 }
 
@@ -98,9 +92,8 @@ impl Booting {
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let since = Instant::now();
         let qemu = Kept::spawn(command)?;
-        let ssh_port = find_ssh_port(&folder, &qemu)?;
-        ssh::configure(&folder, &base, ssh_port)?;
-        Ok(Self { dom0: Dom0::new(folder), qemu, lock, ssh_port, since })
+        ssh::configure(&folder, &base, find_ssh_port(&folder, &qemu)?)?;
+        Ok(Self { dom0: Dom0::new(folder), qemu, lock, since })
     }
 
     /// QEMU's process.
@@ -122,8 +115,7 @@ impl Booting {
             }
             thread::sleep(POLL);
         }
-        State { keeper: std::process::id(), qemu: self.qemu.id(), ssh_port: self.ssh_port }
-            .publish(folder)?;
+        state::publish(folder, self.qemu.id())?;
         say(&format!("Xen is up after {:.1} s", self.since.elapsed().as_secs_f32()));
         Ok(Lab { dom0: self.dom0, _master: master, qemu: self.qemu, _lock: self.lock })
     }

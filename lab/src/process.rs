@@ -43,23 +43,17 @@ impl Kept {
     /// the child. The calling thread may end earlier.
     pub fn spawn(mut command: Command) -> Result<Self> {
         let (sender, receiver) = mpsc::channel();
-        thread::Builder::new().name("child-keeper".into()).spawn(
-            move || match SharedChild::spawn(&mut command) {
-                Ok(child) => {
-                    let child = Arc::new(child);
-                    let _ = sender.send(Ok(Arc::clone(&child)));
-                    let _ = child.wait();
-                }
-                Err(error) => {
-                    let program = command.get_program().to_string_lossy().into_owned();
-                    let _ = sender.send(Err((program, error)));
-                }
-            },
-        )?;
-        match receiver.recv()? {
-            Ok(child) => Ok(Self { child }),
-            Err((program, error)) => Err(error).with_context(|| format!("cannot run {program}")),
-        }
+        let program = command.get_program().to_string_lossy().into_owned();
+        thread::Builder::new().name("child-keeper".into()).spawn(move || {
+            let child = SharedChild::spawn(&mut command).map(Arc::new);
+            let spawned = child.as_ref().ok().cloned();
+            let _ = sender.send(child);
+            if let Some(child) = spawned {
+                let _ = child.wait();
+            }
+        })?;
+        let child = receiver.recv()?.with_context(|| format!("cannot run {program}"))?;
+        Ok(Self { child })
     }
 
     /// The process id.

@@ -1,11 +1,10 @@
-//! A machine's folder: which process keeps the machine, and how to reach it.
+//! A machine's folder: which process keeps the machine, and whether it is up.
 //!
 //! The keeper and QEMU hold a lock on a file in the folder for as long as they live. So a machine
 //! is up exactly while the file is locked, no matter how its keeper ended, and a reused process id
 //! cannot be mistaken for a keeper.
 
 use anyhow::{Context, Result, bail};
-use serde::{Deserialize, Serialize};
 use std::fs::{self, File, TryLockError};
 use std::io::Write;
 use std::path::Path;
@@ -14,18 +13,8 @@ use std::thread;
 use std::time::Duration;
 
 const LOCK: &str = "lock";
-const STATE: &str = "state.json";
-
-/// How other processes reach a machine that is up.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct State {
-    /// The process that keeps the machine; the machine ends with it.
-    pub keeper: u32,
-    /// QEMU's process.
-    pub qemu: u32,
-    /// The loopback port of dom0's ssh server.
-    pub ssh_port: u16,
-}
+/// Contains the id of QEMU's process while the machine is up.
+const QEMU: &str = "qemu.pid";
 
 /// The lock on a machine's folder.
 #[derive(Debug)]
@@ -59,7 +48,7 @@ impl Lock {
             }
             Err(TryLockError::Error(error)) => return Err(error.into()),
         }
-        let _ = fs::remove_file(folder.join(STATE));
+        let _ = fs::remove_file(folder.join(QEMU));
         file.set_len(0)?;
         write!(file, "{}", std::process::id())?;
         Ok(Self { file })
@@ -94,25 +83,22 @@ pub fn keeper(folder: &Path) -> Result<Option<u32>> {
     }
 }
 
-impl State {
-    /// Publishes that the machine is up.
-    pub fn publish(&self, folder: &Path) -> Result<()> {
-        let new = folder.join("state.json.new");
-        fs::write(&new, serde_json::to_string_pretty(self)?)?;
-        fs::rename(new, folder.join(STATE))?;
-        Ok(())
-    }
+/// Publishes that the machine is up, with the id of QEMU's process.
+pub fn publish(folder: &Path, qemu: u32) -> Result<()> {
+    let new = folder.join("qemu.pid.new");
+    fs::write(&new, qemu.to_string())?;
+    Ok(fs::rename(new, folder.join(QEMU))?)
+}
 
-    /// Reads the state that the folder's keeper published.
-    pub fn read(folder: &Path) -> Result<Self> {
-        if keeper(folder)?.is_none() {
-            bail!("no lab is up ({}); `lab up` boots one", folder.display());
-        }
-        let text = fs::read_to_string(folder.join(STATE)).with_context(|| {
-            format!("the lab is still booting ({}); try again soon", folder.display())
-        })?;
-        Ok(serde_json::from_str(&text)?)
+/// The id of QEMU's process. Fails unless the machine is up.
+pub fn qemu_id(folder: &Path) -> Result<u32> {
+    if keeper(folder)?.is_none() {
+        bail!("no lab is up ({}); `lab up` boots one", folder.display());
     }
+    let id = fs::read_to_string(folder.join(QEMU)).with_context(|| {
+        format!("the lab is still booting ({}); try again soon", folder.display())
+    })?;
+    Ok(id.parse()?)
 }
 
 #[cfg(test)]
@@ -135,11 +121,12 @@ mod tests {
     fn the_state_of_a_dead_keeper_is_ignored() {
         let folder = tempfile::tempdir().unwrap();
         let lock = Lock::take(folder.path()).unwrap();
-        let state = State { keeper: 1, qemu: 2, ssh_port: 3 };
-        state.publish(folder.path()).unwrap();
-        assert_eq!(State::read(folder.path()).unwrap().ssh_port, 3);
+        let error = qemu_id(folder.path()).unwrap_err();
+        assert!(error.to_string().contains("still booting"), "{error}");
+        publish(folder.path(), 2).unwrap();
+        assert_eq!(qemu_id(folder.path()).unwrap(), 2);
         drop(lock);
-        let error = State::read(folder.path()).unwrap_err();
+        let error = qemu_id(folder.path()).unwrap_err();
         assert!(error.to_string().contains("no lab is up"), "{error}");
     }
 }

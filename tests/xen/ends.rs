@@ -2,7 +2,7 @@
 
 use crate::fixture::{Fixture, cases, free_port, wait_until};
 use anyhow::{Context, Result, bail, ensure};
-use lab::{Booting, Options, State, Tree};
+use lab::{Booting, Options, Tree};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -95,7 +95,7 @@ fn the_command_line_boots_drives_and_ends_a_lab(_: &Fixture) -> Result<()> {
     let unknown = run(folder, &["console", "nobody"])?;
     ensure!(!unknown.status.success() && text(&unknown).contains("nobody"), "{unknown:?}");
 
-    let process = PathBuf::from(format!("/proc/{}", State::read(folder)?.qemu));
+    let process = PathBuf::from(format!("/proc/{}", lab::qemu_id(folder)?));
     ensure!(is_qemu(&process)?, "the published process is not QEMU");
     drop(end);
     // The process has ended, but its parent may still have to reap it.
