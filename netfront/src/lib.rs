@@ -1,7 +1,7 @@
 //! A Xen guest's own network interface, and TCP over it.
 //!
-//! XenSock's sockets need neither. This crate is for guests that need an address of their own, other
-//! protocols or direct control of the network, and for hosts without xensockd.
+//! XenSock's sockets need neither. This crate is for guests that need an address of their own,
+//! other protocols or direct control of the network, and for hosts without xensockd.
 //!
 //! - [`vif`]: the frontend of a virtual interface (netfront)
 //! - [`stack`]: TCP over an interface, with the traits of `edge-nal` and `embedded-io-async`

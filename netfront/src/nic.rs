@@ -17,8 +17,8 @@ pub enum Link {
 /// [`Device`](smoltcp::phy::Device), which receives and transmits.
 ///
 /// It is a trait of its own because wrappers of a device, such as smoltcp's `Tracer`, `PcapWriter`
-/// and `FaultInjector`, only pass on `Device`. The device's capabilities (MTU, checksums) may change
-/// when the link comes up again. [`stack`](crate::stack) has an example.
+/// and `FaultInjector`, only pass on `Device`. The device's capabilities (MTU, checksums) may
+/// change when the link comes up again. [`stack`](crate::stack) has an example.
 pub trait Nic {
     /// The interface's own address. It may change when the link comes up again.
     fn hardware_address(&self) -> EthernetAddress;

@@ -1,5 +1,5 @@
 //! Linux's own PV Calls backend in place of xensockd: how this project's guests work over it. Each
-//! of its bugs has a test that expects it, so the test fails when the bug is fixed or harms a guest.
+//! of its bugs has a test that expects it, so a test fails when its bug is fixed or harms a guest.
 //!
 //! These tests come last, because a bug in Linux may crash the machine.
 

@@ -1,7 +1,8 @@
 //! Requests of the toolstack to shut down or to suspend the domain, in the node `control/shutdown`
 //! (`docs/misc/xenstore-paths`).
 //!
-//! The caller carries them out with [`Operations::shutdown`](crate::hypercall::Operations::shutdown) or
+//! The caller carries them out with
+//! [`Operations::shutdown`](crate::hypercall::Operations::shutdown) or
 //! [`suspend`](crate::hypercall::Operations::suspend).
 
 use crate::Errno;

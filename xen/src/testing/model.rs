@@ -1,8 +1,8 @@
 //! Shared memory as the model checker [loom] sees it.
 //!
-//! With the feature `loom`, [`Shared`] and [`fence`] are loom's. A test makes a [`ModelMemory`], and
-//! loom runs the code with every order in which the two ends' accesses can happen, and every value
-//! that each end can see. Outside of a model the fence panics.
+//! With the feature `loom`, [`Shared`] and [`fence`] are loom's. A test makes a [`ModelMemory`],
+//! and loom runs the code with every order in which the two ends' accesses can happen, and every
+//! value that each end can see. Outside of a model the fence panics.
 //!
 //! A place is either a word, which both ends access atomically, or part of a cell of bytes, which
 //! one end at a time may access: loom reports two unordered accesses of a cell of which one is a
