@@ -133,6 +133,4 @@ structures! {
     }
 }
 
-const _: () = {
-    assert!(EVTCHN_FIFO_MAX_QUEUES as u32 == EVTCHN_FIFO_PRIORITY_MIN + 1);
-};
+const _: () = assert!(EVTCHN_FIFO_MAX_QUEUES as u32 == EVTCHN_FIFO_PRIORITY_MIN + 1);

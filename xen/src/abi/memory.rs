@@ -80,6 +80,4 @@ pub const E820_RAM: u32 = 1;
 /// (`CONFIG_DOMU_MAX_ORDER`, unless Xen's command line lowers it): 2 MiB.
 pub const DOMU_MAX_ORDER: u32 = 9;
 
-const _: () = {
-    assert!(size_of::<E820Entry>() == 20);
-};
+const _: () = assert!(size_of::<E820Entry>() == 20);

@@ -26,9 +26,6 @@ pub const DOMID_SELF: u16 = 0x7ff0;
 /// Not a domain.
 pub const DOMID_INVALID: u16 = 0x7ff4;
 
-/// The number of virtual CPUs with information in the shared info page.
-pub const XEN_LEGACY_MAX_VCPUS: usize = 32;
-
 structures! {
     /// How to compute the system time from the TSC (`struct vcpu_time_info`).
     #[derive(Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -51,14 +48,6 @@ structures! {
         pad1: [u8; 2] = 30,
     }
 
-    /// The part of a virtual CPU's information for x86 (`struct arch_vcpu_info`).
-    ArchVcpuInfo: 16 {
-        /// PV guests only.
-        cr2: u64 = 0,
-        /// Unused.
-        pad: u64 = 8,
-    }
-
     /// A virtual CPU's part of the shared info page (`struct vcpu_info`).
     VcpuInfo: 64 {
         /// Not zero if an event is pending. The guest clears it before it looks for events.
@@ -67,32 +56,16 @@ structures! {
         evtchn_upcall_mask: u8 = 1,
         /// A bit per word of [`SharedInfo::evtchn_pending`]: the word has new bits.
         evtchn_pending_sel: u64 = 8,
-        /// The part for x86.
-        arch: ArchVcpuInfo = 16,
+        /// `struct arch_vcpu_info`, for PV guests only.
+        arch: [u64; 2] = 16,
         /// The clock.
         time: VcpuTimeInfo = 32,
     }
 
-    /// The part of the shared info page for x86 (`struct arch_shared_info`). PV guests only.
-    ArchSharedInfo: 48 {
-        /// Entries of the p2m table.
-        max_pfn: u64 = 0,
-        /// The p2m table's frames.
-        pfn_to_mfn_frame_list_list: u64 = 8,
-        /// The reason for an NMI.
-        nmi_reason: u64 = 16,
-        /// The address space of `p2m_vaddr`.
-        p2m_cr3: u64 = 24,
-        /// The p2m table's address.
-        p2m_vaddr: u64 = 32,
-        /// Changes of the p2m table.
-        p2m_generation: u64 = 40,
-    }
-
     /// The page that Xen and a domain share (`struct shared_info`).
     SharedInfo: 3136 {
-        /// The first virtual CPUs' information.
-        vcpu_info: [VcpuInfo; XEN_LEGACY_MAX_VCPUS] = 0,
+        /// The information of the first virtual CPUs (`XEN_LEGACY_MAX_VCPUS`).
+        vcpu_info: [VcpuInfo; 32] = 0,
         /// A bit per port: an event is pending.
         evtchn_pending: [u64; 64] = 2048,
         /// A bit per port: the port is masked.
@@ -105,7 +78,7 @@ structures! {
         wc_nsec: u32 = 3080,
         /// The high half of the seconds.
         wc_sec_hi: u32 = 3084,
-        /// The part for x86.
-        arch: ArchSharedInfo = 3088,
+        /// `struct arch_shared_info`, for PV guests only.
+        arch: [u64; 6] = 3088,
     }
 }

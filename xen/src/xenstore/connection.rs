@@ -110,12 +110,9 @@ impl Connection {
             return Err(failure);
         }
         // Ids wrap. The id of a pending request is not used again; zero is that of events.
-        let mut id = state.last_request;
-        loop {
+        let mut id = state.last_request.wrapping_add(1);
+        while id == 0 || state.pending.contains_key(&id) {
             id = id.wrapping_add(1);
-            if id != 0 && !state.pending.contains_key(&id) {
-                break;
-            }
         }
         let message = wire::encode(kind, id, transaction, parts)?;
         state.last_request = id;
@@ -222,7 +219,7 @@ impl Connection {
     pub(super) fn undo(&self, undo: Undo, payload: &[u8]) {
         match undo {
             Undo::Nothing => {}
-            Undo::Unwatch { path, token } => self.unwatch(&path, token),
+            Undo::Unwatch { path, token } => self.send_watch(XS_UNWATCH, &path, token),
             Undo::EndTransaction => {
                 if let Ok(id) = transaction_id(payload) {
                     self.send_and_forget(XS_TRANSACTION_END, id, &[b"F\0"]);
@@ -259,12 +256,9 @@ impl Connection {
     /// Creates the queue of a watch's events, and returns its token.
     pub(super) fn open_watch(&self, path: &str) -> u32 {
         let mut state = self.0.borrow_mut();
-        let mut token = state.last_token;
-        loop {
+        let mut token = state.last_token.wrapping_add(1);
+        while state.watches.contains_key(&token) {
             token = token.wrapping_add(1);
-            if !state.watches.contains_key(&token) {
-                break;
-            }
         }
         state.last_token = token;
         let (path, fired) = (path.to_string(), VecDeque::new());
@@ -278,10 +272,10 @@ impl Connection {
         self.0.borrow_mut().watches.remove(&token);
     }
 
-    /// Unregisters a watch.
-    pub(super) fn unwatch(&self, path: &str, token: u32) {
+    /// Sends an `XS_WATCH` or an `XS_UNWATCH`, and discards the reply.
+    pub(super) fn send_watch(&self, kind: u32, path: &str, token: u32) {
         let token = token.to_string();
-        self.send_and_forget(XS_UNWATCH, 0, &[path.as_bytes(), &[0], token.as_bytes(), &[0]]);
+        self.send_and_forget(kind, 0, &[path.as_bytes(), &[0], token.as_bytes(), &[0]]);
     }
 
     /// The next path that fired a watch.

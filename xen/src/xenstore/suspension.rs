@@ -3,10 +3,9 @@
 //! The restored domain's xenstored does not know the former one's requests. So watches are
 //! registered again, open transactions end, and unsent requests are sent to the new xenstored.
 
-use super::connection::{Connection, Slot, State, Undo, wake};
+use super::connection::{Connection, Slot, State, wake};
 use crate::Errno;
 use crate::abi::xs_wire::{XS_TRANSACTION_END, XS_TRANSACTION_START, XS_WATCH};
-use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::task::{Context, Poll, Waker};
 
@@ -68,13 +67,11 @@ impl Connection {
         let (generation, superseded) = (state.generation, state.superseded.take());
         let registered = state.watches.iter().filter(|(_, watch)| watch.registered);
         let watches: Vec<_> =
-            registered.map(|(token, watch)| (token.to_string(), watch.path.clone())).collect();
+            registered.map(|(token, watch)| (*token, watch.path.clone())).collect();
         let waiting = state.unsent.len();
         drop(state);
         for (token, path) in watches {
-            let parts: [&[u8]; 4] = [path.as_bytes(), &[0], token.as_bytes(), &[0]];
-            // It fit into a message before.
-            let _ = self.queue(XS_WATCH, 0, Undo::Nothing, Slot::Abandoned, &parts);
+            self.send_watch(XS_WATCH, &path, token);
         }
         // Watches go first: a task that reads a node after this must see later changes.
         self.0.borrow_mut().unsent.rotate_left(waiting);

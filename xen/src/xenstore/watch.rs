@@ -3,7 +3,7 @@
 use super::connection::{Connection, Undo};
 use super::wire::check_path;
 use crate::Errno;
-use crate::abi::xs_wire::XS_WATCH;
+use crate::abi::xs_wire::{XS_UNWATCH, XS_WATCH};
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use core::future::poll_fn;
@@ -51,7 +51,7 @@ impl Drop for Watch {
     fn drop(&mut self) {
         self.connection.close_watch(self.token);
         if self.registered {
-            self.connection.unwatch(&self.path, self.token);
+            self.connection.send_watch(XS_UNWATCH, &self.path, self.token);
         }
     }
 }

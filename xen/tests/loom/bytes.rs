@@ -15,8 +15,8 @@ const PROD: usize = 4;
 const ERROR: usize = 8;
 const EVENTS: EventIndexes = EventIndexes { prod: 12, cons: 16 };
 
-/// What both ends have. Loom's threads take turns on one thread of the system, so an `Rc` is
-/// enough.
+/// The state that both ends share. Loom's threads take turns on one thread of the system, so an
+/// `Rc` is enough.
 struct Ends {
     memory: ModelMemory,
     producer: Sleeper,
@@ -41,7 +41,7 @@ impl Ends {
     }
 }
 
-/// What passes through a ring.
+/// A ring, and the bytes that pass through it.
 #[derive(Clone, Copy)]
 struct Model {
     size: u32,
@@ -136,7 +136,7 @@ pub fn suppressed() {
     Model { size: 2, bytes: 3, policy, events, drains: true }.run();
 }
 
-/// With event indexes, in a ring whose half is not one byte.
+/// With event indexes, in a ring whose half is more than one byte.
 pub fn suppressed_by_halves() {
     let (policy, events) = (NotifyPolicy::HalfFull, Some(EVENTS));
     Model { size: 4, bytes: 6, policy, events, drains: false }.run();

@@ -45,7 +45,7 @@ impl Cpu {
 
 /// The handler of a port. It has no loom types, so loom does not interrupt between an event and its
 /// count.
-struct Heard {
+struct Handler {
     port: Port,
     events: Arc<FakeEvents>,
     /// The number of events when the handler was called.
@@ -53,7 +53,7 @@ struct Heard {
     is_masked: AtomicBool,
 }
 
-impl EventHandler for Heard {
+impl EventHandler for Handler {
     fn raise(&self) {
         assert!(!self.is_masked.load(SeqCst), "port {} is masked", self.port.0);
         self.count.store(self.events.sent(self.port), SeqCst);
@@ -63,29 +63,30 @@ impl EventHandler for Heard {
 struct Guest<'m> {
     channels: EventChannels<&'m FakeXen, &'m FakeXen>,
     cpu: Arc<Cpu>,
-    heard: [Arc<Heard>; 2],
+    handlers: [Arc<Handler>; 2],
 }
 
 impl Guest<'_> {
     fn mask(&self, port: Port) {
         self.channels.mask(port);
-        self.heard(port).is_masked.store(true, SeqCst);
+        self.handler(port).is_masked.store(true, SeqCst);
     }
 
     fn unmask(&self, port: Port) {
-        self.heard(port).is_masked.store(false, SeqCst);
+        self.handler(port).is_masked.store(false, SeqCst);
         self.channels.unmask(port);
     }
 
-    fn heard(&self, port: Port) -> &Heard {
-        &self.heard[port.0 as usize - 1]
+    fn handler(&self, port: Port) -> &Handler {
+        &self.handlers[port.0 as usize - 1]
     }
 
     /// Handles events and sleeps, like the kernel's executor, until all were handled.
     fn serve(&self, count: u64) {
         loop {
             while self.channels.dispatch() {}
-            if self.heard.iter().map(|heard| heard.count.load(SeqCst)).sum::<u64>() == count {
+            if self.handlers.iter().map(|handler| handler.count.load(SeqCst)).sum::<u64>() == count
+            {
                 return;
             }
             if !self.channels.is_pending() {
@@ -113,21 +114,21 @@ fn run<const N: usize>(abi: Abi, senders: [&'static [Port]; N], guest: impl FnOn
     let target = cpu.clone();
     xen.events.on_interrupt(move || target.interrupt());
     let channels = EventChannels::new(&xen, shared_info, &xen, Some(abi)).unwrap();
-    let heard = [FIRST, SECOND].map(|port| {
-        let heard = Arc::new(Heard {
+    let handlers = [FIRST, SECOND].map(|port| {
+        let handler = Arc::new(Handler {
             port,
             events: xen.events.clone(),
             count: AtomicU64::new(0),
             is_masked: AtomicBool::new(false),
         });
-        channels.register(port, heard.clone()).unwrap();
-        heard
+        channels.register(port, handler.clone()).unwrap();
+        handler
     });
     let senders = senders.map(|ports| {
         let events = xen.events.clone();
         thread::spawn(move || ports.iter().for_each(|port| events.set_pending(*port)))
     });
-    let this = Guest { channels, cpu, heard };
+    let this = Guest { channels, cpu, handlers };
     guest(&this);
     senders.into_iter().for_each(|sender| sender.join().unwrap());
 }

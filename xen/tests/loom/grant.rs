@@ -27,8 +27,8 @@ unsafe impl FrameSource for Table {
     }
 }
 
-/// What owner and peer record. It has no loom types, so loom does not interrupt between an access
-/// and its record.
+/// Records of the owner and the peer. It has no loom types, so loom does not interrupt between an
+/// access and its record.
 #[derive(Default)]
 struct Notes {
     /// The page that is granted, or about to be.

@@ -1,4 +1,4 @@
-//! Rings, event channels and grants as they are, in every order of the accesses of both ends.
+//! Models of rings, event channels and grants, in every order of the accesses of both ends.
 //!
 //! A model has one thread for each end; the other end of event channels and grants is Xen or a
 //! peer. Loom runs a model again and again. It fails if an end reads what another writes at the

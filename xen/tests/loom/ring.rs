@@ -14,8 +14,8 @@ use xen::testing::model::loom::thread;
 const SLOTS: u32 = 8;
 const STRIDE: usize = 4;
 
-/// What both ends have. Loom's threads take turns on one thread of the system, so an `Rc` is
-/// enough.
+/// The state that both ends share. Loom's threads take turns on one thread of the system, so an
+/// `Rc` is enough.
 struct Ends {
     page: ModelMemory,
     front: Sleeper,

@@ -49,14 +49,14 @@ fn a_former_owner_cannot_close_anothers_port() {
         xen.make_port(Port(1));
         count(channels, [1]);
         // No new port has the number of a port that its owner may still close.
-        let (new, heard) = open(channels);
+        let (new, counter) = open(channels);
         assert_eq!(new, Port(4));
         channels.close(Port(2)).unwrap();
         channels.close(Port(3)).unwrap();
         assert_eq!(xen.open_ports(), [1, 4]);
         xen.events.set_pending(new);
         channels.dispatch();
-        assert_eq!(heard.take(), 1);
+        assert_eq!(counter.take(), 1);
         // The numbers are free again.
         assert_eq!(open(channels).0, Port(2));
         assert_eq!(channels.close(Port(3)), Err(Errno::EINVAL));

@@ -67,11 +67,11 @@ fn a_consumer_sends_an_event_if_the_producer_may_have_found_little_room() {
     let region = region();
     let mut producer = Producer::new(DIRECTION);
     let mut consumer = Consumer::new(DIRECTION, NotifyPolicy::HalfFull);
-    for (written, taken, told) in [(2047, 2047, false), (4096, 1, true), (0, 4095, true)] {
+    for (written, taken, is_due) in [(2047, 2047, false), (4096, 1, true), (0, 4095, true)] {
         producer.room(region).unwrap();
         let _ = producer.advance(region, written);
         consumer.data(region).unwrap();
-        assert_eq!(consumer.advance(region, taken).is_due(), told);
+        assert_eq!(consumer.advance(region, taken).is_due(), is_due);
     }
 }
 
@@ -80,11 +80,11 @@ fn a_consumer_sends_an_event_if_the_ring_was_full_or_is_empty() {
     let region = region();
     let mut producer = Producer::new(DIRECTION);
     let mut consumer = Consumer::new(DIRECTION, NotifyPolicy::FullOrEmpty);
-    for (written, taken, told) in [(4095, 4094, false), (0, 1, true), (4096, 1, true)] {
+    for (written, taken, is_due) in [(4095, 4094, false), (0, 1, true), (4096, 1, true)] {
         producer.room(region).unwrap();
         let _ = producer.advance(region, written);
         consumer.data(region).unwrap();
-        assert_eq!(consumer.advance(region, taken).is_due(), told);
+        assert_eq!(consumer.advance(region, taken).is_due(), is_due);
     }
 }
 

@@ -20,14 +20,14 @@ fn world() -> (LocalPool, Store, Shared<'static>) {
         page.store_u32(layout.prod, u32::MAX - 5, Relaxed);
     }
     let (ours, theirs) = (Arc::new(Signal::default()), Arc::new(Signal::default()));
-    let told = theirs.clone();
-    let (reader, writer) = open(page, move || told.raise(), ours.clone());
+    let peer = theirs.clone();
+    let (reader, writer) = open(page, move || peer.raise(), ours.clone());
     let (store, driver) = xenstore::connect(reader, writer);
     let spawner = pool.spawner();
     spawner.spawn_local(driver.run().map(drop)).unwrap();
 
     let (mut replies, mut requests) = fake.connect(DomId(0));
-    let (ring, events, told) = (Consumer::new(page, REQUESTS), theirs.clone(), ours.clone());
+    let (ring, events, peer) = (Consumer::new(page, REQUESTS), theirs.clone(), ours.clone());
     let serve_requests = async move {
         let mut bytes = [0; 100];
         loop {
@@ -39,7 +39,7 @@ fn world() -> (LocalPool, Store, Shared<'static>) {
                 }
             })
             .await;
-            told.raise();
+            peer.raise();
             let mut rest = &bytes[..count];
             while !rest.is_empty() {
                 let written = requests.write(rest).await.unwrap();
@@ -48,7 +48,7 @@ fn world() -> (LocalPool, Store, Shared<'static>) {
         }
     };
     spawner.spawn_local(serve_requests).unwrap();
-    let (ring, events, told) = (Producer::new(page, REPLIES), theirs, ours);
+    let (ring, events, peer) = (Producer::new(page, REPLIES), theirs, ours);
     let serve_replies = async move {
         let mut bytes = [0; 100];
         loop {
@@ -63,7 +63,7 @@ fn world() -> (LocalPool, Store, Shared<'static>) {
                     }
                 })
                 .await;
-                told.raise();
+                peer.raise();
                 rest = &rest[written..];
             }
         }
