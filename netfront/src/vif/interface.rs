@@ -35,11 +35,15 @@ pub(super) struct Interface<M: Machine> {
     broke: WaitList,
 }
 
-/// The rings, and the frames on their way to and from the stack.
-pub(super) struct State {
-    pub(super) queue: Option<Queue>,
+struct State {
+    queue: Option<Queue>,
     /// Whether the backend is connected to the rings.
     is_up: bool,
+    frames: Frames,
+}
+
+/// The frames on their way to and from the stack.
+pub(super) struct Frames {
     /// The frame that was received last, and its length until the stack has taken it.
     pub(super) received: Vec<u8>,
     pub(super) waiting: Option<usize>,
@@ -50,10 +54,9 @@ pub(super) struct State {
     pub(super) statistics: Statistics,
 }
 
-impl State {
+impl Frames {
     /// Whether there is room for any frame. If not, the stack is woken when there is.
-    pub(super) fn find_room(&mut self) -> Result<bool, Violation> {
-        let Some(queue) = &mut self.queue else { return Ok(false) };
+    pub(super) fn find_room(&mut self, queue: &mut Queue) -> Result<bool, Violation> {
         let room = queue.tx.has_room(&mut self.statistics)?;
         self.starved = !room;
         Ok(room)
@@ -62,21 +65,20 @@ impl State {
 
 impl<M: Machine> Interface<M> {
     pub(super) fn new(machine: M, path: &str, config: Config, address: EthernetAddress) -> Self {
+        let frames = Frames {
+            received: vec![0; LONGEST],
+            waiting: None,
+            building: vec![0; LONGEST],
+            starved: false,
+            statistics: Statistics::default(),
+        };
         Interface {
             config,
             path: path.into(),
             pages: PagePool::new(machine),
             address: Cell::new(address),
             lifecycle: Lifecycle::default(),
-            state: RefCell::new(State {
-                queue: None,
-                is_up: false,
-                received: vec![0; LONGEST],
-                waiting: None,
-                building: vec![0; LONGEST],
-                starved: false,
-                statistics: Statistics::default(),
-            }),
+            state: RefCell::new(State { queue: None, is_up: false, frames }),
             signal: Arc::new(Signal::new()),
             generation: Cell::new(0),
             carrier: Cell::new(true),
@@ -90,13 +92,14 @@ impl<M: Machine> Interface<M> {
     /// the session.
     pub(super) fn with_queue<T>(
         &self,
-        work: impl FnOnce(&mut State) -> Result<T, Violation>,
+        work: impl FnOnce(&mut Queue, &mut Frames) -> Result<T, Violation>,
     ) -> Option<T> {
         let mut state = self.state.borrow_mut();
-        if !state.is_up || self.broken.get() {
+        let State { queue: Some(queue), is_up: true, frames } = &mut *state else { return None };
+        if self.broken.get() {
             return None;
         }
-        match work(&mut state) {
+        match work(queue, frames) {
             Ok(value) => Some(value),
             Err(violation) => {
                 let path = &self.path;
@@ -109,34 +112,31 @@ impl<M: Machine> Interface<M> {
         }
     }
 
-    /// Runs `work` with the frame buffers, whether or not the interface is connected.
-    pub(super) fn with_state<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
-        work(&mut self.state.borrow_mut())
+    /// Runs `work` with the frames, whether or not the interface is connected.
+    pub(super) fn with_frames<T>(&self, work: impl FnOnce(&mut Frames) -> T) -> T {
+        work(&mut self.state.borrow_mut().frames)
     }
 
     pub(super) fn link(&self) -> Link {
-        let is_up =
-            self.carrier.get() && !self.broken.get() && self.with_state(|state| state.is_up);
+        let is_up = self.carrier.get() && !self.broken.get() && self.state.borrow().is_up;
         if is_up { Link::Up(self.generation.get()) } else { Link::Down }
     }
 
     /// Stores the rings of a session. They are used once the backend is connected.
     pub(super) fn open(&self, queue: Queue) {
-        self.with_state(|state| state.queue = Some(queue));
+        self.state.borrow_mut().queue = Some(queue);
     }
 
     /// Starts to use the rings.
     pub(super) fn go_up(&self, features: Features) {
         self.features.set(features);
         self.broken.set(false);
-        let ports = self.with_state(|state| {
-            state.is_up = true;
-            state.statistics.sessions += 1;
-            state.queue.as_mut().map(|queue| {
-                // The backend could not see the buffers while the ring was filled.
-                let _ = queue.rx.publish();
-                queue.ports()
-            })
+        self.state.borrow_mut().is_up = true;
+        let ports = self.with_queue(|queue, frames| {
+            frames.statistics.sessions += 1;
+            // The backend could not see the buffers while the ring was filled.
+            let _ = queue.rx.publish();
+            Ok(queue.ports())
         });
         self.change_link();
         ports.into_iter().flatten().flatten().for_each(|port| self.pages.machine().notify(port));
@@ -144,10 +144,10 @@ impl<M: Machine> Interface<M> {
 
     /// Closes the rings, if there are any.
     pub(super) fn close(&self) {
-        let queue = self.with_state(|state| {
-            (state.waiting, state.is_up) = (None, false);
-            state.queue.take()
-        });
+        let mut state = self.state.borrow_mut();
+        (state.frames.waiting, state.is_up) = (None, false);
+        let queue = state.queue.take();
+        drop(state);
         if let Some(queue) = queue {
             queue.close(&self.pages);
         }
@@ -178,11 +178,9 @@ impl<M: Machine> Interface<M> {
         }
         log::info!("{}: the MTU is {mtu} now", self.path);
         self.features.set(features);
-        self.with_state(|state| {
-            if let Some(queue) = &mut state.queue {
-                queue.tx.make_room_for(&features);
-            }
-        });
+        if let Some(queue) = &mut self.state.borrow_mut().queue {
+            queue.tx.make_room_for(&features);
+        }
         self.change_link();
     }
 

@@ -29,7 +29,7 @@ use alloc::rc::Rc;
 use config::LONGEST;
 use core::num::NonZeroUsize;
 use core::task::Waker;
-use interface::{Interface, State};
+use interface::Interface;
 use smoltcp::phy::{self, Checksum, ChecksumCapabilities, DeviceCapabilities, Medium, PacketMeta};
 use smoltcp::time::Instant;
 use smoltcp::wire::EthernetAddress;
@@ -120,7 +120,7 @@ impl<M: Machine> Handle<M> {
         Statistics {
             pages: usage.pages,
             quarantined_pages: usage.quarantined_pages,
-            ..self.0.with_state(|state| state.statistics)
+            ..self.0.with_frames(|frames| frames.statistics)
         }
     }
 }
@@ -137,14 +137,13 @@ impl<M: Machine + 'static> Nic for Handle<M> {
     fn register(&self, waker: &Waker) {
         self.0.signal.register(Side::Rx, waker);
         // Later events wake the waker. Earlier ones are found now.
-        let ready = self.0.with_queue(|state| {
-            let Some(queue) = &mut state.queue else { return Ok(false) };
-            let statistics = &mut state.statistics;
+        let ready = self.0.with_queue(|queue, frames| {
+            let statistics = &mut frames.statistics;
             let room = queue.tx.has_room(statistics)? || queue.tx.arm(statistics)?;
-            let came = queue.rx.arm() || state.waiting.is_some();
+            let came = queue.rx.arm() || frames.waiting.is_some();
             // smoltcp receives a frame together with room for a reply, so a frame waits until there
             // is room.
-            Ok(room && (came || core::mem::take(&mut state.starved)))
+            Ok(room && (came || core::mem::take(&mut frames.starved)))
         });
         if ready == Some(true) {
             waker.wake_by_ref();
@@ -152,14 +151,13 @@ impl<M: Machine + 'static> Nic for Handle<M> {
     }
 
     fn flush(&self) {
-        let due = self.0.with_queue(|state| {
-            let Some(queue) = &mut state.queue else { return Ok([None; 2]) };
+        let due = self.0.with_queue(|queue, frames| {
             let (tx, rx) = (queue.tx.publish().is_due(), queue.rx.publish().is_due());
             // One event is enough if there is one channel.
             let same = queue.tx_port == queue.rx_port;
             let ports = [(tx || (same && rx), queue.tx_port), (rx && !same, queue.rx_port)];
             let due = ports.map(|(due, port)| due.then_some(port));
-            state.statistics.notifications_sent += due.iter().flatten().count() as u64;
+            frames.statistics.notifications_sent += due.iter().flatten().count() as u64;
             Ok(due)
         });
         for port in due.into_iter().flatten().flatten() {
@@ -174,23 +172,22 @@ impl<M: Machine + 'static> phy::Device for NetFront<M> {
 
     fn receive(&mut self, _: Instant) -> Option<(RxToken<'_, M>, TxToken<'_, M>)> {
         let interface = &*self.0;
-        let received = interface.with_queue(|state| {
-            let Some(queue) = &mut state.queue else { return Ok(false) };
-            if state.waiting.is_none() {
-                state.waiting = queue.rx.next(&mut state.received, &mut state.statistics)?;
-                if let Some(len) = state.waiting {
-                    state.statistics.received += 1;
-                    state.statistics.received_bytes += len as u64;
+        let received = interface.with_queue(|queue, frames| {
+            if frames.waiting.is_none() {
+                frames.waiting = queue.rx.next(&mut frames.received, &mut frames.statistics)?;
+                if let Some(len) = frames.waiting {
+                    frames.statistics.received += 1;
+                    frames.statistics.received_bytes += len as u64;
                 }
             }
-            Ok(state.waiting.is_some() && state.find_room()?)
+            Ok(frames.waiting.is_some() && frames.find_room(queue)?)
         });
         (received == Some(true)).then(|| (RxToken(interface), TxToken::new(interface)))
     }
 
     fn transmit(&mut self, _: Instant) -> Option<TxToken<'_, M>> {
         let interface = &*self.0;
-        let room = interface.with_queue(State::find_room);
+        let room = interface.with_queue(|queue, frames| frames.find_room(queue));
         (room == Some(true)).then(|| TxToken::new(interface))
     }
 
@@ -216,13 +213,13 @@ pub struct RxToken<'a, M: Machine>(&'a Interface<M>);
 
 impl<M: Machine> phy::RxToken for RxToken<'_, M> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        // The buffer is taken out of the state: the stack may build a reply while it reads the
+        // The buffer is taken out: the stack may build a reply while it reads the
         // frame.
-        let (buffer, len) = self.0.with_state(|state| {
-            (core::mem::take(&mut state.received), state.waiting.take().unwrap_or(0))
+        let (buffer, len) = self.0.with_frames(|frames| {
+            (core::mem::take(&mut frames.received), frames.waiting.take().unwrap_or(0))
         });
         let result = f(&buffer[..len]);
-        self.0.with_state(|state| state.received = buffer);
+        self.0.with_frames(|frames| frames.received = buffer);
         result
     }
 }
@@ -242,7 +239,7 @@ impl<'a, M: Machine> TxToken<'a, M> {
 impl<M: Machine> phy::TxToken for TxToken<'_, M> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
         let TxToken { interface, segment } = self;
-        let mut buffer = interface.with_state(|state| core::mem::take(&mut state.building));
+        let mut buffer = interface.with_frames(|frames| core::mem::take(&mut frames.building));
         if buffer.len() < len {
             // A well-behaved stack does not do that; the frame is dropped below.
             buffer.resize(len, 0);
@@ -250,22 +247,21 @@ impl<M: Machine> phy::TxToken for TxToken<'_, M> {
         let frame = &mut buffer[..len];
         let result = f(frame);
         let accepted = interface.features.get().accept(frame, segment);
-        let sent = interface.with_queue(|state| {
-            let Some(queue) = state.queue.as_mut().filter(|_| accepted) else { return Ok(false) };
-            let room = queue.tx.has_room(&mut state.statistics)?;
-            if room {
+        let sent = interface.with_queue(|queue, frames| {
+            let fits = accepted && queue.tx.has_room(&mut frames.statistics)?;
+            if fits {
                 queue.tx.send(frame, segment);
             }
-            Ok(room)
+            Ok(fits)
         });
-        interface.with_state(|state| {
+        interface.with_frames(|frames| {
             if sent == Some(true) {
-                state.statistics.transmitted += 1;
-                state.statistics.transmitted_bytes += len as u64;
+                frames.statistics.transmitted += 1;
+                frames.statistics.transmitted_bytes += len as u64;
             } else {
-                state.statistics.transmit_dropped += 1;
+                frames.statistics.transmit_dropped += 1;
             }
-            state.building = buffer;
+            frames.building = buffer;
         });
         result
     }
