@@ -99,15 +99,13 @@ impl Config {
         }
         let default = Config::default();
         let idle = words.read("idle-timeout", number_in(0, 86400))?;
-        let idle = idle.map(|seconds| (seconds > 0).then(|| Duration::from_secs(seconds.into())));
-        let ring_order = words.read("ring-order", number_in(1, 9))?;
-        let max_connections = words.read("max-connections", number_in(1, 65536))?;
+        let idle = idle.map(|seconds| (seconds > 0).then(|| Duration::from_secs(seconds)));
         Ok(Config {
             app,
+            ring_order: words.read("ring-order", number_in(1, 9))?,
+            max_connections: words.read("max-connections", number_in(1, 65536))?,
             log: words.read("log", |level| level.parse().ok())?.unwrap_or(default.log),
-            ring_order: ring_order.map(|order| order as u8),
             idle_timeout: idle.unwrap_or(default.idle_timeout),
-            max_connections: max_connections.map(|count| count as usize),
             evtchn: words.read("evtchn", |abi| abi.parse().ok())?,
             stack,
             network: network::network(&words, stack)?,
@@ -118,7 +116,7 @@ impl Config {
 
 fn app(words: &Words<'_>) -> Result<App, ConfigError> {
     let port = |default| -> Result<u16, ConfigError> {
-        Ok(words.read("port", number_in(1, 65535))?.map_or(default, |port| port as u16))
+        Ok(words.read("port", number_in(1, 65535))?.unwrap_or(default))
     };
     let name = words.get("app");
     let (app, stray) = match name.map_or("http", |word| word.value) {

@@ -1,7 +1,6 @@
 //! The guest as the apps see it, and the numbers that the apps count.
 
 use alloc::boxed::Box;
-use alloc::string::String;
 use alloc::vec::Vec;
 use xen::{Counted, Counter};
 
@@ -98,12 +97,6 @@ impl Context {
     /// Whether an app may allocate `bytes`; see [`Environment::has_room`].
     pub fn has_room(&self, bytes: usize) -> bool {
         self.environment.has_room(bytes)
-    }
-
-    /// An empty text with room for `bytes`, or `None` if memory is short.
-    pub fn text(&self, bytes: usize) -> Option<String> {
-        let mut text = String::new();
-        (self.has_room(bytes) && text.try_reserve_exact(bytes).is_ok()).then_some(text)
     }
 
     /// A buffer of `size` zeroes, or `None` if memory is short.

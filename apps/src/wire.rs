@@ -27,7 +27,7 @@ pub enum WireError {
     #[error("the peer did nothing for too long")]
     TimedOut,
     /// Memory is short.
-    #[error("there is no memory for the connection")]
+    #[error("there is not enough memory for the connection")]
     NoMemory,
 }
 

@@ -1,6 +1,6 @@
 //! The stack of the sockets, and the network interface's addresses.
 
-use super::words::{ConfigError, Problem, Words, number, number_in};
+use super::words::{ConfigError, Problem, Words, number_in};
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::str::FromStr;
@@ -56,7 +56,7 @@ impl Default for Network {
 }
 
 impl Network {
-    /// The stack's configuration. Each boot needs a seed of its own.
+    /// The stack's configuration. Each boot needs its own seed.
     pub fn stack(&self, seed: u64) -> stack::Config {
         stack::Config {
             ipv4: self.ipv4,
@@ -76,27 +76,20 @@ const TRACE_PORT: u16 = 2002;
 /// Splits `ADDRESS/BITS`.
 fn cidr<A: FromStr>(text: &str, most: u8) -> Option<(A, u8)> {
     let (address, bits) = text.split_once('/')?;
-    Some((address.parse().ok()?, number(bits).filter(|bits| *bits <= most)?))
+    Some((address.parse().ok()?, number_in(0, most)(bits)?))
 }
 
 pub(super) fn stack(words: &Words<'_>, stacks: Stacks) -> Result<StackChoice, ConfigError> {
-    let choice = words.read("stack", |stack| match stack {
-        "xensock" => Some(StackChoice::XenSock),
-        "netfront" => Some(StackChoice::NetFront),
-        "both" => Some(StackChoice::Both),
-        _ => None,
-    })?;
     let Some(word) = words.get("stack") else {
         return Ok(if stacks.xensock { StackChoice::XenSock } else { StackChoice::NetFront });
     };
-    match choice.unwrap_or_default() {
-        StackChoice::XenSock | StackChoice::Both if !stacks.xensock => {
-            Err(word.error(Problem::NoXensock))
-        }
-        StackChoice::NetFront | StackChoice::Both if !stacks.netfront => {
-            Err(word.error(Problem::NoNetfront))
-        }
-        choice => Ok(choice),
+    match word.value {
+        "xensock" | "both" if !stacks.xensock => Err(word.error(Problem::NoXensock)),
+        "netfront" | "both" if !stacks.netfront => Err(word.error(Problem::NoNetfront)),
+        "xensock" => Ok(StackChoice::XenSock),
+        "netfront" => Ok(StackChoice::NetFront),
+        "both" => Ok(StackChoice::Both),
+        _ => Err(word.error(Problem::Stack)),
     }
 }
 
@@ -114,7 +107,7 @@ pub(super) fn trace(
     }
     words.read("trace", |trace| match trace.split_once(':') {
         None if trace == "pcap" => Some(TRACE_PORT),
-        Some(("pcap", port)) => number(port).filter(|port| *port != 0),
+        Some(("pcap", port)) => number_in(1, 65535)(port),
         _ => None,
     })
 }
@@ -158,7 +151,7 @@ pub(super) fn network(words: &Words<'_>, choice: StackChoice) -> Result<Network,
         }),
         ipv6: address6.map(|(ip, bits)| (Ipv6Cidr::new(ip, bits), gateway6)),
         dns: servers.unwrap_or_default(),
-        tcp_buffer: tcp_buffer.map_or(default.tcp_buffer, |kib| (kib as usize) << 10),
+        tcp_buffer: tcp_buffer.map_or(default.tcp_buffer, |kib: usize| kib << 10),
     })
 }
 

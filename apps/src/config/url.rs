@@ -1,6 +1,6 @@
 //! URLs on the command line.
 
-use super::words::{Problem, number};
+use super::words::{Problem, number_in};
 use alloc::format;
 use alloc::string::String;
 use core::fmt;
@@ -72,9 +72,7 @@ impl FromStr for Url {
 /// `HOST` or `HOST:PORT`, with an IPv6 address in brackets.
 fn authority(text: &str) -> Option<(Host, u16)> {
     let (host, port) = match text.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => {
-            (host, number(port).filter(|port| *port != 0)?)
-        }
+        Some((host, port)) if !port.ends_with(']') => (host, number_in(1, 65535)(port)?),
         _ => (text, PORT),
     };
     let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {

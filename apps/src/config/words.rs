@@ -1,7 +1,6 @@
 //! The words of the command line: the table of keys, splitting, and errors.
 
 use alloc::string::{String, ToString};
-use core::fmt;
 use core::str::FromStr;
 use thiserror::Error;
 
@@ -37,7 +36,7 @@ pub struct ConfigError {
     pub column: usize,
     /// The word, or its beginning.
     pub word: String,
-    /// What is wrong with it.
+    /// The error.
     pub problem: Problem,
 }
 
@@ -51,7 +50,7 @@ pub enum Problem {
     NotText,
     #[error("a value is missing: write key=value")]
     NoValue,
-    #[error("no such key: there are {}", Keys)]
+    #[error("no such key: there are {}", keys())]
     UnknownKey,
     #[error("this key was given before: give each at most once")]
     Duplicate,
@@ -113,18 +112,9 @@ pub enum Problem {
     Target,
 }
 
-/// Shows the keys' names.
-struct Keys;
-
-impl fmt::Display for Keys {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut separator = "";
-        for (name, _) in KEYS {
-            write!(f, "{separator}{name}")?;
-            separator = ", ";
-        }
-        Ok(())
-    }
+/// The keys' names.
+fn keys() -> String {
+    KEYS.map(|(name, _)| name).join(", ")
 }
 
 /// A word of the command line, split and located.
@@ -204,12 +194,10 @@ impl<'t> Words<'t> {
     }
 }
 
-/// A whole number of digits alone; `parse` would accept a sign.
-pub fn number<T: FromStr>(text: &str) -> Option<T> {
-    text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
-}
-
-/// A whole number within limits.
-pub fn number_in(low: u32, high: u32) -> impl FnOnce(&str) -> Option<u32> {
-    move |text| number(text).filter(|number| (low..=high).contains(number))
+/// A whole number within limits, of digits alone; `parse` would accept a sign.
+pub fn number_in<T: FromStr + PartialOrd>(low: T, high: T) -> impl FnOnce(&str) -> Option<T> {
+    move |text| {
+        let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+        text.parse().ok().filter(|number| digits && (low..=high).contains(number))
+    }
 }

@@ -164,7 +164,7 @@ fn step(state: State, input: &[u8]) -> Result<(usize, State), BodyError> {
         State::ChunkEnd => match input {
             [b'\r', b'\n', ..] => Ok((2, State::Size)),
             [] | [b'\r'] => more,
-            _ => Err(BodyError::Malformed("A chunk is longer than its size says.")),
+            _ => Err(BodyError::Malformed("A chunk is longer than its size.")),
         },
         State::Trailers(left) => match input.iter().position(|byte| *byte == b'\n') {
             Some(at) if at < left => {

@@ -69,9 +69,10 @@ const NO_MEMORY: Refusal = Refusal {
 
 /// An empty text for a page, if there is also room for the response that it becomes a part of.
 fn page_text(context: &Context) -> Result<String, End> {
+    let mut text = String::new();
     let has_room = context.has_room(2 * page::CAPACITY);
-    let text = if has_room { context.text(page::CAPACITY) } else { None };
-    text.ok_or(End::Refused(NO_MEMORY))
+    let fits = has_room && text.try_reserve_exact(page::CAPACITY).is_ok();
+    if fits { Ok(text) } else { Err(End::Refused(NO_MEMORY)) }
 }
 
 /// One connection.

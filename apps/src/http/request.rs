@@ -13,14 +13,10 @@ const MAX_HEADERS: usize = 64;
 /// Longer ones are parsed only when complete, so that a slow sender cannot keep the parser busy.
 const EAGER: usize = 512;
 
-/// A method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
-    /// `GET`
     Get,
-    /// `HEAD`
     Head,
-    /// `POST`
     Post,
     /// Another method of RFC 9110 or RFC 5789, which no path here accepts.
     Other,
@@ -29,7 +25,6 @@ pub enum Method {
 /// A request that can be answered, without its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// The method.
     pub method: Method,
     /// How the body ends; [`Framing::Length`] of 0 without a body.
     pub framing: Framing,
@@ -42,7 +37,6 @@ pub struct Request {
 /// An error response. The connection closes after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// The status.
     pub status: Status,
     /// One sentence for a human.
     pub reason: &'static str,

@@ -7,7 +7,6 @@ use core::fmt::Write;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Status(u16, &'static str);
 
-#[allow(missing_docs, reason = "the names are the reason phrases")]
 impl Status {
     pub const OK: Status = Status(200, "OK");
     pub const BAD_REQUEST: Status = Status(400, "Bad Request");
@@ -22,7 +21,6 @@ impl Status {
     pub const SERVICE_UNAVAILABLE: Status = Status(503, "Service Unavailable");
     pub const VERSION_NOT_SUPPORTED: Status = Status(505, "HTTP Version Not Supported");
 
-    /// The number.
     pub fn code(self) -> u16 {
         self.0
     }
@@ -31,9 +29,7 @@ impl Status {
 /// A response without its body.
 #[derive(Clone, Copy, Debug)]
 pub struct Head {
-    /// The status.
     pub status: Status,
-    /// The body's media type.
     pub content_type: &'static str,
     /// The body's length, in bytes.
     pub length: u64,
