@@ -38,7 +38,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 const PER_FRAME: u32 = (PAGE_SIZE / 8) as u32;
 const RESERVED: u32 = 8;
 
-/// The result of a check: the error says what was wrong.
+/// The result of a check: the error is the reason.
 type Outcome = Result<(), String>;
 
 struct Bench {
@@ -82,7 +82,7 @@ async fn main(system: System) -> Result<(), String> {
     Ok(())
 }
 
-fn say<E: Debug>(what: &str) -> impl Fn(E) -> String {
+fn failed<E: Debug>(what: &str) -> impl Fn(E) -> String {
     move |error| format!("{what}: {error:?}")
 }
 
@@ -167,7 +167,7 @@ impl Channel {
     }
 
     fn send(&self) -> Outcome {
-        self.guest.events.send(self.from).map_err(say("send"))
+        self.guest.events.send(self.from).map_err(failed("send"))
     }
 }
 
@@ -184,7 +184,7 @@ impl Drop for Channel {
 /// A channel with a counter of its events.
 fn counted(bench: &Bench) -> Result<(Channel, Arc<Counter>), String> {
     let counter = Arc::new(Counter::default());
-    let channel = Channel::new(bench.guest, counter.clone()).map_err(say("open"))?;
+    let channel = Channel::new(bench.guest, counter.clone()).map_err(failed("open"))?;
     Ok((channel, counter))
 }
 
@@ -233,10 +233,10 @@ async fn storm(bench: &Bench, stormy: Priority, quiet: Priority) -> Outcome {
     let events = &bench.guest.events;
     let handler =
         Arc::new(Storm { xen: bench.guest.xen, to: AtomicU32::new(0), count: AtomicU32::new(0) });
-    let channel = Channel::new(bench.guest, handler.clone()).map_err(say("open"))?;
-    events.set_priority(channel.to, stormy).map_err(say("priority"))?;
+    let channel = Channel::new(bench.guest, handler.clone()).map_err(failed("open"))?;
+    events.set_priority(channel.to, stormy).map_err(failed("priority"))?;
     let (other, counter) = counted(bench)?;
-    events.set_priority(other.to, quiet).map_err(say("priority"))?;
+    events.set_priority(other.to, quiet).map_err(failed("priority"))?;
 
     handler.to.store(channel.from.0, Relaxed);
     channel.send()?;
@@ -305,7 +305,7 @@ async fn every_grant_reference_can_be_used(bench: &Bench) -> Outcome {
     let (machine, grants) = (Domain::new(bench.guest), &bench.guest.grants);
     let before = grants.usage();
     expect("capacity", before.capacity, bench.frames * PER_FRAME - RESERVED)?;
-    let page = machine.alloc(1).map_err(say("a page"))?;
+    let page = machine.alloc(1).map_err(failed("a page"))?;
     for round in 0..2 {
         let mut made = Vec::new();
         let error = loop {
@@ -319,7 +319,7 @@ async fn every_grant_reference_can_be_used(bench: &Bench) -> Outcome {
         let full = Usage { in_use: before.capacity, free: 0, capacity: before.capacity };
         expect("the full table", grants.usage(), full)?;
         for grant in made {
-            machine.revoke(grant).map_err(say("revoke"))?;
+            machine.revoke(grant).map_err(failed("revoke"))?;
         }
         let free = before.capacity - before.in_use;
         expect(&format!("round {round}"), grants.usage(), Usage { free, ..before })?;

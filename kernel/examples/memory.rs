@@ -6,7 +6,7 @@
 //! `hvm_start_info`.
 #![no_std]
 #![no_main]
-#![allow(unsafe_code, reason = "writes to all free pages; has an entry point of its own")]
+#![allow(unsafe_code, reason = "writes to all free pages; has its own entry point")]
 
 use core::arch::global_asm;
 use core::ptr::NonNull;

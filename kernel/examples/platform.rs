@@ -30,7 +30,7 @@ async fn main(system: System) -> Result<(), String> {
         "flood" => flood(&system).await,
         "input" => input(&system).await,
         "xenstore" => xenstore(system.store()).await,
-        name => Err(format!("there is no test {name:?}")),
+        name => Err(format!("unknown test {name:?}")),
     }
 }
 

@@ -70,7 +70,7 @@ struct Device {
 }
 
 impl Device {
-    /// Connects the device as the specification says.
+    /// Connects the device as the specification requires.
     async fn attach(system: &System) -> Result<(Device, OtherEnd, StateWatch), Errno> {
         let store = system.store();
         let backend = OtherEnd::backend_of(store, PATH).await?;

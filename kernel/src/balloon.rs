@@ -67,7 +67,7 @@ pub fn pages() -> u64 {
 ///
 /// # Safety
 /// At boot, while the free memory is not in use.
-pub unsafe fn give_surplus(
+pub(crate) unsafe fn give_surplus(
     xen: &impl Operations,
     map: &[Region],
     loader_map: bool,
@@ -130,7 +130,7 @@ fn grow(xen: &impl Operations, count: u64) -> Result<(), String> {
     let taken = BALLOON.lock().take(xen, count.min(STEP));
     let taken = taken.map_err(|error| format!("Xen gives no more memory: {error}"))?;
     // SAFETY: Xen has populated the pages, and nothing uses them. They lie in a piece or at its
-    // end, because the memory after a piece's end comes back lowest first.
+    // end, because the memory after a piece's end is returned lowest first.
     unsafe { free_pages::add(region(taken)) };
     Ok(())
 }

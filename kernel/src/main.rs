@@ -81,7 +81,7 @@ async fn over_netfront(system: &System, config: &Config, context: &Context) -> R
     futures_util::future::select(app, traced).await.factor_first().0.map_err(text)
 }
 
-/// Serves an interface's frames over dom0's sockets. The app goes on if that fails.
+/// Serves an interface's frames over dom0's sockets. The app continues if that fails.
 #[cfg(all(feature = "xensock", feature = "netfront"))]
 async fn trace(system: &System, config: &Config, port: u16, capture: &netfront::Capture) {
     let ended = match system.sockets(sockets(config)).await {

@@ -3,12 +3,12 @@
 //! Each task (each waker) has at most one entry, with the earliest time that it asked for. When
 //! that time has come, the task is polled and schedules again if it still waits. So a task that
 //! sets a new time limit for each byte it reads costs one look-up each time, adds no entries, and
-//! is woken in vain at most once per time limit.
+//! is woken needlessly at most once per time limit.
 //!
 //! A task that ends leaves its entry, and the memory that the waker refers to, until the entry's
 //! time: thousands on a server with short connections and long time limits. So all tasks are
 //! woken early when there are twice as many entries as there were tasks: tasks that still wait
-//! schedule again, and the entries of ended tasks are gone. This also happens occasionally when
+//! schedule again, and the entries of ended tasks are removed. This also happens occasionally when
 //! an entry's time has come, so that memory is freed after a peak.
 
 use alloc::collections::BTreeMap;

@@ -67,7 +67,7 @@ fn a_checkpointed_guest_keeps_its_connections(fixture: &Fixture) -> Result<()> {
         stream.read_exact(&mut bytes)?;
         ensure!(&bytes == b"after!");
     }
-    guest.domain.wait_for("resumed: this domain goes on", PATIENCE)?;
+    guest.domain.wait_for("resumed: this domain continues", PATIENCE)?;
     Ok(())
 }
 

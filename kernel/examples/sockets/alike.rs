@@ -1,6 +1,6 @@
 //! Tests of what the sockets of all stacks have in common, through their traits.
 
-use crate::{Outcome, expect, pattern, say, transfer};
+use crate::{Outcome, expect, failed, pattern, transfer};
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -32,7 +32,7 @@ impl<N: TcpConnect<Error = Errno>, F: TcpBind<Error = Errno>> Setup<'_, N, F> {
     }
 
     async fn listen(&self) -> Result<F::Accept<'_>, String> {
-        self.bind().await.map_err(say("bind"))
+        self.bind().await.map_err(failed("bind"))
     }
 
     /// Both ends of a connection.
@@ -41,8 +41,8 @@ impl<N: TcpConnect<Error = Errno>, F: TcpBind<Error = Errno>> Setup<'_, N, F> {
         listener: &'l L,
     ) -> Result<(N::Socket<'n>, L::Socket<'l>), String> {
         let (near, far) = join(self.near.connect(self.address(0)), listener.accept()).await;
-        let (_, far) = far.map_err(say("accept"))?;
-        Ok((near.map_err(say("connect"))?, far))
+        let (_, far) = far.map_err(failed("accept"))?;
+        Ok((near.map_err(failed("connect"))?, far))
     }
 }
 
@@ -68,7 +68,7 @@ pub async fn bytes_go_both_ways(setup: &Setup<'_, impl Near, impl Far>) -> Outco
         .await;
         one.and(other)?;
     }
-    near.close(Close::Both).await.map_err(say("close"))?;
+    near.close(Close::Both).await.map_err(failed("close"))?;
     expect("the end", far.read(&mut [0]).await, Ok(0))
 }
 
@@ -87,16 +87,16 @@ pub async fn several_connections_are_accepted_at_once(
     // All stay open until the last byte has arrived.
     let mut open = Vec::new();
     for (number, stream) in (0u8..).zip(connected) {
-        let mut stream = stream.map_err(say("connect"))?;
-        stream.write_all(&[number]).await.map_err(say("write"))?;
-        stream.flush().await.map_err(say("flush"))?;
+        let mut stream = stream.map_err(failed("connect"))?;
+        stream.write_all(&[number]).await.map_err(failed("write"))?;
+        stream.flush().await.map_err(failed("flush"))?;
         open.push(stream);
     }
     let mut seen = Vec::new();
     for stream in accepted {
         let mut byte = [0];
-        let (_, mut stream) = stream.map_err(say("accept"))?;
-        stream.read_exact(&mut byte).await.map_err(say("read"))?;
+        let (_, mut stream) = stream.map_err(failed("accept"))?;
+        stream.read_exact(&mut byte).await.map_err(failed("read"))?;
         seen.push(byte[0]);
     }
     seen.sort_unstable();
@@ -113,11 +113,11 @@ pub async fn written_data_arrives_after_the_stream_is_dropped(
 ) -> Outcome {
     let listener = setup.listen().await?;
     let (mut near, mut far) = setup.pair(&listener).await?;
-    near.write_all(b"the last words").await.map_err(say("write"))?;
-    near.flush().await.map_err(say("flush"))?;
+    near.write_all(b"the last words").await.map_err(failed("write"))?;
+    near.flush().await.map_err(failed("flush"))?;
     drop(near);
     let mut got = [0; 14];
-    far.read_exact(&mut got).await.map_err(say("read"))?;
+    far.read_exact(&mut got).await.map_err(failed("read"))?;
     expect("the bytes", &got, b"the last words")?;
     expect("the end", far.read(&mut [0]).await, Ok(0))
 }
@@ -127,24 +127,24 @@ pub async fn one_direction_closes_alone(setup: &Setup<'_, impl Near, impl Far>) 
     let (mut near, mut far) = setup.pair(&listener).await?;
     let data = pattern(300_000);
     let asking = async {
-        near.write_all(&data).await.map_err(say("write"))?;
-        near.close(Close::Write).await.map_err(say("half-close"))?;
+        near.write_all(&data).await.map_err(failed("write"))?;
+        near.close(Close::Write).await.map_err(failed("half-close"))?;
         expect("a write after that", near.write(b"x").await, Err(Errno::EPIPE))?;
         let mut answer = [0; 6];
-        near.read_exact(&mut answer).await.map_err(say("read"))?;
+        near.read_exact(&mut answer).await.map_err(failed("read"))?;
         expect("the answer", &answer, b"answer")
     };
     let answering = async {
         let (mut got, mut some) = (Vec::new(), vec![0; 8192]);
         loop {
-            match far.read(&mut some).await.map_err(say("read"))? {
+            match far.read(&mut some).await.map_err(failed("read"))? {
                 0 => break,
                 count => got.extend_from_slice(&some[..count]),
             }
         }
         expect("the bytes", got == data, true)?;
-        far.write_all(b"answer").await.map_err(say("write"))?;
-        far.flush().await.map_err(say("flush"))
+        far.write_all(b"answer").await.map_err(failed("write"))?;
+        far.flush().await.map_err(failed("flush"))
     };
     let (asked, answered) = join(asking, answering).await;
     asked.and(answered)
@@ -153,8 +153,8 @@ pub async fn one_direction_closes_alone(setup: &Setup<'_, impl Near, impl Far>) 
 pub async fn an_abort_resets_the_connection(setup: &Setup<'_, impl Near, impl Far>) -> Outcome {
     let listener = setup.listen().await?;
     let (mut near, mut far) = setup.pair(&listener).await?;
-    near.write_all(b"x").await.map_err(say("write"))?;
-    near.abort().await.map_err(say("abort"))?;
+    near.write_all(b"x").await.map_err(failed("write"))?;
+    near.abort().await.map_err(failed("abort"))?;
     let mut some = [0; 8];
     let end = loop {
         match far.read(&mut some).await {

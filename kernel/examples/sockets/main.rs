@@ -34,7 +34,7 @@ kernel::entry!(main);
 /// The time limit of a check.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// The result of a check: the error says what was wrong.
+/// The result of a check: the error is the reason.
 type Outcome = Result<(), String>;
 
 /// The guest's sockets and their first port.
@@ -133,7 +133,7 @@ async fn both_stacks(
     Ok(())
 }
 
-fn say<E: Debug>(what: &str) -> impl Fn(E) -> String {
+fn failed<E: Debug>(what: &str) -> impl Fn(E) -> String {
     move |error| format!("{what}: {error:?}")
 }
 
@@ -152,21 +152,21 @@ impl Bench {
     }
 
     async fn listen(&self, offset: u16) -> Result<Listener<Domain>, String> {
-        self.sockets.bind(self.address(offset)).await.map_err(say("bind"))
+        self.sockets.bind(self.address(offset)).await.map_err(failed("bind"))
     }
 
     /// Both ends of a connection; the accepted one is the second.
     async fn pair(&self, listener: &Listener<Domain>, to: SocketAddr) -> Result<[End; 2], String> {
         let (near, far) = join(self.sockets.connect(to), listener.accept()).await;
-        Ok([near.map_err(say("connect"))?, far.map_err(say("accept"))?])
+        Ok([near.map_err(failed("connect"))?, far.map_err(failed("accept"))?])
     }
 }
 
 async fn transfer(from: &mut impl Write, to: &mut impl Read, data: &[u8]) -> Outcome {
     let mut got = vec![0; data.len()];
     let (wrote, read) = join(from.write_all(data), to.read_exact(&mut got)).await;
-    wrote.map_err(say("write"))?;
-    read.map_err(say("read"))?;
+    wrote.map_err(failed("write"))?;
+    read.map_err(failed("read"))?;
     if got == data { Ok(()) } else { Err("the received bytes differ from those sent".to_string()) }
 }
 
@@ -175,9 +175,9 @@ async fn readable_waits_for_a_connection(bench: &Bench) -> Outcome {
     let early = with_timeout(Duration::from_millis(200), listener.readable()).await;
     expect("no connection yet", early.is_err(), true)?;
     let (ready, near) = join(listener.readable(), bench.sockets.connect(bench.address(0))).await;
-    ready.map_err(say("poll"))?;
-    let _near = near.map_err(say("connect"))?;
-    listener.accept().await.map(drop).map_err(say("accept"))
+    ready.map_err(failed("poll"))?;
+    let _near = near.map_err(failed("connect"))?;
+    listener.accept().await.map(drop).map_err(failed("accept"))
 }
 
 async fn connections_reuse_grants(bench: &Bench) -> Outcome {
@@ -185,12 +185,12 @@ async fn connections_reuse_grants(bench: &Bench) -> Outcome {
     let mut most = 0;
     for round in 0..20 {
         let [mut near, mut far] = bench.pair(&listener, bench.address(0)).await?;
-        near.write_all(&[round]).await.map_err(say("write"))?;
+        near.write_all(&[round]).await.map_err(failed("write"))?;
         let mut byte = [0];
-        far.read_exact(&mut byte).await.map_err(say("read"))?;
+        far.read_exact(&mut byte).await.map_err(failed("read"))?;
         expect("the byte", byte, [round])?;
-        near.close(Close::Both).await.map_err(say("close"))?;
-        far.close(Close::Both).await.map_err(say("close"))?;
+        near.close(Close::Both).await.map_err(failed("close"))?;
+        far.close(Close::Both).await.map_err(failed("close"))?;
         let grants = bench.sockets.statistics().grants;
         if round == 3 {
             most = grants;
@@ -219,7 +219,7 @@ async fn options_are_set_and_read(bench: &Bench) -> Outcome {
     let listener = bench.listen(0).await?;
     let connecting = bench.sockets.connect_with(bench.address(0), options);
     let (near, far) = join(connecting, listener.accept()).await;
-    let (mut near, _far) = (near.map_err(say("connect"))?, far.map_err(say("accept"))?);
+    let (mut near, _far) = (near.map_err(failed("connect"))?, far.map_err(failed("accept"))?);
     expect("SO_KEEPALIVE", near.option(SocketOption::KeepAlive).await, Ok(1))?;
     expect("TCP_KEEPIDLE", near.option(SocketOption::KeepIdle).await, Ok(77))?;
     for (option, value) in [
@@ -229,19 +229,19 @@ async fn options_are_set_and_read(bench: &Bench) -> Outcome {
         (SocketOption::BusyPoll, 20),
         (SocketOption::Linger, 2),
     ] {
-        near.set_option(option, value).await.map_err(say("set"))?;
+        near.set_option(option, value).await.map_err(failed("set"))?;
         expect(&format!("{option:?}"), near.option(option).await, Ok(value))?;
     }
     // Two listeners can share an address if both set the option.
     let shares = Options::new().with(SocketOption::ReusePort, 1);
-    let first = bench.sockets.bind_with(bench.address(1), shares).await.map_err(say("bind"))?;
+    let first = bench.sockets.bind_with(bench.address(1), shares).await.map_err(failed("bind"))?;
     expect("SO_REUSEPORT", first.option(SocketOption::ReusePort).await, Ok(1))?;
-    bench.sockets.bind_with(bench.address(1), shares).await.map(drop).map_err(say("share"))
+    bench.sockets.bind_with(bench.address(1), shares).await.map(drop).map_err(failed("share"))
 }
 
 async fn both_ends_know_their_addresses(bench: &Bench) -> Outcome {
     let listener =
-        bench.sockets.bind((Ipv4Addr::LOCALHOST, 0).into()).await.map_err(say("bind"))?;
+        bench.sockets.bind((Ipv4Addr::LOCALHOST, 0).into()).await.map_err(failed("bind"))?;
     let to = listener.local_addr();
     expect("a port was chosen", to.port() != 0, true)?;
     let [near, far] = bench.pair(&listener, to).await?;
@@ -267,7 +267,7 @@ async fn rings_are_resized_under_traffic(bench: &Bench) -> Outcome {
             }
             embassy_time::Timer::after_millis(10).await;
         }
-        sizes.push(near.option(SocketOption::SendBuffer).await.map_err(say("size"))?);
+        sizes.push(near.option(SocketOption::SendBuffer).await.map_err(failed("size"))?);
         transfer(&mut far, &mut near, &data).await?;
     }
     let fits = sizes.windows(2).all(|pair| pair[0] != pair[1]) && sizes[1] >= 100_000;

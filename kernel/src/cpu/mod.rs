@@ -53,12 +53,10 @@ unsafe impl<T> Sync for OneCpu<T> {}
 unsafe impl<T> Send for OneCpu<T> {}
 
 impl<T> OneCpu<T> {
-    /// Wraps a value.
     pub const fn new(value: T) -> OneCpu<T> {
         OneCpu(value)
     }
 
-    /// The value.
     pub fn get(&self) -> &T {
         &self.0
     }

@@ -22,7 +22,7 @@ event_upcall:
 1:  pop     rax
     iretq
 
-# extern "C" fn halt_until_interrupt(): enables interrupts and sleeps until one comes.
+# extern "C" fn halt_until_interrupt(): enables interrupts and sleeps until one arrives.
 .global halt_until_interrupt
 halt_until_interrupt:
     sti

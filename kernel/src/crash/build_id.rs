@@ -1,5 +1,5 @@
-//! The image's build id, which the linker computes from the image's contents. It tells which file
-//! with symbols belongs to a crash report: `readelf -n` prints the file's build id.
+//! The image's build id, which the linker computes from the image's contents. It identifies
+//! the file with symbols for a crash report: `readelf -n` prints the file's build id.
 
 use core::fmt;
 

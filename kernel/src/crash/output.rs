@@ -46,7 +46,7 @@ impl Write for Console {
 /// Sleeps for a moment; false if the time is over.
 fn nap(guest: &Guest) -> bool {
     let Some(end) = PATIENCE.nap(guest.clock.now()) else { return false };
-    // If Xen refuses, the loop goes on without sleep; it still ends.
+    // If Xen refuses, the caller's loop continues without sleep, and still ends.
     let _ = guest.xen.poll_until(guest.clock.system_time_of(end));
     true
 }

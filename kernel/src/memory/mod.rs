@@ -1,6 +1,6 @@
 //! Memory: the memory map, page tables, allocators.
 
-pub mod ram;
+pub(crate) mod ram;
 
 #[allow(unsafe_code, reason = "the global allocator")]
 mod heap;
@@ -11,9 +11,9 @@ pub mod modules;
 #[allow(unsafe_code, reason = "hands out and takes back raw pages")]
 pub mod pages;
 #[allow(unsafe_code, reason = "writes page tables")]
-pub mod paging;
+pub(crate) mod paging;
 #[allow(unsafe_code, reason = "addresses at which Xen's own pages appear")]
-pub mod window;
+pub(crate) mod window;
 
 pub use heap::{HeapFigures, figures as heap_figures};
 

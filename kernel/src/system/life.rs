@@ -82,26 +82,21 @@ impl System {
             // lost.
             let _ = with_timeout(FLUSH, console.flush()).await;
         }
-        match guest.suspend() {
-            Ok(Resumed::Restored) => {
-                // First, because the former driver must not read the new rings.
-                let (reader, writer) = machine::xenstore(guest);
-                self.0.background.spawn(run_store(store.reconnect(reader, writer)));
-                let devices = self.0.devices.borrow().clone();
-                for device in devices {
-                    device.resume().await;
-                }
-                store.release();
-                log::info!("restored");
+        let result = guest.suspend();
+        if result == Ok(Resumed::Restored) {
+            // First, because the former driver must not read the new rings.
+            let (reader, writer) = machine::xenstore(guest);
+            self.0.background.spawn(run_store(store.reconnect(reader, writer)));
+            let devices = self.0.devices.borrow().clone();
+            for device in devices {
+                device.resume().await;
             }
-            Ok(Resumed::Unchanged) => {
-                store.release();
-                log::info!("resumed: this domain goes on");
-            }
-            Err(error) => {
-                store.release();
-                log::error!("Xen does not suspend the domain: {error}");
-            }
+        }
+        store.release();
+        match result {
+            Ok(Resumed::Restored) => log::info!("restored"),
+            Ok(Resumed::Unchanged) => log::info!("resumed: this domain continues"),
+            Err(error) => log::error!("Xen does not suspend the domain: {error}"),
         }
     }
 

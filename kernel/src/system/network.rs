@@ -33,7 +33,7 @@ impl System {
         mut stack: stack::Config,
         capture: Option<Capture>,
     ) -> Result<Stack, Errno> {
-        let hint = "no network interface, waiting for one: say vif=[\"\"] in the domain's \
+        let hint = "no network interface, waiting for one: set vif=[\"\"] in the domain's \
                     configuration, or run xl network-attach in dom0";
         let path = self
             .wait_for(hint, async |store| {

@@ -22,7 +22,7 @@ impl System {
     /// replaces the protocol in `config`. Waits until the toolstack has given the domain such a
     /// device.
     pub async fn sockets(&self, config: Config) -> Result<Frontend<Domain>, Errno> {
-        let hint = "no device for sockets, waiting for one: say pvcalls=[\"backend=0\"] in the \
+        let hint = "no device for sockets, waiting for one: set pvcalls=[\"backend=0\"] in the \
                     domain's configuration, or run attach-sockets in dom0";
         let (dialect, path) = self
             .wait_for(hint, async |store| {
