@@ -4,11 +4,14 @@ mod rig;
 
 use embassy_time::{Duration, Timer, with_timeout};
 use embedded_io_async::{Read, Write};
-use futures_util::future::{join, poll_immediate};
+use futures_util::future::{join, join_all, poll_immediate};
 use rig::{address, pattern, with_backend};
+use std::cell::Cell;
 use std::future::Future;
 use std::pin::pin;
+use std::rc::Rc;
 use xensock::Errno;
+use xensock::wire::SocketOption;
 
 /// Polls a future for a while, then drops it.
 async fn give_up_on(future: impl Future, after: Duration) {
@@ -91,6 +94,26 @@ fn a_cancelled_accept_leaves_its_connection_to_the_next() {
 }
 
 #[test]
+fn a_connection_wakes_a_caller_of_accept_that_came_after_cancelled_ones() {
+    with_backend(|rig| async move {
+        let listener = Rc::new(rig.frontend.bind(address(80)).await.unwrap());
+        give_up_on(join_all((0..4).map(|_| listener.accept())), SOON).await;
+        let accepted = Rc::new(Cell::new(0));
+        for _ in 0..6 {
+            let (listener, accepted) = (listener.clone(), accepted.clone());
+            rig.spawn(async move {
+                if listener.accept().await.is_ok() {
+                    accepted.set(accepted.get() + 1);
+                }
+            });
+        }
+        Timer::after(SOON).await;
+        let _client = rig.net.connect(address(80)).await.unwrap();
+        rig.until(|| accepted.get() == 1).await;
+    });
+}
+
+#[test]
 fn dropping_a_listener_cancels_its_accept() {
     with_backend(|rig| async move {
         let listener = rig.frontend.bind(address(80)).await.unwrap();
@@ -164,6 +187,9 @@ fn a_shutdown_at_any_time_leaves_nothing_behind() {
         let (read, ()) = join(stream.read(&mut byte), rig.frontend.shutdown()).await;
         assert_eq!(read, Err(Errno::ENODEV));
         assert_eq!(listener.accept().await.map(drop), Err(Errno::ENODEV));
+        assert_eq!(listener.option(SocketOption::KeepIdle).await, Err(Errno::ENODEV));
+        let option = stream.option(SocketOption::KeepIdle).await;
+        assert!(matches!(option, Err(Errno::ENODEV | Errno::EOPNOTSUPP)), "{option:?}");
         assert_eq!(rig.frontend.connect(address(80)).await.map(drop), Err(Errno::ENODEV));
     });
 }

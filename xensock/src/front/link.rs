@@ -118,6 +118,11 @@ impl<M: Machine> Link<M> {
         self.changed.until(is_up).await
     }
 
+    /// Returns the error that ended the device, if it has ended.
+    pub(super) fn check(&self) -> Result<(), Errno> {
+        self.lifecycle.ended().map_or(Ok(()), Err)
+    }
+
     /// The present session, if the link is up.
     pub(super) fn session(&self) -> Option<Session> {
         let commands = self.commands.borrow();
@@ -234,9 +239,7 @@ impl<M: Machine> Link<M> {
         &self,
         work: impl Future<Output = Result<T, Errno>> + 'static,
     ) -> Result<T, Errno> {
-        if let Some(error) = self.lifecycle.ended() {
-            return Err(error);
-        }
+        self.check()?;
         let _running = self.running.begin();
         let mut unfinished = Unfinished { link: self, work: Some(Box::pin(work)) };
         poll_fn(|cx| {

@@ -64,6 +64,9 @@ struct Inner<M: Machine + 'static> {
     accepted: RefCell<VecDeque<Result<Stream<M>, Errno>>>,
     /// Woken when `accepted`, `state` or `poll` changes.
     changed: WaitList,
+    /// Woken when `state` becomes `Closed { released: true }`. A list of its own: an ACCEPT in
+    /// progress must not take a wake from a caller of `accept`.
+    released: WaitList,
     /// Calls of `accept` that wait.
     waiting: Operations,
     /// ACCEPTs in progress.
@@ -190,7 +193,7 @@ impl<M: Machine> Drop for Listener<M> {
             // Without an answer, the backend may still map the ring of an ACCEPT.
             if !matches!(released, Err(Errno::ETIMEDOUT)) {
                 inner.state.set(State::Closed { released: true });
-                inner.changed.wake_all();
+                inner.released.wake_all();
             }
         });
     }
@@ -241,6 +244,7 @@ impl<M: Machine> Inner<M> {
     }
 
     async fn call(&self, call: Call, extension: Extensions) -> Answer {
+        self.core.link.check()?;
         let State::Listening(session, id) = self.state.get() else { return Err(Errno::ENETDOWN) };
         if !session.protocol.has(extension) {
             return Err(Errno::EOPNOTSUPP);
@@ -358,7 +362,7 @@ async fn accept<M: Machine>(
             State::Closed { released: true } => Some(()),
             _ => None,
         };
-        inner.changed.until(is_released).await;
+        inner.released.until(is_released).await;
         Timer::after(LAST_ANSWER_TIMEOUT).await;
     });
     let result = match select(answer, given_up).await {
@@ -406,6 +410,7 @@ pub(super) async fn bind<M: Machine>(
         state: Cell::new(State::Unbound),
         accepted: RefCell::default(),
         changed: WaitList::default(),
+        released: WaitList::default(),
         waiting: Operations::default(),
         accepting: Operations::default(),
         max_accepts: Cell::new(MAX_ACCEPTS),

@@ -85,6 +85,7 @@ impl<M: Machine> Socket<M> {
 
     /// Makes a request about this socket.
     pub(super) async fn call(&self, call: Call) -> Answer {
+        self.core.link.check()?;
         self.core.link.call(&self.session, self.id, call).await
     }
 
