@@ -440,7 +440,7 @@ fn a_hostile_backend_ends_its_session_only() {
             fixture.send(&frame(500, 1), None).await;
             violate(&mut backend);
             backend.notify();
-            // The stack goes on as before.
+            // The stack continues as before.
             fixture
                 .until(|| {
                     let mut device = fixture.device();

@@ -164,7 +164,7 @@ impl<H: Hypervisor, F: FrameSource> GrantTable<H, F> {
         self.max_frames.set(max_frames);
         let state = self.state.borrow();
         for (index, (gfn, _)) in (0..).zip(&state.frames) {
-            // SAFETY: the source gave the page to this table for good.
+            // SAFETY: the source gave the page away, and only this table uses it.
             unsafe { self.hypervisor.map_grant_frame(index, *gfn) }?;
         }
         // An entry does not tell whether it is free, so first all become grants to no domain.
@@ -190,7 +190,7 @@ impl<H: Hypervisor, F: FrameSource> GrantTable<H, F> {
             Some(page) => page,
             None => self.source.take()?,
         };
-        // SAFETY: the source gave the page to this table for good.
+        // SAFETY: the source gave the page away, and only this table uses it.
         if let Err(error) = unsafe { self.hypervisor.map_grant_frame(index, gfn) } {
             // Xen may have memory at the next attempt.
             state.spare = Some((gfn, frame));

@@ -67,7 +67,7 @@ pub struct Statistics {
     pub notifications_sent: u64,
     /// How often the link has come up.
     pub sessions: u64,
-    /// Pages that are granted.
+    /// Pages taken from the machine: in use or in quarantine.
     pub pages: u64,
     /// Pages that a backend still maps although their session is over.
     pub quarantined_pages: u64,

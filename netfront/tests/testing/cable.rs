@@ -21,8 +21,9 @@ pub const RIGHT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 pub const LEFT_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
 pub const RIGHT_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
 
-/// Every how many frames one suffers a fault; 0 for never. It is lost, sent twice, sent once more
-/// after the next frame, sent only after the next frame, or changed in a byte.
+/// The faults of a cable: each hits one of this many frames, or none if it is 0. The frame is lost,
+/// sent twice, sent again after the next frame, sent only after the next frame, or changed in a
+/// byte.
 #[derive(Clone, Copy, Default)]
 pub struct Faults {
     pub lose: usize,
@@ -34,7 +35,7 @@ pub struct Faults {
 
 #[derive(Default)]
 struct State {
-    /// Frames on their way to each end.
+    /// Frames on their queue to each end.
     queues: [RefCell<VecDeque<Vec<u8>>>; 2],
     wakers: [RefCell<Option<Waker>>; 2],
     /// A frame to be sent after the next one.
@@ -104,7 +105,7 @@ impl FakeNic {
             hit
         };
         let other = 1 - self.side;
-        let mut way = state.queues[other].borrow_mut();
+        let mut queue = state.queues[other].borrow_mut();
         if state.unplugged.get() || hit(self.faults.lose) {
             return;
         }
@@ -117,12 +118,12 @@ impl FakeNic {
             return;
         }
         if hit(self.faults.double) {
-            way.push_back(frame.clone());
+            queue.push_back(frame.clone());
         }
         let repeated = hit(self.faults.repeat).then(|| frame.clone());
-        way.push_back(frame);
-        way.extend(core::mem::replace(&mut *state.held[other].borrow_mut(), repeated));
-        drop(way);
+        queue.push_back(frame);
+        queue.extend(core::mem::replace(&mut *state.held[other].borrow_mut(), repeated));
+        drop(queue);
         if let Some(waker) = state.wakers[other].borrow_mut().take() {
             waker.wake();
         }

@@ -31,15 +31,15 @@ struct State {
     features: Features,
     mtu: usize,
     /// Frames for the stack.
-    came: RefCell<VecDeque<Vec<u8>>>,
+    frames: RefCell<VecDeque<Vec<u8>>>,
     cut: Cell<usize>,
 }
 
 impl FakeNetwork {
     pub fn new(backend: FakeBackend, features: Features, mtu: usize) -> FakeNetwork {
         let backend = RefCell::new(Some(backend));
-        let came = RefCell::default();
-        FakeNetwork(Rc::new(State { backend, features, mtu, came, cut: Cell::new(0) }))
+        let frames = RefCell::default();
+        FakeNetwork(Rc::new(State { backend, features, mtu, frames, cut: Cell::new(0) }))
     }
 
     /// Drops the backend.
@@ -76,15 +76,15 @@ impl FakeNetwork {
             if flags & NETTXF_CSUM_BLANK != 0 {
                 complete(&mut bytes);
             }
-            let mut came = self.0.came.borrow_mut();
+            let mut frames = self.0.frames.borrow_mut();
             match gso {
                 Some(Gso { size, .. }) => {
                     self.0.cut.set(self.0.cut.get() + 1);
-                    came.extend(cut(&bytes, size.into()));
+                    frames.extend(cut(&bytes, size.into()));
                 }
-                None => came.push_back(bytes),
+                None => frames.push_back(bytes),
             }
-            let longest = came.iter().map(Vec::len).max();
+            let longest = frames.iter().map(Vec::len).max();
             assert!(longest <= Some(ETHERNET + self.0.mtu), "a frame of {longest:?} bytes");
         }
     }
@@ -131,7 +131,7 @@ impl Device for FakeNetwork {
     fn receive(&mut self, now: Instant) -> Option<(RxToken, TxToken<'_>)> {
         self.fetch();
         self.has_room().then_some(())?;
-        let frame = self.0.came.borrow_mut().pop_front()?;
+        let frame = self.0.frames.borrow_mut().pop_front()?;
         Some((RxToken(frame), self.transmit(now)?))
     }
 
@@ -162,13 +162,13 @@ impl Nic for FakeNetwork {
     }
 
     fn register(&self, waker: &Waker) {
-        let State { backend, came, .. } = &*self.0;
+        let State { backend, frames, .. } = &*self.0;
         let backend = backend.borrow();
         let Some(backend) = &*backend else { return };
         backend.signal.register(Side::Rx, waker);
         let before = backend.offered();
         backend.arm();
-        if backend.tx_waiting() > 0 || backend.offered() != before || !came.borrow().is_empty() {
+        if backend.tx_waiting() > 0 || backend.offered() != before || !frames.borrow().is_empty() {
             waker.wake_by_ref();
         }
     }

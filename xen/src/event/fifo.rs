@@ -124,7 +124,7 @@ impl Fifo {
             head.set(0);
             control.store_u32(HEAD + WORD * queue, 0, Relaxed);
         }
-        // SAFETY: the source gave the page to these queues for good.
+        // SAFETY: the source gave the page away, and only these queues use it.
         unsafe { hypervisor.init_event_control(gfn) }
     }
 
@@ -146,7 +146,7 @@ impl Fifo {
         for at in (0..page.len()).step_by(WORD) {
             page.store_u32(at, MASKED, Relaxed);
         }
-        // SAFETY: the source gave the page to these queues for good.
+        // SAFETY: the source gave the page away, and only these queues use it.
         unsafe { hypervisor.expand_event_array(gfn) }
     }
 

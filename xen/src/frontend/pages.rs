@@ -1,7 +1,7 @@
 //! Pages that a backend may map.
 //!
-//! A run of pages is in exactly one place: in use, as [`GrantedPages`]; in the pool, granted to
-//! nobody and kept for the next user; or in quarantine, because the backend still maps it. Neither
+//! A run of pages is in exactly one place: in use, as [`GrantedPages`]; in the pool, not granted
+//! and kept for reuse; or in quarantine, because the backend still maps it. Neither
 //! the pages nor the grants of a quarantined run are used again before the backend has unmapped
 //! them.
 

@@ -30,7 +30,7 @@ pub unsafe trait Hypervisor {
 /// An implementer promises that the page is the frame, that it stays mapped for ever, and that
 /// nothing else uses it. There may be no memory behind it yet, if Xen puts a page there.
 pub unsafe trait FrameSource {
-    /// Gives a page away for good, with any content. [`Errno::ENOMEM`] if none is left.
+    /// Gives a page away for ever, with any content. [`Errno::ENOMEM`] if none is left.
     fn take(&self) -> Result<(Gfn, Shared<'static>), Errno>;
 }
 
