@@ -26,4 +26,16 @@ mod tests {
         }
         assert_eq!(value(b"evtchn=\xff", "evtchn"), None);
     }
+
+    #[cfg(feature = "apps")]
+    #[test]
+    fn the_kernel_and_the_image_read_the_same_abi() {
+        use xen::event::Abi;
+        let abi = |line: &[u8]| value(line, "evtchn").and_then(|abi| abi.parse::<Abi>().ok());
+        for line in ["", "evtchn=fifo", "app=echo\tevtchn=2l", "app=echo\0evtchn=2l"] {
+            let config = apps::config::Config::parse(line.as_bytes()).unwrap();
+            assert_eq!(abi(line.as_bytes()), config.evtchn, "{line}");
+        }
+        assert_eq!(abi(b"evtchn=3l log=debug"), None);
+    }
 }

@@ -6,6 +6,7 @@ extern crate alloc;
 
 mod command_line;
 mod executor;
+mod metrics;
 mod stages;
 mod timers;
 

@@ -78,3 +78,27 @@ snapshot! {
     /// Bytes of console output lost.
     console_dropped_bytes_total,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_number_has_its_own_help() {
+        let metrics: Vec<_> = Snapshot::default().metrics().collect();
+        assert!(metrics.len() > 15);
+        for (at, (name, help, _)) in metrics.iter().enumerate() {
+            assert!(help.ends_with('.') && !help.starts_with(' '), "{name}: {help}");
+            assert!(metrics[..at].iter().all(|(_, other, _)| other != help), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_page_for_humans_shows_existing_numbers() {
+        let page = include_str!("../../apps/src/http/page.rs");
+        let names = page.split("get(\"").skip(1).map(|rest| rest.split('"').next().unwrap());
+        for name in names.filter(|name| !name.starts_with("app_")) {
+            assert!(Snapshot::default().metrics().any(|metric| metric.0 == name), "{name}");
+        }
+    }
+}
