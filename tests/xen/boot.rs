@@ -2,7 +2,7 @@
 
 use crate::fixture::{Fixture, cases};
 use crate::images::image;
-use crate::service::{HTTP, PATIENCE, sha256};
+use crate::service::{HTTP, PATIENCE, Service, sha256};
 use anyhow::{Context, Result, ensure};
 use lab::{Domain, Tree};
 use std::fs;
@@ -75,11 +75,8 @@ fn a_version_0_loader_without_a_command_line_is_supported(fixture: &Fixture) -> 
 }
 
 fn boot_stages_are_logged(fixture: &Fixture) -> Result<()> {
-    let port = fixture.port()?.inner;
-    let config = format!("{HTTP}\ncmdline = \"app=http port={port} log=debug\"\n");
-    let guest = Domain::create(fixture.lab()?, "stages", &config)?;
-    guest.wait_for(&format!("serving on port {port}"), PATIENCE)?;
-    let console = guest.console()?;
+    let guest = Service::start(fixture, HTTP, "http log=debug", "")?;
+    let console = guest.domain.console()?;
     let lines: Vec<_> = console.lines().filter_map(|line| line.split_once("boot: ")).collect();
     ensure!(lines.len() == 1, "{console}");
     let (_, line) = lines[0];

@@ -15,12 +15,7 @@ cases![
 fn a_guest_serves_with_event_channels_of_either_abi(fixture: &Fixture) -> Result<()> {
     // Xen supports both, so FIFO is the default.
     for (word, abi) in [("", "FIFO"), ("evtchn=fifo", "FIFO"), ("evtchn=2l", "2-level")] {
-        let ports = fixture.port()?;
-        let cmdline = format!("app=http port={} log=debug {word}", ports.inner);
-        let domain =
-            Domain::create(fixture.lab()?, "http", &format!("{HTTP}\ncmdline = \"{cmdline}\"\n"))?;
-        domain.wait_for("serving on port", PATIENCE)?;
-        let guest = Service { domain, port: ports.host, inner_port: ports.inner };
+        let guest = Service::start(fixture, HTTP, &format!("http log=debug {word}"), "")?;
         for _ in 0..3 {
             let (status, bytes) = guest.get("/bytes/100003")?;
             ensure!(status.contains("200") && bytes == pattern(100_003), "{word}: {status}");

@@ -5,7 +5,7 @@
 
 use crate::fixture::{Fixture, cases, wait_until};
 use crate::images::image;
-use crate::service::{HTTP, PATIENCE, Service, pattern, sha256};
+use crate::service::{self, Device, HTTP, PATIENCE, Service, pattern, sha256};
 use anyhow::{Context, Result, ensure};
 use lab::{Dom0, Domain, LinuxEnds, Tree};
 use std::io::{Read, Write};
@@ -74,20 +74,13 @@ fn load(dom0: &Dom0) -> Result<()> {
 
 /// A guest that requests larger rings than Linux supports, with a short idle timeout.
 fn serve(fixture: &Fixture, app: &str) -> Result<Service> {
-    let ports = fixture.port()?;
-    let inner = ports.inner;
-    let words = format!("app={app} port={inner} ring-order=9 idle-timeout={IDLE} log=debug");
-    let domain = Domain::create(fixture.lab()?, app, &format!("{HTTP}\ncmdline = \"{words}\"\n"))?;
-    domain.wait_for(&format!("serving on port {inner}"), PATIENCE)?;
-    Ok(Service { domain, port: ports.host, inner_port: inner })
+    let app = format!("{app} ring-order=9 idle-timeout={IDLE} log=debug");
+    Service::start(fixture, HTTP, &app, "")
 }
 
 /// Fetches a URL in a new guest and returns its console output.
 fn fetch(dom0: &Dom0, url: &str) -> Result<String> {
-    let words = format!("app=fetch url={url} idle-timeout={IDLE}");
-    let guest = Domain::create(dom0, "fetch", &format!("{HTTP}\ncmdline = \"{words}\"\n"))?;
-    guest.wait_for_end(PATIENCE)?;
-    guest.console()
+    service::fetch(dom0, Device::PvCalls, &format!("url={url} idle-timeout={IDLE}"))
 }
 
 fn linux_s_backend_serves_pages_to_several_clients_at_once(fixture: &Fixture) -> Result<()> {

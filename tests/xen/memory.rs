@@ -143,12 +143,7 @@ fn mem_set_takes_memory_and_gives_it_back(fixture: &Fixture) -> Result<()> {
 
 fn a_guest_of_8_mib_survives_300_connections_at_once(fixture: &Fixture) -> Result<()> {
     // The limit allows more connections than fit into its memory.
-    let ports = fixture.port()?;
-    let line = format!("app=http max-connections=1000 port={}", ports.inner);
-    let config = format!("{HTTP}\nmemory = 8\ncmdline = \"{line}\"\n");
-    let domain = Domain::create(fixture.lab()?, "crowded", &config)?;
-    domain.wait_for("serving on port", PATIENCE)?;
-    let guest = Service { domain, port: ports.host, inner_port: ports.inner };
+    let guest = Service::start(fixture, HTTP, "http max-connections=1000", "memory = 8")?;
     let at_rest = || -> Result<(u64, u64)> {
         let numbers = guest.metrics()?;
         // Without the rings that are kept for new connections: 17 pages each.
