@@ -1,4 +1,4 @@
-//! Tells the linker where `linker.ld` lies, which the target's JSON names without a folder. A
+//! Tells the linker the folder of `linker.ld`, which the target's JSON names without a folder. A
 //! search path reaches every image that depends on this crate; a link argument would reach only
 //! its own.
 

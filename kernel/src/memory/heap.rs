@@ -90,7 +90,7 @@ impl Chunks {
     /// As for [`GlobalAlloc::dealloc`].
     unsafe fn dealloc(&mut self, object: NonNull<u8>, layout: Layout) {
         let owns = |chunk: &Heap| (chunk.bottom()..chunk.top()).contains(&object.as_ptr());
-        let index = self.chunks.iter().position(owns).expect("freed what was never allocated");
+        let index = self.chunks.iter().position(owns).expect("the object was allocated here");
         let chunk = &mut self.chunks[index];
         let before = chunk.used();
         // SAFETY: the object lies in this chunk; the caller guarantees the rest.

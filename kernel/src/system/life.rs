@@ -1,4 +1,4 @@
-//! The life of the guest around its main function: start, requests of the toolstack, orderly end.
+//! The life-cycle around the main function: start, requests of the toolstack, orderly end.
 
 use super::{Inner, Main, System};
 use crate::executor::{self, Tasks};
