@@ -1,4 +1,4 @@
-//! What surrounds a frontend under test: Xen, a xenstored, the device's nodes and tasks.
+//! The environment of a frontend under test: Xen, a xenstored, the device's nodes, an executor.
 
 use crate::input::Input;
 use crate::tasks::{Spawner, Tasks};

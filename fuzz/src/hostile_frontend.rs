@@ -134,17 +134,21 @@ impl Player for Frontend {
                 self.machine.notify(self.rings[which].port);
             }
             8 => {
-                let way = self.rings[which].layout.output;
+                let direction = self.rings[which].layout.output;
                 let indexes = self.rings[which].region().indexes;
-                let prod = indexes.load_u32(way.prod, Relaxed);
+                let prod = indexes.load_u32(direction.prod, Relaxed);
                 let count = u32::from(input.byte()) * 32;
-                indexes.store_u32(way.prod, prod.wrapping_add(count), Release);
+                indexes.store_u32(direction.prod, prod.wrapping_add(count), Release);
                 self.machine.notify(self.rings[which].port);
             }
             9 => {
-                let way = self.rings[which].layout.input;
+                let direction = self.rings[which].layout.input;
                 let indexes = self.rings[which].region().indexes;
-                indexes.store_u32(way.cons, indexes.load_u32(way.prod, Relaxed), Release);
+                indexes.store_u32(
+                    direction.cons,
+                    indexes.load_u32(direction.prod, Relaxed),
+                    Release,
+                );
                 self.machine.notify(self.rings[which].port);
             }
             10 => self.machine.notify(self.rings[which].port),

@@ -82,6 +82,6 @@ impl Spawner {
             })
             .await;
         };
-        self.spawner.spawn_local(counted).expect("the pool is there");
+        self.spawner.spawn_local(counted).expect("the pool exists");
     }
 }

@@ -37,7 +37,7 @@ pub struct Liar<'h> {
 }
 
 /// A connected backend.
-pub struct Met<'h> {
+pub struct Connected<'h> {
     pub liar: Liar<'h>,
     pub front: StateWatch,
     page: <Dom0 as Host>::Mapping,
@@ -75,7 +75,7 @@ impl<'h> Liar<'h> {
     }
 
     /// Connects as a backend should.
-    pub async fn meet(self) -> Result<Met<'h>, Errno> {
+    pub async fn connect(self) -> Result<Connected<'h>, Errno> {
         self.write_nodes(&[]).await?;
         let (other, mut front) = self.front().await?;
         self.say(State::InitWait).await?;
@@ -88,7 +88,7 @@ impl<'h> Liar<'h> {
         let channel = self.host.bind_port(self.guest, port, signal.clone())?;
         self.say(State::Connected).await?;
         front.wait_for(|state| state == State::Connected).await?;
-        Ok(Met {
+        Ok(Connected {
             liar: self,
             front,
             page,
@@ -99,7 +99,7 @@ impl<'h> Liar<'h> {
     }
 }
 
-impl<'h> Met<'h> {
+impl<'h> Connected<'h> {
     pub fn page(&self) -> Shared<'_> {
         self.page.shared()
     }
@@ -174,7 +174,7 @@ impl<'h> Met<'h> {
         let channel = host.bind_port(guest, ring.port, signal.clone())?;
         let layout = Protocol::from(Dialect::PvCalls).layout(order)?;
         Ok(Client {
-            name: *new,
+            id: *new,
             pages: grants.len() + 1,
             input: Producer::new(layout.input),
             output: Consumer::new(layout.output, NotifyPolicy::FullOrEmpty),
@@ -187,11 +187,11 @@ impl<'h> Met<'h> {
     }
 
     /// Waits until the guest releases a socket.
-    pub async fn until_release(&mut self, name: u64) -> Result<(), Failure> {
+    pub async fn until_release(&mut self, id: u64) -> Result<(), Failure> {
         loop {
             let request = self.until(|call| matches!(call, Call::Release { .. })).await?;
             self.answer(request.answer(Ok(0)));
-            if request.socket == name {
+            if request.socket == id {
                 return Ok(());
             }
         }
@@ -217,7 +217,7 @@ impl<'h> Met<'h> {
 /// A client of the guest's server: the backend's end of a connection.
 pub struct Client {
     /// The guest's id of the socket.
-    pub name: u64,
+    pub id: u64,
     /// The number of pages of its ring.
     pub pages: usize,
     pub layout: Layout,

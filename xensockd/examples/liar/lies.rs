@@ -1,6 +1,6 @@
 //! The lies, each with the guest's correct reaction.
 
-use crate::backend::{Client, Failure, Liar, Met};
+use crate::backend::{Client, Connected, Failure, Liar};
 use clap::ValueEnum;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -71,86 +71,90 @@ pub async fn tell(lie: Lie, liar: Liar<'_>) -> Result<(), Failure> {
         Lie::NoVersion => nonsense(liar, &[("versions", "2,3")]).await,
         Lie::NoOrder => nonsense(liar, &[("max-page-order", "many")]).await,
         Lie::NoFeature => nonsense(liar, &[("feature-names", "perhaps")]).await,
-        lie => tell_connected(lie, liar.meet().await?).await,
+        lie => tell_connected(lie, liar.connect().await?).await,
     }
 }
 
-async fn tell_connected(lie: Lie, mut met: Met<'_>) -> Result<(), Failure> {
+async fn tell_connected(lie: Lie, mut backend: Connected<'_>) -> Result<(), Failure> {
     match lie {
-        Lie::WrongId => wrong(met, |answer| answer.id += 1000).await,
-        Lie::WrongCommand => wrong(met, |answer| answer.command = Command::Bind).await,
-        Lie::WrongSocket => wrong(met, |answer| answer.socket ^= 1 << 40).await,
+        Lie::WrongId => wrong(backend, |answer| answer.id += 1000).await,
+        Lie::WrongCommand => wrong(backend, |answer| answer.command = Command::Bind).await,
+        Lie::WrongSocket => wrong(backend, |answer| answer.socket ^= 1 << 40).await,
         Lie::Twice => {
             // Of two waiting requests, one is answered twice and the other never.
-            let accept = met.until_accept().await?;
-            let first = met.map(&accept)?;
-            met.answer(accept.answer(Ok(0)));
-            let second = met.until_accept().await?;
-            met.answer(accept.answer(Ok(0)));
+            let accept = backend.until_accept().await?;
+            let first = backend.map(&accept)?;
+            backend.answer(accept.answer(Ok(0)));
+            let second = backend.until_accept().await?;
+            backend.answer(accept.answer(Ok(0)));
             drop((first, second));
-            met.leave().await
+            backend.leave().await
         }
         Lie::TooManyAnswers => {
-            met.until_accept().await?;
-            let now = met.page().load_u32(RSP_PROD, Ordering::Relaxed);
-            met.page().store_u32(RSP_PROD, now.wrapping_add(1000), Ordering::Release);
-            met.notify();
-            met.until_closed().await
+            backend.until_accept().await?;
+            let now = backend.page().load_u32(RSP_PROD, Ordering::Relaxed);
+            backend.page().store_u32(RSP_PROD, now.wrapping_add(1000), Ordering::Release);
+            backend.notify();
+            backend.until_closed().await
         }
         Lie::AnswersTakenBack => {
-            met.until_accept().await?;
-            let now = met.page().load_u32(RSP_PROD, Ordering::Relaxed);
-            met.page().store_u32(RSP_PROD, now.wrapping_sub(2), Ordering::Release);
-            met.notify();
-            met.until_closed().await
+            backend.until_accept().await?;
+            let now = backend.page().load_u32(RSP_PROD, Ordering::Relaxed);
+            backend.page().store_u32(RSP_PROD, now.wrapping_sub(2), Ordering::Release);
+            backend.notify();
+            backend.until_closed().await
         }
         Lie::RingOfGarbage => {
-            met.until_accept().await?;
-            fill(met.page(), 1);
-            met.notify();
-            met.until_closed().await
+            backend.until_accept().await?;
+            fill(backend.page(), 1);
+            backend.notify();
+            backend.until_closed().await
         }
         Lie::InTooFar => {
-            indexes(met, |client| {
-                let way = client.layout.input;
-                client.region().indexes.store_u32(way.prod, way.size + 1, Ordering::Release);
+            indexes(backend, |client| {
+                let direction = client.layout.input;
+                client.region().indexes.store_u32(
+                    direction.prod,
+                    direction.size + 1,
+                    Ordering::Release,
+                );
             })
             .await
         }
         Lie::InTakenBack => {
-            indexes(met, |client| {
-                let way = client.layout.input;
-                client.region().indexes.store_u32(way.prod, u32::MAX, Ordering::Release);
+            indexes(backend, |client| {
+                let direction = client.layout.input;
+                client.region().indexes.store_u32(direction.prod, u32::MAX, Ordering::Release);
             })
             .await
         }
         Lie::OutTooFar => {
-            indexes(met, |client| {
-                let way = client.layout.output;
-                client.region().indexes.store_u32(way.cons, 1 << 30, Ordering::Release);
+            indexes(backend, |client| {
+                let direction = client.layout.output;
+                client.region().indexes.store_u32(direction.cons, 1 << 30, Ordering::Release);
                 // The guest reads the index when it has something to send.
                 let _ = client.say("GET / HTTP/1.1\r\nHost: guest\r\n\r\n");
             })
             .await
         }
         Lie::InFlickers => {
-            let mut client = met.connection().await?;
+            let mut client = backend.connection().await?;
             client.say("GET / HTTP/1.1\r\n")?;
-            let way = client.layout.input;
+            let direction = client.layout.input;
             let start = Instant::now();
             let mut index = 0u32;
             while start.elapsed() < LONG {
                 index = index.wrapping_add(977);
-                let value = index & (2 * way.size - 1);
-                client.region().indexes.store_u32(way.prod, value, Ordering::Release);
+                let value = index & (2 * direction.size - 1);
+                client.region().indexes.store_u32(direction.prod, value, Ordering::Release);
                 client.notify();
                 tokio::task::yield_now().await;
             }
-            met.until_release(client.name).await?;
-            met.leave().await
+            backend.until_release(client.id).await?;
+            backend.leave().await
         }
         Lie::IndexesOfGarbage => {
-            let client = met.connection().await?;
+            let client = backend.connection().await?;
             let start = Instant::now();
             let mut seed = 7;
             while start.elapsed() < LONG {
@@ -159,43 +163,43 @@ async fn tell_connected(lie: Lie, mut met: Met<'_>) -> Result<(), Failure> {
                 client.notify();
                 tokio::task::yield_now().await;
             }
-            met.until_release(client.name).await?;
-            met.leave().await
+            backend.until_release(client.id).await?;
+            backend.leave().await
         }
         Lie::OddErrors => {
             for word in [i32::MIN, -1, 1, 12345, i32::MAX] {
-                let client = met.connection().await?;
+                let client = backend.connection().await?;
                 let (input, output) = (client.layout.input, client.layout.output);
                 let page = client.region().indexes;
                 page.store_u32(output.error, word as u32, Ordering::Release);
                 page.store_u32(input.error, word as u32, Ordering::Release);
                 client.notify();
-                met.until_release(client.name).await?;
+                backend.until_release(client.id).await?;
             }
-            met.leave().await
+            backend.leave().await
         }
-        Lie::Storm => storm(met).await,
+        Lie::Storm => storm(backend).await,
         Lie::EmptyAccepts => {
             let start = Instant::now();
             let mut count = 0u32;
             while start.elapsed() < LONG {
-                let accept = met.until_accept().await?;
-                met.answer(accept.answer(Err(Errno::EMFILE)));
+                let accept = backend.until_accept().await?;
+                backend.answer(accept.answer(Err(Errno::EMFILE)));
                 count += 1;
             }
             // A guest that retries at once would have sent thousands of ACCEPTs.
             if count > 1000 {
                 return Err(Failure(format!("the guest sent {count} ACCEPTs in {LONG:?}")));
             }
-            met.leave().await
+            backend.leave().await
         }
-        Lie::KeepsPages => keeps_pages(met).await,
+        Lie::KeepsPages => keeps_pages(backend).await,
         Lie::Silence => {
             let start = tokio::time::Instant::now();
-            while let Ok(request) = tokio::time::timeout_at(start + LONG, met.next()).await {
+            while let Ok(request) = tokio::time::timeout_at(start + LONG, backend.next()).await {
                 request?;
             }
-            met.leave().await
+            backend.leave().await
         }
         _ => Err(Failure("this lie comes before the connection".to_string())),
     }
@@ -213,29 +217,29 @@ fn fill(page: xen::Shared<'_>, seed: u64) {
 }
 
 /// A response with one wrong field: the guest ignores it and continues to wait.
-async fn wrong(mut met: Met<'_>, spoil: impl Fn(&mut Response)) -> Result<(), Failure> {
-    let accept = met.until_accept().await?;
+async fn wrong(mut backend: Connected<'_>, spoil: impl Fn(&mut Response)) -> Result<(), Failure> {
+    let accept = backend.until_accept().await?;
     let mut answer = accept.answer(Ok(0));
     spoil(&mut answer);
-    met.answer(answer);
+    backend.answer(answer);
     tokio::time::sleep(Duration::from_millis(300)).await;
-    met.leave().await
+    backend.leave().await
 }
 
 /// Impossible indexes: the guest closes that socket, and accepts another connection.
-async fn indexes(mut met: Met<'_>, spoil: impl Fn(&mut Client)) -> Result<(), Failure> {
-    let mut client = met.connection().await?;
+async fn indexes(mut backend: Connected<'_>, spoil: impl Fn(&mut Client)) -> Result<(), Failure> {
+    let mut client = backend.connection().await?;
     spoil(&mut client);
     client.notify();
-    met.until_release(client.name).await?;
-    let mut next = met.connection().await?;
+    backend.until_release(client.id).await?;
+    let mut next = backend.connection().await?;
     next.get("/healthz", "ok").await?;
-    met.leave().await
+    backend.leave().await
 }
 
 /// The guest continues to serve during a flood of events.
-async fn storm(mut met: Met<'_>) -> Result<(), Failure> {
-    let mut client = met.connection().await?;
+async fn storm(mut backend: Connected<'_>) -> Result<(), Failure> {
+    let mut client = backend.connection().await?;
     let (mut events, mut pages) = (0u64, 0u32);
     let start = Instant::now();
     while start.elapsed() < LONG || pages < 3 {
@@ -243,7 +247,7 @@ async fn storm(mut met: Met<'_>) -> Result<(), Failure> {
             let mut getting = std::pin::pin!(client.get("/healthz", "ok"));
             loop {
                 for _ in 0..100 {
-                    met.notify();
+                    backend.notify();
                 }
                 events += 100;
                 let now = tokio::time::timeout(Duration::ZERO, getting.as_mut()).await;
@@ -260,20 +264,20 @@ async fn storm(mut met: Met<'_>) -> Result<(), Failure> {
         events += 1000;
     }
     println!("storm: {events} events, {pages} pages served");
-    met.leave().await
+    backend.leave().await
 }
 
 /// The guest keeps pages in quarantine until they are unmapped, and continues to serve with others.
-async fn keeps_pages(mut met: Met<'_>) -> Result<(), Failure> {
-    let accept = met.until_accept().await?;
-    let kept = met.map(&accept)?;
-    met.answer(accept.answer(Err(Errno::EMFILE)));
+async fn keeps_pages(mut backend: Connected<'_>) -> Result<(), Failure> {
+    let accept = backend.until_accept().await?;
+    let kept = backend.map(&accept)?;
+    backend.answer(accept.answer(Err(Errno::EMFILE)));
     let quarantined = |page: &str| -> Result<usize, Failure> {
         let line = page.lines().find_map(|line| line.strip_prefix("xensock_quarantined_pages "));
         line.and_then(|number| number.trim().parse().ok())
             .ok_or_else(|| Failure(format!("the page has no number of quarantined pages: {page}")))
     };
-    let mut client = met.connection().await?;
+    let mut client = backend.connection().await?;
     const LAST: &str = "xensock_app_sent_bytes_total ";
     let count = quarantined(&client.get("/metrics", LAST).await?)?;
     if count != kept.pages {
@@ -284,7 +288,7 @@ async fn keeps_pages(mut met: Met<'_>) -> Result<(), Failure> {
         tokio::time::sleep(Duration::from_millis(200)).await;
         // A page can end in the middle of a line; the rest belongs to the next page.
         if quarantined(&client.get("/metrics", LAST).await?)? == 0 {
-            return met.leave().await;
+            return backend.leave().await;
         }
     }
 }
@@ -304,10 +308,10 @@ async fn connected_at_once(liar: Liar<'_>) -> Result<(), Failure> {
 
 async fn no_state(liar: Liar<'_>) -> Result<(), Failure> {
     let (store, node) = (liar.store.clone(), format!("{}/state", liar.path));
-    let mut met = liar.meet().await?;
-    met.until_accept().await?;
+    let mut backend = liar.connect().await?;
+    backend.until_accept().await?;
     store.write(&node, "banana").await?;
-    met.until_closed().await
+    backend.until_closed().await
 }
 
 /// Invalid nodes: the guest waits for a better backend.
@@ -318,8 +322,8 @@ async fn nonsense(liar: Liar<'_>, lies: &[(&str, &str)]) -> Result<(), Failure> 
     front.wait_for(|state| state == State::Initialising).await?;
     // The guest reads the nodes again every two seconds.
     let believed = front.wait_for(|state| state == State::Initialised);
-    let met = tokio::time::timeout(LONG * 4, believed).await;
-    if met.is_ok() {
+    let accepted = tokio::time::timeout(LONG * 4, believed).await;
+    if accepted.is_ok() {
         return Err(Failure("the guest accepted the invalid node".to_string()));
     }
     for (name, _) in lies {
