@@ -9,7 +9,7 @@ use std::pin::pin;
 use std::rc::Rc;
 
 /// How often tasks may be polled before all of them wait. More polls mean that tasks keep each
-/// other busy for ever, or that a peer keeps them busy for too long.
+/// other busy endlessly, or that a peer keeps them busy for too long.
 const POLLS: usize = 50_000;
 
 pub struct Tasks {

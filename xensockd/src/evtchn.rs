@@ -6,12 +6,11 @@
 //! events without end is served once per turn of the event loop, like any other guest.
 
 use crate::counts::Ticket;
-use crate::linux::{Watched, errno, explain, watch};
+use crate::linux::{Watched, errno, explain, request, watch};
 use rustix::fs::{Mode, OFlags};
-use rustix::ioctl::{Direction, Ioctl, IoctlOutput, Opcode, ioctl, opcode};
+use rustix::ioctl::ioctl;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::ffi::c_void;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -152,41 +151,15 @@ struct Notify {
 /// `IOCTL_EVTCHN_RESET` has no structure.
 struct Reset;
 
-macro_rules! request {
-    ($request:ty, $number:literal, $output:ty, $result:ident => $value:expr) => {
-        // SAFETY: all of evtchn's requests are `_IOC(_IOC_NONE, 'E', number, size)`; the argument
-        // is a pointer to the structure, which the driver only reads.
-        unsafe impl Ioctl for $request {
-            type Output = $output;
-
-            const IS_MUTATING: bool = false;
-
-            fn opcode(&self) -> Opcode {
-                opcode::from_components(Direction::None, b'E', $number, size_of::<Self>())
-            }
-
-            fn as_ptr(&mut self) -> *mut c_void {
-                std::ptr::from_mut(self).cast()
-            }
-
-            unsafe fn output_from_ptr(
-                $result: IoctlOutput,
-                _: *mut c_void,
-            ) -> rustix::io::Result<$output> {
-                Ok($value)
-            }
-        }
-    };
-}
-
-request!(BindInterdomain, 1, u32, port => port.cast_unsigned());
-request!(Unbind, 3, (), _done => ());
-request!(Notify, 4, (), _done => ());
-request!(Reset, 5, (), _done => ());
+request!(BindInterdomain, b'E', 1, u32, port => port.cast_unsigned());
+request!(Unbind, b'E', 3, (), _done => ());
+request!(Notify, b'E', 4, (), _done => ());
+request!(Reset, b'E', 5, (), _done => ());
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::ioctl::Ioctl;
 
     #[test]
     fn requests_have_the_numbers_of_the_header() {

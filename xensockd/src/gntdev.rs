@@ -4,7 +4,7 @@
 //! mapped memory stays readable and writable until the mapping is dropped.
 
 use crate::counts::Ticket;
-use crate::linux::{errno, explain};
+use crate::linux::{errno, explain, request};
 use rustix::fs::{Mode, OFlags};
 use rustix::ioctl::{Direction, Ioctl, IoctlOutput, Opcode, ioctl, opcode};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -157,25 +157,7 @@ struct UnmapGrantRef {
     pad: u32,
 }
 
-// SAFETY: the opcode is IOCTL_GNTDEV_UNMAP_GRANT_REF, whose argument is a pointer to this
-// structure, which the driver only reads.
-unsafe impl Ioctl for UnmapGrantRef {
-    type Output = ();
-
-    const IS_MUTATING: bool = false;
-
-    fn opcode(&self) -> Opcode {
-        opcode::from_components(Direction::None, b'G', 1, size_of::<Self>())
-    }
-
-    fn as_ptr(&mut self) -> *mut c_void {
-        std::ptr::from_mut(self).cast()
-    }
-
-    unsafe fn output_from_ptr(_: IoctlOutput, _: *mut c_void) -> rustix::io::Result<()> {
-        Ok(())
-    }
-}
+request!(UnmapGrantRef, b'G', 1, (), _done => ());
 
 #[cfg(test)]
 mod tests {

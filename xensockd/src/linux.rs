@@ -38,6 +38,39 @@ pub fn send(socket: impl AsFd, data: [Shared<'_>; 2]) -> io::Result<usize> {
     count(unsafe { libc::sendmsg(socket.as_fd().as_raw_fd(), &raw const header, flags) })
 }
 
+/// Makes a structure the argument of an ioctl: `request!(TYPE, GROUP, NUMBER, OUTPUT, result =>
+/// value)`.
+///
+/// Only for requests of Xen's devices, whose opcode is `_IOC(_IOC_NONE, GROUP, NUMBER, size)` and
+/// whose argument is a pointer to the structure, which the driver only reads.
+macro_rules! request {
+    ($request:ty, $group:literal, $number:literal, $output:ty, $result:ident => $value:expr) => {
+        // SAFETY: the macro is only for such requests, and the opcode has the structure's size.
+        unsafe impl rustix::ioctl::Ioctl for $request {
+            type Output = $output;
+
+            const IS_MUTATING: bool = false;
+
+            fn opcode(&self) -> rustix::ioctl::Opcode {
+                let none = rustix::ioctl::Direction::None;
+                rustix::ioctl::opcode::from_components(none, $group, $number, size_of::<Self>())
+            }
+
+            fn as_ptr(&mut self) -> *mut std::ffi::c_void {
+                std::ptr::from_mut(self).cast()
+            }
+
+            unsafe fn output_from_ptr(
+                $result: rustix::ioctl::IoctlOutput,
+                _: *mut std::ffi::c_void,
+            ) -> rustix::io::Result<$output> {
+                Ok($value)
+            }
+        }
+    };
+}
+pub(crate) use request;
+
 fn iovec(bytes: Shared<'_>) -> libc::iovec {
     libc::iovec { iov_base: bytes.as_ptr().cast(), iov_len: bytes.len() }
 }

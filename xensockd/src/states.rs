@@ -108,9 +108,9 @@ mod tests {
         }
         for front in [Initialising, Initialised, Connected, Closing, Closed, Unknown] {
             let offline = |mine| next_step(mine, View { front, back: mine, online: false });
-            let gone = matches!(front, Closed | Unknown | Initialising);
-            assert_eq!(offline(Connected), if gone { Step::Closed } else { Step::Close });
-            assert_eq!(offline(Closing), if gone { Step::Closed } else { Step::Wait });
+            let closed = matches!(front, Closed | Unknown | Initialising);
+            assert_eq!(offline(Connected), if closed { Step::Closed } else { Step::Close });
+            assert_eq!(offline(Closing), if closed { Step::Closed } else { Step::Wait });
             assert_eq!(offline(Closed), Step::Wait);
         }
     }

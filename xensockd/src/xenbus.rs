@@ -206,7 +206,7 @@ mod tests {
             assert_eq!(taken(&requests), read);
             assert_eq!(taken(&watches), [&watch[..], &unwatch].concat());
 
-            // Half of an event, then a whole answer: the answer comes first, neither is torn.
+            // Half of an event, then a whole answer: the answer comes first, and both are whole.
             let mut reader = XenBusReader::new(files);
             let (event, answer) = (message(15, b"path\0token\0"), message(2, b"value"));
             rustix::io::write(&watches, &event[..9]).unwrap();

@@ -85,7 +85,7 @@ pub async fn serve<H: Host>(
         protocol,
         limits,
         sockets: RefCell::default(),
-        // Each response has a slot of its own, so this never grows.
+        // Each response has a slot, so this never grows.
         responses: RefCell::new(VecDeque::with_capacity(slots)),
         operations: Cell::new(0),
     };

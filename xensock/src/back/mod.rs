@@ -1,4 +1,4 @@
-//! The backend's protocol engine, without I/O of its own.
+//! The backend's protocol engine. A [`Host`] does the I/O.
 //!
 //! [`serve`] is a future that serves one device of one guest and owns all of its resources. It
 //! takes requests from the command ring, carries them out through a [`Host`], and moves bytes

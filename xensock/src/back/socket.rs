@@ -14,7 +14,7 @@ use xen::Errno;
 pub(super) enum Socket<H: Host> {
     /// Created: the host has no socket for it yet.
     New(Settings),
-    /// Connected, or being connected, by a task of its own.
+    /// Connected, or being connected. A task serves it.
     Connection(Rc<Mailbox>),
     /// Bound; it may listen.
     Bound(Rc<BoundSocket<H>>),

@@ -427,7 +427,7 @@ pub(super) async fn bind<M: Machine>(
 async fn release<M: Machine>(core: &Core<M>, session: &Session, id: u64) -> Answer {
     let answer = core.link.call(session, id, Call::Release { reuse: false }).await;
     match answer {
-        // A backend that is gone has closed the socket too.
+        // A backend that has disconnected has closed the socket too.
         Ok(_) | Err(Errno::ENETDOWN) => {}
         Err(error) => log::warn!("releasing listener {id} failed: {error}"),
     }
