@@ -13,9 +13,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
-use xen::Signal;
 use xen::testing::{BoundPort, FakeMachine, MappedPages};
-use xen::{Errno, Port};
+use xen::{Errno, Port, Signal};
 use xensock::front::{Config, Frontend, Listener, Statistics, Stream};
 use xensock::ring::CommandBack;
 use xensock::wire::{
@@ -41,7 +40,7 @@ pub fn play(bytes: &[u8]) -> Statistics {
 }
 
 struct Backend {
-    around: Environment,
+    environment: Environment,
     frontend: Frontend<FakeMachine>,
     protocol: Protocol,
     commands: Option<Commands>,
@@ -96,7 +95,7 @@ impl Player for Backend {
         match step % 18 {
             0 => self.shake_hands(),
             1..=3 => self.answer(input),
-            4 => self.around.set_state(input.byte() % 10),
+            4 => self.environment.set_state(input.byte() % 10),
             5 => {
                 let own = ["state", "port", "ring-ref", "frontend", "frontend-id"];
                 let name = match input.below(3) {
@@ -107,7 +106,7 @@ impl Player for Backend {
                         nodes[input.below(nodes.len())].0
                     }
                 };
-                self.around.write(name, input.bytes());
+                self.environment.write(name, input.bytes());
             }
             6 => self.attach(),
             7 => match input.below(3) {
@@ -146,27 +145,27 @@ impl Player for Backend {
                 }
                 self.rings.iter().for_each(Ring::notify);
             }
-            13 => self.around.tasks.pass(Duration::from_millis(1 << input.below(16))),
-            14 => self.around.disturb(input),
+            13 => self.environment.tasks.pass(Duration::from_millis(1 << input.below(16))),
+            14 => self.environment.disturb(input),
             15 | 16 => self.user(input),
             _ => {
                 if self.users < 8 {
                     self.users += 1;
                     let frontend = self.frontend.clone();
-                    self.around.spawner.spawn(async move { frontend.shutdown().await });
+                    self.environment.spawner.spawn(async move { frontend.shutdown().await });
                 }
             }
         }
     }
 
     fn settle(&mut self) {
-        self.around.tasks.run();
+        self.environment.tasks.run();
     }
 }
 
 impl Backend {
     fn new(protocol: Protocol) -> Backend {
-        let (around, client) = Environment::new(FRONT, BACK);
+        let (environment, client) = Environment::new(FRONT, BACK);
         let config = Config {
             dialect: protocol.dialect,
             extensions: protocol.extensions,
@@ -175,32 +174,43 @@ impl Backend {
             linger: Duration::from_millis(200),
             ..Config::default()
         };
-        let (frontend, driver) = Frontend::new(around.world.machine(GUEST), client, FRONT, config);
+        let (frontend, driver) =
+            Frontend::new(environment.world.machine(GUEST), client, FRONT, config);
         let ended = Rc::new(Cell::new(false));
         let has_ended = ended.clone();
-        around.spawner.spawn(async move {
+        environment.spawner.spawn(async move {
             driver.run().await;
             has_ended.set(true);
         });
-        Backend { around, frontend, protocol, commands: None, rings: Vec::new(), users: 0, ended }
+        Backend {
+            environment,
+            frontend,
+            protocol,
+            commands: None,
+            rings: Vec::new(),
+            users: 0,
+            ended,
+        }
     }
 
     /// Connects as a correct backend does.
     fn shake_hands(&mut self) {
         for (name, value) in self.protocol.backend_nodes(2) {
-            self.around.write(name, value);
+            self.environment.write(name, value);
         }
-        self.around.initialise();
+        self.environment.initialise();
         self.attach();
-        self.around.set_state(4);
+        self.environment.set_state(4);
     }
 
     fn attach(&mut self) {
-        let (grant, port) = (self.around.grant("ring-ref"), self.around.number("port"));
+        let (grant, port) = (self.environment.grant("ring-ref"), self.environment.number("port"));
         let (Some(grant), Some(port)) = (grant, port) else { return };
-        let Ok(page) = self.around.peer.map(GUEST, &[grant]) else { return };
+        let Ok(page) = self.environment.peer.map(GUEST, &[grant]) else { return };
         let signal = Arc::new(Signal::new());
-        let Ok(channel) = self.around.peer.bind_port(GUEST, Port(port), signal) else { return };
+        let Ok(channel) = self.environment.peer.bind_port(GUEST, Port(port), signal) else {
+            return;
+        };
         let ring = CommandBack::new(self.protocol);
         self.commands = Some(Commands { page, channel, ring });
     }
@@ -242,21 +252,22 @@ impl Backend {
 
     fn map(&mut self, offer: &RingOffer) {
         let Some((layout, pages)) = self.map_pages(&offer.grants) else { return };
-        let channel = self.around.peer.bind_port(GUEST, offer.port, Arc::new(Signal::new())).ok();
+        let channel =
+            self.environment.peer.bind_port(GUEST, offer.port, Arc::new(Signal::new())).ok();
         self.rings.push(Ring { layout, pages, channel });
     }
 
     fn map_pages(&self, grants: &RingGrants) -> Option<(Layout, Pages)> {
         match grants {
             RingGrants::Indexes(page) => {
-                let indexes = self.around.peer.map(GUEST, &[*page]).ok()?;
+                let indexes = self.environment.peer.map(GUEST, &[*page]).ok()?;
                 let (order, grants) = self.protocol.dialect.read_ring(indexes.shared(), 4).ok()?;
-                let data = self.around.peer.map(GUEST, &grants).ok()?;
+                let data = self.environment.peer.map(GUEST, &grants).ok()?;
                 Some((self.protocol.layout(order).ok()?, Pages::Apart(indexes, data)))
             }
             RingGrants::Region(grants) => {
                 let layout = self.protocol.layout(grants.len().checked_ilog2()?).ok()?;
-                let pages = self.around.peer.map(GUEST, grants).ok()?;
+                let pages = self.environment.peer.map(GUEST, grants).ok()?;
                 (layout.pages == grants.len()).then_some((layout, Pages::Together(pages)))
             }
         }
@@ -310,7 +321,7 @@ impl Backend {
         }
         self.users += 1;
         let (frontend, what) = (self.frontend.clone(), input.byte());
-        self.around.spawner.spawn(async move {
+        self.environment.spawner.spawn(async move {
             if what & 1 == 0 {
                 if let Ok(stream) = frontend.connect(address(what)).await {
                     use_stream(stream, what >> 1).await;
@@ -323,19 +334,19 @@ impl Backend {
 
     /// The backend disappears, then the frontend closes.
     fn end(mut self) -> Statistics {
-        self.around.tasks.run();
-        self.around.store.resume();
+        self.environment.tasks.run();
+        self.environment.store.resume();
         self.commands = None;
         self.rings.clear();
         let frontend = self.frontend.clone();
-        self.around.spawner.spawn(async move { frontend.shutdown().await });
-        self.around.finish();
+        self.environment.spawner.spawn(async move { frontend.shutdown().await });
+        self.environment.finish();
         assert!(self.ended.get(), "the driver does not end");
         let statistics = self.frontend.statistics();
         assert_eq!((statistics.streams_open, statistics.grants, statistics.pages), (0, 0, 0));
         assert_eq!(statistics.quarantined_pages, 0);
-        let world = self.around.world.clone();
-        drop((self.around, self.frontend));
+        let world = self.environment.world.clone();
+        drop((self.environment, self.frontend));
         world.assert_clean();
         statistics
     }

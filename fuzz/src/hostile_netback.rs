@@ -53,7 +53,7 @@ pub fn play(bytes: &[u8]) -> Statistics {
 }
 
 struct Backend {
-    around: Environment,
+    environment: Environment,
     handle: Handle<FakeMachine>,
     rings: Option<Rings>,
     /// Whether the interface's driver has ended.
@@ -70,8 +70,8 @@ struct Rings {
     rx_done: u32,
 }
 
-fn set_address(around: &Environment) {
-    around.write_front("mac", b"00:16:3e:00:00:07");
+fn set_address(environment: &Environment) {
+    environment.write_front("mac", b"00:16:3e:00:00:07");
 }
 
 /// Sends every frame back; long ones are to be segmented.
@@ -136,14 +136,14 @@ impl Player for Backend {
                 self.deliver(input.bytes(), flags, part);
             }
             3 | 4 => self.answer(input),
-            5 => self.around.set_state(input.byte() % 10),
+            5 => self.environment.set_state(input.byte() % 10),
             6 => {
                 let own = ["state", "mtu", "carrier", "frontend", "frontend-id", "feature-rx-copy"];
                 let name = match input.below(3) {
                     0 => own[input.below(own.len())],
                     _ => FEATURES[input.below(FEATURES.len())],
                 };
-                self.around.write(name, input.bytes());
+                self.environment.write(name, input.bytes());
             }
             7 => self.attach(),
             8 => self.rings = None,
@@ -158,25 +158,25 @@ impl Player for Backend {
                 ring.store_u32(RSP_PROD, produced.wrapping_add(input.below(4) as u32), Release);
             }),
             11 => self.notify(),
-            12 => self.around.tasks.pass(Duration::from_millis(1 << input.below(16))),
-            13 => self.around.disturb(input),
+            12 => self.environment.tasks.pass(Duration::from_millis(1 << input.below(16))),
+            13 => self.environment.disturb(input),
             14 => {
                 let names = ["mac", "mtu", "backend", "backend-id"];
                 let name = names[input.below(names.len())];
-                self.around.write_front(name, input.bytes());
+                self.environment.write_front(name, input.bytes());
             }
             15 => self.put_rx(input),
             16 => {
                 // The toolstack makes the device again.
-                self.around.store.rm(FRONT);
-                self.around.store.rm(BACK);
-                self.around.make_device();
-                set_address(&self.around);
+                self.environment.store.rm(FRONT);
+                self.environment.store.rm(BACK);
+                self.environment.make_device();
+                set_address(&self.environment);
             }
             _ if self.enders < 3 => {
                 self.enders += 1;
                 let (handle, anew) = (self.handle.clone(), input.byte() & 1 == 0);
-                self.around.spawner.spawn(async move {
+                self.environment.spawner.spawn(async move {
                     if anew { handle.resume().await } else { handle.shutdown().await }
                 });
             }
@@ -185,14 +185,14 @@ impl Player for Backend {
     }
 
     fn settle(&mut self) {
-        self.around.tasks.run();
+        self.environment.tasks.run();
     }
 }
 
 impl Backend {
     fn new(how: u8) -> Backend {
-        let (mut around, client) = Environment::new(FRONT, BACK);
-        set_address(&around);
+        let (mut environment, client) = Environment::new(FRONT, BACK);
+        set_address(&environment);
         let config = Config {
             transmit_pages: 20,
             receive_pages: 24,
@@ -202,8 +202,8 @@ impl Backend {
         };
         let (ended, made) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(None)));
         let (has_ended, making) = (ended.clone(), made.clone());
-        let (guest, starting) = (around.world.machine(GUEST), around.spawner.clone());
-        around.spawner.spawn(async move {
+        let (guest, starting) = (environment.world.machine(GUEST), environment.spawner.clone());
+        environment.spawner.spawn(async move {
             let (nic, driver) = NetFront::new(guest, client, FRONT, config)
                 .await
                 .expect("the device has an address");
@@ -216,31 +216,31 @@ impl Backend {
             driver.run().await;
             has_ended.set(true);
         });
-        around.tasks.run();
+        environment.tasks.run();
         let handle = made.take().expect("xenstore answers at once");
-        Backend { around, handle, rings: None, ended, enders: 0 }
+        Backend { environment, handle, rings: None, ended, enders: 0 }
     }
 
     /// Connects as a correct backend does, with some of the features.
     fn shake_hands(&mut self, features: u8) {
         for (number, name) in FEATURES.iter().enumerate() {
             let value = if number == 0 || features >> number & 1 == 1 { "1" } else { "0" };
-            self.around.write(name, value);
+            self.environment.write(name, value);
         }
-        self.around.initialise();
+        self.environment.initialise();
         self.attach();
-        self.around.set_state(4);
-        self.around.tasks.run();
+        self.environment.set_state(4);
+        self.environment.tasks.run();
     }
 
     fn attach(&mut self) {
         self.rings = None;
-        let map = |name| self.around.peer.map(GUEST, &[self.around.grant(name)?]).ok();
+        let map = |name| self.environment.peer.map(GUEST, &[self.environment.grant(name)?]).ok();
         let (Some(tx), Some(rx)) = (map("tx-ring-ref"), map("rx-ring-ref")) else { return };
         let names = ["event-channel", "event-channel-tx", "event-channel-rx"];
         let bind = |name| {
-            let port = Port(self.around.number(name)?);
-            self.around.peer.bind_port(GUEST, port, Arc::new(Signal::new())).ok()
+            let port = Port(self.environment.number(name)?);
+            self.environment.peer.bind_port(GUEST, port, Arc::new(Signal::new())).ok()
         };
         let ports = names.into_iter().filter_map(bind).collect();
         self.rings = Some(Rings { tx, rx, ports, tx_done: 0, rx_done: 0 });
@@ -270,7 +270,7 @@ impl Backend {
             let at = RING_HEADER + rings.rx_done as usize % RING_SLOTS * RX_SLOT;
             rings.rx.shared().read(at, &mut slot);
             let RxRequest { id, gref } = RxRequest::decode(&slot);
-            if let Ok(page) = self.around.peer.map(GUEST, &[GrantRef(gref)]) {
+            if let Ok(page) = self.environment.peer.map(GUEST, &[GrantRef(gref)]) {
                 page.shared().write(0, some);
             }
             let more = if number + 1 < parts.len() { NETRXF_MORE_DATA } else { 0 };
@@ -336,17 +336,17 @@ impl Backend {
 
     /// The backend disappears, then the interface closes.
     fn end(mut self) -> Statistics {
-        self.around.tasks.run();
-        self.around.store.resume();
+        self.environment.tasks.run();
+        self.environment.store.resume();
         self.rings = None;
         let handle = self.handle.clone();
-        self.around.spawner.spawn(async move { handle.shutdown().await });
-        self.around.finish();
+        self.environment.spawner.spawn(async move { handle.shutdown().await });
+        self.environment.finish();
         assert!(self.ended.get(), "the driver does not end");
         let statistics = self.handle.statistics();
         assert_eq!((statistics.pages, statistics.quarantined_pages), (0, 0));
-        let world = self.around.world.clone();
-        drop((self.around, self.handle));
+        let world = self.environment.world.clone();
+        drop((self.environment, self.handle));
         world.assert_clean();
         statistics
     }
