@@ -1,5 +1,5 @@
-//! Fuzz targets for everything that reads what a hostile domain writes. Each module is a target: its
-//! `run` plays a domain whose steps an input chooses.
+//! Fuzz targets for everything that reads what a hostile domain writes. Each module is a target:
+//! its `run` plays a domain whose steps an input chooses.
 //!
 //! `make fuzz` lets libFuzzer find inputs. `tests/replay.rs` runs the [seeds](Target::seeds), the
 //! inputs that once crashed a target, and a fixed set of generated ones.
