@@ -8,9 +8,6 @@ use std::time::{Duration, Instant};
 
 const POLL: Duration = Duration::from_millis(200);
 
-/// An id that no domain has.
-const NO_ID: u32 = u32::MAX;
-
 static CREATED: AtomicU32 = AtomicU32::new(0);
 
 /// A domain that is destroyed on drop. The log of its console stays in dom0.
@@ -18,8 +15,6 @@ static CREATED: AtomicU32 = AtomicU32::new(0);
 pub struct Domain {
     dom0: Dom0,
     name: String,
-    /// The last id that [`id`](Domain::id) found.
-    last_id: AtomicU32,
 }
 
 impl Domain {
@@ -49,7 +44,7 @@ impl Domain {
         );
         dom0.write(&file, &config)?;
         // Dropped if `xl create` fails: it may have left a domain.
-        let domain = Self { dom0: dom0.clone(), name, last_id: AtomicU32::new(NO_ID) };
+        let domain = Self { dom0: dom0.clone(), name };
         dom0.run(&format!("xl create -q {option} {file}"))?;
         Ok(domain)
     }
@@ -61,18 +56,8 @@ impl Domain {
 
     /// Its domain id, or `None` after its end.
     pub fn id(&self) -> Result<Option<u32>> {
-        // xl finds a name through xenstore, and that can fail while xenstored is busy. It finds an
-        // id through Xen, where a dying domain (state `d`) no longer counts.
-        let line = format!(
-            "xl domid {} || xl list {} | awk 'NR == 2 && $5 !~ /d/ {{ print $2 }}'",
-            self.name,
-            self.last_id.load(Ordering::Relaxed)
-        );
-        let id = self.dom0.exec(&line)?.text().parse().ok();
-        if let Some(id) = id {
-            self.last_id.store(id, Ordering::Relaxed);
-        }
-        Ok(id)
+        let output = self.dom0.exec(&format!("xl domid {}", self.name))?;
+        Ok(output.text().parse().ok())
     }
 
     /// All output to its console so far.
