@@ -1,10 +1,10 @@
 //! Guests over XenSock draft 1, which only `attach-sockets` attaches.
 
 use crate::fixture::{Fixture, cases};
-use crate::service::{Device, ECHO, HTTP, Held, Service, comes_back_to, fetch, pattern, sha256};
+use crate::service::{
+    Device, ECHO, HTTP, Held, Service, comes_back_to, exchange, fetch, pattern, sha256,
+};
 use anyhow::{Result, ensure};
-use std::io::{Read, Write};
-use std::net::Shutdown;
 use std::thread;
 
 cases![
@@ -42,20 +42,7 @@ fn a_page_and_downloads_are_served_over_draft_1(fixture: &Fixture) -> Result<()>
 
 fn a_half_closed_connection_gets_its_10_mb_echo_over_draft_1(fixture: &Fixture) -> Result<()> {
     let guest = Service::start_over(Device::XenSock, fixture, ECHO, "echo", "")?;
-    let sent = pattern(10_000_000);
-    let mut stream = guest.connect()?;
-    let mut half = stream.try_clone()?;
-    let mut got = Vec::new();
-    thread::scope(|scope| {
-        let writing = scope.spawn(|| {
-            half.write_all(&sent)?;
-            half.shutdown(Shutdown::Write)
-        });
-        stream.read_to_end(&mut got)?;
-        writing.join().expect("the writer panicked")
-    })?;
-    ensure!(sha256(&got) == sha256(&sent), "{} bytes came back, or others", got.len());
-    Ok(())
+    exchange(guest.port, &pattern(10_000_000))
 }
 
 fn fetch_works_over_draft_1(fixture: &Fixture) -> Result<()> {

@@ -2,8 +2,8 @@
 
 use crate::fixture::{Fixture, cases, wait_until};
 use crate::service::{
-    Device, ECHO, HTTP, Load, PATIENCE, Service, comes_back_to, exchange, fetch, pattern, rounds,
-    sha256,
+    Device, ECHO, HTTP, Load, PATIENCE, Service, comes_back_to, echo, exchange, fetch, pattern,
+    rounds, sha256,
 };
 use anyhow::{Context, Result, ensure};
 use lab::{Dom0, Domain, Interface};
@@ -332,8 +332,7 @@ fn connections_survive_a_lost_link(fixture: &Fixture) -> Result<()> {
     guest.domain.wait_for("the address is", PATIENCE)?;
     let mut stream = guest.connect()?;
     let mut bytes = [0; 6];
-    stream.write_all(b"before")?;
-    stream.read_exact(&mut bytes)?;
+    echo(&mut stream)?;
     let vif = name_of_vif(&guest.domain)?;
     dom0.run(&format!("ip link set {vif} down"))?;
     stream.write_all(b"meanwh")?;

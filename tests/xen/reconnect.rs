@@ -2,10 +2,11 @@
 
 use crate::fixture::{Fixture, cases, wait_until};
 use crate::service::{
-    Device, ECHO, HTTP, InUse, Load, PATIENCE, Service, comes_back_to, pattern, rounds, sha256,
+    Device, ECHO, HTTP, InUse, Load, PATIENCE, Service, comes_back_to, echo, pattern, rounds,
+    sha256,
 };
 use anyhow::{Result, ensure};
-use std::io::{Read, Write};
+use std::io::Read;
 
 cases![
     a_server_survives_its_backend_being_killed_under_load,
@@ -45,18 +46,12 @@ fn connections_end_with_the_backend_and_new_ones_are_served(fixture: &Fixture) -
     let dom0 = fixture.lab()?;
     let guest = Service::start(fixture, ECHO, "echo", "")?;
     let mut stream = guest.connect()?;
-    stream.write_all(b"before")?;
-    let mut bytes = [0; 6];
-    stream.read_exact(&mut bytes)?;
+    echo(&mut stream)?;
     dom0.run("kill -9 $(cat /run/xensockd.pid)")?;
     // The backend's sockets have closed.
-    ensure!(!matches!(stream.read(&mut bytes), Ok(1..)), "a connection outlived its backend");
+    ensure!(!matches!(stream.read(&mut [0]), Ok(1..)), "a connection outlived its backend");
     dom0.run("start-xensockd")?;
-    wait_until("the guest echoes again", PATIENCE, || {
-        let mut stream = guest.connect()?;
-        let exchange = stream.write_all(b"after!").and_then(|()| stream.read_exact(&mut [0; 6]));
-        Ok(exchange.is_ok())
-    })?;
+    wait_until("the guest echoes again", PATIENCE, || Ok(echo(&mut guest.connect()?).is_ok()))?;
     Ok(())
 }
 

@@ -110,10 +110,7 @@ impl Service {
     }
 
     pub fn connect(&self) -> Result<TcpStream> {
-        let stream = TcpStream::connect(("127.0.0.1", self.port))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(stream)
+        connect(self.port)
     }
 
     /// Sends a request on a new connection, and returns the status line and the body.
@@ -256,11 +253,26 @@ fn number(line: &str) -> Option<(String, u64)> {
     Some((name.to_owned(), value.parse().ok()?))
 }
 
+fn connect(port: u16) -> Result<TcpStream> {
+    let stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// Sends a few bytes on a connection to an echo server, and checks the echo.
+pub fn echo(stream: &mut TcpStream) -> Result<()> {
+    let (sent, mut got) = (b"echo", [0; 4]);
+    stream.write_all(sent)?;
+    stream.read_exact(&mut got)?;
+    ensure!(got == *sent, "{got:?} came back");
+    Ok(())
+}
+
 /// Sends bytes and the end of the stream to an echo server on the host's `port`, and checks the
 /// echo.
 pub fn exchange(port: u16, sent: &[u8]) -> Result<()> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut stream = connect(port)?;
     let mut got = Vec::new();
     std::thread::scope(|scope| {
         let mut half = stream.try_clone()?;

@@ -2,11 +2,12 @@
 
 use crate::fixture::{Fixture, cases, wait_until};
 use crate::service::{
-    Device, ECHO, HTTP, InUse, Load, PATIENCE, Service, comes_back_to, pattern, rounds, sha256,
+    Device, ECHO, HTTP, InUse, Load, PATIENCE, Service, comes_back_to, echo, pattern, rounds,
+    sha256,
 };
 use anyhow::{Result, ensure};
 use lab::Dom0;
-use std::io::{Read, Write};
+use std::io::Read;
 
 cases![
     a_server_serves_after_save_and_restore_under_load,
@@ -58,14 +59,10 @@ fn a_checkpointed_guest_keeps_its_connections(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
     let guest = Service::start(fixture, ECHO, "echo", "")?;
     let mut stream = guest.connect()?;
-    let mut bytes = [0; 6];
     for _ in 0..2 {
-        stream.write_all(b"before")?;
-        stream.read_exact(&mut bytes)?;
+        echo(&mut stream)?;
         dom0.run(&format!("xl save -c {} /root/saved && rm /root/saved", guest.domain.name()))?;
-        stream.write_all(b"after!")?;
-        stream.read_exact(&mut bytes)?;
-        ensure!(&bytes == b"after!");
+        echo(&mut stream)?;
     }
     guest.domain.wait_for("resumed: this domain continues", PATIENCE)?;
     Ok(())
@@ -75,18 +72,11 @@ fn a_connection_ends_when_its_guest_is_saved(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
     let guest = Service::start(fixture, ECHO, "echo", "")?;
     let mut stream = guest.connect()?;
-    stream.write_all(b"before")?;
-    let mut bytes = [0; 6];
-    stream.read_exact(&mut bytes)?;
+    echo(&mut stream)?;
     dom0.run(&format!("xl save {} /root/saved", guest.domain.name()))?;
-    ensure!(!matches!(stream.read(&mut bytes), Ok(1..)), "a connection outlived its guest");
+    ensure!(!matches!(stream.read(&mut [0]), Ok(1..)), "a connection outlived its guest");
     dom0.run("xl restore /root/saved && rm /root/saved")?;
-    wait_until("the guest echoes again", PATIENCE, || {
-        let mut stream = guest.connect()?;
-        let exchange =
-            stream.write_all(b"after!").and_then(|()| stream.read_exact(&mut bytes.clone()));
-        Ok(exchange.is_ok())
-    })
+    wait_until("the guest echoes again", PATIENCE, || Ok(echo(&mut guest.connect()?).is_ok()))
 }
 
 fn a_restored_guest_over_draft_1_serves_once_its_device_is_attached(
