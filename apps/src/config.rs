@@ -12,6 +12,7 @@ pub use network::{Network, StackChoice, Stacks};
 pub use url::{Host, Url};
 pub use words::{ConfigError, MAX_LENGTH, Problem};
 
+use crate::bench;
 use core::time::Duration;
 use log::LevelFilter;
 use words::{Words, number_in};
@@ -20,7 +21,7 @@ use xen::event::Abi;
 /// The settings of a command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// `app=`, `port=`, `url=`: the app and its required settings.
+    /// `app=`, `port=`, `mb=`, `url=`: the app and its own settings.
     pub app: App,
     /// `log=`: the least important messages to print. The kernel reads it, too.
     pub log: LevelFilter,
@@ -45,7 +46,7 @@ pub struct Config {
     pub trace: Option<u16>,
 }
 
-/// An app and its required settings.
+/// An app and its own settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum App {
     /// Serves HTTP.
@@ -57,6 +58,13 @@ pub enum App {
     Echo {
         /// The port to listen on.
         port: u16,
+    },
+    /// Moves bytes for benchmarks.
+    Bench {
+        /// The first port to listen on; the next ones follow.
+        port: u16,
+        /// `mb=`, in bytes: what each connection to the source gets.
+        bytes: u64,
     },
     /// Fetches one URL, reports on it, and ends.
     Fetch {
@@ -120,18 +128,26 @@ fn app(words: &Words<'_>) -> Result<App, ConfigError> {
     };
     let name = words.get("app");
     let (app, stray) = match name.map_or("http", |word| word.value) {
-        "http" => (App::Http { port: port(80)? }, "url"),
-        "echo" => (App::Echo { port: port(7)? }, "url"),
+        "http" => (App::Http { port: port(80)? }, ["url", "mb"].as_slice()),
+        "echo" => (App::Echo { port: port(7)? }, ["url", "mb"].as_slice()),
+        "bench" => {
+            let port = port(9001)?;
+            if let (None, Some(word)) = (port.checked_add(bench::LAST_PORT), words.get("port")) {
+                return Err(word.error(Problem::Ports));
+            }
+            let mebibytes = words.read("mb", number_in(1, 1 << 20))?.unwrap_or(64);
+            (App::Bench { port, bytes: mebibytes << 20 }, ["url"].as_slice())
+        }
         "fetch" => {
             let Some(url) = words.get("url") else {
                 return Err(name.unwrap_or_default().error(Problem::NoUrl));
             };
             let url = url.value.parse().map_err(|problem| url.error(problem))?;
-            (App::Fetch { url }, "port")
+            (App::Fetch { url }, ["port", "mb"].as_slice())
         }
         _ => return Err(name.unwrap_or_default().error(Problem::UnknownApp)),
     };
-    match words.get(stray) {
+    match stray.iter().find_map(|key| words.get(key)) {
         Some(word) => Err(word.error(Problem::WrongApp)),
         None => Ok(app),
     }
@@ -194,6 +210,13 @@ mod tests {
     }
 
     #[test]
+    fn a_benchmark_has_its_ports_and_its_size() {
+        let app = |text| parse(text).app;
+        assert_eq!(app("app=bench"), App::Bench { port: 9001, bytes: 64 << 20 });
+        assert_eq!(app("app=bench mb=1 port=65532"), App::Bench { port: 65532, bytes: 1 << 20 });
+    }
+
+    #[test]
     fn an_error_about_a_port_has_its_column() {
         for port in ["0", "65536", "abc", "-1", "+1", "1.5", "99999999999999999999"] {
             assert_eq!(problem(&format!("app=http port={port}")), (10, Problem::Port));
@@ -214,6 +237,9 @@ mod tests {
             ("app=fetch", 1, Problem::NoUrl),
             ("app=fetch port=1 url=http://1.2.3.4/", 11, Problem::WrongApp),
             ("url=http://1.2.3.4/", 1, Problem::WrongApp),
+            ("app=echo mb=5", 10, Problem::WrongApp),
+            ("app=bench mb=0", 11, Problem::Megabytes),
+            ("app=bench port=65533", 11, Problem::Ports),
             ("app=fetch url=https://1.2.3.4/", 11, Problem::Scheme),
             ("app=fetch url=http://10.0.0.300/", 11, Problem::Host),
             ("app=fetch url=http://a..b/", 11, Problem::Host),

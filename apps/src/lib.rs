@@ -19,6 +19,7 @@
 
 extern crate alloc;
 
+mod bench;
 pub mod config;
 mod context;
 mod echo;
@@ -34,7 +35,9 @@ pub use serve::ServeError;
 
 use alloc::string::{String, ToString};
 use config::{App, Config};
-use edge_nal::{Dns, TcpBind, TcpConnect};
+use core::convert::Infallible;
+use core::time::Duration;
+use edge_nal::{Dns, TcpAccept, TcpBind, TcpConnect};
 use thiserror::Error;
 
 /// Why an app failed.
@@ -65,8 +68,7 @@ where
             log::info!("http: serving on port {port}");
             context.listening();
             let limit = limit(config, context, http::CONNECTION_MEMORY);
-            let serve_one = async |socket| http::converse(socket, idle, context).await;
-            match serve::serve(&acceptor, limit, serve_one, context).await? {}
+            match serve_http(&acceptor, limit, idle, context).await? {}
         }
         App::Echo { port } => {
             let acceptor = serve::bind(stack, *port).await?;
@@ -76,6 +78,10 @@ where
             let serve_one = async |socket| echo::echo(socket, idle, context).await;
             match serve::serve(&acceptor, limit, serve_one, context).await? {}
         }
+        App::Bench { port, bytes } => {
+            let limit = limit(config, context, bench::CONNECTION_MEMORY);
+            match bench::run(stack, *port, *bytes, (limit, idle), context).await? {}
+        }
         App::Fetch { url } => {
             let report = fetch::fetch(url, stack, names, idle, context).await;
             let report = report.map_err(|error| AppError::Fetch { url: url.to_string(), error })?;
@@ -83,6 +89,17 @@ where
             Ok(())
         }
     }
+}
+
+/// Serves HTTP to the clients of `acceptor`.
+async fn serve_http<A: TcpAccept>(
+    acceptor: &A,
+    limit: usize,
+    idle: Option<Duration>,
+    context: &Context,
+) -> Result<Infallible, ServeError> {
+    let serve_one = async |socket| http::converse(socket, idle, context).await;
+    serve::serve(acceptor, limit, serve_one, context).await
 }
 
 /// The most connections of a server at once.

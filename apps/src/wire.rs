@@ -1,6 +1,6 @@
 //! A socket with a read buffer, a time limit and counters.
 //!
-//! All memory is allocated when the connection begins.
+//! All memory is allocated when the connection begins, or by [`Wire::enlarge`].
 
 use crate::Context;
 use alloc::boxed::Box;
@@ -125,9 +125,19 @@ where
         self.end - self.start == self.buffer.len()
     }
 
+    /// Enlarges the buffer to `size` bytes if memory allows. Buffered bytes stay.
+    pub fn enlarge(&mut self, size: usize) {
+        if size > self.buffer.len()
+            && let Some(mut buffer) = self.context.buffer(size)
+        {
+            buffer[self.start..self.end].copy_from_slice(self.buffered());
+            self.buffer = buffer;
+        }
+    }
+
     /// Removes the first `count` buffered bytes.
     pub fn consume(&mut self, count: usize) {
-        self.start = (self.start + count).min(self.end);
+        self.start = self.start.saturating_add(count).min(self.end);
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
         }

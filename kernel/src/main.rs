@@ -1,4 +1,4 @@
-//! The image that comes with XenSock: the kernel with the apps `http`, `echo` and `fetch`.
+//! The image that comes with XenSock: the kernel with the apps `http`, `echo`, `fetch`, `bench`.
 #![no_std]
 #![no_main]
 

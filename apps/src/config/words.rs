@@ -8,9 +8,10 @@ use thiserror::Error;
 pub const MAX_LENGTH: usize = 4096;
 
 /// Each key, and the error that explains which values it permits.
-pub const KEYS: [(&str, Problem); 17] = [
+pub const KEYS: [(&str, Problem); 18] = [
     ("app", Problem::UnknownApp),
     ("port", Problem::Port),
+    ("mb", Problem::Megabytes),
     ("url", Problem::Scheme),
     ("log", Problem::Level),
     ("ring-order", Problem::RingOrder),
@@ -54,10 +55,14 @@ pub enum Problem {
     UnknownKey,
     #[error("this key was given before: give each at most once")]
     Duplicate,
-    #[error("no such app: there are http, echo, fetch")]
+    #[error("no such app: there are http, echo, fetch, bench")]
     UnknownApp,
     #[error("a port is a whole number from 1 to 65535")]
     Port,
+    #[error("bench takes four ports, so its first one is at most 65532")]
+    Ports,
+    #[error("a transfer is a whole number of MiB from 1 to 1048576")]
+    Megabytes,
     #[error("a log level is off, error, warn, info, debug or trace")]
     Level,
     #[error("a ring's order is a whole number from 1 to 9 (2^order pages)")]
@@ -98,7 +103,7 @@ pub enum Problem {
     NoTrace,
     #[error("fetch takes one stack: xensock or netfront")]
     OneStack,
-    #[error("this app has no such setting: port is for http and echo, url is for fetch")]
+    #[error("this app has no such setting: port is for servers, url for fetch, mb for bench")]
     WrongApp,
     #[error("fetch needs url=http://ADDRESS:PORT/PATH")]
     NoUrl,

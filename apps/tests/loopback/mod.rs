@@ -198,7 +198,9 @@ fn runtime() -> tokio::runtime::Runtime {
 
 /// A server that runs until it is dropped.
 pub struct Server {
+    /// The address that the app bound first.
     pub address: SocketAddr,
+    bound: mpsc::Receiver<SocketAddr>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -212,11 +214,11 @@ impl Server {
     /// Starts it on a stack with or without half-close.
     pub fn start_where(half_close: HalfClose, command_line: &str) -> Server {
         let config = Config::parse(command_line.as_bytes()).unwrap();
-        let (bound, address) = mpsc::channel();
+        let (sender, bound) = mpsc::channel();
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::spawn(move || {
             let context = Context::new(Guest);
-            let stack = Loopback { bound, half_close };
+            let stack = Loopback { bound: sender, half_close };
             let names = Resolver::new(&stack, &[]);
             runtime().block_on(async {
                 tokio::select! {
@@ -225,16 +227,18 @@ impl Server {
                 }
             });
         });
-        let address = address.recv_timeout(PATIENCE).expect("the app binds its port");
-        Server { address, stop: Some(stop), thread: Some(thread) }
+        let address = bound.recv_timeout(PATIENCE).expect("the app binds its port");
+        Server { address, bound, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// The next address that the app has bound.
+    pub fn next_address(&self) -> SocketAddr {
+        self.bound.recv_timeout(PATIENCE).expect("the app binds another port")
     }
 
     /// Connects.
     pub fn connect(&self) -> Client {
-        let client = Client::connect(self.address).unwrap();
-        client.set_read_timeout(Some(PATIENCE)).unwrap();
-        client.set_write_timeout(Some(PATIENCE)).unwrap();
-        client
+        connect(self.address)
     }
 
     /// Sends `request`, then the end of stream, and returns the complete response.
@@ -254,6 +258,14 @@ impl Drop for Server {
             ended.expect("the app did not panic");
         }
     }
+}
+
+/// Connects to a server.
+pub fn connect(address: SocketAddr) -> Client {
+    let client = Client::connect(address).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.set_write_timeout(Some(PATIENCE)).unwrap();
+    client
 }
 
 /// Everything up to the end of stream.
