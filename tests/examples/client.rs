@@ -1,181 +1,487 @@
-//! The benchmarks' client, which runs in dom0 and measures a guest's apps.
+//! The benchmarks' client, which runs in dom0 and measures the servers of `app=bench`.
 //!
-//! `client http ADDRESS:PORT` or `client echo ADDRESS:PORT` prints a figure per line: name and
-//! value.
+//! `client ADDRESS:PORT [KEY=VALUE...] PHASE...`, where PORT is the first of the servers' ports.
+//! Each phase prints its figures, one per line: name and value. A phase that fails prints a line
+//! `failed PHASE REASON`, and the next one runs.
+//!
+//! The sockets block and there is one thread, except while bytes go both ways at once: in dom0 a
+//! system call and a switch between threads are slow, and the server needs the same processor.
 
 use std::error::Error;
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Bytes of each bulk transfer.
-const BULK: usize = 40_000_000;
-/// The duration of the other measurements.
-const WHILE: Duration = Duration::from_secs(3);
-/// The number of concurrent connections.
-const AT_ONCE: usize = 16;
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The time limit of one attempt to connect to a guest that is booting.
+const ATTEMPT: Duration = Duration::from_millis(20);
+/// The pause between two attempts. The backend and the toolstack need dom0's processor.
+const PAUSE: Duration = Duration::from_millis(5);
+const PIECE: usize = 256 << 10;
 const MIB: f64 = 1048576.0;
+/// The bytes of a round trip.
+const MESSAGE: usize = 64;
+/// The kept connections of the second figure of requests.
+const KEPT: usize = 64;
+/// Further samples before the first measurement, to know what a sample costs.
+const CALIBRATIONS: u32 = 3;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 fn main() -> Result<()> {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    match &words[..] {
-        [app, at] if app == "http" => http(at),
-        [app, at] if app == "echo" => echo(at),
-        _ => Err("usage: client http|echo ADDRESS:PORT".into()),
+    let mut words = std::env::args().skip(1);
+    let at = words.next().ok_or("usage: client ADDRESS:PORT [KEY=VALUE...] PHASE...")?.parse()?;
+    let mut client = Client {
+        at,
+        mb: 64,
+        count: 1000,
+        idle: 1000,
+        domain: String::new(),
+        started: String::new(),
+        meter: None,
+    };
+    for word in words {
+        match word.split_once('=') {
+            Some(("mb", value)) => client.mb = value.parse()?,
+            Some(("count", value)) => client.count = value.parse()?,
+            Some(("idle", value)) => client.idle = value.parse()?,
+            Some(("domain", value)) => client.domain = value.to_owned(),
+            Some(("started", value)) => client.started = value.to_owned(),
+            Some(_) => return Err(format!("no such key: {word}").into()),
+            None => {
+                if let Err(error) = client.phase(&word) {
+                    println!("failed {word} {error}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The servers under test.
+struct Client {
+    /// The first port.
+    at: SocketAddr,
+    /// MiB of a transfer, which the source also sends.
+    mb: usize,
+    /// Round trips, requests and connections of a measurement.
+    count: usize,
+    /// Connections that stay open.
+    idle: usize,
+    /// The domain of the servers, if they are in a guest.
+    domain: String,
+    /// What the guest prints on its console when it starts its first program.
+    started: String,
+    meter: Option<Meter>,
+}
+
+impl Client {
+    fn phase(&mut self, name: &str) -> Result<()> {
+        match name {
+            "boot" => self.boot(),
+            "out" => self.bulk("out", Client::out),
+            "in" => self.bulk("in", Client::inward),
+            "both" => self.both(),
+            "round-trip" => self.round_trip(),
+            "requests" => self.requests(),
+            "connections" => self.connections(),
+            "idle" => self.open_idle(),
+            _ => {
+                Err("there are boot, out, in, both, round-trip, requests, connections, idle".into())
+            }
+        }
+    }
+
+    fn connect(&self, server: Server) -> Result<TcpStream> {
+        ready(TcpStream::connect(self.address(server))?)
+    }
+
+    fn address(&self, server: Server) -> SocketAddr {
+        SocketAddr::new(self.at.ip(), self.at.port() + server as u16)
+    }
+
+    fn meter(&mut self) -> Result<&mut Meter> {
+        if self.meter.is_none() {
+            let http = Http::open(self.connect(Server::Http)?);
+            self.meter = Some(Meter::new(http, &self.domain)?);
+        }
+        Ok(self.meter.as_mut().expect("it was just made"))
+    }
+
+    /// Starts the paused guest and waits until it echoes a byte.
+    fn boot(&mut self) -> Result<()> {
+        let start = Instant::now();
+        let status = Command::new("xl").args(["unpause", &self.domain]).status()?;
+        if !status.success() {
+            return Err("xl unpause failed".into());
+        }
+        println!("unpause_ms {:.1}", start.elapsed().as_secs_f64() * 1e3);
+        let log = format!("/var/log/xen/guest-{}.log", self.domain);
+        let mut starts = !self.started.is_empty();
+        while start.elapsed() < PATIENCE {
+            if starts && fs::read_to_string(&log).is_ok_and(|log| log.contains(&self.started)) {
+                println!("init_ms {:.1}", start.elapsed().as_secs_f64() * 1e3);
+                starts = false;
+            }
+            if let Ok(stream) = TcpStream::connect_timeout(&self.address(Server::Echo), ATTEMPT) {
+                let mut stream = ready(stream)?;
+                stream.write_all(&[7])?;
+                stream.read_exact(&mut [0])?;
+                println!("boot_ms {:.1}", start.elapsed().as_secs_f64() * 1e3);
+                return Ok(());
+            }
+            thread::sleep(PAUSE);
+        }
+        Err("the guest serves nothing".into())
+    }
+
+    fn bulk(&mut self, name: &str, transfer: fn(&mut Client) -> Result<Duration>) -> Result<()> {
+        let before = self.meter()?.sample()?;
+        let time = transfer(self)?;
+        let mib = self.mb as f64;
+        println!("{name}_mib_per_s {:.3}", mib / time.as_secs_f64());
+        let cost = self.meter()?.since(&before)?;
+        cost.print_cpu(name, "s_per_gib", mib / 1024.0);
+        cost.print_counts(name, "per_mib", mib);
+        Ok(())
+    }
+
+    /// Out of the guest. Does not rely on the end of the stream, which not every backend reports.
+    fn out(&mut self) -> Result<Duration> {
+        let start = Instant::now();
+        let mut stream = self.connect(Server::Source)?;
+        let mut piece = vec![0; PIECE];
+        let mut left = self.mb << 20;
+        while left > 0 {
+            match stream.read(&mut piece)? {
+                0 => return Err(format!("the stream ended {left} bytes early").into()),
+                count => left = left.saturating_sub(count),
+            }
+        }
+        Ok(start.elapsed())
+    }
+
+    /// Into the guest: until its app has received all, by its own counter.
+    fn inward(&mut self) -> Result<Duration> {
+        let bytes = self.mb << 20;
+        let wanted = self.meter()?.received()? + bytes as f64;
+        let start = Instant::now();
+        let mut stream = self.connect(Server::Sink)?;
+        let piece = vec![0; PIECE];
+        let mut left = bytes;
+        while left > 0 {
+            let some = left.min(PIECE);
+            stream.write_all(&piece[..some])?;
+            left -= some;
+        }
+        stream.shutdown(Shutdown::Write)?;
+        while self.meter()?.received()? < wanted {
+            if start.elapsed() > PATIENCE {
+                return Err("some bytes did not arrive".into());
+            }
+        }
+        Ok(start.elapsed())
+    }
+
+    /// Into the guest and out again on one connection.
+    fn both(&mut self) -> Result<()> {
+        let bytes = (self.mb / 2).max(1) << 20;
+        let mut stream = self.connect(Server::Echo)?;
+        let mut half = stream.try_clone()?;
+        let start = Instant::now();
+        let writer = thread::spawn(move || -> Result<()> {
+            let piece = vec![0; PIECE];
+            let mut left = bytes;
+            while left > 0 {
+                let some = left.min(PIECE);
+                half.write_all(&piece[..some])?;
+                left -= some;
+            }
+            Ok(())
+        });
+        let mut piece = vec![0; PIECE];
+        let mut left = bytes;
+        while left > 0 {
+            match stream.read(&mut piece)? {
+                0 => return Err(format!("the stream ended {left} bytes early").into()),
+                count => left = left.saturating_sub(count),
+            }
+        }
+        println!("both_mib_per_s {:.3}", bytes as f64 / MIB / start.elapsed().as_secs_f64());
+        writer.join().map_err(|_| "the writer panicked")?
+    }
+
+    fn round_trip(&mut self) -> Result<()> {
+        let mut stream = self.connect(Server::Echo)?;
+        round_trips(&mut stream, 50)?;
+        let before = self.meter()?.sample()?;
+        let times = round_trips(&mut stream, self.count)?;
+        let cost = self.meter()?.since(&before)?;
+        println!("round_trip_us {:.1}", percentile(&times, 50));
+        println!("round_trip_p99_us {:.1}", percentile(&times, 99));
+        cost.print_cpu("round_trip", "ms_each", self.count as f64 / 1e3);
+        cost.print_counts("round_trip", "each", self.count as f64);
+        Ok(())
+    }
+
+    fn requests(&mut self) -> Result<()> {
+        let mut kept = vec![Http::open(self.connect(Server::Http)?)];
+        let rate = ask(&mut kept, self.count)?;
+        println!("requests_per_s {rate:.1}");
+        while kept.len() < KEPT {
+            kept.push(Http::open(self.connect(Server::Http)?));
+        }
+        ask(&mut kept, KEPT)?;
+        let before = self.meter()?.sample()?;
+        let rate = ask(&mut kept, 2 * self.count)?;
+        let cost = self.meter()?.since(&before)?;
+        println!("requests_of_{KEPT}_per_s {rate:.1}");
+        cost.print_cpu("request", "ms_each", 2.0 * self.count as f64 / 1e3);
+        cost.print_counts("request", "each", 2.0 * self.count as f64);
+        Ok(())
+    }
+
+    /// Connections one after the other: connect, one round trip, close.
+    fn connections(&mut self) -> Result<()> {
+        let count = (self.count / 2).max(1);
+        let mut times = Vec::with_capacity(count);
+        let start = Instant::now();
+        let mut since = start;
+        for _ in 0..count {
+            round_trips(&mut self.connect(Server::Echo)?, 1)?;
+            let now = Instant::now();
+            times.push(now - since);
+            since = now;
+        }
+        println!("connections_per_s {:.1}", count as f64 / start.elapsed().as_secs_f64());
+        println!("connection_us {:.1}", percentile(&times, 50));
+        Ok(())
+    }
+
+    fn open_idle(&mut self) -> Result<()> {
+        let memory = self.meter()?.free()?;
+        let dom0 = available()?;
+        let start = Instant::now();
+        let mut open = Vec::with_capacity(self.idle);
+        while open.len() < self.idle {
+            let mut stream = self.connect(Server::Echo)?;
+            round_trips(&mut stream, 1)
+                .map_err(|error| format!("connection {}: {error}", open.len() + 1))?;
+            open.push(stream);
+        }
+        let each = self.idle as f64;
+        println!("idle_connections {each}");
+        println!("idle_open_us {:.1}", start.elapsed().as_secs_f64() * 1e6 / each);
+        if !self.domain.is_empty() {
+            println!("idle_guest_kib {:.2}", (memory - self.meter()?.free()?) / 1024.0 / each);
+        }
+        println!("idle_dom0_kib {:.2}", (dom0 - available()?) / 1024.0 / each);
+        let last = open.last_mut().ok_or("no connection")?;
+        let times = round_trips(last, (self.count / 2).max(1))?;
+        println!("idle_round_trip_us {:.1}", percentile(&times, 50));
+        Ok(())
     }
 }
 
-fn connect(at: &str) -> Result<TcpStream> {
-    let stream = TcpStream::connect(at)?;
+/// The servers, with their ports counted from the first one.
+#[derive(Clone, Copy)]
+enum Server {
+    Sink = 0,
+    Echo = 1,
+    Source = 2,
+    Http = 3,
+}
+
+fn ready(stream: TcpStream) -> Result<TcpStream> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     Ok(stream)
 }
 
-fn http(at: &str) -> Result<()> {
-    // Not measured: first uses are slow.
-    let mut first = Connection::open(at)?;
-    first.get("/bytes/1000000")?;
-
-    let before = counters(at)?;
-    let start = Instant::now();
-    let got = first.get(&format!("/bytes/{BULK}"))?.len();
-    let out = rate(got, start);
-    if got != BULK {
-        return Err(format!("{got} bytes came").into());
+/// The time of each of some round trips.
+fn round_trips(stream: &mut TcpStream, count: usize) -> Result<Vec<Duration>> {
+    let mut message = [7; MESSAGE];
+    let mut times = Vec::with_capacity(count);
+    let mut since = Instant::now();
+    for _ in 0..count {
+        stream.write_all(&message)?;
+        stream.read_exact(&mut message)?;
+        let now = Instant::now();
+        times.push(now - since);
+        since = now;
     }
-    println!("out_mib_per_s {out:.3}");
-    per_mib("out", &before, &counters(at)?);
+    Ok(times)
+}
 
-    let before = counters(at)?;
+/// A percentile, in microseconds.
+fn percentile(times: &[Duration], percent: usize) -> f64 {
+    let mut times = times.to_vec();
+    times.sort_unstable();
+    let at = (times.len() * percent / 100).min(times.len() - 1);
+    times[at].as_secs_f64() * 1e6
+}
+
+/// Sends requests on all connections in turn, and returns the answers per second. Each connection
+/// has a request in progress at any time.
+fn ask(kept: &mut [Http], count: usize) -> Result<f64> {
     let start = Instant::now();
-    first.post("/sum", BULK)?;
-    println!("in_mib_per_s {:.3}", rate(BULK, start));
-    per_mib("in", &before, &counters(at)?);
+    for connection in &mut *kept {
+        connection.send("/healthz")?;
+    }
+    let mut answered = 0;
+    while answered < count {
+        for connection in &mut *kept {
+            connection.answer()?;
+            connection.send("/healthz")?;
+            answered += 1;
+        }
+    }
+    let time = start.elapsed();
+    for connection in kept {
+        connection.answer()?;
+    }
+    Ok(answered as f64 / time.as_secs_f64())
+}
 
-    let requests = keep_asking(at)?;
-    println!("requests_per_s {requests:.1}");
-    let many: Vec<_> = (0..AT_ONCE)
-        .map(|_| {
-            let at = at.to_owned();
-            thread::spawn(move || keep_asking(&at))
+/// What has been used up since the boot.
+#[derive(Clone, Copy, Default)]
+struct Sample {
+    /// CPU seconds of dom0.
+    dom0: f64,
+    /// CPU seconds of the guest, if there is one.
+    guest: Option<f64>,
+    /// Hypercalls and notifications of the guest, if it counts them.
+    counts: Option<[f64; 2]>,
+}
+
+impl Sample {
+    fn minus(&self, other: &Sample) -> Sample {
+        let pair = |one: Option<f64>, two: Option<f64>| Some(one? - two?);
+        let counts = self.counts.zip(other.counts);
+        Sample {
+            dom0: self.dom0 - other.dom0,
+            guest: pair(self.guest, other.guest),
+            counts: counts.map(|([a, b], [c, d])| [a - c, b - d]),
+        }
+    }
+
+    fn print_cpu(&self, name: &str, unit: &str, count: f64) {
+        println!("{name}_dom0_cpu_{unit} {:.4}", self.dom0 / count);
+        if let Some(guest) = self.guest {
+            println!("{name}_guest_cpu_{unit} {:.4}", guest / count);
+        }
+    }
+
+    fn print_counts(&self, name: &str, unit: &str, count: f64) {
+        if let Some([hypercalls, notifications]) = self.counts {
+            println!("{name}_hypercalls_{unit} {:.4}", hypercalls / count);
+            println!("{name}_notifications_{unit} {:.4}", notifications / count);
+        }
+    }
+}
+
+/// Takes samples, by `xl list` and by the guest's own numbers.
+struct Meter {
+    http: Http,
+    domain: String,
+    /// What one sample uses up.
+    cost: Sample,
+}
+
+impl Meter {
+    fn new(http: Http, domain: &str) -> Result<Meter> {
+        let mut meter = Meter { http, domain: domain.to_owned(), cost: Sample::default() };
+        let first = meter.sample()?;
+        for _ in 1..CALIBRATIONS {
+            meter.sample()?;
+        }
+        let each = f64::from(CALIBRATIONS);
+        let Sample { dom0, guest, counts } = meter.sample()?.minus(&first);
+        meter.cost = Sample {
+            dom0: dom0 / each,
+            guest: guest.map(|guest| guest / each),
+            counts: counts.map(|counts| counts.map(|count| count / each)),
+        };
+        Ok(meter)
+    }
+
+    fn sample(&mut self) -> Result<Sample> {
+        let list = Command::new("xl").arg("list").output()?.stdout;
+        let list = String::from_utf8(list)?;
+        let seconds = |name: &str| {
+            let line = list.lines().find(|line| line.split(' ').next() == Some(name))?;
+            line.split_whitespace().last()?.parse().ok()
+        };
+        let numbers = self.numbers()?;
+        let count = |name| number(&numbers, name);
+        Ok(Sample {
+            dom0: seconds("Domain-0").ok_or("xl list has no Domain-0")?,
+            guest: seconds(&self.domain),
+            counts: count("hypercalls_total").zip(count("notifications_total")).map(Into::into),
         })
-        .collect();
-    let mut sum = 0.0;
-    for one in many {
-        sum += one.join().map_err(|_| "a thread panicked")??;
     }
-    println!("requests_at_once_per_s {sum:.1}");
-    let (start, mut count) = (Instant::now(), 0);
-    while start.elapsed() < WHILE {
-        Connection::open(at)?.get("/healthz")?;
-        count += 1;
-    }
-    println!("connections_per_s {:.1}", f64::from(count) / start.elapsed().as_secs_f64());
-    Ok(())
-}
 
-/// Sequential requests per second.
-fn keep_asking(at: &str) -> Result<f64> {
-    let mut connection = Connection::open(at)?;
-    let (start, mut count) = (Instant::now(), 0);
-    while start.elapsed() < WHILE {
-        connection.get("/healthz")?;
-        count += 1;
+    /// What has been used up since `before`, without the samples themselves.
+    fn since(&mut self, before: &Sample) -> Result<Sample> {
+        let used = self.sample()?.minus(before);
+        let cost = self.cost;
+        let net = used.minus(&cost);
+        let counts = net.counts.map(|counts| counts.map(|count| count.max(0.0)));
+        Ok(Sample { dom0: net.dom0.max(0.0), guest: net.guest.map(|net| net.max(0.0)), counts })
     }
-    Ok(f64::from(count) / start.elapsed().as_secs_f64())
-}
 
-fn echo(at: &str) -> Result<()> {
-    let mut stream = connect(at)?;
-    let mut buffer = [7; 64];
-    let (start, mut count) = (Instant::now(), 0);
-    while start.elapsed() < WHILE {
-        stream.write_all(&buffer)?;
-        stream.read_exact(&mut buffer)?;
-        count += 1;
+    fn numbers(&mut self) -> Result<String> {
+        self.http.send("/metrics")?;
+        Ok(String::from_utf8(self.http.answer()?)?)
     }
-    let each = start.elapsed().as_secs_f64() / f64::from(count);
-    println!("round_trip_us {:.1}", each * 1e6);
 
-    let mut half = stream.try_clone()?;
-    let start = Instant::now();
-    let writer = thread::spawn(move || {
-        let block = vec![7; 1 << 16];
-        for _ in 0..BULK / block.len() {
-            half.write_all(&block)?;
+    /// The bytes that the app has received.
+    fn received(&mut self) -> Result<f64> {
+        Ok(number(&self.numbers()?, "app_received_bytes_total").ok_or("bytes are not counted")?)
+    }
+
+    /// The guest's free memory, in bytes.
+    fn free(&mut self) -> Result<f64> {
+        let numbers = self.numbers()?;
+        let get = |name| number(&numbers, name).ok_or(format!("{name} is missing"));
+        if let Ok(available) = get("available_bytes") {
+            return Ok(available);
         }
-        half.shutdown(std::net::Shutdown::Write)
-    });
-    let mut block = vec![0; 1 << 16];
-    let mut got = 0;
-    loop {
-        match stream.read(&mut block)? {
-            0 => break,
-            count => got += count,
-        }
+        Ok(get("heap_total_bytes")? - get("heap_used_bytes")? + 4096.0 * get("free_pages")?)
     }
-    writer.join().map_err(|_| "the writer panicked")??;
-    println!("echo_mib_per_s {:.3}", rate(got, start));
-    Ok(())
 }
 
-fn rate(bytes: usize, since: Instant) -> f64 {
-    bytes as f64 / MIB / since.elapsed().as_secs_f64()
+fn number(numbers: &str, name: &str) -> Option<f64> {
+    let of = |line: &str| {
+        let (key, value) = line.strip_prefix("xensock_")?.split_once(' ')?;
+        if key == name { value.parse().ok() } else { None }
+    };
+    numbers.lines().find_map(of)
 }
 
-/// The guest's counters of hypercalls, notifications and frames.
-const COUNTED: [&str; 4] = ["hypercalls", "notifications", "frames_sent", "frames_received"];
-
-fn counters(at: &str) -> Result<[f64; COUNTED.len()]> {
-    let text = String::from_utf8(Connection::open(at)?.get("/metrics")?)?;
-    let mut values = [0.0; COUNTED.len()];
-    for (value, name) in values.iter_mut().zip(COUNTED) {
-        let start = format!("xensock_{name}_total ");
-        let line = text.lines().find_map(|line| line.strip_prefix(&*start));
-        *value = line.ok_or("a counter is missing")?.parse()?;
-    }
-    Ok(values)
-}
-
-fn per_mib(direction: &str, before: &[f64], after: &[f64]) {
-    for ((name, before), after) in COUNTED.iter().zip(before).zip(after) {
-        println!("{direction}_{name}_per_mib {:.2}", (after - before) / (BULK as f64 / MIB));
-    }
+/// dom0's available memory, in bytes.
+fn available() -> Result<f64> {
+    let info = fs::read_to_string("/proc/meminfo")?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()).ok_or("no MemAvailable")?;
+    Ok(kib.parse::<f64>()? * 1024.0)
 }
 
 /// A connection for several requests.
-struct Connection(BufReader<TcpStream>);
+struct Http(BufReader<TcpStream>);
 
-impl Connection {
-    fn open(at: &str) -> Result<Self> {
-        Ok(Connection(BufReader::with_capacity(1 << 16, connect(at)?)))
+impl Http {
+    fn open(stream: TcpStream) -> Http {
+        Http(BufReader::with_capacity(16 << 10, stream))
     }
 
-    fn get(&mut self, path: &str) -> Result<Vec<u8>> {
-        self.0
-            .get_mut()
-            .write_all(format!("GET {path} HTTP/1.1\r\nHost: guest\r\n\r\n").as_bytes())?;
-        self.answer()
-    }
-
-    fn post(&mut self, path: &str, len: usize) -> Result<Vec<u8>> {
-        let head = format!("POST {path} HTTP/1.1\r\nHost: guest\r\nContent-Length: {len}\r\n\r\n");
-        let stream = self.0.get_mut();
-        stream.write_all(head.as_bytes())?;
-        let block = vec![7; 1 << 16];
-        let mut left = len;
-        while left > 0 {
-            let some = left.min(block.len());
-            stream.write_all(&block[..some])?;
-            left -= some;
-        }
-        self.answer()
+    fn send(&mut self, path: &str) -> Result<()> {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: guest\r\n\r\n");
+        Ok(self.0.get_mut().write_all(request.as_bytes())?)
     }
 
     fn answer(&mut self) -> Result<Vec<u8>> {
@@ -193,7 +499,7 @@ impl Connection {
             }
         }
         if !status.contains(" 200 ") {
-            return Err(format!("the guest answers {status:?}").into());
+            return Err(format!("the server answers {status:?}").into());
         }
         let mut body = vec![0; len.ok_or("an answer without a length")?];
         self.0.read_exact(&mut body)?;
