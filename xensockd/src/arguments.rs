@@ -6,6 +6,9 @@ use std::path::PathBuf;
 use xensock::back::Limits;
 use xensock::wire::Extensions;
 
+/// The most threads that are started without `--threads`.
+const MAX_DEFAULT_THREADS: usize = 4;
+
 /// Serves the sockets of Xen guests (PV Calls, XenSock) from this domain.
 ///
 /// Requires root, the kernel modules xen-evtchn and xen-gntdev, and a running xenstored. A line
@@ -18,9 +21,10 @@ pub struct Arguments {
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: log::LevelFilter,
 
-    /// The largest data ring of a connection: two to this power pages. Linux's frontend requires at
-    /// least 4. XenSock draft 1 without extensions always uses 6
-    #[arg(long, value_name = "ORDER", default_value = "6",
+    /// The largest data ring of a connection: two to this power pages. Rings begin small and grow
+    /// under load. Linux's frontend requires at least 4. XenSock draft 1 without extensions always
+    /// uses 6
+    #[arg(long, value_name = "ORDER", default_value = "9",
           value_parser = RangedU64ValueParser::<u32>::new().range(1..=9))]
     pub max_page_order: u32,
 
@@ -28,6 +32,12 @@ pub struct Arguments {
     #[arg(long, value_name = "COUNT", default_value = "1024",
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
     pub max_sockets: usize,
+
+    /// The threads that serve guests, each guest by one of them [default: one for each processor,
+    /// at most 4]
+    #[arg(long, value_name = "COUNT",
+          value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
+    pub threads: Option<usize>,
 
     /// Let several guests listen on the same port and share its connections
     #[arg(long)]
@@ -43,6 +53,12 @@ pub struct Arguments {
 }
 
 impl Arguments {
+    /// The number of threads.
+    pub fn threads(&self) -> usize {
+        let processors = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.threads.unwrap_or_else(|| processors().min(MAX_DEFAULT_THREADS))
+    }
+
     /// The extensions to offer.
     pub fn extensions(&self) -> Extensions {
         if self.plain { Extensions::empty() } else { Extensions::all() }
@@ -65,9 +81,10 @@ mod tests {
     #[test]
     fn without_arguments_the_defaults_hold() {
         let arguments = Arguments::try_parse_from(["xensockd"]).unwrap();
-        assert_eq!(arguments.limits().max_ring_order, 6);
+        assert_eq!(arguments.limits().max_ring_order, 9);
         assert_eq!(arguments.limits().sockets, 1024);
         assert_eq!(arguments.log_level, log::LevelFilter::Info);
+        assert!((1..=4).contains(&arguments.threads()));
     }
 
     #[test]
@@ -76,6 +93,7 @@ mod tests {
             ["--max-page-order", "0"],
             ["--max-page-order", "10"],
             ["--max-sockets", "0"],
+            ["--threads", "0"],
             ["--log-level", "loud"],
         ] {
             assert!(Arguments::try_parse_from(["xensockd", wrong[0], wrong[1]]).is_err());

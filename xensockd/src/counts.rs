@@ -1,23 +1,48 @@
 //! The resources in use, for the report that SIGUSR1 requests.
 
 use std::fmt;
-use std::rc::Rc;
-use xen::{Counted, Counter};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A number of things that exist now, in all threads.
+#[derive(Default)]
+pub struct Count(AtomicU64);
+
+impl Count {
+    /// The number.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
 
 /// Counts one more until it is dropped.
-pub type Ticket = Counted<Rc<Counter>>;
+pub struct Ticket(Arc<Count>);
+
+impl Ticket {
+    /// Counts one more in `count`.
+    pub fn new(count: Arc<Count>) -> Self {
+        count.0.fetch_add(1, Ordering::Relaxed);
+        Ticket(count)
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// The counters of the daemon.
 #[derive(Clone, Default)]
 pub struct Counts {
     /// Connected devices of guests.
-    pub guests: Rc<Counter>,
+    pub guests: Arc<Count>,
     /// Sockets of all guests, including listening ones.
-    pub sockets: Rc<Counter>,
+    pub sockets: Arc<Count>,
     /// Mappings of guests' memory: one per command ring, two per connection (one in draft 1).
-    pub mappings: Rc<Counter>,
+    pub mappings: Arc<Count>,
     /// Event channels.
-    pub ports: Rc<Counter>,
+    pub ports: Arc<Count>,
 }
 
 impl fmt::Display for Counts {

@@ -4,8 +4,9 @@
 //! it may miss changes. If a guest breaks the protocol, its device closes and the log has a
 //! warning. The guest may connect again after a while.
 
-use crate::counts::Ticket;
+use crate::counts::{Count, Ticket};
 use crate::states::{Step, View, next_step};
+use crate::threads::{Seat, Stop};
 use std::fmt::Display;
 use std::future::{Future, pending, poll_fn};
 use std::pin::{Pin, pin};
@@ -13,10 +14,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
 use xen::xenbus::{OtherEnd, State, read_number, read_state, switch_state};
 use xen::xenstore::{Store, Watch};
-use xen::{Counter, DomId, Errno, GrantRef, Port, Signal};
+use xen::{DomId, Errno, GrantRef, Port, Signal};
 use xensock::back::{CommandLink, Host, Limits, Violation, serve};
 use xensock::wire::{Dialect, Extensions, Protocol};
 
@@ -44,9 +44,11 @@ pub struct Backend<H> {
     /// The extensions to offer.
     pub extensions: Extensions,
     /// Counts the connected devices.
-    pub guests: Rc<Counter>,
-    /// Becomes true when the daemon is to stop.
-    pub stop: watch::Receiver<bool>,
+    pub guests: Arc<Count>,
+    /// Requested when the daemon is to stop.
+    pub stop: Rc<Stop>,
+    /// This thread's place among the daemon's threads.
+    pub seat: Seat,
 }
 
 /// A guest's device.
@@ -93,7 +95,6 @@ impl<H: Host> Device<H> {
         }
         let mut changes =
             [store.watch(&self.path).await?, store.watch(&format!("{}/state", other.path)).await?];
-        let mut stop = stop.clone();
         // The state is an earlier backend's, unless it is a request of the toolstack.
         let mut mine = match read_state(store, &self.path).await? {
             request @ (State::Closing | State::Closed) => request,
@@ -103,7 +104,7 @@ impl<H: Host> Device<H> {
         let mut last_connected: Option<Instant> = None;
         let mut closing_since: Option<Instant> = None;
         loop {
-            if *stop.borrow() {
+            if stop.is_requested() {
                 drop(service.take());
                 return self.close(&other, &mut changes).await;
             }
@@ -128,7 +129,7 @@ impl<H: Host> Device<H> {
                             _ => pending().await,
                         }
                     };
-                    match first(changed(&mut changes), stop.changed(), violation, timeout).await {
+                    match first(changed(&mut changes), stop.requested(), violation, timeout).await {
                         Event::Change => {}
                         Event::Violation(violation) => {
                             service = None;
@@ -267,9 +268,9 @@ enum Event {
 }
 
 /// Waits for the first of several events.
-async fn first<S>(
+async fn first(
     change: impl Future<Output = ()>,
-    stop: impl Future<Output = S>,
+    stop: impl Future<Output = ()>,
     violation: impl Future<Output = Violation>,
     timeout: impl Future<Output = ()>,
 ) -> Event {

@@ -3,6 +3,7 @@
 use crate::counts::Counts;
 use crate::evtchn::{self, EventChannels};
 use crate::gntdev::{self, GntDev};
+use crate::runtime::Reactor;
 use crate::sockets::Sockets;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,14 +15,20 @@ pub struct Dom0 {
     grants: GntDev,
     events: EventChannels,
     sockets: Sockets,
+    reactor: Reactor,
 }
 
 impl Dom0 {
-    /// Opens the device files, inside a tokio runtime. An error is a line for the user.
-    pub fn open(counts: &Counts, sockets: Sockets) -> Result<Self, String> {
+    /// Opens the device files for one thread. An error is a line for the user.
+    pub fn open(reactor: &Reactor, counts: &Counts, sockets: Sockets) -> Result<Self, String> {
         let grants = GntDev::open(counts.mappings.clone())?;
-        let events = EventChannels::open(counts.ports.clone())?;
-        Ok(Dom0 { grants, events, sockets })
+        let events = EventChannels::open(reactor, counts.ports.clone())?;
+        Ok(Dom0 { grants, events, sockets, reactor: reactor.clone() })
+    }
+
+    /// The reactor of the thread.
+    pub fn reactor(&self) -> &Reactor {
+        &self.reactor
     }
 
     /// The event channels, whose [`run`](EventChannels::run) the caller must poll.
@@ -40,7 +47,7 @@ impl Host for Dom0 {
     }
 
     async fn sleep(&self, time: Duration) {
-        tokio::time::sleep(time).await;
+        self.reactor.sleep(time).await;
     }
 
     fn map(&self, guest: DomId, refs: &[GrantRef]) -> Result<gntdev::Pages, Errno> {

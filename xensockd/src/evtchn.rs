@@ -4,18 +4,23 @@
 //! when it hands out its number, and writing the number back unmasks it. The daemon does so before
 //! it reads any ring, so an event that arrives in between is reported again. A guest that sends
 //! events without end is served once per turn of the event loop, like any other guest.
+//!
+//! The driver does not wake a reader for an event that arrives during a read. So epoll watches the
+//! file level-triggered: it looks at the file again in each turn, and one read per turn is enough.
 
-use crate::counts::Ticket;
-use crate::linux::{Watched, errno, explain, request, watch};
+use crate::counts::{Count, Ticket};
+use crate::linux::{errno, explain, request};
+use crate::runtime::{EventFlags, Reactor, Watched};
 use rustix::fs::{Mode, OFlags};
 use rustix::ioctl::ioctl;
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use tokio::io::Interest;
-use xen::{Counter, DomId, Errno, Port, Signal};
+use std::task::{Context, Poll, ready};
+use xen::{DomId, Errno, Port, Side, Signal};
 
 /// The device file for event channels.
 pub const DEVICE: &str = "/dev/xen/evtchn";
@@ -30,17 +35,16 @@ pub struct EventChannels(Rc<Inner>);
 struct Inner {
     file: Watched,
     signals: RefCell<HashMap<u32, Arc<Signal>>>,
-    counter: Rc<Counter>,
+    counter: Arc<Count>,
 }
 
 impl EventChannels {
-    /// Opens the device, inside a tokio runtime. Channels are counted in `counter`. An error is a
-    /// line for the user.
-    pub fn open(counter: Rc<Counter>) -> Result<Self, String> {
+    /// Opens the device. Channels are counted in `counter`. An error is a line for the user.
+    pub fn open(reactor: &Reactor, counter: Arc<Count>) -> Result<Self, String> {
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let file = rustix::fs::open(DEVICE, flags, Mode::empty())
             .map_err(io::Error::from)
-            .and_then(|file| watch(Rc::new(file), Interest::READABLE))
+            .and_then(|file| reactor.watch(Rc::new(file), EventFlags::IN))
             .map_err(|error| explain(DEVICE, "xen-evtchn", error))?;
         Ok(EventChannels(Rc::new(Inner { file, signals: RefCell::default(), counter })))
     }
@@ -49,53 +53,57 @@ impl EventChannels {
     pub fn bind(&self, guest: DomId, remote: Port, signal: Arc<Signal>) -> Result<Channel, Errno> {
         let request = BindInterdomain { domain: u32::from(guest.0), port: remote.0 };
         // SAFETY: the structure is the one that the driver reads.
-        let port = unsafe { ioctl(&self.0.file, request) }.map_err(errno)?;
+        let port = unsafe { ioctl(&*self.0.file, request) }.map_err(errno)?;
         self.0.signals.borrow_mut().insert(port, signal);
         Ok(Channel { inner: self.0.clone(), port, _ticket: Ticket::new(self.0.counter.clone()) })
     }
 
     /// Raises the signals of all events. Returns only if the device fails.
     pub async fn run(&self) -> io::Error {
-        loop {
-            if let Err(error) = self.turn().await {
-                return error;
+        poll_fn(|cx| {
+            loop {
+                if let Err(error) = ready!(self.poll_turn(cx)) {
+                    return Poll::Ready(error);
+                }
             }
-            // The tasks that were woken run first, however many events follow.
-            tokio::task::yield_now().await;
-        }
+        })
+        .await
     }
 
     /// Waits for events and raises their signals.
-    async fn turn(&self) -> io::Result<()> {
+    fn poll_turn(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let file = &self.0.file;
+        ready!(file.poll_ready(cx, Side::Rx));
+        // The next turn of the reactor reports further events.
+        file.clear(Side::Rx);
         let mut ports = [0; BATCH * size_of::<u32>()];
-        let mut ready = self.0.file.readable().await?;
-        let read = ready.try_io(|file| Ok(rustix::io::read(file, &mut ports)?));
-        match read {
-            Err(_would_block) => Ok(()),
-            Ok(Ok(len)) => {
-                // The readiness stays set until a read finds nothing: the driver does not wake the
-                // reader for an event that arrived during this read.
-                rustix::io::write(&self.0.file, &ports[..len])?;
-                let signals = self.0.signals.borrow();
-                for port in ports[..len].as_chunks().0 {
-                    if let Some(signal) = signals.get(&u32::from_ne_bytes(*port)) {
-                        signal.raise();
-                    }
-                }
-                Ok(())
+        Poll::Ready(match rustix::io::read(&**file, &mut ports) {
+            Ok(len) => self.raise(&ports[..len]),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(()),
+            Err(rustix::io::Errno::FBIG) => self.recover(),
+            Err(error) => Err(error.into()),
+        })
+    }
+
+    /// Unmasks ports, and raises their signals.
+    fn raise(&self, ports: &[u8]) -> io::Result<()> {
+        rustix::io::write(&*self.0.file, ports)?;
+        let signals = self.0.signals.borrow();
+        for port in ports.as_chunks().0 {
+            if let Some(signal) = signals.get(&u32::from_ne_bytes(*port)) {
+                signal.raise();
             }
-            Ok(Err(error)) if error.raw_os_error() == Some(libc::EFBIG) => self.recover(),
-            Ok(Err(error)) => Err(error),
         }
+        Ok(())
     }
 
     /// Recovers from an overflow, in which the driver lost events: unmasks and raises all ports.
     fn recover(&self) -> io::Result<()> {
         log::warn!("{DEVICE}: events were lost; checking every ring");
         // SAFETY: the request has no argument.
-        unsafe { ioctl(&self.0.file, Reset) }?;
+        unsafe { ioctl(&*self.0.file, Reset) }?;
         for (port, signal) in &*self.0.signals.borrow() {
-            rustix::io::write(&self.0.file, &port.to_ne_bytes())?;
+            rustix::io::write(&*self.0.file, &port.to_ne_bytes())?;
             signal.raise();
         }
         Ok(())
@@ -112,7 +120,7 @@ pub struct Channel {
 impl xensock::back::Channel for Channel {
     fn notify(&self) {
         // SAFETY: the structure is the one that the driver reads.
-        if let Err(error) = unsafe { ioctl(&self.inner.file, Notify { port: self.port }) } {
+        if let Err(error) = unsafe { ioctl(&*self.inner.file, Notify { port: self.port }) } {
             // The guest was destroyed or closed its end. Its device's task sees that in xenstore.
             log::debug!("{DEVICE}: notifying port {} failed: {error}", self.port);
         }
@@ -123,7 +131,7 @@ impl Drop for Channel {
     fn drop(&mut self) {
         self.inner.signals.borrow_mut().remove(&self.port);
         // SAFETY: the structure is the one that the driver reads.
-        if let Err(error) = unsafe { ioctl(&self.inner.file, Unbind { port: self.port }) } {
+        if let Err(error) = unsafe { ioctl(&*self.inner.file, Unbind { port: self.port }) } {
             log::error!("{DEVICE}: unbinding port {} failed: {error}", self.port);
         }
     }

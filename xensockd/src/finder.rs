@@ -2,30 +2,31 @@
 //! xenstore.
 
 use crate::device::{Backend, Device};
+use crate::runtime::{Spawner, Task};
+use crate::threads::Lease;
 use futures_util::future::{Either, select};
 use std::collections::{HashMap, HashSet};
 use std::pin::pin;
 use std::rc::Rc;
-use tokio::task::{JoinHandle, spawn_local};
 use xen::{DomId, Errno};
 use xensock::back::Host;
 use xensock::wire::Dialect;
 
-/// Runs a task for each device of a type on the current [`LocalSet`](tokio::task::LocalSet).
-/// Dropping it stops them.
+/// Runs a task for each device of a type. Dropping it stops them.
 pub struct Finder<H> {
     backend: Rc<Backend<H>>,
+    spawner: Spawner,
     dialect: Dialect,
     /// The folder of the devices, relative to this domain's home.
     root: String,
     /// By path.
-    devices: HashMap<String, Task>,
+    devices: HashMap<String, Running>,
 }
 
 /// The task of a device.
-struct Task(JoinHandle<()>);
+struct Running(Task);
 
-impl Drop for Task {
+impl Drop for Running {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -33,9 +34,9 @@ impl Drop for Task {
 
 impl<H: Host + 'static> Finder<H> {
     /// A finder for the devices of a dialect.
-    pub fn new(backend: Rc<Backend<H>>, dialect: Dialect) -> Self {
+    pub fn new(backend: Rc<Backend<H>>, spawner: &Spawner, dialect: Dialect) -> Self {
         let root = format!("backend/{}", dialect.device());
-        Finder { backend, dialect, root, devices: HashMap::new() }
+        Finder { backend, spawner: spawner.clone(), dialect, root, devices: HashMap::new() }
     }
 
     /// Finds devices until the connection to xenstored fails, and returns that error.
@@ -48,9 +49,8 @@ impl<H: Host + 'static> Finder<H> {
 
     /// Waits until every device is closed, after [`Backend::stop`] became true.
     pub async fn stopped(&mut self) {
-        for (_, mut device) in self.devices.drain() {
-            // A task that panicked or was aborted has freed everything as well.
-            let _ = (&mut device.0).await;
+        for (_, device) in self.devices.drain() {
+            device.0.finished().await;
         }
     }
 
@@ -82,6 +82,7 @@ impl<H: Host + 'static> Finder<H> {
             let Ok(guest) = domain.parse().map(DomId) else { continue };
             let folder = format!("{}/{domain}", self.root);
             if !self.exists(&format!("/local/domain/{guest}")).await? {
+                self.backend.seat.forget(guest);
                 // The toolstack removes only devices that it created itself.
                 match self.backend.store.rm(&folder).await {
                     Ok(()) | Err(Errno::ENOENT) => {}
@@ -95,8 +96,10 @@ impl<H: Host + 'static> Finder<H> {
                 let path = format!("{folder}/{device}");
                 // The toolstack may still be creating its nodes.
                 if self.exists(&format!("{path}/frontend")).await? {
-                    if self.devices.get(&path).is_none_or(|device| device.0.is_finished()) {
-                        self.start(guest, path.clone());
+                    if self.devices.get(&path).is_none_or(|device| device.0.is_finished())
+                        && let Some(lease) = self.backend.seat.claim(guest)
+                    {
+                        self.start(guest, path.clone(), lease);
                     }
                     present.insert(path);
                 }
@@ -112,11 +115,15 @@ impl<H: Host + 'static> Finder<H> {
         Ok(())
     }
 
-    fn start(&mut self, guest: DomId, path: String) {
+    fn start(&mut self, guest: DomId, path: String, lease: Lease) {
         log::info!("{path}: found a device of domain {guest}");
         let (backend, dialect) = (self.backend.clone(), self.dialect);
         let device = Device { backend, dialect, guest, path: path.clone() };
-        self.devices.insert(path, Task(spawn_local(device.run())));
+        let task = self.spawner.spawn(async move {
+            let _lease = lease;
+            device.run().await;
+        });
+        self.devices.insert(path, Running(task));
     }
 
     async fn directory(&self, path: &str) -> Result<Vec<String>, Errno> {

@@ -3,7 +3,7 @@
 //! A guest cannot revoke a grant while it is mapped, and mapped pages outlive even the guest. So
 //! mapped memory stays readable and writable until the mapping is dropped.
 
-use crate::counts::Ticket;
+use crate::counts::{Count, Ticket};
 use crate::linux::{errno, explain, request};
 use rustix::fs::{Mode, OFlags};
 use rustix::ioctl::{Direction, Ioctl, IoctlOutput, Opcode, ioctl, opcode};
@@ -11,7 +11,8 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::ffi::c_void;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use xen::{Counter, DomId, Errno, GrantRef, PAGE_SIZE, Shared};
+use std::sync::Arc;
+use xen::{DomId, Errno, GrantRef, PAGE_SIZE, Shared};
 
 /// The device file that maps grants.
 pub const DEVICE: &str = "/dev/xen/gntdev";
@@ -19,12 +20,12 @@ pub const DEVICE: &str = "/dev/xen/gntdev";
 /// The device, open.
 pub struct GntDev {
     file: Rc<OwnedFd>,
-    counter: Rc<Counter>,
+    counter: Arc<Count>,
 }
 
 impl GntDev {
     /// Opens the device. Mappings are counted in `counter`. An error is a line for the user.
-    pub fn open(counter: Rc<Counter>) -> Result<Self, String> {
+    pub fn open(counter: Arc<Count>) -> Result<Self, String> {
         let file = rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
             .map_err(|error| explain(DEVICE, "xen-gntdev", error))?;
         Ok(GntDev { file: Rc::new(file), counter })

@@ -1,21 +1,8 @@
 //! Linux's interfaces that no library wraps safely, or that the libraries do not have.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::rc::Rc;
 use std::{io, mem};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use xen::{Errno, Shared};
-
-/// A file that is registered with tokio's reactor until it is dropped.
-pub type Watched = AsyncFd<Rc<OwnedFd>>;
-
-/// Registers a file, inside a tokio runtime.
-pub fn watch(file: Rc<OwnedFd>, interest: Interest) -> io::Result<Watched> {
-    // SAFETY: the `Rc` keeps the file open as long as the registration exists, lends it to nobody
-    // mutably, and always refers to the same descriptor.
-    Ok(unsafe { AsyncFd::register_with_interest(file, interest) }?)
-}
 
 /// Receives straight into up to two pieces of memory that a guest shares: the kernel's copy is the
 /// only one. Returns 0 at the end of the stream, or if there is no room.

@@ -1,33 +1,39 @@
-//! Linux's sockets on tokio's reactor: none blocks or has a thread.
+//! Linux's sockets on the thread's reactor: none blocks.
+//!
+//! A call that moves less than it could leaves the socket empty or full, so the next call waits for
+//! the reactor's word and not for EAGAIN.
 
-use crate::counts::Ticket;
-use crate::linux::{self, Watched, errno, watch};
+use crate::counts::{Count, Ticket};
+use crate::linux::{self, errno};
 use crate::options;
+use crate::runtime::{EventFlags, Reactor, SOCKET, Watched};
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 use std::cell::OnceCell;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use tokio::io::Interest;
-use xen::{Counter, DomId, Errno, Shared};
+use xen::{DomId, Errno, Shared, Side};
 use xensock::back::{Listener, Network, Socket, Stream};
 use xensock::wire::{Options, Shutdown, SocketOption};
 
 /// Opens sockets.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Sockets {
-    counter: Rc<Counter>,
+    reactor: Reactor,
+    counter: Arc<Count>,
     reuse_port: bool,
 }
 
 impl Sockets {
     /// Sockets counted in `counter`. With `reuse_port`, any number of listening sockets may have
     /// the same address and share its connections.
-    pub fn new(counter: Rc<Counter>, reuse_port: bool) -> Self {
-        Sockets { counter, reuse_port }
+    pub fn new(reactor: &Reactor, counter: Arc<Count>, reuse_port: bool) -> Self {
+        Sockets { reactor: reactor.clone(), counter, reuse_port }
     }
 }
 
@@ -49,9 +55,10 @@ impl Network for Sockets {
             Err(error) => return Err(errno(error)),
         }
         // Registered only now: epoll reports a socket that was never connected as closed.
-        let connected = Connected::new(socket, Ticket::new(self.counter.clone()))?;
-        connected.socket.writable().await.map_err(errno)?.retain_ready();
-        match sockopt::socket_error(&connected.socket).map_err(errno)? {
+        let ticket = Ticket::new(self.counter.clone());
+        let connected = Connected::new(&self.reactor, socket, to, ticket)?;
+        poll_fn(|cx| connected.socket.poll_ready(cx, Side::Tx)).await;
+        match sockopt::socket_error(&*connected.socket).map_err(errno)? {
             Ok(()) => Ok(connected),
             Err(error) => Err(errno(error)),
         }
@@ -63,10 +70,13 @@ impl Network for Sockets {
         if self.reuse_port {
             sockopt::set_socket_reuseport(&socket, true).map_err(errno)?;
         }
+        // The connections of a listening socket inherit this.
+        sockopt::set_tcp_nodelay(&socket, true).map_err(errno)?;
         set_all(&socket, options)?;
         net::bind(&socket, &to).map_err(errno)?;
         Ok(Bound {
             socket: Rc::new(socket),
+            reactor: self.reactor.clone(),
             ready: OnceCell::new(),
             counter: self.counter.clone(),
             _ticket: Ticket::new(self.counter.clone()),
@@ -97,44 +107,40 @@ fn local_addr(socket: &OwnedFd) -> Result<SocketAddr, Errno> {
 /// A connected socket.
 pub struct Connected {
     socket: Watched,
+    peer: SocketAddr,
     _ticket: Ticket,
 }
 
 impl Connected {
-    fn new(socket: OwnedFd, ticket: Ticket) -> Result<Self, Errno> {
-        let socket =
-            watch(Rc::new(socket), Interest::READABLE | Interest::WRITABLE).map_err(errno)?;
-        Ok(Connected { socket, _ticket: ticket })
+    fn new(
+        reactor: &Reactor,
+        socket: OwnedFd,
+        peer: SocketAddr,
+        ticket: Ticket,
+    ) -> Result<Self, Errno> {
+        let socket = reactor.watch(Rc::new(socket), SOCKET).map_err(errno)?;
+        Ok(Connected { socket, peer, _ticket: ticket })
     }
 }
 
 impl Stream for Connected {
     fn poll_recv(&self, cx: &mut Context<'_>, room: [Shared<'_>; 2]) -> Poll<Result<usize, Errno>> {
-        loop {
-            let mut ready = ready!(self.socket.poll_read_ready(cx)).map_err(errno)?;
-            match ready.try_io(|socket| uninterrupted(|| linux::receive(socket, room))) {
-                // Linux stops at urgent data, so fewer bytes than room does not mean that the
-                // socket is empty. Only EAGAIN clears the readiness.
-                Ok(result) => return Poll::Ready(result.map_err(errno)),
-                Err(_would_block) => {}
-            }
+        let size = xensock::ring::len(&room);
+        let received = self.socket.poll_io(cx, Side::Rx, |socket| linux::receive(socket, room));
+        let result = ready!(received);
+        if matches!(result, Ok(count) if count < size) {
+            self.socket.clear_after_short_read();
         }
+        Poll::Ready(result.map_err(errno))
     }
 
     fn poll_send(&self, cx: &mut Context<'_>, data: [Shared<'_>; 2]) -> Poll<Result<usize, Errno>> {
         let size = xensock::ring::len(&data);
-        loop {
-            let mut ready = ready!(self.socket.poll_write_ready(cx)).map_err(errno)?;
-            match ready.try_io(|socket| uninterrupted(|| linux::send(socket, data))) {
-                Ok(result) => {
-                    if matches!(result, Ok(count) if count < size) {
-                        ready.clear_ready();
-                    }
-                    return Poll::Ready(result.map_err(errno));
-                }
-                Err(_would_block) => {}
-            }
+        let result = ready!(self.socket.poll_io(cx, Side::Tx, |socket| linux::send(socket, data)));
+        if matches!(result, Ok(count) if count < size) {
+            self.socket.clear(Side::Tx);
         }
+        Poll::Ready(result.map_err(errno))
     }
 
     fn shutdown(&self, how: Shutdown) -> Result<(), Errno> {
@@ -143,35 +149,35 @@ impl Stream for Connected {
             Shutdown::Write => net::Shutdown::Write,
             Shutdown::Both => net::Shutdown::Both,
         };
-        net::shutdown(self.socket.get_ref(), how).map_err(errno)
+        net::shutdown(&*self.socket, how).map_err(errno)
     }
 
     fn peer_addr(&self) -> Result<SocketAddr, Errno> {
-        let address = net::getpeername(self.socket.get_ref()).map_err(errno)?;
-        address.and_then(|address| address.try_into().ok()).ok_or(Errno::ENOTCONN)
+        Ok(self.peer)
     }
 }
 
 impl Socket for Connected {
     fn set_option(&self, option: SocketOption, value: u32) -> Result<(), Errno> {
-        options::set(self.socket.get_ref(), option, value).map_err(errno)
+        options::set(&self.socket, option, value).map_err(errno)
     }
 
     fn option(&self, option: SocketOption) -> Result<u32, Errno> {
-        options::get(self.socket.get_ref(), option).map_err(errno)
+        options::get(&self.socket, option).map_err(errno)
     }
 
     fn local_addr(&self) -> Result<SocketAddr, Errno> {
-        local_addr(self.socket.get_ref())
+        local_addr(&self.socket)
     }
 }
 
 /// A bound socket, which may listen.
 pub struct Bound {
     socket: Rc<OwnedFd>,
+    reactor: Reactor,
     /// Registered once the socket listens: epoll reports it as closed before.
     ready: OnceCell<Watched>,
-    counter: Rc<Counter>,
+    counter: Arc<Count>,
     _ticket: Ticket,
 }
 
@@ -179,14 +185,11 @@ impl Bound {
     fn poll_io<T>(
         &self,
         cx: &mut Context<'_>,
-        io: impl Fn() -> io::Result<T>,
+        io: impl Fn(&OwnedFd) -> io::Result<T>,
     ) -> Poll<Result<T, Errno>> {
-        let Some(socket) = self.ready.get() else { return Poll::Ready(Err(Errno::EINVAL)) };
-        loop {
-            let mut ready = ready!(socket.poll_read_ready(cx)).map_err(errno)?;
-            if let Ok(result) = ready.try_io(|_| io()) {
-                return Poll::Ready(result.map_err(errno));
-            }
+        match self.ready.get() {
+            Some(socket) => socket.poll_io(cx, Side::Rx, io).map_err(errno),
+            None => Poll::Ready(Err(Errno::EINVAL)),
         }
     }
 }
@@ -197,15 +200,16 @@ impl Listener for Bound {
     fn listen(&self, backlog: u32) -> Result<(), Errno> {
         net::listen(&self.socket, i32::try_from(backlog).unwrap_or(i32::MAX)).map_err(errno)?;
         if self.ready.get().is_none() {
-            let ready = watch(self.socket.clone(), Interest::READABLE);
+            let flags = EventFlags::IN | EventFlags::ET;
+            let ready = self.reactor.watch(self.socket.clone(), flags);
             let _ = self.ready.set(ready.map_err(errno)?);
         }
         Ok(())
     }
 
     fn poll_acceptable(&self, cx: &mut Context<'_>) -> Poll<Result<(), Errno>> {
-        let waiting = || {
-            let mut socket = [PollFd::new(&self.socket, PollFlags::IN)];
+        let waiting = |socket: &OwnedFd| {
+            let mut socket = [PollFd::new(socket, PollFlags::IN)];
             let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
             match rustix::event::poll(&mut socket, Some(&now)) {
                 Ok(0) | Err(rustix::io::Errno::INTR) => Err(io::ErrorKind::WouldBlock.into()),
@@ -218,14 +222,15 @@ impl Listener for Bound {
 
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<Result<Connected, Errno>> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let accept = || match net::accept_with(&self.socket, flags) {
+        let accept = |socket: &OwnedFd| match net::acceptfrom_with(socket, flags) {
             // Retry: the peer aborted before accept.
             Err(rustix::io::Errno::CONNABORTED) => Err(rustix::io::Errno::INTR.into()),
             result => Ok(result?),
         };
-        let socket = ready!(self.poll_io(cx, || uninterrupted(accept)))?;
-        sockopt::set_tcp_nodelay(&socket, true).map_err(errno)?;
-        Poll::Ready(Connected::new(socket, Ticket::new(self.counter.clone())))
+        let (socket, peer) = ready!(self.poll_io(cx, accept))?;
+        let peer = peer.and_then(|peer| peer.try_into().ok()).ok_or(Errno::EAFNOSUPPORT)?;
+        let ticket = Ticket::new(self.counter.clone());
+        Poll::Ready(Connected::new(&self.reactor, socket, peer, ticket))
     }
 }
 
@@ -240,14 +245,5 @@ impl Socket for Bound {
 
     fn local_addr(&self) -> Result<SocketAddr, Errno> {
         local_addr(&self.socket)
-    }
-}
-
-fn uninterrupted<T>(call: impl Fn() -> io::Result<T>) -> io::Result<T> {
-    loop {
-        match call() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => return result,
-        }
     }
 }

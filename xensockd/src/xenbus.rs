@@ -7,13 +7,14 @@
 //! kernel's xenbus thread and the writer would deadlock, and xenstore would stop for the whole
 //! domain.
 
-use crate::linux::{Watched, explain, watch};
+use crate::linux::explain;
+use crate::runtime::{EventFlags, Reactor, Watched};
 use rustix::fs::{Mode, OFlags};
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
-use tokio::io::Interest;
+use std::task::{Context, Poll};
+use xen::Side;
 use xen::abi::xs_wire::{XS_UNWATCH, XS_WATCH};
 
 /// The device file, and its place on a kernel that has only xenfs.
@@ -28,13 +29,13 @@ type Files = [Rc<Watched>; 2];
 const REQUESTS: usize = 0;
 const WATCHES: usize = 1;
 
-/// Opens the device, inside a tokio runtime. An error is a line for the user.
-pub fn open() -> Result<(XenBusReader, XenBusWriter), String> {
+/// Opens the device. An error is a line for the user.
+pub fn open(reactor: &Reactor) -> Result<(XenBusReader, XenBusWriter), String> {
     let open = |path| {
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let file = rustix::fs::open(path, flags, Mode::empty())?;
         // The device is always writable.
-        watch(Rc::new(file), Interest::READABLE).map(Rc::new)
+        reactor.watch(Rc::new(file), EventFlags::IN | EventFlags::ET).map(Rc::new)
     };
     let files = |path| Ok([open(path)?, open(path)?]);
     let files = files(DEVICES[0])
@@ -118,13 +119,7 @@ impl XenBusReader {
 }
 
 fn poll_read(file: &Watched, cx: &mut Context<'_>, bytes: &mut [u8]) -> Poll<io::Result<usize>> {
-    loop {
-        let mut ready = ready!(file.poll_read_ready(cx))?;
-        if let Ok(result) = ready.try_io(|file| Ok(rustix::io::read(file.get_ref(), &mut *bytes)?))
-        {
-            return Poll::Ready(result);
-        }
-    }
+    file.poll_io(cx, Side::Rx, |file| Ok(rustix::io::read(file, &mut *bytes)?))
 }
 
 /// Writes each message to the file that it belongs to.
@@ -153,7 +148,7 @@ impl XenBusWriter {
             let mut rest = &self.message[..];
             while !rest.is_empty() {
                 let written =
-                    rustix::io::retry_on_intr(|| rustix::io::write(&*self.files[which], rest))?;
+                    rustix::io::retry_on_intr(|| rustix::io::write(&**self.files[which], rest))?;
                 rest = &rest[written..];
             }
             self.message.clear();
@@ -165,6 +160,7 @@ impl XenBusWriter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::Runtime;
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
     use std::os::fd::OwnedFd;
 
@@ -175,10 +171,11 @@ mod tests {
         message
     }
 
-    fn pair() -> (Rc<Watched>, OwnedFd) {
+    fn pair(reactor: &Reactor) -> (Rc<Watched>, OwnedFd) {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let (near, far) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
-        (Rc::new(watch(Rc::new(near), Interest::READABLE).unwrap()), far)
+        let near = reactor.watch(Rc::new(near), EventFlags::IN | EventFlags::ET).unwrap();
+        (Rc::new(near), far)
     }
 
     fn taken(file: &OwnedFd) -> Vec<u8> {
@@ -189,9 +186,10 @@ mod tests {
 
     #[test]
     fn watches_have_their_own_file_and_both_files_are_read_as_one_stream() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let ((first, requests), (second, watches)) = (pair(), pair());
+        let mut runtime = Runtime::new().unwrap();
+        let reactor = runtime.reactor().clone();
+        let test = async {
+            let ((first, requests), (second, watches)) = (pair(&reactor), pair(&reactor));
             let files = [first, second];
             let mut writer = XenBusWriter { files: files.clone(), message: Vec::new() };
             let (read, watch) = (message(2, b"path\0"), message(XS_WATCH, b"path\0token\0"));
@@ -228,6 +226,7 @@ mod tests {
             assert_eq!(got, event);
             drop(requests);
             assert!(reader.read(&mut [0]).await.is_err(), "the end of a file is an error");
-        });
+        };
+        runtime.block_on(test).unwrap();
     }
 }

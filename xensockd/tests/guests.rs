@@ -3,14 +3,12 @@
 
 use embedded_io_async::{Read, Write};
 use futures_util::future::{Either, select};
+use std::cell::Cell;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 use std::{io, thread};
-use tokio::sync::watch;
-use tokio::task::{JoinHandle, LocalSet, spawn_local};
-use tokio::time::{sleep, timeout};
 use xen::testing::FakeStore;
 use xen::testing::{FakeMachine, World};
 use xen::xenstore::{self, Store};
@@ -22,7 +20,9 @@ use xensock::wire::{Dialect, Extensions};
 use xensockd::counts::Counts;
 use xensockd::device::Backend;
 use xensockd::finder::Finder;
+use xensockd::runtime::{Reactor, Runtime, Spawner, Task, timeout};
 use xensockd::sockets::Sockets;
+use xensockd::threads::{Placement, Stop};
 
 const DOM0: DomId = DomId(0);
 
@@ -34,51 +34,72 @@ struct Rig {
     world: World,
     tree: FakeStore,
     counts: Counts,
-    stop: watch::Sender<bool>,
-    daemon: JoinHandle<()>,
+    stop: Rc<Stop>,
+    daemon: Task,
+    reactor: Reactor,
+    spawner: Spawner,
 }
 
 /// Runs a test, and checks that the daemon holds nothing afterwards.
 fn run<F: Future<Output = ()>>(test: impl FnOnce(Rc<Rig>) -> F) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    LocalSet::new().block_on(&runtime, async {
-        let (world, tree) = (World::new(), FakeStore::new());
-        tree.add_domain(DOM0);
-        let counts = Counts::default();
-        let (stop, stopping) = watch::channel(false);
-        let backend = Rc::new(Backend {
-            store: client(&tree, DOM0),
-            host: FakeDom0::new(&world, DOM0, Sockets::new(counts.sockets.clone(), false)),
-            limits: Limits::default(),
-            extensions: Extensions::all(),
-            guests: counts.guests.clone(),
-            stop: stopping.clone(),
-        });
-        let daemon = spawn_local(async move {
-            let mut finder = Finder::new(backend, Dialect::PvCalls);
-            let mut stopping = stopping;
-            {
-                let (finding, stopping) = (pin!(finder.run()), pin!(stopping.changed()));
-                if let Either::Left((error, _)) = select(finding, stopping).await {
-                    panic!("the finder failed: {error}");
-                }
+    let mut runtime = Runtime::new().unwrap();
+    let (reactor, spawner) = (runtime.reactor().clone(), runtime.spawner().clone());
+    let (world, tree) = (World::new(), FakeStore::new());
+    tree.add_domain(DOM0);
+    let counts = Counts::default();
+    let stop = Rc::new(Stop::default());
+    let sockets = Sockets::new(&reactor, counts.sockets.clone(), false);
+    let backend = Rc::new(Backend {
+        store: client(&tree, DOM0, &spawner),
+        host: FakeDom0::new(&world, DOM0, sockets),
+        limits: Limits::default(),
+        extensions: Extensions::all(),
+        guests: counts.guests.clone(),
+        stop: stop.clone(),
+        seat: Placement::new(1).seat(0),
+    });
+    let mut finder = Finder::new(backend, &spawner, Dialect::PvCalls);
+    let stopping = stop.clone();
+    let daemon = spawner.spawn(async move {
+        {
+            let (finding, stopping) = (pin!(finder.run()), pin!(stopping.requested()));
+            if let Either::Left((error, _)) = select(finding, stopping).await {
+                panic!("the finder failed: {error}");
             }
-            finder.stopped().await;
-        });
-        let rig = Rc::new(Rig { world, tree, counts, stop, daemon });
-        timeout(LIMIT, test(rig.clone())).await.expect("the test takes too long");
-        rig.stop.send_replace(true);
-        rig.until(|| rig.daemon.is_finished()).await;
+        }
+        finder.stopped().await;
+    });
+    let rig = Rc::new(Rig { world, tree, counts, stop, daemon, reactor, spawner });
+    let whole = async {
+        timeout(&rig.reactor, LIMIT, test(rig.clone())).await.expect("the test takes too long");
+        rig.stop.request();
+        rig.daemon.finished().await;
         assert_eq!(rig.counts.to_string(), "guests=0 sockets=0 mappings=0 ports=0");
         rig.world.assert_clean();
-    });
+    };
+    runtime.block_on(whole).unwrap();
 }
 
-fn client(tree: &FakeStore, domain: DomId) -> Store {
+fn client(tree: &FakeStore, domain: DomId, spawner: &Spawner) -> Store {
     let (reader, writer) = tree.connect(domain);
     let (store, driver) = xenstore::connect(reader, writer);
-    spawn_local(async move { driver.run().await });
+    spawner.spawn(async move {
+        driver.run().await;
+    });
     store
+}
+
+/// The driver of a guest's frontend.
+struct Driver {
+    task: Task,
+    ended: Rc<Cell<Option<Errno>>>,
+}
+
+impl Driver {
+    async fn finished(self) -> Option<Errno> {
+        self.task.finished().await;
+        self.ended.get()
+    }
 }
 
 fn front(guest: DomId) -> String {
@@ -103,11 +124,18 @@ impl Rig {
     }
 
     /// Boots a guest with a frontend.
-    fn boot(&self, guest: DomId) -> (Frontend<FakeMachine>, JoinHandle<Errno>) {
-        let store = client(&self.tree, guest);
+    fn boot(&self, guest: DomId) -> (Frontend<FakeMachine>, Driver) {
+        let store = client(&self.tree, guest, &self.spawner);
         let (frontend, driver) =
             Frontend::new(self.world.machine(guest), store, &front(guest), Config::default());
-        (frontend, spawn_local(driver.run()))
+        let ended = Rc::new(Cell::new(None));
+        let end = ended.clone();
+        let task = self.spawner.spawn(async move { end.set(Some(driver.run().await)) });
+        (frontend, Driver { task, ended })
+    }
+
+    async fn sleep(&self, time: Duration) {
+        self.reactor.sleep(time).await;
     }
 
     fn state(&self, guest: DomId) -> String {
@@ -116,7 +144,7 @@ impl Rig {
 
     async fn until(&self, mut done: impl FnMut() -> bool) {
         while !done() {
-            sleep(Duration::from_millis(2)).await;
+            self.sleep(Duration::from_millis(2)).await;
         }
     }
 }
@@ -152,7 +180,7 @@ fn a_guest_exchanges_data_with_a_real_server() {
         assert_eq!(rig.state(DomId(7)), "4");
         assert_eq!(rig.counts.guests.get(), 1);
         frontend.shutdown().await;
-        driver.await.unwrap();
+        assert_eq!(driver.finished().await, Some(Errno::ENODEV));
         rig.until(|| rig.state(DomId(7)) == "2").await;
     });
 }
@@ -185,7 +213,7 @@ fn a_guest_listens_on_a_real_port() {
         }
         drop(listener);
         frontend.shutdown().await;
-        driver.await.unwrap();
+        assert_eq!(driver.finished().await, Some(Errno::ENODEV));
     });
 }
 
@@ -212,7 +240,7 @@ fn several_guests_are_served_and_a_destroyed_one_leaves_nothing() {
         talk(&booted[2].0).await;
         for (frontend, driver) in booted {
             frontend.shutdown().await;
-            driver.await.unwrap();
+            assert_eq!(driver.finished().await, Some(Errno::ENODEV));
         }
     });
 }
@@ -246,7 +274,7 @@ fn a_guest_with_invalid_nodes_is_closed_and_can_connect_later() {
         let (frontend, driver) = rig.boot(guest);
         talk(&frontend).await;
         frontend.shutdown().await;
-        driver.await.unwrap();
+        assert_eq!(driver.finished().await, Some(Errno::ENODEV));
     });
 }
 
@@ -257,10 +285,10 @@ fn a_frontend_in_another_domain_s_folder_is_not_served() {
         rig.tree.add_domain(DomId(71));
         for wrong in [front(DomId(71)), "/local/domain/7".into(), "device/pvcalls/0".into()] {
             rig.create_with_frontend(DomId(7), &wrong);
-            sleep(Duration::from_millis(50)).await;
+            rig.sleep(Duration::from_millis(50)).await;
             assert_eq!(rig.state(DomId(7)), "1", "{wrong}");
             rig.tree.rm(&back(DomId(7)));
-            sleep(Duration::from_millis(50)).await;
+            rig.sleep(Duration::from_millis(50)).await;
         }
     });
 }
@@ -279,7 +307,7 @@ fn the_toolstack_can_detach_the_device_of_a_guest_that_runs() {
         rig.tree.rm(&back(guest));
         rig.tree.rm(&front(guest));
         frontend.shutdown().await;
-        driver.await.unwrap();
+        assert_eq!(driver.finished().await, Some(Errno::ENODEV));
     });
 }
 
@@ -311,7 +339,7 @@ fn a_guest_of_a_killed_daemon_connects_to_the_next() {
         let (frontend, driver) = rig.boot(guest);
         talk(&frontend).await;
         frontend.shutdown().await;
-        driver.await.unwrap();
+        assert_eq!(driver.finished().await, Some(Errno::ENODEV));
     });
 }
 
@@ -322,12 +350,12 @@ fn stopping_the_daemon_closes_sockets_and_devices() {
         rig.create(guest);
         let (frontend, driver) = rig.boot(guest);
         let mut stream = frontend.connect(echo_server()).await.unwrap();
-        rig.stop.send_replace(true);
+        rig.stop.request();
         rig.until(|| rig.state(guest) == "6").await;
         assert_eq!(rig.counts.to_string(), "guests=0 sockets=0 mappings=0 ports=0");
         assert!(stream.write_all(&[0; 100_000]).await.is_err());
         drop(stream);
         frontend.shutdown().await;
-        driver.await.unwrap();
+        assert_eq!(driver.finished().await, Some(Errno::ENODEV));
     });
 }

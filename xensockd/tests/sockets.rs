@@ -4,21 +4,53 @@ use std::future::poll_fn;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 use std::{io::Read, io::Write, thread};
-use tokio::time::timeout;
 use xen::testing::memory;
 use xen::{DomId, Errno, Shared};
 use xensock::back::{Listener, Network, Socket as _, Stream};
 use xensock::wire::Options;
 use xensockd::counts::Counts;
+use xensockd::runtime::{Reactor, Runtime, timeout};
 use xensockd::sockets::{Bound, Connected, Sockets};
 
 const GUEST: DomId = DomId(7);
 
 const LONG: Duration = Duration::from_secs(60);
 
-fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async { timeout(LONG, test).await.expect("the test takes too long") });
+fn run<F: Future<Output = ()>>(test: impl FnOnce(Rig) -> F) {
+    let mut runtime = Runtime::new().unwrap();
+    let (reactor, counts) = (runtime.reactor().clone(), Counts::default());
+    let sockets = Sockets::new(&reactor, counts.sockets.clone(), false);
+    let test = test(Rig { reactor: reactor.clone(), counts, sockets });
+    let test = async { timeout(&reactor, LONG, test).await.expect("the test takes too long") };
+    runtime.block_on(test).unwrap();
+}
+
+struct Rig {
+    reactor: Reactor,
+    counts: Counts,
+    sockets: Sockets,
+}
+
+impl Rig {
+    async fn connect(&self, addr: SocketAddr) -> Result<Connected, Errno> {
+        self.sockets.connect(GUEST, addr, &Options::new()).await
+    }
+
+    /// A connection, and its peer.
+    async fn connected(&self) -> (Connected, TcpStream) {
+        let server = TcpListener::bind(any()).unwrap();
+        let stream = self.connect(server.local_addr().unwrap()).await.unwrap();
+        (stream, server.accept().unwrap().0)
+    }
+
+    fn bind(&self, addr: SocketAddr) -> Result<Bound, Errno> {
+        self.sockets.bind(GUEST, addr, &Options::new())
+    }
+
+    /// The result of `future`, unless it takes this long.
+    async fn within<T>(&self, millis: u64, future: impl Future<Output = T>) -> Option<T> {
+        timeout(&self.reactor, Duration::from_millis(millis), future).await
+    }
 }
 
 fn bytes(memory: Shared<'_>) -> Vec<u8> {
@@ -43,21 +75,10 @@ fn any() -> SocketAddr {
     "127.0.0.1:0".parse().unwrap()
 }
 
-async fn connect(addr: SocketAddr) -> Result<Connected, Errno> {
-    Sockets::default().connect(GUEST, addr, &Options::new()).await
-}
-
-/// A connection, and its peer.
-async fn connected() -> (Connected, TcpStream) {
-    let server = TcpListener::bind(any()).unwrap();
-    let stream = connect(server.local_addr().unwrap()).await.unwrap();
-    (stream, server.accept().unwrap().0)
-}
-
 #[test]
 fn bytes_move_both_ways_between_two_pieces_of_memory_and_a_socket() {
-    run(async {
-        let (stream, mut peer) = connected().await;
+    run(async |rig| {
+        let (stream, mut peer) = rig.connected().await;
 
         let data = memory(8);
         data.write(0, b"lohel");
@@ -83,7 +104,7 @@ fn bytes_move_both_ways_between_two_pieces_of_memory_and_a_socket() {
 
 #[test]
 fn an_end_of_stream_that_comes_with_the_last_bytes_is_not_missed() {
-    run(async {
+    run(async |rig| {
         for _ in 0..50 {
             let server = TcpListener::bind(any()).unwrap();
             let address = server.local_addr().unwrap();
@@ -91,7 +112,7 @@ fn an_end_of_stream_that_comes_with_the_last_bytes_is_not_missed() {
                 let (mut peer, _) = server.accept().unwrap();
                 peer.write_all(b"bye").unwrap();
             });
-            let stream = connect(address).await.unwrap();
+            let stream = rig.connect(address).await.unwrap();
             let room = memory(64);
             assert_eq!(receive(&stream, [room, room.slice(0, 0)]).await, Ok(3));
             assert_eq!(receive(&stream, [room, room.slice(0, 0)]).await, Ok(0));
@@ -102,17 +123,17 @@ fn an_end_of_stream_that_comes_with_the_last_bytes_is_not_missed() {
 
 #[test]
 fn a_refused_connection_is_econnrefused() {
-    run(async {
+    run(async |rig| {
         let address = TcpListener::bind(any()).unwrap().local_addr().unwrap();
-        let result = connect(address).await;
+        let result = rig.connect(address).await;
         assert_eq!(result.err(), Some(Errno::ECONNREFUSED));
     });
 }
 
 #[test]
 fn a_reset_connection_is_an_error_and_not_an_end() {
-    run(async {
-        let (stream, peer) = connected().await;
+    run(async |rig| {
+        let (stream, peer) = rig.connected().await;
         let data = memory(1);
         send(&stream, [data, data.slice(0, 0)]).await.unwrap();
         // Closing a socket that has unread bytes resets its connection.
@@ -125,12 +146,12 @@ fn a_reset_connection_is_an_error_and_not_an_end() {
 
 #[test]
 fn a_sender_waits_while_its_peer_does_not_read() {
-    run(async {
-        let (stream, mut peer) = connected().await;
+    run(async |rig| {
+        let (stream, mut peer) = rig.connected().await;
         let data = memory(1 << 20);
         let pieces = [data, data.slice(0, 0)];
         let mut sent = 0;
-        while let Ok(result) = timeout(Duration::from_millis(200), send(&stream, pieces)).await {
+        while let Some(result) = rig.within(200, send(&stream, pieces)).await {
             sent += result.unwrap();
         }
         assert!(sent > 0);
@@ -152,10 +173,8 @@ fn a_sender_waits_while_its_peer_does_not_read() {
 
 #[test]
 fn a_listener_accepts_and_can_be_polled_without_accepting() {
-    run(async {
-        let counts = Counts::default();
-        let sockets = Sockets::new(counts.sockets.clone(), false);
-        let listener = sockets.bind(GUEST, any(), &Options::new()).unwrap();
+    run(async |rig| {
+        let listener = rig.bind(any()).unwrap();
         assert_eq!(
             poll_fn(|cx| listener.poll_accept(cx)).await.err(),
             Some(Errno::EINVAL),
@@ -165,7 +184,7 @@ fn a_listener_accepts_and_can_be_polled_without_accepting() {
         listener.listen(8).unwrap();
         let address = listener.local_addr().unwrap();
         let nobody = poll_fn(|cx| listener.poll_acceptable(cx));
-        timeout(Duration::from_millis(100), nobody).await.expect_err("nobody has connected");
+        assert!(rig.within(100, nobody).await.is_none(), "nobody has connected");
         let mut peer = TcpStream::connect(address).unwrap();
         for _ in 0..2 {
             poll_fn(|cx| listener.poll_acceptable(cx)).await.unwrap();
@@ -174,23 +193,22 @@ fn a_listener_accepts_and_can_be_polled_without_accepting() {
         peer.write_all(b"x").unwrap();
         let room = memory(4);
         assert_eq!(receive(&stream, [room, room.slice(0, 0)]).await, Ok(1));
-        assert_eq!(counts.sockets.get(), 2);
+        assert_eq!(rig.counts.sockets.get(), 2);
         drop((listener, stream));
-        assert_eq!(counts.sockets.get(), 0);
+        assert_eq!(rig.counts.sockets.get(), 0);
         assert_eq!(peer.read(&mut [0]).unwrap(), 0);
     });
 }
 
 #[test]
 fn an_address_in_use_cannot_be_bound_unless_ports_are_shared() {
-    run(async {
-        let alone = Sockets::default();
-        let first = alone.bind(GUEST, any(), &Options::new()).unwrap();
+    run(async |rig| {
+        let first = rig.bind(any()).unwrap();
         first.listen(1).unwrap();
         let taken = first.local_addr().unwrap();
-        assert_eq!(alone.bind(GUEST, taken, &Options::new()).err(), Some(Errno::EADDRINUSE));
+        assert_eq!(rig.bind(taken).err(), Some(Errno::EADDRINUSE));
 
-        let sharing = Sockets::new(Counts::default().sockets, true);
+        let sharing = Sockets::new(&rig.reactor, Counts::default().sockets, true);
         let first = sharing.bind(GUEST, any(), &Options::new()).unwrap();
         first.listen(1).unwrap();
         let second = sharing.bind(GUEST, first.local_addr().unwrap(), &Options::new()).unwrap();

@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 use xen::xenbus::{OtherEnd, State, StateWatch, read_number, switch_state};
 use xen::xenstore::Store;
 use xen::{DomId, Errno, GrantRef, Port, Shared, Side, Signal};
@@ -102,6 +103,10 @@ impl<'h> Liar<'h> {
 impl<'h> Connected<'h> {
     pub fn page(&self) -> Shared<'_> {
         self.page.shared()
+    }
+
+    pub async fn sleep(&self, time: Duration) {
+        self.liar.host.sleep(time).await;
     }
 
     pub fn notify(&self) {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use xen::Errno;
 use xen::xenbus::State;
 use xensock::wire::{Command, Response};
+use xensockd::runtime::timeout;
 
 /// The producer's index of responses in the command ring's page (`ring.h`).
 const RSP_PROD: usize = 8;
@@ -148,7 +149,7 @@ async fn tell_connected(lie: Lie, mut backend: Connected<'_>) -> Result<(), Fail
                 let value = index & (2 * direction.size - 1);
                 client.region().indexes.store_u32(direction.prod, value, Ordering::Release);
                 client.notify();
-                tokio::task::yield_now().await;
+                backend.sleep(Duration::ZERO).await;
             }
             backend.until_release(client.id).await?;
             backend.leave().await
@@ -161,7 +162,7 @@ async fn tell_connected(lie: Lie, mut backend: Connected<'_>) -> Result<(), Fail
                 seed += 1;
                 fill(client.region().indexes, seed);
                 client.notify();
-                tokio::task::yield_now().await;
+                backend.sleep(Duration::ZERO).await;
             }
             backend.until_release(client.id).await?;
             backend.leave().await
@@ -195,11 +196,16 @@ async fn tell_connected(lie: Lie, mut backend: Connected<'_>) -> Result<(), Fail
         }
         Lie::KeepsPages => keeps_pages(backend).await,
         Lie::Silence => {
-            let start = tokio::time::Instant::now();
-            while let Ok(request) = tokio::time::timeout_at(start + LONG, backend.next()).await {
-                request?;
+            let reactor = backend.liar.host.reactor();
+            let requests = async {
+                loop {
+                    backend.next().await?;
+                }
+            };
+            match timeout(reactor, LONG, requests).await {
+                Some(failed) => failed,
+                None => backend.leave().await,
             }
-            backend.leave().await
         }
         _ => Err(Failure("this lie comes before the connection".to_string())),
     }
@@ -222,7 +228,7 @@ async fn wrong(mut backend: Connected<'_>, spoil: impl Fn(&mut Response)) -> Res
     let mut answer = accept.answer(Ok(0));
     spoil(&mut answer);
     backend.answer(answer);
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    backend.sleep(Duration::from_millis(300)).await;
     backend.leave().await
 }
 
@@ -250,8 +256,8 @@ async fn storm(mut backend: Connected<'_>) -> Result<(), Failure> {
                     backend.notify();
                 }
                 events += 100;
-                let now = tokio::time::timeout(Duration::ZERO, getting.as_mut()).await;
-                if let Ok(page) = now {
+                let reactor = backend.liar.host.reactor();
+                if let Some(page) = timeout(reactor, Duration::ZERO, getting.as_mut()).await {
                     page?;
                     pages += 1;
                     break;
@@ -285,7 +291,7 @@ async fn keeps_pages(mut backend: Connected<'_>) -> Result<(), Failure> {
     }
     drop(kept);
     loop {
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        backend.sleep(Duration::from_millis(200)).await;
         // A page can end in the middle of a line; the rest belongs to the next page.
         if quarantined(&client.get("/metrics", LAST).await?)? == 0 {
             return backend.leave().await;
@@ -322,8 +328,7 @@ async fn nonsense(liar: Liar<'_>, lies: &[(&str, &str)]) -> Result<(), Failure> 
     front.wait_for(|state| state == State::Initialising).await?;
     // The guest reads the nodes again every two seconds.
     let believed = front.wait_for(|state| state == State::Initialised);
-    let accepted = tokio::time::timeout(LONG * 4, believed).await;
-    if accepted.is_ok() {
+    if timeout(liar.host.reactor(), LONG * 4, believed).await.is_some() {
         return Err(Failure("the guest accepted the invalid node".to_string()));
     }
     for (name, _) in lies {

@@ -13,9 +13,9 @@ use lies::Lie;
 use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
-use tokio::task::{LocalSet, spawn_local};
 use xensockd::counts::Counts;
 use xensockd::dom0::Dom0;
+use xensockd::runtime::{Reactor, Runtime, Spawner, timeout};
 use xensockd::sockets::Sockets;
 
 /// How long a guest may take to react.
@@ -35,12 +35,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let outcome = match runtime {
-        Ok(runtime) => LocalSet::new().block_on(&runtime, tell_all(&arguments)),
-        Err(error) => Err(error.to_string()),
-    };
-    match outcome {
+    match tell(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
             eprintln!("liar: {reason}");
@@ -49,17 +44,29 @@ fn main() -> ExitCode {
     }
 }
 
-async fn tell_all(arguments: &Arguments) -> Result<(), String> {
+fn tell(arguments: &Arguments) -> Result<(), String> {
+    let mut runtime = Runtime::new().map_err(|error| error.to_string())?;
+    let (reactor, spawner) = (runtime.reactor().clone(), runtime.spawner().clone());
+    let told = runtime.block_on(tell_all(arguments, &reactor, &spawner));
+    told.map_err(|error| error.to_string())?
+}
+
+async fn tell_all(
+    arguments: &Arguments,
+    reactor: &Reactor,
+    spawner: &Spawner,
+) -> Result<(), String> {
     let counts = Counts::default();
-    let host = Dom0::open(&counts, Sockets::default())?;
+    let sockets = Sockets::new(reactor, counts.sockets.clone(), false);
+    let host = Dom0::open(reactor, &counts, sockets)?;
     let events = host.events().clone();
-    spawn_local(async move {
+    spawner.spawn(async move {
         let error = events.run().await;
         eprintln!("liar: event channels failed: {error}");
     });
-    let (reader, writer) = xensockd::xenstored::connect().await?;
+    let (reader, writer) = xensockd::xenstored::connect(reactor)?;
     let (store, driver) = xen::xenstore::connect(reader, writer);
-    spawn_local(async move {
+    spawner.spawn(async move {
         let error = driver.run().await;
         eprintln!("liar: the connection to xenstored was lost: {error}");
     });
@@ -67,8 +74,8 @@ async fn tell_all(arguments: &Arguments) -> Result<(), String> {
         let name =
             lie.to_possible_value().map_or_else(String::new, |value| value.get_name().into());
         let liar = Liar::new(&host, &store, arguments.domain);
-        let told = tokio::time::timeout(PATIENCE, pin!(lies::tell(*lie, liar))).await;
-        told.map_err(|_| "the guest did not react in time".to_string())
+        let told = timeout(reactor, PATIENCE, pin!(lies::tell(*lie, liar))).await;
+        told.ok_or("the guest did not react in time".to_string())
             .and_then(|told| told.map_err(|error| error.to_string()))
             .map_err(|reason| format!("{name}: {reason}"))?;
         println!("{name}: the guest reacted correctly");
