@@ -18,8 +18,8 @@ use xen::{Errno, Port, Signal};
 use xensock::front::{Config, Frontend, Listener, Statistics, Stream};
 use xensock::ring::CommandBack;
 use xensock::wire::{
-    Call, Command, Extensions, Layout, Protocol, Region, Response, RingGrants, RingOffer,
-    SocketOption,
+    Call, Command, Extensions, Layout, Protocol, RING_LIST, Region, Response, RingGrants,
+    RingOffer, SocketOption,
 };
 
 const FRONT: &str = "/local/domain/7/device/pvcalls/0";
@@ -261,7 +261,9 @@ impl Backend {
         match grants {
             RingGrants::Indexes(page) => {
                 let indexes = self.environment.peer.map(GUEST, &[*page]).ok()?;
-                let (order, grants) = self.protocol.dialect.read_ring(indexes.shared(), 4).ok()?;
+                let mut list = [0; RING_LIST];
+                indexes.shared().read(0, &mut list);
+                let (order, grants) = self.protocol.dialect.read_ring(&list, 4).ok()?;
                 let data = self.environment.peer.map(GUEST, &grants).ok()?;
                 Some((self.protocol.layout(order).ok()?, Pages::Apart(indexes, data)))
             }

@@ -39,7 +39,7 @@ pub struct Counts {
     pub guests: Arc<Count>,
     /// Sockets of all guests, including listening ones.
     pub sockets: Arc<Count>,
-    /// Mappings of guests' memory: one per command ring, two per connection (one in draft 1).
+    /// Mappings of guests' memory: one per command ring, one per data ring.
     pub mappings: Arc<Count>,
     /// Event channels.
     pub ports: Arc<Count>,

@@ -54,6 +54,10 @@ impl Host for Dom0 {
         self.grants.map(guest, refs)
     }
 
+    fn copy(&self, guest: DomId, page: GrantRef, to: &mut [u8]) -> Result<(), Errno> {
+        self.grants.copy(guest, page, to)
+    }
+
     fn bind_port(
         &self,
         guest: DomId,

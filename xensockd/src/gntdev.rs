@@ -2,12 +2,16 @@
 //!
 //! A guest cannot revoke a grant while it is mapped, and mapped pages outlive even the guest. So
 //! mapped memory stays readable and writable until the mapping is dropped.
+//!
+//! The driver keeps the mappings of an open file in a list, which it searches for each request. So
+//! a file has a bounded number of mappings, and then another one is opened.
 
 use crate::counts::{Count, Ticket};
 use crate::linux::{errno, explain, request};
 use rustix::fs::{Mode, OFlags};
 use rustix::ioctl::{Direction, Ioctl, IoctlOutput, Opcode, ioctl, opcode};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -17,18 +21,54 @@ use xen::{DomId, Errno, GrantRef, PAGE_SIZE, Shared};
 /// The device file that maps grants.
 pub const DEVICE: &str = "/dev/xen/gntdev";
 
+/// The most mappings through one open file.
+const MAPPINGS: usize = 64;
+
 /// The device, open.
 pub struct GntDev {
-    file: Rc<OwnedFd>,
+    /// The file of the next mapping.
+    file: RefCell<Rc<OwnedFd>>,
+    /// The mappings that were made through it.
+    mappings: Cell<usize>,
     counter: Arc<Count>,
 }
 
 impl GntDev {
     /// Opens the device. Mappings are counted in `counter`. An error is a line for the user.
     pub fn open(counter: Arc<Count>) -> Result<Self, String> {
-        let file = rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|error| explain(DEVICE, "xen-gntdev", error))?;
-        Ok(GntDev { file: Rc::new(file), counter })
+        let file = open_file().map_err(|error| explain(DEVICE, "xen-gntdev", error))?;
+        Ok(GntDev { file: RefCell::new(Rc::new(file)), mappings: Cell::new(0), counter })
+    }
+
+    /// The file for another mapping.
+    fn next_file(&self) -> Result<Rc<OwnedFd>, Errno> {
+        if self.mappings.get() == MAPPINGS {
+            // The former file is closed with the last of its mappings.
+            self.file.replace(Rc::new(open_file().map_err(errno)?));
+            self.mappings.set(0);
+        }
+        self.mappings.set(self.mappings.get() + 1);
+        Ok(self.file.borrow().clone())
+    }
+
+    /// Copies the first bytes of a page that `guest` granted, without mapping it. [`Errno::EFAULT`]
+    /// if the grant cannot be used.
+    pub fn copy(&self, guest: DomId, page: GrantRef, to: &mut [u8]) -> Result<(), Errno> {
+        let len = to.len().min(PAGE_SIZE) as u16;
+        let mut segment = CopySegment {
+            grant: page.0,
+            offset: 0,
+            domain: guest.0,
+            to: to.as_mut_ptr(),
+            len,
+            flags: SOURCE_IS_GRANT,
+            status: 0,
+        };
+        let request = GrantCopy { count: 1, segments: &raw mut segment };
+        // SAFETY: the structure is the one that the driver reads. Its one segment outlives the
+        // call. The driver writes `len` bytes to `to`, which is that long and borrowed for writing.
+        unsafe { ioctl(&**self.file.borrow(), request) }.map_err(errno)?;
+        if segment.status == 0 { Ok(()) } else { Err(Errno::EFAULT) }
     }
 
     /// Maps pages that `guest` granted, one after the other, for reading and writing.
@@ -40,18 +80,19 @@ impl GntDev {
         if count == 0 {
             return Err(Errno::EINVAL);
         }
+        let file = self.next_file()?;
         let request = MapGrantRef::new(guest, count, refs);
         // SAFETY: the request is laid out as the driver reads it: a header that counts the
         // references, and that many of them behind it.
-        let index = unsafe { ioctl(&self.file, request) }.map_err(errno)?;
+        let index = unsafe { ioctl(&*file, request) }.map_err(errno)?;
         let len = refs.len() * PAGE_SIZE;
         let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice disturbs no other memory.
         let mapped =
-            unsafe { mmap(std::ptr::null_mut(), len, access, MapFlags::SHARED, &self.file, index) };
+            unsafe { mmap(std::ptr::null_mut(), len, access, MapFlags::SHARED, &*file, index) };
         match mapped {
             Ok(start) => Ok(Pages {
-                file: self.file.clone(),
+                file,
                 start: start.cast(),
                 len,
                 index,
@@ -60,11 +101,15 @@ impl GntDev {
             }),
             Err(error) => {
                 log::debug!("mapping {count} grants of domain {guest} failed: {error}");
-                forget(&self.file, index, count);
+                forget(&file, index, count);
                 Err(Errno::EFAULT)
             }
         }
     }
+}
+
+fn open_file() -> Result<OwnedFd, rustix::io::Errno> {
+    rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// Pages of a guest. Dropping them unmaps them.
@@ -158,7 +203,31 @@ struct UnmapGrantRef {
     pad: u32,
 }
 
+/// `struct ioctl_gntdev_grant_copy`.
+#[repr(C)]
+struct GrantCopy {
+    count: u32,
+    segments: *mut CopySegment,
+}
+
+/// `struct gntdev_grant_copy_segment`, from a guest's page to this process's memory.
+#[repr(C)]
+struct CopySegment {
+    grant: u32,
+    offset: u16,
+    domain: u16,
+    to: *mut u8,
+    len: u16,
+    flags: u16,
+    /// Written by the driver: 0, or the hypervisor's error.
+    status: i16,
+}
+
+/// `GNTCOPY_source_gref`: the source is a grant, the destination is not.
+const SOURCE_IS_GRANT: u16 = 1;
+
 request!(UnmapGrantRef, b'G', 1, (), _done => ());
+request!(GrantCopy, b'G', 8, (), _done => ());
 
 #[cfg(test)]
 mod tests {
@@ -170,6 +239,8 @@ mod tests {
         let map = MapGrantRef::new(DomId(3), 2, &[GrantRef(8), GrantRef(9)]);
         assert_eq!(map.opcode(), 0x0018_4700);
         assert_eq!(UnmapGrantRef { index: 0, count: 0, pad: 0 }.opcode(), 0x0010_4701);
+        assert_eq!(GrantCopy { count: 0, segments: std::ptr::null_mut() }.opcode(), 0x0010_4708);
         assert_eq!(map.words, [2, 0, 3 | 8 << 32, 3 | 9 << 32]);
+        assert_eq!(size_of::<CopySegment>(), 24);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::host::{Channel, Host, Limits, Mapping};
 use crate::ring::Notify;
-use crate::wire::{Layout, Protocol, Region, RingGrants, RingOffer};
+use crate::wire::{Layout, Protocol, RING_LIST, Region, RingGrants, RingOffer};
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use alloc::sync::Arc;
@@ -48,28 +48,31 @@ impl<'h, H: Host> Rings<'h, H> {
     pub(super) fn map(&self, grants: &RingGrants) -> Result<RingMemory<H>, Errno> {
         let Rings { host, guest, protocol, limits, .. } = self;
         let max_order = protocol.max_order(limits.max_ring_order);
-        match grants {
+        let (all, layout, listed);
+        let refs: &[GrantRef] = match grants {
             RingGrants::Indexes(page) => {
-                let one = self.take_pages(1)?;
-                let indexes = host.map(*guest, &[*page])?;
-                let listed = protocol.dialect.read_ring(indexes.shared(), max_order)?;
-                let layout = protocol.layout(listed.0)?;
-                let rest = self.take_pages(listed.1.len())?;
-                let data = host.map(*guest, &listed.1)?;
-                let pages = Pages::Apart { indexes, data, listed };
-                Ok(RingMemory { pages, layout, _shares: [Some(one), Some(rest)] })
+                let mut list = [0; RING_LIST];
+                host.copy(*guest, *page, &mut list)?;
+                let (order, data) = protocol.dialect.read_ring(&list, max_order)?;
+                layout = protocol.layout(order)?;
+                all = core::iter::once(*page).chain(data).collect::<Vec<_>>();
+                listed = Some(order);
+                &all
             }
             RingGrants::Region(grants) => {
                 let order = grants.len().checked_ilog2().ok_or(Errno::EINVAL)?;
-                let layout = protocol.layout(order)?;
+                layout = protocol.layout(order)?;
                 if layout.pages != grants.len() || order > max_order {
                     return Err(Errno::EINVAL);
                 }
-                let all = self.take_pages(grants.len())?;
-                let pages = Pages::Together(host.map(*guest, grants)?);
-                Ok(RingMemory { pages, layout, _shares: [Some(all), None] })
+                listed = None;
+                grants
             }
-        }
+        };
+        let share = self.take_pages(refs.len())?;
+        let pages = host.map(*guest, refs)?;
+        let listed = listed.map(|order| (order, refs[1..].to_vec()));
+        Ok(RingMemory { pages, layout, listed, _share: share })
     }
 
     /// Reserves pages that are about to be mapped.
@@ -122,39 +125,27 @@ impl Drop for PageShare {
     }
 }
 
-/// The pages of a data ring. Dropping it unmaps them.
+/// The pages of a data ring, mapped one after the other. Dropping it unmaps them.
 pub(super) struct RingMemory<H: Host> {
-    pages: Pages<H::Mapping>,
+    pages: H::Mapping,
     pub(super) layout: Layout,
-    _shares: [Option<PageShare>; 2],
-}
-
-enum Pages<M> {
-    /// The indexes page, and the data pages that it listed.
-    Apart { indexes: M, data: M, listed: (u32, Vec<GrantRef>) },
-    /// All pages, one after the other.
-    Together(M),
+    /// The order and the data pages that the indexes page listed, if the dialect has such a list.
+    listed: Option<(u32, Vec<GrantRef>)>,
+    _share: PageShare,
 }
 
 impl<H: Host> RingMemory<H> {
     /// The ring's memory.
     pub(super) fn region(&self) -> Region<'_> {
-        match &self.pages {
-            Pages::Apart { indexes, data, .. } => {
-                Region { indexes: indexes.shared(), data: data.shared() }
-            }
-            Pages::Together(pages) => self.layout.split(pages.shared()),
-        }
+        self.layout.split(self.pages.shared())
     }
 
     /// Whether the indexes page still lists the pages that are mapped.
     fn is_current(&self, protocol: Protocol) -> bool {
-        match &self.pages {
-            Pages::Apart { indexes, listed, .. } => {
-                protocol.dialect.read_ring(indexes.shared(), listed.0).as_ref() == Ok(listed)
-            }
-            Pages::Together(_) => true,
-        }
+        let Some(listed) = &self.listed else { return true };
+        let mut list = [0; RING_LIST];
+        self.region().indexes.read(0, &mut list);
+        protocol.dialect.read_ring(&list, listed.0).as_ref() == Ok(listed)
     }
 }
 

@@ -142,6 +142,9 @@ pub trait Host {
     /// Maps pages that `guest` granted, in the order of `refs`, for reading and writing.
     fn map(&self, guest: DomId, refs: &[GrantRef]) -> Result<Self::Mapping, Errno>;
 
+    /// Copies the first bytes of a page that `guest` granted to private memory, at most a page.
+    fn copy(&self, guest: DomId, page: GrantRef, to: &mut [u8]) -> Result<(), Errno>;
+
     /// Binds to an event channel that `guest` offers. Events raise `signal`.
     fn bind_port(
         &self,

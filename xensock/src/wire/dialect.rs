@@ -2,6 +2,7 @@
 
 use super::layout::{Format, Layout};
 use super::message::RingGrants;
+use super::pvcalls::RING_LIST;
 use super::{draft1, pvcalls};
 use alloc::vec::Vec;
 use core::ops::RangeInclusive;
@@ -96,12 +97,12 @@ impl Dialect {
         }
     }
 
-    /// Reads, once, the order and the data pages' grants from an indexes page
+    /// Reads the order and the data pages' grants from a copy of an indexes page
     /// ([`RingGrants::Indexes`]). [`Errno::EINVAL`] if the order is larger than `max_order` or
     /// impossible.
     pub fn read_ring(
         self,
-        indexes: Shared<'_>,
+        indexes: &[u8; RING_LIST],
         max_order: u32,
     ) -> Result<(u32, Vec<GrantRef>), Errno> {
         match self {

@@ -26,3 +26,4 @@ pub use message::{
 };
 pub use options::{Options, SocketOption};
 pub use protocol::{Orders, Protocol};
+pub use pvcalls::RING_LIST;

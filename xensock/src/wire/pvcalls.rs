@@ -3,6 +3,7 @@
 //! The two disagree about the offset of `ring_order`: 128 in the header and every implementation,
 //! 76 in the specification's drawing. This module follows the header.
 
+use super::field::u32_at;
 use super::layout::{Direction, EventIndexes, Format, Layout, Slots};
 use super::message::{Command, RingGrants};
 use alloc::vec::Vec;
@@ -17,7 +18,10 @@ pub(super) const MAX_ORDER: u32 = 9;
 /// 32 KiB each way, the most that Linux's backend allows.
 pub(super) const DEFAULT_ORDER: u32 = 4;
 
-const _: () = assert!(REFS + (4 << MAX_ORDER) <= PAGE_SIZE);
+/// The bytes of an indexes page up to the end of its list of grants.
+pub const RING_LIST: usize = REFS + (4 << MAX_ORDER);
+
+const _: () = assert!(RING_LIST <= PAGE_SIZE);
 
 pub(super) const FORMAT: Format = Format {
     slots: Slots::in_a_page(64, 24),
@@ -64,12 +68,12 @@ pub(super) fn offer_ring(indexes: Shared<'_>, order: u32, grants: &[GrantRef]) -
 }
 
 /// Reads what [`offer_ring`] wrote, unless the order is 0 or larger than `max_order`.
-pub(super) fn read_ring(indexes: Shared<'_>, max_order: u32) -> Option<(u32, Vec<GrantRef>)> {
-    let order = indexes.load_u32(RING_ORDER, Ordering::Acquire);
+pub(super) fn read_ring(indexes: &[u8; RING_LIST], max_order: u32) -> Option<(u32, Vec<GrantRef>)> {
+    let order = u32_at(indexes, RING_ORDER);
     if order == 0 || order > max_order {
         return None;
     }
-    let grant = |page| GrantRef(indexes.load_u32(REFS + 4 * page, Ordering::Relaxed));
+    let grant = |page| GrantRef(u32_at(indexes, REFS + 4 * page));
     Some((order, (0..1usize << order).map(grant).collect()))
 }
 
@@ -167,11 +171,13 @@ mod tests {
         );
         assert_eq!(page.load_u32(128, Ordering::Relaxed), 2);
         assert_eq!(page.load_u32(132, Ordering::Relaxed), 101);
-        assert_eq!(Dialect::PvCalls.read_ring(page, 4), Ok((2, grants[1..].to_vec())));
-        assert_eq!(Dialect::PvCalls.read_ring(page, 1), Err(Errno::EINVAL));
-        for order in [0, 10, u32::MAX] {
-            page.store_u32(128, order, Ordering::Relaxed);
-            assert_eq!(Dialect::PvCalls.read_ring(page, u32::MAX), Err(Errno::EINVAL));
+        let mut list = [0; RING_LIST];
+        page.read(0, &mut list);
+        assert_eq!(Dialect::PvCalls.read_ring(&list, 4), Ok((2, grants[1..].to_vec())));
+        assert_eq!(Dialect::PvCalls.read_ring(&list, 1), Err(Errno::EINVAL));
+        for order in [0u32, 10, u32::MAX] {
+            list[128..132].copy_from_slice(&order.to_le_bytes());
+            assert_eq!(Dialect::PvCalls.read_ring(&list, u32::MAX), Err(Errno::EINVAL));
         }
     }
 

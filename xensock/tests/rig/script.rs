@@ -13,7 +13,8 @@ use xensock::back::Host;
 use xensock::ring::CommandBack;
 use xensock::testing::FakeDom0;
 use xensock::wire::{
-    Call, Dialect, Family, Layout, Protocol, Region, Request, Response, RingGrants, RingOffer,
+    Call, Dialect, Family, Layout, Protocol, RING_LIST, Region, Request, Response, RingGrants,
+    RingOffer,
 };
 
 pub struct Script {
@@ -120,7 +121,9 @@ impl Script {
     pub fn map(&self, offer: &RingOffer) -> Mapped {
         let RingGrants::Indexes(page) = offer.grants else { panic!("{offer:?}") };
         let indexes = self.dom0.map(GUEST, &[page]).unwrap();
-        let (order, grants) = Dialect::PvCalls.read_ring(indexes.shared(), 2).unwrap();
+        let mut list = [0; RING_LIST];
+        indexes.shared().read(0, &mut list);
+        let (order, grants) = Dialect::PvCalls.read_ring(&list, 2).unwrap();
         let data = self.dom0.map(GUEST, &grants).unwrap();
         let signal = Arc::new(Signal::new());
         let channel = self.dom0.bind_port(GUEST, offer.port, signal).unwrap();

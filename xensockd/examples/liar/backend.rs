@@ -10,7 +10,9 @@ use xen::xenstore::Store;
 use xen::{DomId, Errno, GrantRef, Port, Shared, Side, Signal};
 use xensock::back::{Channel, Host, Mapping};
 use xensock::ring::{CommandBack, Consumer, NotifyPolicy, Producer, copy_in, copy_out, len};
-use xensock::wire::{Call, Dialect, Layout, Protocol, Region, Request, Response, RingGrants};
+use xensock::wire::{
+    Call, Dialect, Layout, Protocol, RING_LIST, Region, Request, Response, RingGrants,
+};
 use xensockd::dom0::Dom0;
 
 /// The reason why a lie failed, in words.
@@ -173,7 +175,9 @@ impl<'h> Connected<'h> {
         };
         let Liar { host, guest, .. } = self.liar;
         let indexes = host.map(guest, &[page])?;
-        let (order, grants) = Dialect::PvCalls.read_ring(indexes.shared(), 6)?;
+        let mut list = [0; RING_LIST];
+        indexes.shared().read(0, &mut list);
+        let (order, grants) = Dialect::PvCalls.read_ring(&list, 6)?;
         let data = host.map(guest, &grants)?;
         let signal = Arc::new(Signal::new());
         let channel = host.bind_port(guest, ring.port, signal.clone())?;
