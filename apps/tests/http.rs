@@ -227,6 +227,25 @@ fn ten_megabytes_are_summed_by_length_and_in_chunks() {
 }
 
 #[test]
+fn a_sink_counts_bytes_by_length_and_in_chunks() {
+    let server = Server::start("");
+    let mut client = server.connect();
+    let post = "POST /sink HTTP/1.1\r\nHost: x\r\n";
+    write!(client, "{post}Content-Length: 5000000\r\n\r\n").unwrap();
+    client.write_all(&vec![b'x'; 5_000_000]).unwrap();
+    assert_eq!(response(&mut client).text(), "5000000\n");
+    write!(client, "{post}Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n1\r\n!\r\n0\r\n\r\n")
+        .unwrap();
+    assert_eq!(response(&mut client).text(), "6\n");
+    write!(client, "{post}\r\n").unwrap();
+    assert_eq!(response(&mut client).text(), "0\n");
+    write!(client, "{post}Content-Length: 5\r\nExpect: 100-continue\r\n\r\n").unwrap();
+    assert_eq!(head(&mut client).status, 100);
+    client.write_all(b"hello").unwrap();
+    assert_eq!(response(&mut client).text(), "5\n");
+}
+
+#[test]
 fn a_client_that_expects_100_continue_gets_it() {
     let server = Server::start("");
     let mut client = server.connect();
@@ -255,6 +274,7 @@ fn a_refused_method_is_answered_with_the_allowed_ones() {
         ("DELETE", "/bytes/7", 405, Some("GET, HEAD")),
         ("OPTIONS", "/metrics", 405, Some("GET, HEAD")),
         ("GET", "/sum", 405, Some("POST")),
+        ("PUT", "/sink", 405, Some("POST")),
         ("PATCH", "/nowhere", 404, None),
     ] {
         write!(client, "{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nxx")

@@ -59,7 +59,7 @@ const SLOW: End = End::Refused(Refusal {
 
 const TOO_LARGE: Refusal = Refusal {
     status: Status::CONTENT_TOO_LARGE,
-    reason: "Only POST /sum accepts a body this long.",
+    reason: "Only POST to /sum or /sink accepts a body this long.",
 };
 
 const NO_MEMORY: Refusal = Refusal {
@@ -145,8 +145,8 @@ where
     /// Sends a response. Returns whether the connection stays open.
     async fn answer(&mut self, route: Route, request: Request) -> Result<bool, End> {
         let Request { method, framing, expects_continue, keep_alive } = request;
-        if route == Route::Sum && method == Method::Post {
-            return self.sum(request).await;
+        if matches!(route, Route::Sum | Route::Sink) && method == Method::Post {
+            return self.receive(route, request).await;
         }
         // A client that waits for `100 Continue` may or may not send the body after another
         // response, so the bytes that follow are ambiguous.
@@ -192,7 +192,7 @@ where
                 let head = Head { content_type: prometheus::CONTENT_TYPE, ..head };
                 self.short(head, method, &text);
             }
-            Route::Index | Route::Sum => {
+            Route::Index | Route::Sum | Route::Sink => {
                 let mut text = page_text(self.context)?;
                 page::write(&mut text, self.context);
                 let head = Head { content_type: page::CONTENT_TYPE, ..head };
@@ -232,20 +232,27 @@ where
         Ok(())
     }
 
-    /// `POST /sum`.
-    async fn sum(&mut self, request: Request) -> Result<bool, End> {
+    /// `POST` to `/sum` or `/sink`.
+    async fn receive(&mut self, route: Route, request: Request) -> Result<bool, End> {
         let empty = request.framing == Framing::Length(0);
         if request.expects_continue && !empty && self.wire.buffered().is_empty() {
             self.wire.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
         }
-        let mut sum = Sha256::new();
-        let body = Body::new(request.framing);
-        body.read_all(&mut self.wire, |piece| sum.update(piece)).await?;
+        let mut sum = (route == Route::Sum).then(Sha256::new);
+        let mut length = 0u64;
+        let take = |piece: &[u8]| {
+            length += piece.len() as u64;
+            if let Some(sum) = &mut sum {
+                sum.update(piece);
+            }
+        };
+        Body::new(request.framing).read_all(&mut self.wire, take).await?;
         let mut text = String::with_capacity(65);
-        for byte in sum.finalize() {
-            // Writing to a `String` cannot fail.
-            let _ = write!(text, "{byte:02x}");
-        }
+        // Writing to a `String` cannot fail.
+        let _ = match sum {
+            Some(sum) => sum.finalize().iter().try_for_each(|byte| write!(text, "{byte:02x}")),
+            None => write!(text, "{length}"),
+        };
         text.push('\n');
         self.out.clear();
         self.short(Head::text(Status::OK, request.keep_alive), request.method, &text);

@@ -12,6 +12,7 @@
 //! | `/metrics` | GET, HEAD | Prometheus' text format |
 //! | `/bytes/N` | GET, HEAD | N bytes; the byte at offset i is i mod 251 |
 //! | `/sum` | POST | the body's SHA-256 in hexadecimal, and a line feed |
+//! | `/sink` | POST | the body's length in bytes, and a line feed |
 
 mod body;
 mod conversation;

@@ -51,6 +51,7 @@ N is up to "#;
 const ENDING: &str = r#"</li>
 <li><code>POST /sum</code>: the SHA-256 of the request's body, as in
 <code>curl --data-binary @file http://…/sum</code></li>
+<li><code>POST /sink</code>: the length of the request's body</li>
 </ul></section>
 </body></html>
 "#;
@@ -196,7 +197,7 @@ mod tests {
         for elsewhere in ["src=", "url(", "@import", "<script", "href=\"http"] {
             assert!(!page.contains(elsewhere), "{elsewhere}");
         }
-        for path in ["/metrics", "/healthz", "/bytes/", "/sum"] {
+        for path in ["/metrics", "/healthz", "/bytes/", "/sum", "/sink"] {
             assert!(page.contains(path), "{path}");
         }
         assert!(page.len() <= CAPACITY, "{}", page.len());

@@ -20,6 +20,8 @@ pub enum Route {
     BadBytes,
     /// `/sum`: the SHA-256 of the request's body.
     Sum,
+    /// `/sink`: the length of the request's body.
+    Sink,
     /// Any other path.
     Unknown,
 }
@@ -32,6 +34,7 @@ impl Route {
             "/healthz" => Route::Health,
             "/metrics" => Route::Metrics,
             "/sum" => Route::Sum,
+            "/sink" => Route::Sink,
             _ => match path.strip_prefix("/bytes/") {
                 Some(count) => Self::bytes(count),
                 None => Route::Unknown,
@@ -51,7 +54,7 @@ impl Route {
     pub fn allow(self) -> Option<&'static str> {
         match self {
             Route::Unknown => None,
-            Route::Sum => Some("POST"),
+            Route::Sum | Route::Sink => Some("POST"),
             _ => Some("GET, HEAD"),
         }
     }
@@ -60,7 +63,7 @@ impl Route {
     pub fn takes(self, method: Method) -> bool {
         match self {
             Route::Unknown => false,
-            Route::Sum => method == Method::Post,
+            Route::Sum | Route::Sink => method == Method::Post,
             _ => matches!(method, Method::Get | Method::Head),
         }
     }
@@ -78,6 +81,7 @@ mod tests {
             ("/healthz/", Route::Unknown),
             ("/Metrics", Route::Unknown),
             ("/sum", Route::Sum),
+            ("/sink", Route::Sink),
             ("/bytes", Route::Unknown),
             ("/bytes/0", Route::Bytes(0)),
             ("/bytes/1099511627776", Route::Bytes(MAX_BYTES)),
@@ -95,7 +99,9 @@ mod tests {
 
     #[test]
     fn a_path_accepts_the_methods_that_it_allows() {
-        for route in [Route::Index, Route::Health, Route::Metrics, Route::Bytes(1), Route::Sum] {
+        for route in
+            [Route::Index, Route::Health, Route::Metrics, Route::Bytes(1), Route::Sum, Route::Sink]
+        {
             for (method, name) in
                 [(Method::Get, "GET"), (Method::Head, "HEAD"), (Method::Post, "POST")]
             {
