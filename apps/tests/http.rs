@@ -96,6 +96,20 @@ fn each_page_is_served() {
 }
 
 #[test]
+fn a_browser_is_told_what_the_page_may_load_and_to_trust_no_other_type() {
+    let server = Server::start("");
+    let page = ask(&server, get("/"));
+    let policy = page.header("Content-Security-Policy").expect("a policy");
+    assert!(policy.starts_with("default-src 'none'; connect-src 'self'; "), "{policy}");
+    assert!(!policy.contains("unsafe") && !policy.contains('*'), "{policy}");
+    for path in ["/", "/healthz", "/metrics", "/bytes/9", "/nowhere"] {
+        let response = ask(&server, get(path));
+        assert_eq!(response.header("X-Content-Type-Options"), Some("nosniff"), "{path}");
+        assert_eq!(response.header("Content-Security-Policy").is_some(), path == "/", "{path}");
+    }
+}
+
+#[test]
 fn head_gives_the_length_of_get_and_no_body() {
     let server = Server::start("");
     let mut client = server.connect();

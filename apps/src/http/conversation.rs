@@ -67,10 +67,10 @@ const NO_MEMORY: Refusal = Refusal {
     reason: "There is not enough memory for this page now.",
 };
 
-/// An empty text for a page, if there is also room for the response that it becomes a part of.
+/// An empty text for a page, if there is room for it.
 fn page_text(context: &Context) -> Result<String, End> {
     let mut text = String::new();
-    let has_room = context.has_room(2 * page::CAPACITY);
+    let has_room = context.has_room(page::CAPACITY);
     let fits = has_room && text.try_reserve_exact(page::CAPACITY).is_ok();
     if fits { Ok(text) } else { Err(End::Refused(NO_MEMORY)) }
 }
@@ -190,13 +190,17 @@ where
                 let mut text = page_text(self.context)?;
                 prometheus::write(&mut text, self.context);
                 let head = Head { content_type: prometheus::CONTENT_TYPE, ..head };
-                self.short(head, method, &text);
+                self.long(head, method, &[&text]).await?;
+                return Ok(keep_alive);
             }
             Route::Index | Route::Sum | Route::Sink => {
-                let mut text = page_text(self.context)?;
-                page::write(&mut text, self.context);
-                let head = Head { content_type: page::CONTENT_TYPE, ..head };
-                self.short(head, method, &text);
+                let mut numbers = page_text(self.context)?;
+                page::cards(&mut numbers, self.context);
+                let (before, after) = page::frame();
+                let content_type = page::CONTENT_TYPE;
+                let head = Head { content_type, more: page::POLICY, ..head };
+                self.long(head, method, &[before, &numbers, after]).await?;
+                return Ok(keep_alive);
             }
         }
         self.send().await?;
@@ -268,11 +272,24 @@ where
         }
     }
 
+    /// Sends a response with all `parts`, without a copy of them in `out`; a `HEAD` request gets no
+    /// body.
+    async fn long(&mut self, head: Head, method: Method, parts: &[&str]) -> Result<(), WireError> {
+        let length = parts.iter().map(|part| part.len() as u64).sum();
+        Head { length, ..head }.write(&mut self.out);
+        self.send().await?;
+        if method != Method::Head {
+            for part in parts {
+                self.wire.write_all(part.as_bytes()).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Sends the contents of `out`.
     async fn send(&mut self) -> Result<(), WireError> {
         self.wire.write_all(self.out.as_bytes()).await?;
         self.out.clear();
-        self.out.shrink_to(OUT);
         Ok(())
     }
 

@@ -7,7 +7,7 @@
 //!
 //! | path | methods | response |
 //! |---|---|---|
-//! | `/` | GET, HEAD | a page for humans |
+//! | `/` | GET, HEAD | a page for humans, with a demonstration |
 //! | `/healthz` | GET, HEAD | `ok` |
 //! | `/metrics` | GET, HEAD | Prometheus' text format |
 //! | `/bytes/N` | GET, HEAD | N bytes; the byte at offset i is i mod 251 |
@@ -36,9 +36,9 @@ use embedded_io_async::{Read, Write};
 /// The read buffer, in bytes, and therefore the longest head.
 const BUFFER: usize = 16 << 10;
 
-/// The most memory that one connection takes, in bytes, without its socket: its buffer, a page
-/// being sent, and the future.
-pub const CONNECTION_MEMORY: usize = BUFFER + 2 * page::CAPACITY + (2 << 10);
+/// The most memory that one connection takes, in bytes, without its socket: its buffer, a page's
+/// numbers, and the future.
+pub const CONNECTION_MEMORY: usize = BUFFER + page::CAPACITY + (2 << 10);
 
 /// Serves one connection until it ends.
 pub async fn converse<S>(
@@ -96,6 +96,6 @@ mod tests {
     fn a_conversation_fits_into_its_memory() {
         let context = Context::new(());
         let future = size_of_val(&converse(Nothing, None, &context));
-        assert!(BUFFER + 2 * page::CAPACITY + future <= CONNECTION_MEMORY, "{future}");
+        assert!(BUFFER + page::CAPACITY + future <= CONNECTION_MEMORY, "{future}");
     }
 }

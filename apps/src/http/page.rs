@@ -1,7 +1,7 @@
-//! `/`: the page for humans. It is self-contained: no scripts, images or external resources.
+//! `/`: the page for humans, and a demonstration for their browsers. It is one file: all that it
+//! loads later are measurements of this guest.
 
-use super::route::MAX_BYTES;
-use crate::{Context, Metric};
+use crate::Context;
 use alloc::string::String;
 use core::fmt::{self, Write};
 use core::time::Duration;
@@ -9,108 +9,112 @@ use core::time::Duration;
 /// The media type of the page.
 pub const CONTENT_TYPE: &str = "text/html; charset=utf-8";
 
-/// The most bytes of the page, which are allocated at once.
+/// The most bytes of the page's numbers, or of `/metrics`, which are allocated at once.
 pub const CAPACITY: usize = 6 << 10;
 
-const BEGINNING: &str = r#"<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>XenSock guest</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<style>
-:root { color-scheme: light dark; --ink: #1c2430; --dim: #5b6675; --paper: #f6f7f9; --card: #fff;
-  --line: #dde2e8; --accent: #0b6e5f }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --dim: #98a3b3; --paper: #14181e;
-  --card: #1c222b; --line: #2e3744; --accent: #5fd0b8 } }
-* { box-sizing: border-box }
-body { margin: 0 auto; max-width: 60rem; padding: 2rem 1.25rem; background: var(--paper);
-  color: var(--ink); font: 16px/1.55 system-ui, sans-serif }
-h1 { font-size: 1.9rem; margin: 0 }
-h1 + p { margin-top: .3rem; color: var(--dim); max-width: 46rem }
-h2 { font-size: 1rem; margin: 0 0 .5rem; color: var(--accent) }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: 1rem }
-section { background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
-  padding: 1rem 1.2rem }
-dl { display: grid; grid-template-columns: auto auto; gap: .2rem 1rem; margin: 0 }
-dt { color: var(--dim) } dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums }
-ul { margin: 0; padding-left: 1.1rem } section.wide { margin-top: 1rem }
-code, a code { font: .92em ui-monospace, monospace } a { color: var(--accent) }
-</style></head><body>
-<h1>XenSock guest</h1>
-<p>This page comes from a unikernel in a Xen domain. Its bytes travel through granted memory,
-announced by event channels.</p>
-<div class="cards">
-"#;
+/// Forbids the browser everything that the page does not contain (W3C's Content Security Policy).
+/// The hashes are those of its style and its script. If one changes, a test prints the new policy.
+pub const POLICY: &str = "Content-Security-Policy: default-src 'none'; connect-src 'self'; \
+img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
+style-src 'sha256-W5Zsaa72xX4/JSNbgNWx0uk254KE3c4zJ36o0nfTN9c='; \
+script-src 'sha256-FeMHuhipFxr/EAxioLE9YoRkLjxmEFPbjaOs4n9xPAA='\r\n";
 
-const LINKS: &str = r#"</div>
-<section class="wide"><h2>Other paths</h2><ul>
-<li><a href="/healthz"><code>/healthz</code></a>: <code>ok</code></li>
-<li><a href="/metrics"><code>/metrics</code></a>: these numbers for Prometheus</li>
-<li><a href="/bytes/1000000"><code>/bytes/N</code></a>: N bytes, each its offset modulo 251;
-N is up to "#;
+/// The page. The numbers replace `{cards}`.
+const PAGE: &str = include_str!("page.html");
 
-const ENDING: &str = r#"</li>
-<li><code>POST /sum</code>: the SHA-256 of the request's body, as in
-<code>curl --data-binary @file http://…/sum</code></li>
-<li><code>POST /sink</code>: the length of the request's body</li>
-</ul></section>
-</body></html>
-"#;
+/// The groups of numbers: a title, and each number's label and metric.
+const CARDS: [(&str, &[(&str, &str)]); 6] = [
+    (
+        concat!("XenSock ", env!("CARGO_PKG_VERSION")),
+        &[
+            ("Uptime", "uptime_seconds"),
+            ("Hypercalls", "hypercalls_total"),
+            ("Wake-ups of the idle CPU", "wakeups_total"),
+            ("Timers", "timers"),
+        ],
+    ),
+    (
+        "Connections",
+        &[
+            ("Open", "app_connections_open"),
+            ("Total", "app_connections_total"),
+            ("Failed", "app_connections_failed_total"),
+            ("Requests", "app_requests_total"),
+        ],
+    ),
+    (
+        "Bytes",
+        &[
+            ("Received", "app_received_bytes_total"),
+            ("Sent", "app_sent_bytes_total"),
+            ("Received, all sockets", "socket_received_bytes_total"),
+            ("Sent, all sockets", "socket_sent_bytes_total"),
+        ],
+    ),
+    (
+        "Memory",
+        &[
+            ("Heap in use", "heap_used_bytes"),
+            ("Most heap ever in use", "heap_high_water_bytes"),
+            ("Heap", "heap_total_bytes"),
+            ("Free pages", "free_pages"),
+            ("Ballooned pages", "ballooned_pages"),
+        ],
+    ),
+    (
+        "Event channels",
+        &[
+            ("Events received", "events_total"),
+            ("Notifications sent", "notifications_total"),
+            ("Ports open", "ports_open"),
+        ],
+    ),
+    (
+        "Grants",
+        &[
+            ("In use", "grants_in_use"),
+            ("Capacity", "grants_capacity"),
+            ("Rings kept for reuse", "parked_rings"),
+        ],
+    ),
+];
 
-/// Appends the page to `out`.
-pub fn write(out: &mut String, context: &Context) {
-    out.push_str(BEGINNING);
-    // Writing to a `String` cannot fail.
-    let _ = cards(out, &context.metrics());
-    let _ = write!(out, "{LINKS}{MAX_BYTES}{ENDING}");
+/// What precedes and what follows the numbers.
+pub fn frame() -> (&'static str, &'static str) {
+    PAGE.split_once("{cards}").unwrap_or((PAGE, ""))
 }
 
-fn cards(out: &mut String, metrics: &[Metric]) -> fmt::Result {
-    let get = |name| metrics.iter().find(|metric| metric.0 == name).map_or(0, |metric| metric.2);
-    card(out, "Guest", |out| {
-        row(out, "Version", env!("CARGO_PKG_VERSION"))?;
-        row(out, "Uptime", Time(Duration::from_secs(get("uptime_seconds"))))?;
-        row(out, "Timers", get("timers"))
-    })?;
-    card(out, "Memory", |out| {
-        row(out, "Heap in use", Size(get("heap_used_bytes")))?;
-        row(out, "Most heap ever in use", Size(get("heap_high_water_bytes")))?;
-        row(out, "Heap", Size(get("heap_total_bytes")))?;
-        row(out, "Free pages", get("free_pages"))?;
-        row(out, "Pages given back to Xen", get("ballooned_pages"))
-    })?;
-    card(out, "Connections", |out| {
-        row(out, "Open", get("app_connections_open"))?;
-        row(out, "Total", get("app_connections_total"))?;
-        row(out, "Failed", get("app_connections_failed_total"))?;
-        row(out, "Requests", get("app_requests_total"))
-    })?;
-    card(out, "Bytes", |out| {
-        row(out, "Received", Size(get("app_received_bytes_total")))?;
-        row(out, "Sent", Size(get("app_sent_bytes_total")))?;
-        row(out, "Received, all sockets", Size(get("socket_received_bytes_total")))?;
-        row(out, "Sent, all sockets", Size(get("socket_sent_bytes_total")))
-    })?;
-    card(out, "Xen", |out| {
-        row(out, "Events received", get("events_total"))?;
-        row(out, "Notifications sent", get("notifications_total"))?;
-        row(out, "Ports open", get("ports_open"))?;
-        let (used, all) = (get("grants_in_use"), get("grants_capacity"));
-        row(out, "Grants", format_args!("{used} of {all}"))
-    })
+/// Appends the numbers to `out`. Each has its metric's name as its id, by which the script finds
+/// it.
+pub fn cards(out: &mut String, context: &Context) {
+    let metrics = context.metrics();
+    for (title, rows) in CARDS {
+        // Writing to a `String` cannot fail.
+        let _ = writeln!(out, "<section><h2>{title}</h2><dl>");
+        for (label, name) in rows {
+            let value =
+                metrics.iter().find(|metric| metric.0 == *name).map_or(0, |metric| metric.2);
+            let value = Value(name, value);
+            let _ = writeln!(out, "<dt>{label}</dt><dd id=\"{name}\">{value}</dd>");
+        }
+        out.push_str("</dl></section>\n");
+    }
 }
 
-fn card(
-    out: &mut String,
-    title: &str,
-    rows: impl FnOnce(&mut String) -> fmt::Result,
-) -> fmt::Result {
-    writeln!(out, "<section><h2>{title}</h2><dl>")?;
-    rows(out)?;
-    out.write_str("</dl></section>\n")
-}
+/// A metric, for humans. Its name contains its unit.
+struct Value<'n>(&'n str, u64);
 
-fn row(out: &mut String, name: &str, value: impl fmt::Display) -> fmt::Result {
-    writeln!(out, "<dt>{name}</dt><dd>{value}</dd>")
+impl fmt::Display for Value<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Value(name, value) = *self;
+        if name.contains("_seconds") {
+            Time(Duration::from_secs(value)).fmt(f)
+        } else if name.contains("_bytes") {
+            Size(value).fmt(f)
+        } else {
+            value.fmt(f)
+        }
+    }
 }
 
 /// A number of bytes, for humans.
@@ -148,11 +152,14 @@ impl fmt::Display for Time {
 
 #[cfg(test)]
 mod tests {
+    use super::super::route::MAX_BYTES;
     use super::*;
-    use crate::Environment;
+    use crate::{Environment, Metric};
     use alloc::format;
     use alloc::string::ToString;
     use alloc::vec::Vec;
+    use base64::prelude::{BASE64_STANDARD, Engine};
+    use sha2::{Digest, Sha256};
 
     #[test]
     fn sizes_and_times_are_readable() {
@@ -179,27 +186,101 @@ mod tests {
 
     impl Environment for Full {
         fn metrics(&self) -> Vec<Metric> {
-            let names = ["heap_used_bytes", "events_total", "grants_in_use", "grants_capacity"];
-            names.map(|name| (name, "", u64::MAX)).to_vec()
+            CARDS.iter().flat_map(|card| card.1).map(|row| (row.1, "", u64::MAX)).collect()
         }
+    }
+
+    fn page() -> String {
+        let mut numbers = String::new();
+        cards(&mut numbers, &Context::new(Full));
+        assert!(numbers.len() <= CAPACITY, "{}", numbers.len());
+        let (before, after) = frame();
+        [before, &numbers, after].concat()
+    }
+
+    /// What the only `<tag>` contains.
+    fn inside<'p>(page: &'p str, tag: &str) -> &'p str {
+        let (_, rest) = page.split_once(&format!("<{tag}>")).unwrap();
+        let (inside, rest) = rest.split_once(&format!("</{tag}>")).unwrap();
+        assert!(!rest.contains(&format!("<{tag}")));
+        inside
     }
 
     #[test]
     fn the_page_is_well_formed_and_self_contained() {
-        let mut page = String::with_capacity(CAPACITY);
-        write(&mut page, &Context::new(Full));
+        let page = page();
         assert!(page.starts_with("<!DOCTYPE html>") && page.ends_with("</html>\n"));
-        for tag in ["section", "dl", "dt", "dd", "ul", "li", "div", "h1", "h2", "code", "p", "a"] {
+        assert!(!page.contains("{cards}"));
+        for tag in [
+            "html",
+            "head",
+            "body",
+            "header",
+            "main",
+            "section",
+            "style",
+            "script",
+            "dl",
+            "dt",
+            "dd",
+            "ul",
+            "li",
+            "div",
+            "h1",
+            "h2",
+            "h3",
+            "code",
+            "p",
+            "a",
+            "b",
+            "small",
+            "span",
+            "button",
+            "figure",
+            "figcaption",
+            "svg",
+        ] {
             let opened = page.matches(&format!("<{tag}>")).count()
                 + page.matches(&format!("<{tag} ")).count();
             assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
+            assert!(opened > 0, "{tag}");
         }
-        for elsewhere in ["src=", "url(", "@import", "<script", "href=\"http"] {
+        for elsewhere in ["src=", "url(", "@import", "import(", "href=\"http", "://"] {
+            let page = page.replace("http://…/sum", "");
             assert!(!page.contains(elsewhere), "{elsewhere}");
         }
         for path in ["/metrics", "/healthz", "/bytes/", "/sum", "/sink"] {
             assert!(page.contains(path), "{path}");
         }
-        assert!(page.len() <= CAPACITY, "{}", page.len());
+        assert!(page.contains(&MAX_BYTES.to_string()));
+    }
+
+    #[test]
+    fn the_script_finds_the_elements_that_it_names() {
+        let page = page();
+        let ids: Vec<&str> =
+            page.split(" id=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+        for (at, id) in ids.iter().enumerate() {
+            assert!(!ids[..at].contains(id), "{id}");
+        }
+        for rest in inside(&page, "script").split("$(\"").skip(1) {
+            let id = rest.split('"').next().unwrap();
+            assert!(ids.contains(&id), "{id}");
+        }
+    }
+
+    #[test]
+    fn the_policy_permits_the_style_and_the_script() {
+        let page = page();
+        for tag in ["style", "script"] {
+            let hash = BASE64_STANDARD.encode(Sha256::digest(inside(&page, tag)));
+            let rule = format!("{tag}-src 'sha256-{hash}'");
+            assert!(POLICY.contains(&rule), "the policy needs {rule}");
+        }
+        // Attributes with style or script have no hash.
+        for attribute in [" style=", " on"] {
+            let (before, _) = page.split_once("<script>").unwrap();
+            assert!(!before.contains(&format!("{attribute}=\"")), "{attribute}");
+        }
     }
 }

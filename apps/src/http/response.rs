@@ -35,6 +35,8 @@ pub struct Head {
     pub length: u64,
     /// The methods that the path accepts, if the request's was refused.
     pub allow: Option<&'static str>,
+    /// Other header lines, each with its line end.
+    pub more: &'static str,
     /// Whether the connection stays open.
     pub keep_alive: bool,
 }
@@ -43,7 +45,7 @@ impl Head {
     /// The head of a plain text.
     pub fn text(status: Status, keep_alive: bool) -> Head {
         let content_type = "text/plain; charset=utf-8";
-        Head { status, content_type, length: 0, allow: None, keep_alive }
+        Head { status, content_type, length: 0, allow: None, more: "", keep_alive }
     }
 
     /// Appends the head to `out`, including the empty line.
@@ -59,9 +61,10 @@ impl Head {
              Content-Type: {}\r\n\
              Content-Length: {}\r\n\
              Cache-Control: no-store\r\n\
-             {}{}{}\
+             X-Content-Type-Options: nosniff\r\n\
+             {}{}{}{}\
              Connection: {connection}\r\n\r\n",
-            self.content_type, self.length, allow.0, allow.1, allow.2
+            self.content_type, self.length, allow.0, allow.1, allow.2, self.more
         );
     }
 }
