@@ -31,7 +31,7 @@ pub use dom0::{Dom0, Output};
 pub use domain::Domain;
 pub use linux::LinuxEnds;
 pub use machine::{Booting, Lab};
-pub use process::Kept;
+pub use process::{Kept, owned};
 pub use qemu::{Accel, Options, dom0_port};
 pub use state::{keeper, qemu_id};
 pub use tree::Tree;

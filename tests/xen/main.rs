@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod boot;
+mod chromium;
 mod draft1;
 mod ends;
 mod events;
@@ -18,6 +19,7 @@ mod linux_frontend;
 mod machine;
 mod memory;
 mod network;
+mod page;
 mod platform;
 mod reconnect;
 mod service;
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         machine::CASES,
         guests::CASES,
         serving::CASES,
+        page::CASES,
         sockets::CASES,
         draft1::CASES,
         lifecycle::CASES,
