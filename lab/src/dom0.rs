@@ -8,9 +8,10 @@ use std::net::{SocketAddrV4, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
 
-/// The time limit for a command of [`Dom0::exec`], in seconds.
-const EXEC_SECONDS: &str = "180";
+/// The time limit for a command of [`Dom0::exec`].
+const EXEC_TIME: Duration = Duration::from_secs(180);
 /// The exit status of `timeout` when it ended the command.
 const TIMED_OUT: i32 = 124;
 
@@ -66,12 +67,17 @@ impl Dom0 {
     /// Runs a shell command line to its end, and returns its outputs and any exit status. Fails if
     /// dom0 cannot be reached, or if the command does not end in three minutes.
     pub fn exec(&self, line: &str) -> Result<Output> {
-        self.exec_with(line, Stdio::null())
+        self.exec_with(line, Stdio::null(), EXEC_TIME)
     }
 
     /// Runs a shell command line whose status must be 0, and returns its standard output.
     pub fn run(&self, line: &str) -> Result<String> {
-        let output = self.exec(line)?;
+        self.run_within(line, EXEC_TIME)
+    }
+
+    /// Like [`run`](Dom0::run), with another time limit.
+    pub fn run_within(&self, line: &str, at_most: Duration) -> Result<String> {
+        let output = self.exec_with(line, Stdio::null(), at_most)?;
         let error = format!("`{line}` ended with status {}", output.status);
         Ok(output.success(&error)?.text())
     }
@@ -87,7 +93,9 @@ impl Dom0 {
         let to = shlex::try_quote(to)?;
         // Writes a new file first: the old one may be a running program.
         let line = format!("cat > {to}.new && chmod {mode:o} {to}.new && mv -f {to}.new {to}");
-        self.exec_with(&line, file.into())?.success(&format!("cannot write {to}")).map(drop)
+        self.exec_with(&line, file.into(), EXEC_TIME)?
+            .success(&format!("cannot write {to}"))
+            .map(drop)
     }
 
     /// Copies dom0's file `from` to the host's path `to`.
@@ -102,7 +110,8 @@ impl Dom0 {
         let mut input = tempfile::tempfile()?;
         input.write_all(content.as_bytes())?;
         input.rewind()?;
-        let output = self.exec_with(&format!("cat > {}", shlex::try_quote(path)?), input.into())?;
+        let line = format!("cat > {}", shlex::try_quote(path)?);
+        let output = self.exec_with(&line, input.into(), EXEC_TIME)?;
         output.success(&format!("cannot write {path}")).map(drop)
     }
 
@@ -179,12 +188,13 @@ impl Dom0 {
         command.status().context("cannot run ssh")
     }
 
-    fn exec_with(&self, line: &str, stdin: Stdio) -> Result<Output> {
-        let mut command = ssh::owned_client(&self.folder, &["timeout", EXEC_SECONDS, "ssh"]);
+    fn exec_with(&self, line: &str, stdin: Stdio, at_most: Duration) -> Result<Output> {
+        let seconds = at_most.as_secs().to_string();
+        let mut command = ssh::owned_client(&self.folder, &["timeout", &seconds, "ssh"]);
         command.args(["-T", "dom0", "--", line]).stdin(stdin);
         let output = command.output().context("cannot run ssh")?;
         match output.status.code() {
-            Some(TIMED_OUT) => bail!("dom0: `{line}` did not end in {EXEC_SECONDS} s"),
+            Some(TIMED_OUT) => bail!("dom0: `{line}` did not end in {seconds} s"),
             // ssh failed. A command may also end with 255, but without such a message.
             Some(255) if output.stdout.is_empty() && is_connection_error(&output.stderr) => {
                 let stderr = String::from_utf8_lossy(&output.stderr);

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The version of the base; incremented when this code builds another base from the same inputs.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// dom0's drivers: Xen's interfaces, the network card, the guests' network.
 const MODULES: &str = "\
@@ -171,7 +171,8 @@ impl Base {
         }
         programs.extend(["/usr/bin/xenstore".into(), "/usr/sbin/gdbsx".into()]);
         // dom0's shell prefers busybox's smaller tc, so call this one by its path.
-        programs.extend(["/usr/sbin/dropbear", "/usr/sbin/dnsmasq", "/sbin/tc"].map(String::from));
+        let others = ["/usr/sbin/dropbear", "/usr/sbin/dnsmasq", "/sbin/tc", "/usr/bin/strace"];
+        programs.extend(others.map(String::from));
         for tool in XENSTORE_TOOLS.split_whitespace() {
             archive.link(&format!("/usr/bin/xenstore-{tool}"), "xenstore")?;
         }
@@ -221,7 +222,8 @@ impl Base {
     }
 }
 
-fn library_path(name: &str) -> String {
+/// The place of a library, by its name.
+pub fn library_path(name: &str) -> String {
     // The name of the dynamic loader is a path.
     if name.starts_with('/') { name.into() } else { format!("/lib/x86_64-linux-gnu/{name}") }
 }

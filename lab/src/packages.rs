@@ -22,6 +22,8 @@ const DNSMASQ: &str = "\
     libnftnl11 libsystemd0 libunistring2 libxtables12";
 /// tc and its libraries.
 const TC: &str = "iproute2 libbpf1 libbsd0 libdb5.3 libelf1 libmd0";
+/// strace and its libraries.
+const STRACE: &str = "strace libunwind8";
 
 /// The package that depends on the current kernel of the series. Linux 6.12 rather than Debian 12's
 /// own 6.1, because its backend drivers are a better reference.
@@ -43,8 +45,8 @@ impl Packages {
     /// Downloads and unpacks the packages unless they are up to date.
     pub fn get(tree: &Tree, say: &dyn Fn(&str)) -> Result<Self> {
         let root = tree.cache().join("root");
-        let names: Vec<_> =
-            [PACKAGES, DNSMASQ, TC].into_iter().flat_map(str::split_whitespace).collect();
+        let lists = [PACKAGES, DNSMASQ, TC, STRACE];
+        let names: Vec<_> = lists.into_iter().flat_map(str::split_whitespace).collect();
         let wanted = format!("{KERNEL}\n{}\n", names.join("\n"));
         cache::up_to_date(&tree.cache().join("root.packages"), &wanted, || {
             Self::unpack(tree, &root, names, say)
