@@ -17,6 +17,9 @@ STACK ?= xensock
 # The seconds for each fuzz target, and one target instead of all.
 FUZZ_SECONDS ?= 60
 TARGET ?=
+# The rounds of `make bench`, and its connections that stay open; ten thousand take minutes each.
+ROUNDS ?= 3
+IDLE ?= 1000
 # How often `make soak` kills the backend and saves the guest.
 SOAK_ROUNDS ?= 100
 # The preemptions in a model of `make loom`. Each one more takes ten times longer.
@@ -25,7 +28,8 @@ LOOM_MAX_PREEMPTIONS ?= 3
 LAB ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel examples xensockd liar lab run shell test bench soak fuzz loom clean
+.PHONY: help setup kernel examples xensockd liar lab run shell test programs bench soak fuzz \
+	loom clean
 
 help:
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | while IFS='	' read -r name text; do \
@@ -65,11 +69,18 @@ test: ## runs all checks and tests, or those in real Xen whose names contain TES
 	@.ci/setup test
 	@.ci/check '$(TEST)'
 
-bench: kernel xensockd ## rings against memcpy; start-up time; both stacks side by side
-	$(CARGO) build -p xen-tests --example client --profile host
-	@strip --strip-debug target/host/examples/client
-	$(CARGO) bench -p xensock --features testing --bench pair
-	$(CARGO) bench -p xen-tests
+programs: setup ## builds the benchmarks' client, and the apps as a Linux program
+	$(CARGO) build -p xen-tests --example client -p apps --example linux --profile host
+	@strip --strip-debug target/host/examples/client target/host/examples/linux
+
+bench: kernel xensockd programs ## XenSock beside other stacks, in one table: ROUNDS=3 IDLE=1000
+	cd kernel && $(CARGO) build --release --example hello
+	$(call stripped,x86_64-xen-pvh/release/examples/hello,hello,--strip-all)
+	@mkdir -p target/bench
+	$(CARGO) bench -p xensock --features testing --bench pair --profile host \
+		>target/bench/pair.txt
+	@cat target/bench/pair.txt
+	ROUNDS='$(ROUNDS)' IDLE='$(IDLE)' $(CARGO) bench -p xen-tests --profile host
 
 soak: setup ## kills the backend and saves the guest under load: SOAK_ROUNDS=100
 	SOAK_ROUNDS='$(SOAK_ROUNDS)' .ci/check under_load

@@ -39,6 +39,8 @@ fn main() -> Result<()> {
         mb: 64,
         count: 1000,
         idle: 1000,
+        times: 1,
+        bare: false,
         domain: String::new(),
         started: String::new(),
         meter: None,
@@ -48,6 +50,8 @@ fn main() -> Result<()> {
             Some(("mb", value)) => client.mb = value.parse()?,
             Some(("count", value)) => client.count = value.parse()?,
             Some(("idle", value)) => client.idle = value.parse()?,
+            Some(("times", value)) => client.times = value.parse()?,
+            Some(("bare", value)) => client.bare = value == "yes",
             Some(("domain", value)) => client.domain = value.to_owned(),
             Some(("started", value)) => client.started = value.to_owned(),
             Some(_) => return Err(format!("no such key: {word}").into()),
@@ -71,6 +75,10 @@ struct Client {
     count: usize,
     /// Connections that stay open.
     idle: usize,
+    /// Repetitions of a transfer.
+    times: usize,
+    /// Whether to do nothing besides the transfers, round trips and requests.
+    bare: bool,
     /// The domain of the servers, if they are in a guest.
     domain: String,
     /// What the guest prints on its console when it starts its first program.
@@ -87,11 +95,11 @@ impl Client {
             "both" => self.both(),
             "round-trip" => self.round_trip(),
             "requests" => self.requests(),
+            "requests-64" => self.requests_of_many(),
             "connections" => self.connections(),
-            "idle" => self.open_idle(),
-            _ => {
-                Err("there are boot, out, in, both, round-trip, requests, connections, idle".into())
-            }
+            "idle" => self.measure_idle(),
+            "hold" => self.hold(),
+            _ => Err("there is no such phase".into()),
         }
     }
 
@@ -106,9 +114,25 @@ impl Client {
     fn meter(&mut self) -> Result<&mut Meter> {
         if self.meter.is_none() {
             let http = Http::open(self.connect(Server::Http)?);
-            self.meter = Some(Meter::new(http, &self.domain)?);
+            let mut meter = Meter { http, domain: self.domain.clone(), cost: Sample::default() };
+            if !self.bare {
+                meter.calibrate()?;
+            }
+            self.meter = Some(meter);
         }
         Ok(self.meter.as_mut().expect("it was just made"))
+    }
+
+    /// What has been used up, or nothing if that is not wanted.
+    fn sample(&mut self) -> Result<Sample> {
+        if self.bare { Ok(Sample::default()) } else { self.meter()?.sample() }
+    }
+
+    /// What has been used up since `before`, without the samples themselves.
+    fn since(&mut self, before: &Sample) -> Result<Sample> {
+        let used = self.sample()?.minus(before);
+        let cost = self.meter.as_ref().map_or(Sample::default(), |meter| meter.cost);
+        Ok(used.minus(&cost).map(|used| used.max(0.0)))
     }
 
     /// Starts the paused guest and waits until it echoes a byte.
@@ -139,11 +163,14 @@ impl Client {
     }
 
     fn bulk(&mut self, name: &str, transfer: fn(&mut Client) -> Result<Duration>) -> Result<()> {
-        let before = self.meter()?.sample()?;
-        let time = transfer(self)?;
-        let mib = self.mb as f64;
+        let before = self.sample()?;
+        let mut time = Duration::ZERO;
+        for _ in 0..self.times {
+            time += transfer(self)?;
+        }
+        let mib = (self.mb * self.times) as f64;
         println!("{name}_mib_per_s {:.3}", mib / time.as_secs_f64());
-        let cost = self.meter()?.since(&before)?;
+        let cost = self.since(&before)?;
         cost.print_cpu(name, "s_per_gib", mib / 1024.0);
         cost.print_counts(name, "per_mib", mib);
         Ok(())
@@ -167,7 +194,7 @@ impl Client {
     /// Into the guest: until its app has received all, by its own counter.
     fn inward(&mut self) -> Result<Duration> {
         let bytes = self.mb << 20;
-        let wanted = self.meter()?.received()? + bytes as f64;
+        let wanted = if self.bare { 0.0 } else { self.meter()?.received()? + bytes as f64 };
         let start = Instant::now();
         let mut stream = self.connect(Server::Sink)?;
         let piece = vec![0; PIECE];
@@ -178,10 +205,16 @@ impl Client {
             left -= some;
         }
         stream.shutdown(Shutdown::Write)?;
+        if self.bare {
+            // Requests for the counter would be work, too.
+            stream.read_exact(&mut [0]).err().ok_or("the sink sends bytes")?;
+            return Ok(start.elapsed());
+        }
         while self.meter()?.received()? < wanted {
             if start.elapsed() > PATIENCE {
                 return Err("some bytes did not arrive".into());
             }
+            thread::sleep(PAUSE);
         }
         Ok(start.elapsed())
     }
@@ -217,9 +250,9 @@ impl Client {
     fn round_trip(&mut self) -> Result<()> {
         let mut stream = self.connect(Server::Echo)?;
         round_trips(&mut stream, 50)?;
-        let before = self.meter()?.sample()?;
+        let before = self.sample()?;
         let times = round_trips(&mut stream, self.count)?;
-        let cost = self.meter()?.since(&before)?;
+        let cost = self.since(&before)?;
         println!("round_trip_us {:.1}", percentile(&times, 50));
         println!("round_trip_p99_us {:.1}", percentile(&times, 99));
         cost.print_cpu("round_trip", "ms_each", self.count as f64 / 1e3);
@@ -228,19 +261,22 @@ impl Client {
     }
 
     fn requests(&mut self) -> Result<()> {
-        let mut kept = vec![Http::open(self.connect(Server::Http)?)];
+        let mut kept = [Http::open(self.connect(Server::Http)?)];
         let rate = ask(&mut kept, self.count)?;
         println!("requests_per_s {rate:.1}");
-        while kept.len() < KEPT {
-            kept.push(Http::open(self.connect(Server::Http)?));
-        }
+        Ok(())
+    }
+
+    fn requests_of_many(&mut self) -> Result<()> {
+        let open = |_| Ok(Http::open(self.connect(Server::Http)?));
+        let mut kept = (0..KEPT).map(open).collect::<Result<Vec<_>>>()?;
         ask(&mut kept, KEPT)?;
-        let before = self.meter()?.sample()?;
-        let rate = ask(&mut kept, 2 * self.count)?;
-        let cost = self.meter()?.since(&before)?;
+        let before = self.sample()?;
+        let rate = ask(&mut kept, self.count)?;
+        let cost = self.since(&before)?;
         println!("requests_of_{KEPT}_per_s {rate:.1}");
-        cost.print_cpu("request", "ms_each", 2.0 * self.count as f64 / 1e3);
-        cost.print_counts("request", "each", 2.0 * self.count as f64);
+        cost.print_cpu("request", "ms_each", self.count as f64 / 1e3);
+        cost.print_counts("request", "each", self.count as f64);
         Ok(())
     }
 
@@ -261,17 +297,22 @@ impl Client {
         Ok(())
     }
 
-    fn open_idle(&mut self) -> Result<()> {
+    /// Opens the connections that stay open. Each has echoed once, so the guest has accepted it.
+    fn open_idle(&self) -> Result<Vec<TcpStream>> {
+        let open = |number| {
+            let mut stream = self.connect(Server::Echo)?;
+            let echoed = round_trips(&mut stream, 1);
+            echoed.map_err(|error| format!("connection {number}: {error}"))?;
+            Ok(stream)
+        };
+        (1..=self.idle).map(open).collect()
+    }
+
+    fn measure_idle(&mut self) -> Result<()> {
         let memory = self.meter()?.free()?;
         let dom0 = available()?;
         let start = Instant::now();
-        let mut open = Vec::with_capacity(self.idle);
-        while open.len() < self.idle {
-            let mut stream = self.connect(Server::Echo)?;
-            round_trips(&mut stream, 1)
-                .map_err(|error| format!("connection {}: {error}", open.len() + 1))?;
-            open.push(stream);
-        }
+        let mut open = self.open_idle()?;
         let each = self.idle as f64;
         println!("idle_connections {each}");
         println!("idle_open_us {:.1}", start.elapsed().as_secs_f64() * 1e6 / each);
@@ -283,6 +324,15 @@ impl Client {
         let times = round_trips(last, (self.count / 2).max(1))?;
         println!("idle_round_trip_us {:.1}", percentile(&times, 50));
         Ok(())
+    }
+
+    /// Opens connections and holds them until the program is ended.
+    fn hold(&self) -> Result<()> {
+        let open = self.open_idle()?;
+        println!("holding {}", open.len());
+        loop {
+            thread::park();
+        }
     }
 }
 
@@ -369,6 +419,14 @@ impl Sample {
         }
     }
 
+    fn map(&self, change: impl Fn(f64) -> f64) -> Sample {
+        Sample {
+            dom0: change(self.dom0),
+            guest: self.guest.map(&change),
+            counts: self.counts.map(|counts| counts.map(&change)),
+        }
+    }
+
     fn print_cpu(&self, name: &str, unit: &str, count: f64) {
         println!("{name}_dom0_cpu_{unit} {:.4}", self.dom0 / count);
         if let Some(guest) = self.guest {
@@ -393,20 +451,15 @@ struct Meter {
 }
 
 impl Meter {
-    fn new(http: Http, domain: &str) -> Result<Meter> {
-        let mut meter = Meter { http, domain: domain.to_owned(), cost: Sample::default() };
-        let first = meter.sample()?;
+    /// Measures what a sample uses up.
+    fn calibrate(&mut self) -> Result<()> {
+        let first = self.sample()?;
         for _ in 1..CALIBRATIONS {
-            meter.sample()?;
+            self.sample()?;
         }
-        let each = f64::from(CALIBRATIONS);
-        let Sample { dom0, guest, counts } = meter.sample()?.minus(&first);
-        meter.cost = Sample {
-            dom0: dom0 / each,
-            guest: guest.map(|guest| guest / each),
-            counts: counts.map(|counts| counts.map(|count| count / each)),
-        };
-        Ok(meter)
+        let all = self.sample()?.minus(&first);
+        self.cost = all.map(|used| used / f64::from(CALIBRATIONS));
+        Ok(())
     }
 
     fn sample(&mut self) -> Result<Sample> {
@@ -423,15 +476,6 @@ impl Meter {
             guest: seconds(&self.domain),
             counts: count("hypercalls_total").zip(count("notifications_total")).map(Into::into),
         })
-    }
-
-    /// What has been used up since `before`, without the samples themselves.
-    fn since(&mut self, before: &Sample) -> Result<Sample> {
-        let used = self.sample()?.minus(before);
-        let cost = self.cost;
-        let net = used.minus(&cost);
-        let counts = net.counts.map(|counts| counts.map(|count| count.max(0.0)));
-        Ok(Sample { dom0: net.dom0.max(0.0), guest: net.guest.map(|net| net.max(0.0)), counts })
     }
 
     fn numbers(&mut self) -> Result<String> {

@@ -1,0 +1,120 @@
+//! `make bench`: all rivals side by side, in one boot of the lab.
+//!
+//! The rivals take turns, so that a disturbance of the machine meets them all, and the table has
+//! the medians. `ROUNDS` and `IDLE` in the environment change the number of rounds, and of
+//! connections that stay open.
+
+use anyhow::{Context, Result};
+use bench::report::{self, NATIVE, Results};
+use bench::{Bench, Figures, Plan, Rival, Work, chart, medians, sum};
+use lab::{Lab, LinuxEnds, Options, Tree};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+
+/// MiB of a bulk transfer, and the number of round trips, requests and connections.
+const MB: u32 = 192;
+const COUNT: u32 = 1000;
+
+/// The same for counting system calls, where each one is slow.
+const TRACED_MB: u32 = 64;
+const TRACED_COUNT: u32 = 300;
+
+fn main() -> Result<()> {
+    let rounds = variable("ROUNDS", 3)?;
+    let plan = Plan { mb: MB, count: COUNT, idle: variable("IDLE", 1000)? };
+    let since = Instant::now();
+    let say = |text: &str| println!("{:4} s  {text}", since.elapsed().as_secs());
+    let tree = Tree::here();
+    let folder = tree.target().join("bench");
+    fs::create_dir_all(&folder)?;
+    // Built before Xen runs. If that fails, each turn of the rival reports it.
+    let _ = LinuxEnds::get(&tree, &|text| say(&format!("lab: {text}")));
+    let mut options = Options::new(tree.target().join("bench-lab"));
+    options.add_built(&tree)?;
+    let lab = Lab::boot(&tree, &options, &|text| say(&format!("lab: {text}")))?;
+    let bench = Bench::prepare(&lab, &|text| say(&format!("lab: {text}")))?;
+    bench.tune()?;
+    for rival in Rival::ALL {
+        say(&format!("{}: {}", rival.name(), rival.meaning()));
+    }
+
+    let mut all: BTreeMap<&str, Vec<Figures>> = BTreeMap::new();
+    let mut results = Results::new();
+    for round in 1..=rounds {
+        for rival in Rival::ALL {
+            say(&format!("round {round} of {rounds}: {}", rival.name()));
+            match bench.measure(rival, plan) {
+                Ok(turn) => {
+                    for failure in turn.failures {
+                        say(&format!("  {} has no figure for {failure}", rival.name()));
+                    }
+                    let figure = |name| turn.figures.get(name).copied().unwrap_or(f64::NAN);
+                    say(&format!(
+                        "  out {:.1}, in {:.1} MiB/s, round trip {:.0} us",
+                        figure("out_mib_per_s"),
+                        figure("in_mib_per_s"),
+                        figure("round_trip_us")
+                    ));
+                    all.entry(rival.name()).or_default().push(turn.figures);
+                }
+                Err(error) => say(&format!("  {} failed: {error:#}", rival.name())),
+            }
+        }
+        if round == rounds {
+            say("counting xensockd's system calls");
+            let mut figures = Figures::new();
+            for work in Work::ALL {
+                match bench.system_calls(work, "", TRACED_MB, TRACED_COUNT) {
+                    Ok(calls) => {
+                        figures.insert(work.figure().into(), sum(&calls));
+                    }
+                    Err(error) => say(&format!("  no {}: {error:#}", work.figure())),
+                }
+            }
+            all.entry(Rival::XenSock.name()).or_default().push(figures);
+        }
+        // After each round: an interrupted run leaves the rounds that it has finished.
+        results = summary(&bench, &all, &folder)?;
+    }
+
+    println!("\n{}", report::table(&results));
+    println!("{:62} {:>15} {:>8}", "target", "limit", "figure");
+    for target in report::targets(&results) {
+        println!("{target}");
+    }
+    println!("\nresults.json and results.svg are in {}", folder.display());
+    Ok(())
+}
+
+/// The medians, which are also written to files.
+fn summary(
+    bench: &Bench<'_>,
+    all: &BTreeMap<&str, Vec<Figures>>,
+    folder: &Path,
+) -> Result<Results> {
+    let mut results = Results::new();
+    for rival in Rival::ALL {
+        if let Some(rounds) = all.get(rival.name()) {
+            let mut figures = medians(rounds);
+            figures.extend(bench.sizes(rival)?);
+            results.insert(rival.name().to_owned(), figures);
+        }
+    }
+    if let Ok(output) = fs::read_to_string(folder.join("pair.txt")) {
+        results.insert(NATIVE.to_owned(), report::native(&output));
+    }
+    fs::write(folder.join("results.json"), serde_json::to_string_pretty(&results)?)?;
+    let svg = folder.join("results.svg");
+    chart::draw(&results, &svg).context("cannot draw the chart")?;
+    Ok(results)
+}
+
+/// A number from the environment.
+fn variable(name: &str, default: u32) -> Result<u32> {
+    match std::env::var(name) {
+        Ok(value) => value.parse().with_context(|| format!("{name}={value}")),
+        Err(_) => Ok(default),
+    }
+}
