@@ -3,6 +3,7 @@
 //! Arguments are those of Rust's own test programs: `cargo test -p xen-tests -- NAME`.
 #![forbid(unsafe_code)]
 
+mod benchmark;
 mod boot;
 mod chromium;
 mod draft1;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         boot::CASES,
         memory::CASES,
         network::CASES,
+        benchmark::CASES,
         linux_frontend::CASES,
         linux_backend::CASES,
         ends::CASES,

@@ -1,0 +1,71 @@
+//! The benchmark in a short form, which checks its figures but not their values.
+
+use crate::fixture::{Fixture, cases};
+use anyhow::{Context, Result, ensure};
+use bench::{Bench, Plan, Rival};
+
+cases![the_benchmark_has_each_figure_of_xensock_and_of_loopback];
+
+/// The figures of each rival, and those of rivals in a guest, of this project's guest, and of
+/// loopback alone.
+const OF_ALL: &[&str] = &[
+    "out_mib_per_s",
+    "in_mib_per_s",
+    "both_mib_per_s",
+    "round_trip_us",
+    "round_trip_p99_us",
+    "requests_per_s",
+    "requests_of_64_per_s",
+    "connections_per_s",
+    "connection_us",
+    "idle_connections",
+    "idle_open_us",
+    "idle_dom0_kib",
+    "idle_round_trip_us",
+    "out_dom0_cpu_s_per_gib",
+    "in_dom0_cpu_s_per_gib",
+    "round_trip_dom0_cpu_ms_each",
+    "request_dom0_cpu_ms_each",
+];
+const OF_A_GUEST: &[&str] = &[
+    "boot_ms",
+    "unpause_ms",
+    "idle_guest_kib",
+    "out_guest_cpu_s_per_gib",
+    "in_guest_cpu_s_per_gib",
+    "round_trip_guest_cpu_ms_each",
+    "request_guest_cpu_ms_each",
+];
+const OF_OUR_GUEST: &[&str] = &[
+    "out_hypercalls_per_mib",
+    "in_hypercalls_per_mib",
+    "round_trip_hypercalls_each",
+    "request_hypercalls_each",
+    "out_notifications_per_mib",
+    "in_notifications_per_mib",
+    "round_trip_notifications_each",
+    "request_notifications_each",
+];
+
+fn the_benchmark_has_each_figure_of_xensock_and_of_loopback(fixture: &Fixture) -> Result<()> {
+    let bench = Bench::prepare(fixture.lab()?, &|text| println!("lab: {text}"))?;
+    let plan = Plan { mb: 4, count: 64, idle: 20 };
+    for (rival, names) in [
+        (Rival::XenSock, [OF_ALL, OF_A_GUEST, OF_OUR_GUEST].concat()),
+        (Rival::Loopback, OF_ALL.to_vec()),
+    ] {
+        let turn = bench.measure(rival, plan)?;
+        ensure!(turn.failures.is_empty(), "{}: {:?}", rival.name(), turn.failures);
+        let figures = turn.figures;
+        for name in &names {
+            let value = figures.get(*name).with_context(|| format!("{name} is missing"))?;
+            // Another process may free memory meanwhile, and xl's seconds have one decimal place.
+            let rough = name.contains("_kib") || name.contains("_cpu_");
+            ensure!(value.is_finite() && (rough || *value > 0.0), "{name}: {value}");
+        }
+        ensure!(figures.len() == names.len(), "{} has others, too: {figures:?}", rival.name());
+        ensure!(figures["round_trip_us"] <= figures["round_trip_p99_us"]);
+        ensure!(figures["idle_connections"] == f64::from(plan.idle));
+    }
+    Ok(())
+}
