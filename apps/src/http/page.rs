@@ -17,7 +17,7 @@ pub const CAPACITY: usize = 6 << 10;
 pub const POLICY: &str = "Content-Security-Policy: default-src 'none'; connect-src 'self'; \
 img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
 style-src 'sha256-W5Zsaa72xX4/JSNbgNWx0uk254KE3c4zJ36o0nfTN9c='; \
-script-src 'sha256-FeMHuhipFxr/EAxioLE9YoRkLjxmEFPbjaOs4n9xPAA='\r\n";
+script-src 'sha256-0V08fgh6tDDu3WOLFqpicvpqXuxb/HkGiVQU/dJLX4s='\r\n";
 
 /// The page. The numbers replace `{cards}`.
 const PAGE: &str = include_str!("page.html");
