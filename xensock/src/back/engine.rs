@@ -20,8 +20,11 @@ use xen::{DomId, Errno, Side, Signal};
 /// The most rounds over requests and tasks in one poll.
 const ROUNDS: usize = 4;
 
-/// The most socket operations in one poll.
-const OPERATIONS: u32 = 128;
+/// The bytes that one poll may move, so that other guests get their turn.
+const BUDGET: usize = 4 << 20;
+
+/// What a socket operation takes of the budget besides the bytes that it moves.
+const OPERATION: usize = 32 << 10;
 
 /// The command ring of a device, mapped, and its event channel, bound.
 pub struct CommandLink<H: Host> {
@@ -64,7 +67,8 @@ pub(super) struct Engine<'h, H: Host> {
     pub(super) limits: Limits,
     pub(super) sockets: RefCell<BTreeMap<u64, Socket<H>>>,
     responses: RefCell<VecDeque<Response>>,
-    operations: Cell<u32>,
+    /// What is left of the budget of this poll.
+    budget: Cell<usize>,
 }
 
 /// Serves a guest's device with the protocol that both ends agreed on. Returns only if the guest
@@ -87,13 +91,13 @@ pub async fn serve<H: Host>(
         sockets: RefCell::default(),
         // Each response has a slot, so this never grows.
         responses: RefCell::new(VecDeque::with_capacity(slots)),
-        operations: Cell::new(0),
+        budget: Cell::new(0),
     };
     let mut commands = CommandBack::new(protocol);
     let mut tasks = FuturesUnordered::new();
     poll_fn(|cx| {
         link.signal.register(Side::Rx, cx.waker());
-        engine.operations.set(OPERATIONS);
+        engine.budget.set(BUDGET);
         for _ in 0..ROUNDS {
             match engine.turn(cx, &link, &mut commands, &mut tasks) {
                 Ok(true) => return Poll::Pending,
@@ -149,18 +153,18 @@ impl<H: Host> Engine<'_, H> {
         self.responses.borrow_mut().push_back(response);
     }
 
-    /// Takes one of the socket operations left in this poll. If none is left, the task runs again
-    /// in the next poll.
-    pub(super) fn poll_operation(&self, cx: &mut Context<'_>) -> Poll<()> {
-        match self.operations.get().checked_sub(1) {
-            Some(left) => {
-                self.operations.set(left);
-                Poll::Ready(())
-            }
-            None => {
-                cx.waker().wake_by_ref();
-                Poll::Pending
-            }
+    /// Permits a socket operation if some of the budget is left. If not, the task runs again in the
+    /// next poll.
+    pub(super) fn poll_budget(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.budget.get() > 0 {
+            return Poll::Ready(());
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Takes a socket operation that moved `count` bytes from the budget.
+    pub(super) fn spend(&self, count: usize) {
+        self.budget.set(self.budget.get().saturating_sub(OPERATION + count));
     }
 }

@@ -196,8 +196,10 @@ impl<H: Host> Pumps<H> {
                     break;
                 }
             };
-            ready!(engine.poll_operation(cx));
-            match ready!(stream.poll_recv(cx, room)) {
+            ready!(engine.poll_budget(cx));
+            let received = ready!(stream.poll_recv(cx, room));
+            engine.spend(*received.as_ref().unwrap_or(&0));
+            match received {
                 Ok(0) => self.end_receiving(self.broken.unwrap_or(Errno::ENOTCONN)),
                 Ok(count) => self.channel.notify(self.input.advance(region, count)),
                 Err(error) => {
@@ -243,8 +245,10 @@ impl<H: Host> Pumps<H> {
                 return Poll::Ready(());
             }
         };
-        ready!(engine.poll_operation(cx));
-        match ready!(stream.poll_send(cx, data)) {
+        ready!(engine.poll_budget(cx));
+        let sent = ready!(stream.poll_send(cx, data));
+        engine.spend(*sent.as_ref().unwrap_or(&0));
+        match sent {
             Ok(count) => {
                 self.sent += count as u64;
                 self.channel.notify(output.advance(region, count));
