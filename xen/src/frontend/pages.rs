@@ -14,8 +14,9 @@ use core::pin::pin;
 use embassy_time::{Duration, Timer};
 use futures_util::future::{Either, select};
 
-/// The most runs of pages that are kept for reuse.
+/// The most runs of pages that are kept for reuse, and the most pages.
 const POOL_CAPACITY: usize = 64;
+const POOLED_PAGES: usize = 1024;
 
 /// The first and the longest pause between two attempts to empty the quarantine.
 const QUARANTINE_RETRY: Duration = Duration::from_millis(10);
@@ -234,8 +235,11 @@ impl<M: Machine> PagePool<M> {
         if is_short {
             self.drain();
         }
-        if reusable && !is_short && self.pool.borrow().len() < POOL_CAPACITY {
-            self.pool.borrow_mut().push((peer, pages));
+        let mut pool = self.pool.borrow_mut();
+        let pooled: usize = pool.iter().map(|(_, pages)| pages.count()).sum();
+        let has_room = pool.len() < POOL_CAPACITY && pooled + pages.count() <= POOLED_PAGES;
+        if reusable && has_room && !is_short {
+            pool.push((peer, pages));
         } else {
             self.free(pages);
         }
