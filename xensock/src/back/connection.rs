@@ -63,10 +63,10 @@ pub(super) async fn run<H: Host>(
             .await;
             drain(engine, &mut pumps).await;
             // Closes the socket, before the RELEASE is answered.
-            if let Some(ring) = pumps.into_ring()
-                && release.reuse
-            {
-                engine.rings.park(offer, ring);
+            let (ring, resized) = pumps.into_ring();
+            if release.reuse {
+                let grants = resized.unwrap_or(offer.grants);
+                engine.rings.park(RingOffer { grants, ..offer }, ring);
             }
             release
         }

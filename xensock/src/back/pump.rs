@@ -31,8 +31,8 @@ pub(super) struct Pumps<H: Host> {
     broken: Option<Errno>,
     /// The error words of `in` and `out`, if set.
     errors: [Option<Errno>; 2],
-    /// Whether a RESIZE has replaced the first ring.
-    resized: bool,
+    /// The pages of the present ring, if a RESIZE has replaced the first one.
+    resized: Option<RingGrants>,
     /// The number of bytes sent.
     pub(super) sent: u64,
     /// SO_LINGER, in seconds, if the guest set it.
@@ -59,17 +59,18 @@ impl<H: Host> Pumps<H> {
             finishing: false,
             broken: None,
             errors: [None; 2],
-            resized: false,
+            resized: None,
             sent: 0,
             linger,
         }
     }
 
-    /// Closes the socket and returns the ring, unless a RESIZE has replaced the first one.
-    pub(super) fn into_ring(self) -> Option<DataRing<H>> {
+    /// Closes the socket and returns the present ring, and its pages if a RESIZE has replaced the
+    /// first ring.
+    pub(super) fn into_ring(self) -> (DataRing<H>, Option<RingGrants>) {
         let Pumps { channel, memory, stream, resized, .. } = self;
         drop(stream);
-        (!resized).then_some(DataRing { memory, channel })
+        (DataRing { memory, channel }, resized)
     }
 
     /// Carries out a request about the open connection.
@@ -85,7 +86,7 @@ impl<H: Host> Pumps<H> {
             Operation::LocalAddr => reply.addr = Some(self.stream()?.local_addr()?),
             Operation::PeerAddr => reply.addr = Some(self.stream()?.peer_addr()?),
             Operation::Shutdown(how) => self.shutdown(how)?,
-            Operation::Resize(grants) => self.resize(engine, &grants)?,
+            Operation::Resize(grants) => self.resize(engine, grants)?,
         }
         Ok(reply)
     }
@@ -123,13 +124,13 @@ impl<H: Host> Pumps<H> {
 
     /// Switches to another ring. Bytes stay in the former one: the guest reads the rest of its
     /// `in`, and `poll_send` sends the rest of its `out`.
-    fn resize(&mut self, engine: &Engine<'_, H>, grants: &RingGrants) -> Result<(), Errno> {
+    fn resize(&mut self, engine: &Engine<'_, H>, grants: RingGrants) -> Result<(), Errno> {
         self.stream()?;
         if self.former.is_some() {
             return Err(Errno::EBUSY);
         }
-        let memory = engine.rings.map(grants)?;
-        self.resized = true;
+        let memory = engine.rings.map(&grants)?;
+        self.resized = Some(grants);
         self.input = Producer::new(memory.layout.input);
         let output = core::mem::replace(&mut self.output, output(&memory));
         let former = core::mem::replace(&mut self.memory, memory);
