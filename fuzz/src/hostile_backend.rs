@@ -169,7 +169,6 @@ impl Backend {
         let config = Config {
             dialect: protocol.dialect,
             extensions: protocol.extensions,
-            ring_order: Some(1),
             answer_within: Duration::from_secs(20),
             linger: Duration::from_millis(200),
             ..Config::default()

@@ -59,6 +59,10 @@ snapshot! {
     quarantined_pages,
     /// Rings kept for the next connections.
     parked_rings,
+    /// Pages of data rings, in use or kept.
+    ring_pages,
+    /// Changes of a data ring's size.
+    rings_resized_total,
     /// Frames received by network interfaces.
     frames_received_total,
     /// Frames sent by network interfaces.

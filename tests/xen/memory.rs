@@ -146,7 +146,7 @@ fn a_guest_of_8_mib_survives_300_connections_at_once(fixture: &Fixture) -> Resul
     let guest = Service::start(fixture, HTTP, "http max-connections=1000", "memory = 8")?;
     let at_rest = || -> Result<(u64, u64)> {
         let numbers = guest.metrics()?;
-        // Without the rings that are kept for new connections: 17 pages each.
+        // Without the rings that are kept for new connections.
         let pages = numbers["free_pages"] + numbers["heap_total_bytes"] / 4096;
         Ok((pages, numbers["heap_used_bytes"]))
     };
@@ -183,7 +183,8 @@ fn a_guest_of_8_mib_survives_300_connections_at_once(fixture: &Fixture) -> Resul
     ensure!(numbers["free_pages_least"] < pages / 2, "there was memory for all: {numbers:?}");
     comes_back_to(&true, || {
         let (now, used) = at_rest()?;
-        let kept = 17 * (guest.metrics()?["parked_rings"] + 64);
+        // The pool has at most 1024 pages.
+        let kept = guest.metrics()?["ring_pages"] + 1024;
         Ok(now + kept >= pages && used < heap + (64 << 10))
     })
     .with_context(|| format!("{served} were served"))

@@ -233,15 +233,14 @@ impl InUse {
         Ok(before)
     }
 
-    /// Measures a guest over PV Calls with rings of the default size, which must be the only guest.
-    /// Counts the connection of the request for the metrics.
+    /// Measures a guest over PV Calls, which must be the only guest. Counts the connection of the
+    /// request for the metrics, but not the pages of rings.
     pub fn by(guest: &Service, dom0: &Dom0) -> Result<InUse> {
         let numbers = guest.metrics()?;
         let backend = Held::by_backend(dom0)?;
         let parked = numbers["parked_rings"];
         Ok(InUse {
-            // An indexes page and 16 data pages.
-            grants: numbers["grants_in_use"] - 17 * parked,
+            grants: numbers["grants_in_use"] - numbers["ring_pages"],
             ports: numbers["ports_open"] - parked,
             backend: Held { mappings: backend.mappings - parked, ..backend },
         })

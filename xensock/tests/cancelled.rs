@@ -162,7 +162,7 @@ fn cancelled_reads_and_writes_have_no_effect() {
         let socket = server.accept().await;
         give_up_on(stream.read(&mut [0; 10]), SOON).await;
         // Fill the ring and the network.
-        let data = pattern(1 << 20);
+        let data = pattern(4 << 20);
         let mut sent = 0;
         while let Ok(count) = with_timeout(SOON, stream.write(&data[sent..])).await {
             sent += count.unwrap();
@@ -199,7 +199,7 @@ fn exhausted_resources_are_errors_and_nothing_is_lost() {
     with_backend(|rig| async move {
         let _server = rig.net.listen(address(80)).unwrap();
         rig.frontend.connected().await.unwrap();
-        rig.world.limit_grants(4);
+        rig.world.limit_grants(2);
         assert_eq!(rig.frontend.connect(address(80)).await.map(drop), Err(Errno::ENOSPC));
         rig.world.limit_grants(1000);
         rig.world.limit_ports(0);

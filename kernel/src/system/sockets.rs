@@ -2,6 +2,7 @@
 
 use super::{Device, SOCKET_HEAP, System};
 use crate::machine::Domain;
+use crate::memory::pages;
 use crate::metrics::Snapshot;
 use crate::stages::{self, Stage};
 use alloc::boxed::Box;
@@ -11,16 +12,16 @@ use xen::{Errno, PAGE_SIZE};
 use xensock::front::{Config, Frontend};
 use xensock::wire::Dialect;
 
-struct Sockets {
-    frontend: Frontend<Domain>,
-    /// What one more connection takes for its ring, in bytes.
-    ring: usize,
-}
+/// Rings that grow get this part of the free pages and of the grants: the rest is for new
+/// connections and for the app.
+const GROWTH: usize = 4;
+
+struct Sockets(Frontend<Domain>);
 
 impl System {
     /// The sockets in dom0: the frontend of the first device with a known protocol, which
-    /// replaces the protocol in `config`. Waits until the toolstack has given the domain such a
-    /// device.
+    /// replaces the protocol in `config`. The memory that is free now replaces the budget of rings.
+    /// Waits until the toolstack has given the domain such a device.
     pub async fn sockets(&self, config: Config) -> Result<Frontend<Domain>, Errno> {
         let hint = "no device for sockets, waiting for one: set pvcalls=[\"backend=0\"] in the \
                     domain's configuration, or run attach-sockets in dom0";
@@ -34,11 +35,12 @@ impl System {
                 Ok(None)
             })
             .await?;
-        let config = Config { dialect, ..config };
+        let grants = self.0.guest.grants.usage().capacity as usize;
+        let ring_budget = pages::figures().free.min(grants) / GROWTH;
+        let config = Config { dialect, ring_budget, ..config };
         let machine = Domain::new(self.0.guest);
         let (frontend, driver) = Frontend::new(machine, self.0.store.clone(), &path, config);
-        let ring = config.ring_pages() * PAGE_SIZE;
-        self.0.devices.borrow_mut().push(Rc::new(Sockets { frontend: frontend.clone(), ring }));
+        self.0.devices.borrow_mut().push(Rc::new(Sockets(frontend.clone())));
         let connecting = frontend.clone();
         self.0.background.spawn(async move {
             if connecting.connected().await.is_ok() {
@@ -55,30 +57,32 @@ impl System {
 
 impl Device for Sockets {
     fn count(&self, snapshot: &mut Snapshot) {
-        let counted = self.frontend.statistics();
-        snapshot.socket_bytes += SOCKET_HEAP + self.ring as u64;
+        let counted = self.0.statistics();
+        snapshot.socket_bytes += SOCKET_HEAP + (self.0.ring_pages() * PAGE_SIZE) as u64;
         snapshot.sockets_open += counted.streams_open;
         snapshot.sockets_total += counted.streams_opened;
         snapshot.socket_received_bytes_total += counted.bytes_in;
         snapshot.socket_sent_bytes_total += counted.bytes_out;
         snapshot.quarantined_pages += counted.quarantined_pages;
         snapshot.parked_rings += counted.parked_rings;
+        snapshot.ring_pages += counted.ring_pages;
+        snapshot.rings_resized_total += counted.rings_resized;
     }
 
     fn trim(&self) {
-        self.frontend.trim();
+        self.0.trim();
     }
 
     fn resume(&self) -> LocalBoxFuture<'_, ()> {
-        Box::pin(self.frontend.resume())
+        Box::pin(self.0.resume())
     }
 
     fn is_drained(&self) -> bool {
-        let counted = self.frontend.statistics();
+        let counted = self.0.statistics();
         counted.streams_open + counted.listeners_open == 0
     }
 
     fn shutdown(&self) -> LocalBoxFuture<'_, ()> {
-        Box::pin(self.frontend.shutdown())
+        Box::pin(self.0.shutdown())
     }
 }

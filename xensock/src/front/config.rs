@@ -1,7 +1,17 @@
 //! A frontend's configuration and counters.
 
-use crate::wire::{Dialect, Extensions, Protocol};
+use crate::wire::{Dialect, Extensions, Orders, Protocol};
+use core::ops::RangeInclusive;
 use embassy_time::Duration;
+
+/// The order of rings that cannot be resized, if the backend and the budget permit it. Such a ring
+/// is a compromise: 128 KiB each way need a quarter of the notifications of order 4, and four times
+/// the memory, also while the connection is idle.
+const FIXED_ORDER: u32 = 6;
+
+/// Rings that cannot be resized have a smaller order if fewer than this many fit into the budget,
+/// but not a smaller one than the dialect's default.
+const FIXED_RINGS: usize = 16;
 
 /// The configuration of a frontend.
 ///
@@ -22,9 +32,16 @@ pub struct Config {
     /// The extensions to use if the backend supports them.
     pub extensions: Extensions,
     /// The size of data rings: 2 to this power pages, shared by both directions. The backend's
-    /// maximum limits it. `None`: the backend's default. A socket's own
-    /// [`SocketOption::ReceiveBuffer`](crate::wire::SocketOption) and `SendBuffer` take precedence.
+    /// maximum limits it. `None`: a ring begins with the smallest size, grows while its connection
+    /// carries bulk, and shrinks again; if the backend cannot resize rings, it has a medium size.
+    /// A socket's own [`SocketOption::ReceiveBuffer`](crate::wire::SocketOption) and `SendBuffer`
+    /// take precedence.
     pub ring_order: Option<u32>,
+    /// The most pages that rings which have grown may have together. Half of it, at most, stays
+    /// with rings that are kept for the next connections.
+    pub ring_budget: usize,
+    /// A ring that has grown shrinks after this time with little traffic.
+    pub shrink_after: Duration,
     /// How many connections may wait for a listener's `accept`.
     pub backlog: u32,
     /// How long a request other than ACCEPT and POLL may remain unanswered. A CONNECT may well take
@@ -40,6 +57,8 @@ impl Default for Config {
             dialect: Dialect::PvCalls,
             extensions: Extensions::all(),
             ring_order: None,
+            ring_budget: 4096,
+            shrink_after: Duration::from_secs(4),
             backlog: 128,
             answer_within: Duration::from_secs(180),
             linger: Duration::from_secs(30),
@@ -48,14 +67,33 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The number of pages of a connection's data ring, unless the backend or the socket determines
-    /// another size.
+    /// The number of pages of a new connection's data ring, unless the backend or the socket
+    /// determines another size.
     pub fn ring_pages(&self) -> usize {
         let protocol = Protocol { dialect: self.dialect, extensions: self.extensions };
-        let order = self.ring_order.unwrap_or(self.dialect.default_order());
-        let orders = protocol.orders();
-        let layout = protocol.layout(order.clamp(*orders.start(), *orders.end()));
-        layout.map_or(0, |layout| layout.pages)
+        let (min, max) = protocol.orders().into_inner();
+        let default = self.dialect.default_order();
+        let order = *self.ring_orders(&protocol, &Orders { min, default, max }).start();
+        protocol.layout(order).map_or(0, |layout| layout.pages)
+    }
+
+    /// The order of a new connection's ring, and the order up to which it may grow.
+    pub(super) fn ring_orders(&self, protocol: &Protocol, orders: &Orders) -> RangeInclusive<u32> {
+        let possible = |order: u32| order.clamp(orders.min, orders.max);
+        if let Some(order) = self.ring_order {
+            return possible(order)..=possible(order);
+        }
+        if protocol.has(Extensions::RESIZE) {
+            return orders.min..=orders.max;
+        }
+        let fits = |order: &u32| {
+            protocol
+                .layout(*order)
+                .is_ok_and(|layout| layout.pages * FIXED_RINGS <= self.ring_budget)
+        };
+        let least = possible(self.dialect.default_order());
+        let order = (least..=possible(FIXED_ORDER)).rev().find(fits).unwrap_or(least);
+        order..=order
     }
 }
 
@@ -82,4 +120,8 @@ pub struct Statistics {
     pub quarantined_pages: u64,
     /// Rings that are kept, with their grants and ports, for the next connections.
     pub parked_rings: u64,
+    /// Pages of data rings: of connections and pending ACCEPTs, of parked rings, and spare ones.
+    pub ring_pages: u64,
+    /// How often a ring was replaced by one of another size.
+    pub rings_resized: u64,
 }

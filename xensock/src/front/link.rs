@@ -44,13 +44,15 @@ pub(super) struct Session {
     pub(super) protocol: Protocol,
     /// The orders of data rings that the backend maps.
     pub(super) orders: Orders,
-    /// The order of a data ring for which no size was requested.
+    /// The order of a new data ring for which no size was requested.
     pub(super) ring_order: u32,
+    /// The order up to which such a ring may grow.
+    pub(super) max_ring_order: u32,
 }
 
 impl Session {
     /// The order of the smallest ring that holds `receive` bytes of `in` and `send` bytes of `out`,
-    /// or of the largest possible ring. The default order if neither is requested.
+    /// or of the largest possible ring. The order of a new ring if neither is requested.
     pub(super) fn order_for(&self, receive: Option<u32>, send: Option<u32>) -> u32 {
         if receive.is_none() && send.is_none() {
             return self.ring_order;

@@ -354,7 +354,7 @@ async fn accept<M: Machine>(
 ) -> Result<Stream<M>, Errno> {
     let core = &inner.core;
     let sizes = requested_sizes(&inner.options.borrow());
-    let (ring, offer) = core.rings.open(session, session.order_for(sizes[0], sizes[1]))?;
+    let (ring, offer) = core.open_ring(session, sizes).await?;
     let new = core.new_id();
     let answer = pin!(core.link.call(session, id, Call::Accept { new, ring: offer }));
     let given_up = pin!(async {

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `socket`, `stream` | a connection: requests and data path; the API over it |
 //! | `listener` | a listening socket, which is bound again in each session |
+//! | `socket/sizing` | the size of a connection's ring |
 //! | `rings` | the data rings of connections |
 //! | `link` | requests on the command ring; the driver completes those of dropped callers |
 //! | `session` | negotiation with a backend |
@@ -164,9 +165,19 @@ impl<M: Machine + 'static> Frontend<M> {
         self.0.shutdown().await;
     }
 
-    /// Frees the pages that are kept for further connections and granted to nobody.
+    /// Frees the pages that are kept for further connections and granted to nobody, and shrinks
+    /// rings that have grown.
     pub fn trim(&self) {
         self.0.pages.drain();
+        self.0.elastic.shrink(true);
+    }
+
+    /// The number of pages of a new connection's data ring: for the present backend or, before
+    /// there is one, for a backend with all extensions.
+    pub fn ring_pages(&self) -> usize {
+        let session = self.0.link.session();
+        let layout = session.map(|session| session.protocol.layout(session.ring_order));
+        layout.and_then(Result::ok).map_or(self.0.config.ring_pages(), |layout| layout.pages)
     }
 
     /// The counters.
@@ -178,6 +189,7 @@ impl<M: Machine + 'static> Frontend<M> {
             pages: usage.pages,
             quarantined_pages: usage.quarantined_pages,
             parked_rings: self.0.rings.parked() as u64,
+            ring_pages: self.0.rings.ring_pages() as u64,
             ..*self.0.statistics.borrow()
         }
     }

@@ -24,7 +24,7 @@ impl<M: Machine> SessionHandler for Core<M> {
 
     async fn session(&self, handshake: &mut Handshake<'_>) -> Result<SessionEnd, Errno> {
         let (path, backend) = (handshake.path, &handshake.backend);
-        let Config { dialect, extensions, ring_order, .. } = self.config;
+        let Config { dialect, extensions, .. } = self.config;
         let wish = Protocol { dialect, extensions };
         let node = async |name: &str| {
             handshake.store.read_string(&format!("{}/{name}", backend.path)).await.ok()
@@ -38,10 +38,10 @@ impl<M: Machine> SessionHandler for Core<M> {
                 return if is_first { Err(Errno::EOPNOTSUPP) } else { Ok(SessionEnd::BadOffer) };
             }
         };
-        let ring_order = ring_order.unwrap_or(orders.default);
-        let ring_order = ring_order.clamp(orders.min, orders.max);
+        let (ring_order, max_ring_order) = self.config.ring_orders(&protocol, &orders).into_inner();
         let (number, backend) = (handshake.session, backend.domain);
-        let channel = self.link.open(Session { number, backend, protocol, orders, ring_order })?;
+        let session = Session { number, backend, protocol, orders, ring_order, max_ring_order };
+        let channel = self.link.open(session)?;
         let mut nodes = protocol.frontend_nodes();
         nodes.extend(channel.map(|(name, value)| (name, value.to_string())));
         if let Some(end) = handshake.connect(&nodes, State::Initialised).await? {

@@ -1,16 +1,21 @@
 //! What a frontend's handles, sockets and driver share.
 
 use super::config::{Config, Statistics};
-use super::link::Link;
+use super::link::{Link, Session};
 use super::progress::Operations;
-use super::rings::Rings;
+use super::rings::{Ring, Rings};
+use super::socket::Elastic;
+use crate::wire::RingOffer;
 use alloc::collections::BTreeMap;
 use alloc::rc::{Rc, Weak};
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
-use embassy_time::with_timeout;
+use embassy_time::{Duration, with_timeout};
 use xen::frontend::{self, PagePool};
 use xen::{Errno, Machine};
+
+/// How long a new connection waits for memory of rings that have grown.
+const GIVE_WAY: Duration = Duration::from_secs(1);
 
 /// A socket or a listener, which is notified of changes of the link.
 pub(super) trait Member {
@@ -29,6 +34,8 @@ pub(super) struct Core<M: Machine + 'static> {
     pub(super) link: Link<M>,
     pub(super) statistics: RefCell<Statistics>,
     members: RefCell<BTreeMap<u64, Weak<dyn Member>>>,
+    /// The connections whose rings have grown.
+    pub(super) elastic: Elastic<M>,
     next_id: Cell<u64>,
     /// Sockets that are being released.
     pub(super) releasing: Operations,
@@ -41,11 +48,12 @@ impl<M: Machine + 'static> Core<M> {
         let pages = Rc::new(PagePool::new(machine));
         Core {
             config,
-            rings: Rings::new(pages.clone()),
+            rings: Rings::new(pages.clone(), config.ring_budget),
             link: Link::new(pages.clone(), config.answer_within),
             pages,
             statistics: RefCell::default(),
             members: RefCell::default(),
+            elastic: Elastic::default(),
             next_id: Cell::new(1),
             releasing: Operations::default(),
             unbinding: Operations::default(),
@@ -70,6 +78,27 @@ impl<M: Machine + 'static> Core<M> {
     /// A copy of the list of members: a member may unregister itself while it is notified.
     pub(super) fn members(&self) -> Vec<Rc<dyn Member>> {
         self.members.borrow().values().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Opens a data ring for a connection with these requested sizes. If there is no memory, grant
+    /// or port for it, rings that have grown give way.
+    pub(super) async fn open_ring(
+        &self,
+        session: &Session,
+        sizes: [Option<u32>; 2],
+    ) -> Result<(Ring, RingOffer), Errno> {
+        let order = session.order_for(sizes[0], sizes[1]);
+        let largest = if sizes == [None; 2] { session.max_ring_order } else { order };
+        let open = || self.rings.open(session, order..=largest);
+        match open() {
+            Err(Errno::ENOMEM | Errno::ENOSPC) if self.elastic.shrink(true) => {}
+            opened => return opened,
+        }
+        let again = || match open() {
+            Err(Errno::ENOMEM | Errno::ENOSPC) if !self.elastic.is_empty() => None,
+            opened => Some(opened),
+        };
+        with_timeout(GIVE_WAY, self.rings.changed.until(again)).await.unwrap_or_else(|_| open())
     }
 
     /// Waits for a limited time until dropped sockets are released, then closes the device.

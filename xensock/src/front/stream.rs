@@ -40,7 +40,7 @@ pub(super) async fn connect<M: Machine>(
 ) -> Result<Stream<M>, Errno> {
     let session = core.link.up().await?;
     let sizes = requested_sizes(&options);
-    let (ring, offer) = core.rings.open(&session, session.order_for(sizes[0], sizes[1]))?;
+    let (ring, offer) = core.open_ring(&session, sizes).await?;
     let id = core.new_id();
     let mut calls = preparations(&session, Family::of(to), &options);
     calls.push(Call::Connect { addr: to, flags: 0, ring: offer });
@@ -120,7 +120,8 @@ impl<M: Machine> Connection<M> {
 
     /// Changes an option; see [`SocketOption`] for the values. [`SocketOption::ReceiveBuffer`] and
     /// `SendBuffer` change the size of the data ring to the smallest that holds both. No data is
-    /// lost. They fail with [`Errno::EBUSY`] while the previous ring is not empty.
+    /// lost, and the size no longer changes by itself. They fail with [`Errno::EBUSY`] while the
+    /// previous ring is not empty.
     pub async fn set_option(&mut self, option: SocketOption, value: u32) -> Result<(), Errno> {
         let socket = self.socket.clone();
         self.socket.core.link.run(async move { socket.set_option(option, value).await }).await

@@ -12,7 +12,7 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use xen::{DomId, Errno, Shared, WaitList};
 
-/// The buffer of each direction of a connection, in bytes.
+/// The buffer of each direction of a connection, in bytes, unless a test sets another size.
 const CAPACITY: usize = 64 * 1024;
 
 /// The first port for sockets that are bound to port 0.
@@ -30,6 +30,7 @@ struct State {
     spoke: WaitList,
     open: Cell<usize>,
     last_port: Cell<u16>,
+    capacity: Cell<Option<usize>>,
 }
 
 struct Bound {
@@ -60,6 +61,11 @@ impl FakeNet {
         FakeNet::default()
     }
 
+    /// Sets how many bytes each direction of later connections buffers.
+    pub fn set_capacity(&self, bytes: usize) {
+        self.0.capacity.set(Some(bytes));
+    }
+
     /// Both ends of a connection, at addresses where no socket listens.
     pub fn pair(&self) -> (FakeStream, FakeStream) {
         let any = |port| (Ipv4Addr::LOCALHOST, port).into();
@@ -68,7 +74,8 @@ impl FakeNet {
 
     fn pair_of(&self, near: SocketAddr, far: SocketAddr) -> (FakeStream, FakeStream) {
         self.0.open.set(self.0.open.get() + 2);
-        let (there, back) = (Rc::new(Pipe::new(CAPACITY)), Rc::new(Pipe::new(CAPACITY)));
+        let capacity = self.0.capacity.get().unwrap_or(CAPACITY);
+        let (there, back) = (Rc::new(Pipe::new(capacity)), Rc::new(Pipe::new(capacity)));
         let socket = |input: &Rc<Pipe>, output: &Rc<Pipe>, local, peer| FakeStream {
             net: self.clone(),
             input: input.clone(),

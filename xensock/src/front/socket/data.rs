@@ -3,6 +3,7 @@
 use super::super::rings::Ends;
 use super::Socket;
 use crate::ring::len;
+use alloc::rc::Rc;
 use core::task::{Context, Poll};
 use xen::{Errno, Machine, Shared, Side};
 
@@ -13,7 +14,7 @@ impl<M: Machine> Socket<M> {
     /// Waits for data. `take` gets the data, which is empty at the end of the stream, and returns
     /// how many bytes it took.
     pub(in super::super) fn poll_take<R>(
-        &self,
+        self: &Rc<Self>,
         cx: &mut Context<'_>,
         mut take: impl FnMut([Shared<'_>; 2]) -> (usize, R),
     ) -> Poll<Result<R, Errno>> {
@@ -22,7 +23,7 @@ impl<M: Machine> Socket<M> {
 
     /// Waits for room. `put` gets the room and returns how many bytes it wrote.
     pub(in super::super) fn poll_put<R>(
-        &self,
+        self: &Rc<Self>,
         cx: &mut Context<'_>,
         mut put: impl FnMut([Shared<'_>; 2]) -> (usize, R),
     ) -> Poll<Result<R, Errno>> {
@@ -31,7 +32,7 @@ impl<M: Machine> Socket<M> {
 
     /// Waits until `attempt` returns a value or an error.
     fn poll<R>(
-        &self,
+        self: &Rc<Self>,
         cx: &mut Context<'_>,
         side: Side,
         mut attempt: impl FnMut() -> Result<Option<R>, Errno>,
@@ -49,6 +50,9 @@ impl<M: Machine> Socket<M> {
             // An event before the registration has woken nobody; the second attempt sees its cause.
             self.arm(side);
             result = attempt().transpose();
+        }
+        if self.load.is_high(side) {
+            self.grow();
         }
         match result {
             Some(result) => {
@@ -97,8 +101,12 @@ impl<M: Machine> Socket<M> {
                 Some(error) => return Err(error),
             }
         }
+        let size = pages.layout.input.size;
+        if len(&data) >= size as usize / 2 && error.is_none() {
+            self.load.observe(Side::Rx, size);
+        }
         let (count, value) = take(data);
-        self.core.statistics.borrow_mut().bytes_in += count as u64;
+        self.count(Side::Rx, count);
         if consumer.advance(region, count).is_due() {
             self.core.link.notify(self.port);
         }
@@ -118,7 +126,7 @@ impl<M: Machine> Socket<M> {
         let mut value = None;
         if len(&data) > 0 {
             let (count, taken) = take(data);
-            self.core.statistics.borrow_mut().bytes_in += count as u64;
+            self.count(Side::Rx, count);
             let _ = consumer.advance(region, count);
             value = Some(taken);
         }
@@ -134,6 +142,7 @@ impl<M: Machine> Socket<M> {
             && let Some(ends) = former.take()
         {
             self.core.rings.close_pages(ends.pages);
+            self.core.rings.changed.wake_all();
         }
     }
 
@@ -151,14 +160,25 @@ impl<M: Machine> Socket<M> {
         }
         let room = producer.room(region).map_err(|error| self.fail(error))?;
         if len(&room) == 0 {
+            self.load.observe(Side::Tx, pages.layout.output.size);
             return Ok(None);
         }
         let (count, value) = put(room);
-        self.core.statistics.borrow_mut().bytes_out += count as u64;
+        self.count(Side::Tx, count);
         if producer.advance(region, count).is_due() {
             self.core.link.notify(self.port);
         }
         Ok(Some(value))
+    }
+
+    /// Counts bytes that the app took or put.
+    fn count(&self, side: Side, count: usize) {
+        self.load.add(side, count);
+        let mut statistics = self.core.statistics.borrow_mut();
+        match side {
+            Side::Rx => statistics.bytes_in += count as u64,
+            Side::Tx => statistics.bytes_out += count as u64,
+        }
     }
 
     fn may_write(&self, error: Option<Errno>) -> Result<(), Errno> {

@@ -2,9 +2,12 @@
 
 mod data;
 mod options;
+mod sizing;
+
+pub(super) use sizing::Elastic;
 
 use super::link::{Answer, Session};
-use super::rings::{Ends, Ring};
+use super::rings::{Ends, ParkSlot, Ring};
 use super::state::{Core, Member};
 use crate::ring::len;
 use crate::wire::{Call, Extensions, SocketOption};
@@ -15,6 +18,7 @@ use core::future::{Future, poll_fn};
 use core::net::SocketAddr;
 use core::task::Poll;
 use embassy_time::with_timeout;
+use sizing::Load;
 use xen::{Errno, Machine, Port, Side, Signal};
 
 /// A connected socket.
@@ -31,8 +35,9 @@ pub(super) struct Socket<M: Machine + 'static> {
     former: RefCell<Option<Ends>>,
     /// Whether a RESIZE is in progress. Nothing may be written until it is answered.
     resizing: Cell<bool>,
-    /// Whether the ring has been resized.
-    resized: Cell<bool>,
+    /// Whether the socket is being released.
+    ending: Cell<bool>,
+    load: Load,
     /// Whether writing was shut down.
     write_shutdown: Cell<bool>,
     /// The requested sizes of `in` and `out`.
@@ -70,13 +75,15 @@ impl<M: Machine> Socket<M> {
             ring: RefCell::new(Some(Ends::new(pages))),
             former: RefCell::default(),
             resizing: Cell::new(false),
-            resized: Cell::new(false),
+            ending: Cell::new(false),
+            load: Load::default(),
             write_shutdown: Cell::new(false),
             sizes: Cell::new(sizes),
             failed: Cell::new(None),
             burst: Cell::new(0),
         });
         core.register(id, &socket);
+        socket.watch_size();
         let mut statistics = core.statistics.borrow_mut();
         statistics.streams_opened += 1;
         statistics.streams_open += 1;
@@ -103,6 +110,7 @@ impl<M: Machine> Socket<M> {
     fn end(&self, error: Errno) {
         if let Some(ring) = self.take_ring(error) {
             self.core.rings.close(ring);
+            self.core.rings.changed.wake_all();
         }
         self.signal.raise();
     }
@@ -111,6 +119,7 @@ impl<M: Machine> Socket<M> {
         if self.failed.get().is_none() {
             self.failed.set(Some(error));
         }
+        self.core.elastic.remove(self.id);
         if let Some(former) = self.former.take() {
             self.core.rings.close_pages(former.pages);
         }
@@ -121,9 +130,13 @@ impl<M: Machine> Socket<M> {
         Some(Ring { pages, port: self.port, signal: self.signal.clone() })
     }
 
-    /// Whether the ring is intact, so that it may serve another connection.
-    fn is_reusable(&self) -> bool {
-        self.failed.get().is_none() && !self.resized.get()
+    /// A place for the ring among the parked ones, if the ring is intact, so that it may serve
+    /// another connection. It is unknown which ring the backend has during a RESIZE.
+    fn park_slot(&self) -> Option<ParkSlot> {
+        if self.failed.get().is_some() || self.resizing.get() {
+            return None;
+        }
+        self.core.rings.reserve(&self.session, &self.ring.borrow().as_ref()?.pages)
     }
 
     /// Releases the socket after its unsent data is sent or, with `abort`, at once. Counts as
@@ -132,6 +145,8 @@ impl<M: Machine> Socket<M> {
     /// Some backends lose what is in `out` at the RELEASE, so `out` must be empty first.
     pub(super) fn release(self: Rc<Self>, abort: bool) -> impl Future<Output = ()> {
         let releasing = self.core.releasing.begin();
+        self.ending.set(true);
+        self.watch_size();
         async move {
             let _releasing = releasing;
             if abort {
@@ -144,12 +159,12 @@ impl<M: Machine> Socket<M> {
             if !self.is_open() {
                 return;
             }
-            let slot = self.is_reusable().then(|| self.core.rings.reserve(&self.session)).flatten();
+            let slot = self.park_slot();
             let answer = self.call(Call::Release { reuse: slot.is_some() }).await;
             if let Err(error) = answer {
                 log::warn!("releasing socket {} failed: {error}", self.id);
             }
-            let is_parked = answer.is_ok() && self.is_reusable();
+            let is_parked = answer.is_ok() && self.failed.get().is_none();
             match slot.filter(|_| is_parked) {
                 Some(slot) => {
                     if let Some(ring) = self.take_ring(Errno::ENOTCONN) {
@@ -165,7 +180,7 @@ impl<M: Machine> Socket<M> {
     }
 
     /// Waits until `out` is empty, or until the backend takes nothing for some time.
-    async fn drain(&self) {
+    async fn drain(self: &Rc<Self>) {
         let mut unsent = self.unsent();
         while unsent > 0 {
             let less = poll_fn(|cx| {
