@@ -304,6 +304,23 @@ fn small_messages_cost_one_event_each() {
 }
 
 #[test]
+fn a_connection_costs_one_event_to_open_and_one_to_close() {
+    with_backend(|rig| async move {
+        let server = rig.net.listen(address(80)).unwrap();
+        rig.frontend.connected().await.unwrap();
+        let sent = || rig.frontend.statistics().notifications_sent;
+        for _ in 0..20 {
+            let before = sent();
+            let mut stream = rig.frontend.connect(address(80)).await.unwrap();
+            assert_eq!(sent() - before, 1);
+            let _socket = server.accept().await;
+            stream.close(Close::Both).await.unwrap();
+            assert_eq!(sent() - before, 2);
+        }
+    });
+}
+
+#[test]
 fn pages_are_kept_for_the_next_connections_unless_memory_is_short() {
     with_backend(|rig| async move {
         let _server = rig.net.listen(address(80)).unwrap();

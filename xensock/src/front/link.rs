@@ -183,28 +183,57 @@ impl<M: Machine> Link<M> {
     /// Makes a request about a socket and waits for its answer.
     pub(super) async fn call(&self, session: &Session, socket: u64, call: Call) -> Answer {
         let waits_for_remote = matches!(call, Call::Accept { .. } | Call::Poll);
-        let answer = {
-            let mut commands = self.commands.borrow_mut();
-            match commands.as_mut() {
-                Some(up) if up.is_up && up.session.number == session.number => {
-                    let answer = up.calls.queue(socket, call);
-                    self.send(up);
-                    answer
-                }
-                _ => return Err(Errno::ENETDOWN),
+        let answer = self.queue(session, |calls| calls.queue(socket, call))?;
+        if waits_for_remote {
+            // An error: the command ring was closed with the request unanswered.
+            return answer.await.unwrap_or(Err(Errno::ENETDOWN));
+        }
+        self.in_time(socket, async { answer.await.unwrap_or(Err(Errno::ENETDOWN)) }).await
+    }
+
+    /// Makes all calls about a new socket at once, with one event: a backend carries them out in
+    /// order, and refuses those after a failure. Returns the last reply, with the last address that
+    /// was received.
+    pub(super) async fn call_all(
+        &self,
+        session: &Session,
+        socket: u64,
+        calls: Vec<Call>,
+    ) -> Answer {
+        let answers: Vec<_> = self.queue(session, |queues| {
+            calls.into_iter().map(|call| queues.queue(socket, call)).collect()
+        })?;
+        let all = async {
+            let mut all: Answer = Ok(Reply::default());
+            for answer in answers {
+                let answer = answer.await.unwrap_or(Err(Errno::ENETDOWN));
+                all = all.and_then(|last| {
+                    answer.map(|reply| Reply { addr: reply.addr.or(last.addr), ..reply })
+                });
             }
+            all
         };
-        let answer = if waits_for_remote {
-            answer.await
-        } else {
-            let Ok(answer) = with_timeout(self.answer_within, answer).await else {
-                log::warn!("the backend has not answered a request about socket {socket}");
-                return Err(Errno::ETIMEDOUT);
-            };
-            answer
-        };
-        // The command ring was closed with the request unanswered.
-        answer.unwrap_or(Err(Errno::ENETDOWN))
+        self.in_time(socket, all).await
+    }
+
+    /// Queues calls and sends them.
+    fn queue<T>(&self, session: &Session, queue: impl FnOnce(&mut Calls) -> T) -> Result<T, Errno> {
+        let mut commands = self.commands.borrow_mut();
+        match commands.as_mut() {
+            Some(up) if up.is_up && up.session.number == session.number => {
+                let queued = queue(&mut up.calls);
+                self.send(up);
+                Ok(queued)
+            }
+            _ => Err(Errno::ENETDOWN),
+        }
+    }
+
+    async fn in_time(&self, socket: u64, answer: impl Future<Output = Answer>) -> Answer {
+        with_timeout(self.answer_within, answer).await.unwrap_or_else(|_| {
+            log::warn!("the backend has not answered a request about socket {socket}");
+            Err(Errno::ETIMEDOUT)
+        })
     }
 
     fn send(&self, commands: &mut CommandRing) {

@@ -8,7 +8,7 @@ use super::link::{Answer, Session};
 use super::progress::Operations;
 use super::socket::{Addrs, Socket};
 use super::state::{Core, Member};
-use super::stream::{Connection, Stream, call_all, preparations, requested_sizes};
+use super::stream::{Connection, Stream, preparations, requested_sizes};
 use crate::wire::{Call, Extensions, Family, Options, SocketOption};
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
@@ -259,7 +259,7 @@ impl<M: Machine> Inner<M> {
         // All requests are sent at once. If one fails, those after it fail too.
         let mut calls = preparations(session, Family::of(addr), &self.options.borrow());
         calls.extend([Call::Bind { addr }, Call::Listen { backlog: core.config.backlog }]);
-        match call_all(core, session, id, calls).await {
+        match core.link.call_all(session, id, calls).await {
             Ok(reply) => {
                 self.addr.set(reply.addr.unwrap_or(addr));
                 Ok(id)

@@ -1,6 +1,6 @@
 //! A stream: how it is connected, and its operations.
 
-use super::link::{Answer, Reply, Session};
+use super::link::Session;
 use super::socket::{Addrs, Socket};
 use super::state::Core;
 use crate::ring::{copy_in, copy_out};
@@ -13,7 +13,6 @@ use core::net::SocketAddr;
 use core::task::{Context, Poll};
 use edge_nal::Close;
 use futures_util::FutureExt;
-use futures_util::future::join_all;
 use xen::{Errno, Machine, Shared};
 use xensock_stream::PollSocket;
 
@@ -44,7 +43,7 @@ pub(super) async fn connect<M: Machine>(
     let id = core.new_id();
     let mut calls = preparations(&session, Family::of(to), &options);
     calls.push(Call::Connect { addr: to, flags: 0, ring: offer });
-    match call_all(&core, &session, id, calls).await {
+    match core.link.call_all(&session, id, calls).await {
         Ok(reply) => {
             let addrs = Addrs { local: reply.addr, peer: Some(to) };
             Ok(Stream::new(Connection::new(Socket::new(&core, id, session, ring, addrs, sizes))))
@@ -73,23 +72,6 @@ pub(super) fn preparations(session: &Session, family: Family, options: &Options)
     let options = options.iter().filter(|(option, _)| !option.is_ring_size());
     let set = options.map(|(option, value)| Call::SetOption { option, value });
     create.into_iter().chain(set).collect()
-}
-
-/// Makes all calls about a new socket at once: a backend carries them out in order, and refuses
-/// those after a failure. Returns the last reply, with the last address that was received.
-pub(super) async fn call_all<M: Machine>(
-    core: &Core<M>,
-    session: &Session,
-    id: u64,
-    calls: Vec<Call>,
-) -> Answer {
-    let calls = calls.into_iter().map(|call| core.link.call(session, id, call));
-    let mut last = Reply::default();
-    for reply in join_all(calls).await {
-        let reply = reply?;
-        last = Reply { addr: reply.addr.or(last.addr), ..reply };
-    }
-    Ok(last)
 }
 
 impl<M: Machine> Connection<M> {
