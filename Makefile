@@ -80,6 +80,7 @@ bench: kernel xensockd programs ## XenSock beside other stacks, in one table: RO
 	$(CARGO) bench -p xensock --features testing --bench pair --profile host \
 		>target/bench/pair.txt
 	@cat target/bench/pair.txt
+	$(CARGO) bench -p xensockd --bench threads --profile host
 	ROUNDS='$(ROUNDS)' IDLE='$(IDLE)' $(CARGO) bench -p xen-tests --profile host
 
 soak: setup ## kills the backend and saves the guest under load: SOAK_ROUNDS=100
