@@ -1,7 +1,7 @@
 //! The benchmark in a short form, which checks its figures but not their values, and the number of
 //! the daemon's system calls.
 
-use crate::fixture::{Fixture, cases};
+use crate::fixture::{Fixture, build_examples, cases};
 use anyhow::{Context, Result, ensure};
 use bench::{Bench, Plan, Rival, Work, sum};
 
@@ -53,6 +53,7 @@ const OF_OUR_GUEST: &[&str] = &[
 ];
 
 fn the_benchmark_has_each_figure_of_xensock_and_of_loopback(fixture: &Fixture) -> Result<()> {
+    build_examples()?;
     let bench = Bench::prepare(fixture.lab()?, &|text| println!("lab: {text}"))?;
     let plan = Plan { mb: 4, count: 64, idle: 20 };
     for (rival, names) in [
@@ -80,6 +81,7 @@ fn the_benchmark_has_each_figure_of_xensock_and_of_loopback(fixture: &Fixture) -
 const SLACK: f64 = 0.3;
 
 fn a_round_trip_takes_the_daemon_seven_system_calls(fixture: &Fixture) -> Result<()> {
+    build_examples()?;
     let bench = Bench::prepare(fixture.lab()?, &|text| println!("lab: {text}"))?;
     let calls = bench.system_calls(Work::RoundTrip, "", 1, 200)?;
     let each = sum(&calls);
@@ -89,6 +91,7 @@ fn a_round_trip_takes_the_daemon_seven_system_calls(fixture: &Fixture) -> Result
 }
 
 fn the_daemon_makes_no_system_calls_for_idle_connections(fixture: &Fixture) -> Result<()> {
+    build_examples()?;
     let bench = Bench::prepare(fixture.lab()?, &|text| println!("lab: {text}"))?;
     let calls = bench.idle_system_calls(50, 5)?;
     ensure!(calls.is_empty(), "{calls:?}");

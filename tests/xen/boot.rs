@@ -1,10 +1,10 @@
 //! What a loader passes to the kernel, and the stages of booting.
 
-use crate::fixture::{Fixture, cases};
+use crate::fixture::{Fixture, cases, example};
 use crate::images::image;
 use crate::service::{HTTP, PATIENCE, Service, sha256};
 use anyhow::{Context, Result, ensure};
-use lab::{Domain, Tree};
+use lab::Domain;
 use std::fs;
 use std::process::Command;
 
@@ -43,7 +43,7 @@ pub fn id(guest: &Domain) -> Result<u32> {
 fn a_version_0_loader_without_a_command_line_is_supported(fixture: &Fixture) -> Result<()> {
     let lab = fixture.lab()?;
     let config = image(fixture, "memory", "")?;
-    let built = Tree::here().target().join("x86_64-xen-pvh/release/examples/memory");
+    let built = example("memory")?;
     let symbols = String::from_utf8(Command::new("nm").arg(&built).output()?.stdout)?;
     let address = |name: &str| -> Result<[u8; 8]> {
         let line = symbols.lines().find(|line| line.ends_with(&format!(" {name}")));

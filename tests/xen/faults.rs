@@ -1,11 +1,10 @@
 //! Guests that cause faults: each fault ends the guest, with a crash report of the cause, the
 //! address and the callers. `kernel/examples/faults.rs` is the guest.
 
-use crate::fixture::{Fixture, cases, wait_until};
+use crate::fixture::{Fixture, cases, example, wait_until};
 use crate::service::PATIENCE;
 use anyhow::{Context, Result, ensure};
-use lab::{Dom0, Domain, Tree};
-use std::path::PathBuf;
+use lab::{Dom0, Domain};
 use std::process::Command;
 
 cases![
@@ -112,16 +111,11 @@ const RING: usize = 2048;
 /// The number of guests that are created before the first one's report is read.
 const AT_ONCE: usize = 7;
 
-/// The image with its symbols.
-fn image() -> PathBuf {
-    Tree::here().target().join("x86_64-xen-pvh/release/examples/faults")
-}
-
 /// Copies the image into dom0 without symbols: reports must take names from its own list.
 fn push(fixture: &Fixture) -> Result<&Dom0> {
     let folder = tempfile::tempdir()?;
     let stripped = folder.path().join("faults");
-    let status = Command::new("strip").arg("-o").arg(&stripped).arg(image()).status()?;
+    let status = Command::new("strip").arg("-o").arg(&stripped).arg(example("faults")?).status()?;
     ensure!(status.success(), "strip failed");
     let lab = fixture.lab()?;
     lab.push(&stripped, "/root/faults")?;
@@ -184,7 +178,7 @@ fn a_crash_report_has_registers_build_id_and_function_names(fixture: &Fixture) -
     guest.wait_for_end(PATIENCE)?;
     let console = guest.console()?;
 
-    let notes = output(Command::new("readelf").arg("-n").arg(image()))?;
+    let notes = output(Command::new("readelf").arg("-n").arg(example("faults")?))?;
     let build_id = notes.lines().find_map(|line| line.trim().strip_prefix("Build ID: "));
     let build_id = build_id.context("readelf shows no build id")?;
     let said: Vec<_> = console.lines().filter(|line| line.contains(build_id)).collect();
@@ -202,7 +196,7 @@ fn a_crash_report_has_registers_build_id_and_function_names(fixture: &Fixture) -
     ensure!(places.len() > 3 && places[0].contains("faults::write_to+"), "{console}");
     let address = |line: &str| line.split_whitespace().nth(1).unwrap_or_default().to_owned();
     let mut addr2line = Command::new("addr2line");
-    let found = output(addr2line.args(["-Cfe"]).arg(image()).arg(address(places[0])))?;
+    let found = output(addr2line.args(["-Cfe"]).arg(example("faults")?).arg(address(places[0])))?;
     ensure!(found.contains("write_to"), "{found} is not {}", places[0]);
 
     // Xen's log has the same report.

@@ -1,6 +1,6 @@
 //! Some images of kernel/examples, and the kernel without Xen.
 
-use crate::fixture::{Fixture, cases};
+use crate::fixture::{Fixture, build_examples, cases, example};
 use crate::service::PATIENCE;
 use anyhow::{Result, ensure};
 use lab::{Domain, Tree, dom0_port};
@@ -16,7 +16,7 @@ cases![
 
 /// Copies an example's image into dom0, and returns a configuration that runs it.
 pub fn image(fixture: &Fixture, name: &str, cmdline: &str) -> Result<String> {
-    let built = Tree::here().target().join("x86_64-xen-pvh/release/examples").join(name);
+    let built = example(name)?;
     fixture.lab()?.push(&built, &format!("/root/{name}"))?;
     Ok(format!(
         "type = \"pvh\"\nkernel = \"/root/{name}\"\ncmdline = \"{cmdline}\"\nmemory = 32\n\
@@ -40,6 +40,7 @@ fn the_example_of_the_readme_sends_its_greeting(fixture: &Fixture) -> Result<()>
 }
 
 fn images_contain_no_floating_point_instructions(_: &Fixture) -> Result<()> {
+    build_examples()?;
     let release = Tree::here().target().join("x86_64-xen-pvh/release");
     // The last image contains such instructions on purpose.
     for (image, has_some) in

@@ -1,7 +1,7 @@
 //! A guest whose backend sends invalid data: it logs the error, closes the socket or the device,
 //! and survives.
 
-use crate::fixture::{Fixture, cases, wait_until};
+use crate::fixture::{Fixture, build_examples, cases, wait_until};
 use crate::service::{PATIENCE, Service, pattern, sha256};
 use anyhow::{Result, ensure};
 use lab::Tree;
@@ -37,6 +37,7 @@ const LIES: [(&str, &str); 22] = [
 
 fn a_guest_survives_and_logs_every_lie_of_its_backend(fixture: &Fixture) -> Result<()> {
     let lab = fixture.lab()?;
+    build_examples()?;
     lab.push(&Tree::here().target().join("host/examples/liar"), "/root/liar")?;
     let guest = Service::http(fixture)?;
     let id = guest.domain.id()?.unwrap_or_default();

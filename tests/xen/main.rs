@@ -87,13 +87,14 @@ fn main() -> ExitCode {
         Trial::test(name, run).with_ignored_flag(!large && memory::needs_large_machine(name))
     });
     if arguments.filter.is_none() {
-        // The last tests need Linux's ends of PV Calls, which take long to download and build. If
-        // that fails, these tests report it.
+        // Later tests need the examples, and the last ones Linux's ends of PV Calls, which take
+        // long to download and build. If that fails, these tests report it.
         let fixture = Arc::clone(&fixture);
         thread::spawn(move || {
             let booted = fixture.lab().is_ok();
             drop(fixture);
             if booted {
+                let _ = fixture::build_examples();
                 let _ = LinuxEnds::get(&Tree::here(), &|_| ());
             }
         });
