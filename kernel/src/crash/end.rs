@@ -4,24 +4,33 @@ use super::backtrace::{self, Backtrace, Memory};
 use super::build_id::BuildId;
 use super::output;
 use super::registers::{General, Registers};
-use super::symbols::Symbols;
+use super::symbols::Names;
 use crate::hypercall::Xen;
 use crate::logger::DebugPort;
 use crate::memory::image;
+use arrayvec::ArrayVec;
 use core::fmt::{self, Display, Write};
 use core::panic::PanicInfo;
 use core::ptr;
 use core::sync::atomic::{AtomicU32, Ordering};
 use log::LevelFilter;
-use spin::Once;
+use spin::{Mutex, Once};
 use x86_64::instructions::{hlt, interrupts};
 use xen::hypercall::{Operations, ShutdownReason};
 
 /// The hypervisor, which ends the domain.
 static XEN: Once<Xen> = Once::new();
 
+/// The functions' names. Their memory is set aside at boot: a crash may have to do with little.
+static NAMES: Once<Mutex<Names>> = Once::new();
+
 /// The number of reports that have begun: a report may crash itself.
 static REPORTS: AtomicU32 = AtomicU32::new(0);
+
+/// Lets reports contain functions' names.
+pub(super) fn prepare_names() {
+    NAMES.call_once(|| Mutex::new(Names::new()));
+}
 
 /// Lets crashes end the domain. Before, they stop the processor.
 pub(crate) fn set_xen(xen: Xen) {
@@ -50,9 +59,13 @@ fn report(cause: &dyn Display, registers: &Registers) {
     output::everywhere(format_args!("\nxensock-kernel: {cause}\n"));
     output::everywhere(format_args!("{registers}\nbuild id {}\n", build_id()));
     let code = image::code();
-    for (depth, address) in callers(registers).enumerate() {
-        let place = Symbols(image::symbols()).find(address).filter(|_| code.contains(&address));
-        match place {
+    let addresses: ArrayVec<u64, { backtrace::MOST }> = callers(registers).collect();
+    // A crash while names are searched leaves the lock taken.
+    let mut names = NAMES.get().and_then(Mutex::try_lock);
+    let places = names.as_mut().map(|names| names.find(image::symbols(), &addresses));
+    for (depth, address) in addresses.iter().enumerate() {
+        let place = places.and_then(|places| places[depth]);
+        match place.filter(|_| code.contains(address)) {
             Some(place) => output::everywhere(format_args!("{depth:>4} {address:#x} {place}\n")),
             None => output::everywhere(format_args!("{depth:>4} {address:#x}\n")),
         }

@@ -36,6 +36,7 @@ struct Frame {
 
 /// Loads the interrupt table.
 pub fn init() {
+    super::end::prepare_names();
     let table = IDT.call_once(|| {
         // SAFETY: the symbol is a table of 32 addresses, which is never written.
         let stubs = unsafe { &exception_stubs };

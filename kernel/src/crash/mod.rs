@@ -38,9 +38,9 @@
 //!
 //! # Names and lines
 //!
-//! The names come from a list in the image, which the linker's wrapper `kernel/symbols-ld` adds;
-//! `strip` keeps it. Without the wrapper, a report has addresses only. The file before `strip`
-//! also knows lines and inlined functions:
+//! The names come from a packed list in the image, which the linker's wrapper `kernel/symbols-ld`
+//! adds; `strip` keeps it. Without the wrapper, a report has addresses only. The file before
+//! `strip` also knows lines and inlined functions:
 //!
 //! ```text
 //! addr2line -Cfipe target/x86_64-xen-pvh/release/examples/faults 0x103031 0x102beb
