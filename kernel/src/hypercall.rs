@@ -9,14 +9,14 @@ use xen::hypercall::Hypervisor;
 /// Bytes of each entry in the hypercall page.
 const ENTRY_SIZE: usize = 32;
 
-// Xen fills this page with code. It is in the text section, which is executable and need not be
-// writable: Xen writes to the physical page. Filled with `ud2` until then.
+// Xen fills this page with code. It comes after the text section, executable and not writable: Xen
+// writes to the physical page. It takes no room in the image.
 global_asm!(
-    ".pushsection .text.hypercall_page, \"ax\", @progbits",
+    ".pushsection .hypercall_page, \"ax\", @nobits",
     ".balign 4096",
     ".global hypercall_page",
     "hypercall_page:",
-    ".fill 2048, 2, 0x0b0f",
+    ".skip 4096",
     ".size hypercall_page, 4096",
     ".popsection",
 );
