@@ -8,7 +8,12 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use apps::config::{Config, MAX_LENGTH, StackChoice, Stacks};
 use apps::{Context, Environment, Metric};
+#[cfg(all(feature = "xensock", feature = "netfront"))]
+use either::{Names, Stack};
 use kernel::System;
+
+#[cfg(all(feature = "xensock", feature = "netfront"))]
+mod either;
 
 kernel::entry!(main);
 
@@ -55,6 +60,8 @@ fn sockets(config: &Config) -> xensock::front::Config {
 async fn over_xensock(system: &System, config: &Config, context: &Context) -> Result<(), String> {
     let stack = system.sockets(sockets(config)).await.map_err(text)?;
     let names = apps::Resolver::new(&stack, &config.network.dns);
+    #[cfg(feature = "netfront")]
+    let (stack, names) = (Stack::XenSock(stack.clone()), Names::XenSock(names));
     apps::run(config, &stack, &names, context).await.map_err(text)
 }
 
@@ -70,7 +77,10 @@ async fn over_netfront(system: &System, config: &Config, context: &Context) -> R
     let capture = config.trace.map(|_| netfront::Capture::new(TRACED, boot));
     let stack = config.network.stack(0);
     let stack = system.network(Default::default(), stack, capture.clone()).await.map_err(text)?;
-    let app = core::pin::pin!(apps::run(config, &stack, &stack, context));
+    let names = stack.clone();
+    #[cfg(feature = "xensock")]
+    let (stack, names) = (Stack::NetFront(stack), Names::NetFront(names));
+    let app = core::pin::pin!(apps::run(config, &stack, &names, context));
     let traced = core::pin::pin!(async {
         #[cfg(feature = "xensock")]
         if let (Some(port), Some(capture)) = (config.trace, &capture) {

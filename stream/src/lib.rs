@@ -155,6 +155,13 @@ impl<S: PollSocket> Stream<S> {
     }
 }
 
+impl<S> Stream<S> {
+    /// The same stream over what `wrap` makes of the socket.
+    pub fn map<T: PollSocket>(self, wrap: impl FnOnce(S) -> T) -> Stream<T> {
+        Stream { socket: wrap(self.socket), buffer: self.buffer }
+    }
+}
+
 impl<S> Deref for Stream<S> {
     type Target = S;
 
