@@ -1,5 +1,6 @@
 //! The guest as the apps see it, and the numbers that the apps count.
 
+use crate::http::pattern::Pattern;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use xen::{Counted, Counter};
@@ -52,13 +53,18 @@ pub struct Counters {
 pub struct Context {
     /// The app's numbers.
     pub counters: Counters,
+    pub(crate) pattern: Pattern,
     environment: Box<dyn Environment>,
 }
 
 impl Context {
     /// A context in `environment` with all counters at 0.
     pub fn new(environment: impl Environment + 'static) -> Context {
-        Context { counters: Counters::default(), environment: Box::new(environment) }
+        Context {
+            counters: Counters::default(),
+            pattern: Pattern::new(),
+            environment: Box::new(environment),
+        }
     }
 
     /// All numbers of the guest and of the app.

@@ -5,7 +5,7 @@ use super::body::{Body, BodyError, Framing};
 use super::request::{self, Method, Refusal, Request};
 use super::response::{Head, Status};
 use super::route::Route;
-use super::{page, pattern, prometheus};
+use super::{page, prometheus};
 use crate::Context;
 use alloc::string::String;
 use core::fmt::Write as _;
@@ -229,7 +229,7 @@ where
     async fn bytes(&mut self, count: u64) -> Result<(), WireError> {
         let mut offset = 0;
         while offset < count {
-            let slice = pattern::slice(offset, count);
+            let slice = self.context.pattern.slice(offset, count);
             self.wire.write_all(slice).await?;
             offset += slice.len() as u64;
         }

@@ -17,7 +17,7 @@
 mod body;
 mod conversation;
 mod page;
-mod pattern;
+pub(crate) mod pattern;
 mod prometheus;
 mod request;
 mod response;
