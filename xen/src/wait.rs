@@ -1,6 +1,6 @@
 //! Tasks that wait for a condition, first come first served.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::VecDeque;
 use core::cell::{Cell, RefCell};
 use core::future::poll_fn;
 use core::task::{Poll, Waker};
@@ -22,7 +22,8 @@ use core::task::{Poll, Waker};
 /// ```
 #[derive(Debug, Default)]
 pub struct WaitList {
-    wakers: RefCell<BTreeMap<u64, Waker>>,
+    /// Sorted by the keys. Most waiters come at the end and leave from the start.
+    wakers: RefCell<VecDeque<(u64, Waker)>>,
     next: Cell<u64>,
 }
 
@@ -42,20 +43,34 @@ impl WaitList {
         poll_fn(|cx| {
             let value = ready();
             place.waits = value.is_none();
-            let mut wakers = self.wakers.borrow_mut();
             if place.waits {
-                wakers.insert(key, cx.waker().clone());
+                self.insert(key, cx.waker());
             } else {
-                wakers.remove(&key);
+                self.remove(key);
             }
             value.map_or(Poll::Pending, Poll::Ready)
         })
         .await
     }
 
+    fn insert(&self, key: u64, waker: &Waker) {
+        let mut wakers = self.wakers.borrow_mut();
+        match wakers.binary_search_by_key(&key, |(key, _)| *key) {
+            Ok(at) => wakers[at].1.clone_from(waker),
+            Err(at) => wakers.insert(at, (key, waker.clone())),
+        }
+    }
+
+    /// Returns whether it was in the list.
+    fn remove(&self, key: u64) -> bool {
+        let mut wakers = self.wakers.borrow_mut();
+        let found = wakers.binary_search_by_key(&key, |(key, _)| *key);
+        found.is_ok_and(|at| wakers.remove(at).is_some())
+    }
+
     /// Wakes the task that has waited longest.
     pub fn wake_one(&self) {
-        let first = self.wakers.borrow_mut().pop_first();
+        let first = self.wakers.borrow_mut().pop_front();
         if let Some((_, waker)) = first {
             waker.wake();
         }
@@ -63,7 +78,7 @@ impl WaitList {
 
     /// Wakes all tasks.
     pub fn wake_all(&self) {
-        for waker in self.wakers.take().into_values() {
+        for (_, waker) in self.wakers.take() {
             waker.wake();
         }
     }
@@ -72,7 +87,7 @@ impl WaitList {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         // This task was woken, but did not look: the next one gets its wake.
-        if self.waits && self.list.wakers.borrow_mut().remove(&self.key).is_none() {
+        if self.waits && !self.list.remove(self.key) {
             self.list.wake_one();
         }
     }

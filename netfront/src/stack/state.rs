@@ -3,7 +3,6 @@
 use super::addresses::Addresses;
 use super::backlog::Backlog;
 use super::config::Config;
-use alloc::collections::BTreeMap;
 use alloc::rc::{Rc, Weak};
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
@@ -50,7 +49,7 @@ pub(super) struct State {
     pub(super) sockets: SocketSet<'static>,
     pub(super) addresses: Addresses,
     /// The streams' sockets, and where to store why the stack has ended one.
-    pub(super) streams: BTreeMap<SocketHandle, Rc<Cell<Option<Errno>>>>,
+    pub(super) streams: Vec<(SocketHandle, Rc<Cell<Option<Errno>>>)>,
     listeners: Vec<Weak<Backlog>>,
     /// Sockets whose user has dropped them, and until when each may send.
     closing: Vec<(SocketHandle, Instant)>,
@@ -79,7 +78,7 @@ impl Inner {
             interface,
             sockets,
             addresses,
-            streams: BTreeMap::new(),
+            streams: Vec::new(),
             listeners: Vec::new(),
             closing: Vec::new(),
             next_port: (config.seed % u64::from(DYNAMIC_PORTS)) as u16,
@@ -186,8 +185,8 @@ impl State {
     pub(super) fn apply_addresses(&mut self, mac: EthernetAddress) {
         let State { interface, sockets, addresses, streams, .. } = self;
         addresses.apply(interface, sockets, mac);
-        for (&socket, error) in streams {
-            let socket: &mut tcp::Socket<'_> = sockets.get_mut(socket);
+        for (socket, error) in streams {
+            let socket: &mut tcp::Socket<'_> = sockets.get_mut(*socket);
             if socket.local_endpoint().is_some_and(|local| !interface.has_ip_addr(local.addr)) {
                 error.set(Some(Errno::ENETDOWN));
                 socket.abort();

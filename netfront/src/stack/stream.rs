@@ -83,7 +83,7 @@ impl Connection {
             statistics.streams_open += 1;
         });
         let error = Rc::<Cell<_>>::default();
-        inner.with(|state| state.streams.insert(socket, error.clone()));
+        inner.with(|state| state.streams.push((socket, error.clone())));
         Connection { inner: inner.clone(), socket, error, read_shutdown: Cell::new(false) }
     }
 
@@ -154,7 +154,7 @@ impl Drop for Connection {
         self.inner.count(|statistics| statistics.streams_open -= 1);
         let until = Instant::now() + self.inner.config.linger;
         self.inner.with(|state| {
-            state.streams.remove(&self.socket);
+            state.streams.retain(|(socket, _)| *socket != self.socket);
             state.tcp(self.socket).close();
             state.retire(self.socket, until);
         });

@@ -1,7 +1,6 @@
 //! The handlers of ports, and the numbers of former ports whose owners have not closed them yet.
 
 use crate::Port;
-use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use atomic_waker::AtomicWaker;
@@ -40,8 +39,8 @@ pub(super) struct Ports {
     /// By port.
     listeners: Vec<Option<Listener>>,
     /// Ports from before the domain was restored that their owners have not closed; with each,
-    /// whether a new port blocks the number, so that Xen does not allocate it.
-    orphans: BTreeMap<u32, bool>,
+    /// whether a new port blocks the number, so that Xen does not allocate it. Sorted.
+    orphans: Vec<(u32, bool)>,
 }
 
 impl Ports {
@@ -78,11 +77,13 @@ impl Ports {
     /// Removes all ports. Those of this domain become orphans. Returns the handlers, to be dropped.
     pub(super) fn resume(&mut self) -> impl Sized + use<> {
         // The ports that blocked numbers do not exist any more either.
-        self.orphans.values_mut().for_each(|is_blocked| *is_blocked = false);
+        self.orphans.iter_mut().for_each(|(_, is_blocked)| *is_blocked = false);
         let listeners = core::mem::take(&mut self.listeners);
         for (port, listener) in (0..).zip(&listeners) {
-            if listener.as_ref().is_some_and(|listener| listener.origin == Origin::Own) {
-                self.orphans.insert(port, false);
+            if listener.as_ref().is_some_and(|listener| listener.origin == Origin::Own)
+                && let Err(at) = self.find_orphan(Port(port))
+            {
+                self.orphans.insert(at, (port, false));
             }
         }
         listeners
@@ -93,18 +94,24 @@ impl Ports {
         self.orphans.len()
     }
 
+    /// The place of an orphan, or the place where it would be.
+    fn find_orphan(&self, port: Port) -> Result<usize, usize> {
+        self.orphans.binary_search_by_key(&port.0, |(orphan, _)| *orphan)
+    }
+
     pub(super) fn is_orphan(&self, port: Port) -> bool {
-        self.orphans.contains_key(&port.0)
+        self.find_orphan(port).is_ok()
     }
 
     /// Records that a new port blocks an orphan's number. Returns false if no orphan has it.
     pub(super) fn block(&mut self, port: Port) -> bool {
-        self.orphans.get_mut(&port.0).map(|is_blocked| *is_blocked = true).is_some()
+        let found = self.find_orphan(port);
+        found.map(|at| self.orphans[at].1 = true).is_ok()
     }
 
     /// Removes an orphan that its owner has closed. Returns whether a new port blocks its number;
     /// `None` if there is no such orphan.
     pub(super) fn remove_orphan(&mut self, port: Port) -> Option<bool> {
-        self.orphans.remove(&port.0)
+        self.find_orphan(port).ok().map(|at| self.orphans.remove(at).1)
     }
 }

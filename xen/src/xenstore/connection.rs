@@ -1,9 +1,10 @@
 //! The state that the handles and the driver of one connection share: requests, replies, watches.
 
+use super::table::Table;
 use super::wire;
 use crate::Errno;
 use crate::abi::xs_wire::*;
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::cell::RefCell;
@@ -20,8 +21,8 @@ pub(super) struct Connection(pub(super) RefCell<State>);
 #[derive(Default, Debug)]
 pub(super) struct State {
     pub(super) unsent: VecDeque<Unsent>,
-    pub(super) pending: BTreeMap<u32, Pending>,
-    pub(super) watches: BTreeMap<u32, WatchQueue>,
+    pub(super) pending: Table<Pending>,
+    pub(super) watches: Table<WatchQueue>,
     last_request: u32,
     last_token: u32,
     pub(super) driver: Option<Waker>,
@@ -80,7 +81,7 @@ pub(super) struct WatchQueue {
 impl State {
     /// Whether nothing is under way: every request that was sent has its reply.
     pub(super) fn is_quiet(&self) -> bool {
-        let is_unsent = |id: &u32| self.unsent.iter().any(|unsent| unsent.id == *id);
+        let is_unsent = |id| self.unsent.iter().any(|unsent| unsent.id == id);
         let under_way = self.pending.iter().any(|(id, pending)| match pending.slot {
             // The requesting task is about to open the transaction.
             Slot::Answered(_) => pending.kind == XS_TRANSACTION_START,
@@ -111,7 +112,7 @@ impl Connection {
         }
         // Ids wrap. The id of a pending request is not used again; zero is that of events.
         let mut id = state.last_request.wrapping_add(1);
-        while id == 0 || state.pending.contains_key(&id) {
+        while id == 0 || state.pending.contains(id) {
             id = id.wrapping_add(1);
         }
         let message = wire::encode(kind, id, transaction, parts)?;
@@ -154,7 +155,7 @@ impl Connection {
 
     fn answer(&self, header: wire::Header, payload: Vec<u8>) {
         let mut state = self.0.borrow_mut();
-        let Some(pending) = state.pending.get_mut(&header.request) else {
+        let Some(pending) = state.pending.get_mut(header.request) else {
             log::warn!(
                 "xenstored replied to request {}, which was not made: type {}, {} bytes",
                 header.request,
@@ -181,7 +182,7 @@ impl Connection {
         if matches!(pending.slot, Slot::Waiting(_)) {
             let slot = core::mem::replace(&mut pending.slot, Slot::Answered(answer));
             // Recorded now: the requesting task may be polled much later.
-            if let Some(watch) = registered.and_then(|token| state.watches.get_mut(&token)) {
+            if let Some(watch) = registered.and_then(|token| state.watches.get_mut(token)) {
                 watch.registered = true;
             }
             drop(state);
@@ -189,7 +190,7 @@ impl Connection {
                 wake(waker);
             }
         } else if matches!(pending.slot, Slot::Abandoned) {
-            let pending = state.pending.remove(&header.request);
+            let pending = state.pending.remove(header.request);
             drop(state);
             match (pending, answer) {
                 (Some(pending), Ok(payload)) => self.undo(pending.undo, &payload),
@@ -236,7 +237,7 @@ impl Connection {
         };
         let mut state = self.0.borrow_mut();
         // The watch may just have been dropped.
-        let Some(watch) = token.parse().ok().and_then(|token: u32| state.watches.get_mut(&token))
+        let Some(watch) = token.parse().ok().and_then(|token: u32| state.watches.get_mut(token))
         else {
             return;
         };
@@ -257,7 +258,7 @@ impl Connection {
     pub(super) fn open_watch(&self, path: &str) -> u32 {
         let mut state = self.0.borrow_mut();
         let mut token = state.last_token.wrapping_add(1);
-        while state.watches.contains_key(&token) {
+        while state.watches.contains(token) {
             token = token.wrapping_add(1);
         }
         state.last_token = token;
@@ -269,7 +270,7 @@ impl Connection {
 
     /// Drops a watch's queue.
     pub(super) fn close_watch(&self, token: u32) {
-        self.0.borrow_mut().watches.remove(&token);
+        self.0.borrow_mut().watches.remove(token);
     }
 
     /// Sends an `XS_WATCH` or an `XS_UNWATCH`, and discards the reply.
@@ -281,7 +282,7 @@ impl Connection {
     /// The next path that fired a watch.
     pub(super) fn poll_watch(&self, token: u32, cx: &mut Context<'_>) -> Poll<String> {
         let mut state = self.0.borrow_mut();
-        let Some(watch) = state.watches.get_mut(&token) else { return Poll::Pending };
+        let Some(watch) = state.watches.get_mut(token) else { return Poll::Pending };
         match watch.fired.pop_front() {
             Some(path) => Poll::Ready(path),
             None => {

@@ -35,6 +35,7 @@ mod request;
 pub mod ring;
 mod store;
 mod suspension;
+mod table;
 mod transaction;
 mod watch;
 pub mod wire;

@@ -34,14 +34,14 @@ impl Future for Request {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut state = self.connection.0.borrow_mut();
-        match state.pending.get_mut(&self.id).map(|pending| &mut pending.slot) {
+        match state.pending.get_mut(self.id).map(|pending| &mut pending.slot) {
             Some(Slot::Waiting(waker)) => {
                 *waker = Some(cx.waker().clone());
                 Poll::Pending
             }
             Some(Slot::Answered(answer)) => {
                 let answer = core::mem::replace(answer, Err(Errno::EINVAL));
-                state.pending.remove(&self.id);
+                state.pending.remove(self.id);
                 Poll::Ready(answer)
             }
             _ => Poll::Ready(Err(Errno::EINVAL)),
@@ -52,11 +52,11 @@ impl Future for Request {
 impl Drop for Request {
     fn drop(&mut self) {
         let mut state = self.connection.0.borrow_mut();
-        let Some(pending) = state.pending.get_mut(&self.id) else { return };
+        let Some(pending) = state.pending.get_mut(self.id) else { return };
         if let Slot::Answered(answer) = &mut pending.slot {
             // The reply arrived, but was not fetched.
             let answer = core::mem::replace(answer, Err(Errno::EINVAL));
-            let pending = state.pending.remove(&self.id);
+            let pending = state.pending.remove(self.id);
             drop(state);
             if let (Ok(payload), Some(pending)) = (answer, pending) {
                 self.connection.undo(pending.undo, &payload);
@@ -65,10 +65,10 @@ impl Drop for Request {
         }
         // The end of a transaction is sent even if the reply is not awaited.
         let unsent = state.unsent.iter().position(|unsent| unsent.id == self.id);
-        match (unsent, state.pending.get_mut(&self.id)) {
+        match (unsent, state.pending.get_mut(self.id)) {
             (Some(at), Some(pending)) if pending.kind != XS_TRANSACTION_END => {
                 state.unsent.remove(at);
-                state.pending.remove(&self.id);
+                state.pending.remove(self.id);
             }
             (_, Some(pending)) => pending.slot = Slot::Abandoned,
             _ => {}

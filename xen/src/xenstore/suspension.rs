@@ -43,7 +43,7 @@ impl Connection {
         // The transactions have ended.
         unsent.retain(|unsent| unsent.transaction == 0);
         pending.retain(|id, pending| {
-            if unsent.iter().any(|unsent| unsent.id == *id) {
+            if unsent.iter().any(|unsent| unsent.id == id) {
                 return true;
             }
             // Callers retry a transaction after `EAGAIN`.
@@ -67,7 +67,7 @@ impl Connection {
         let (generation, superseded) = (state.generation, state.superseded.take());
         let registered = state.watches.iter().filter(|(_, watch)| watch.registered);
         let watches: Vec<_> =
-            registered.map(|(token, watch)| (*token, watch.path.clone())).collect();
+            registered.map(|(token, watch)| (token, watch.path.clone())).collect();
         let waiting = state.unsent.len();
         drop(state);
         for (token, path) in watches {

@@ -13,7 +13,6 @@ use crate::ring::{CommandFront, Notify};
 use crate::wire::{Call, Command, Orders, Protocol, Request, Response};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
-use alloc::collections::btree_map::{BTreeMap, Entry};
 use alloc::rc::Rc;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -352,13 +351,14 @@ pub(super) struct Reply {
 struct Calls {
     ring: CommandFront,
     next_id: u32,
-    /// Requests that were sent and not answered, by id.
-    outstanding: BTreeMap<u32, Outstanding>,
+    /// Requests that were sent and not answered: few, so a search takes less than a map.
+    outstanding: Vec<Outstanding>,
     /// The queues, in the order of [`KEPT_FREE`].
     queues: [VecDeque<(u64, Call, Sender<Answer>)>; 3],
 }
 
 struct Outstanding {
+    id: u32,
     command: Command,
     socket: u64,
     answer: Sender<Answer>,
@@ -369,7 +369,7 @@ impl Calls {
         Calls {
             ring: CommandFront::new(protocol, page),
             next_id: 0,
-            outstanding: BTreeMap::new(),
+            outstanding: Vec::new(),
             queues: Default::default(),
         }
     }
@@ -403,7 +403,7 @@ impl Calls {
             let (id, command) = (self.unused_id(), call.command());
             match self.ring.push(page, &Request { id, socket, call }) {
                 Ok(()) => {
-                    self.outstanding.insert(id, Outstanding { command, socket, answer });
+                    self.outstanding.push(Outstanding { id, command, socket, answer });
                 }
                 // The caller may have stopped waiting.
                 Err(error) => drop(answer.send(Err(error))),
@@ -426,11 +426,11 @@ impl Calls {
 
     fn dispatch(&mut self, response: Response) {
         let Response { id, command, socket, result, addr } = response;
-        let Entry::Occupied(entry) = self.outstanding.entry(id) else {
+        let Some(at) = self.outstanding.iter().position(|asked| asked.id == id) else {
             log::warn!("the backend answered request {id}, which waits for no answer");
             return;
         };
-        let sent = entry.get();
+        let sent = &self.outstanding[at];
         if (sent.command, sent.socket) != (command, socket) {
             log::warn!(
                 "the backend answered request {id} ({:?} of socket {}) as {command:?} of socket \
@@ -441,20 +441,21 @@ impl Calls {
             return;
         }
         // The caller may have stopped waiting.
-        let _ = entry.remove().answer.send(result.map(|value| Reply { value, addr }));
+        let sent = self.outstanding.swap_remove(at);
+        let _ = sent.answer.send(result.map(|value| Reply { value, addr }));
     }
 
     /// Forgets requests whose callers have stopped waiting. A backend that answers with wrong ids
     /// frees slots but leaves requests outstanding; this bounds their number.
     fn forget_cancelled(&mut self) {
         if self.outstanding.len() >= self.ring.slots() as usize {
-            self.outstanding.retain(|_, asked| !asked.answer.is_canceled());
+            self.outstanding.retain(|asked| !asked.answer.is_canceled());
         }
     }
 
     fn unused_id(&mut self) -> u32 {
         // The search is short: few ids are outstanding.
-        while self.outstanding.contains_key(&self.next_id) {
+        while self.outstanding.iter().any(|asked| asked.id == self.next_id) {
             self.next_id = self.next_id.wrapping_add(1);
         }
         let id = self.next_id;

@@ -6,7 +6,6 @@ use super::progress::Operations;
 use super::rings::{Ring, Rings};
 use super::socket::Elastic;
 use crate::wire::RingOffer;
-use alloc::collections::BTreeMap;
 use alloc::rc::{Rc, Weak};
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
@@ -33,7 +32,8 @@ pub(super) struct Core<M: Machine + 'static> {
     pub(super) rings: Rings<M>,
     pub(super) link: Link<M>,
     pub(super) statistics: RefCell<Statistics>,
-    members: RefCell<BTreeMap<u64, Weak<dyn Member>>>,
+    /// Sorted by id.
+    members: RefCell<Vec<(u64, Weak<dyn Member>)>>,
     /// The connections whose rings have grown.
     pub(super) elastic: Elastic<M>,
     next_id: Cell<u64>,
@@ -67,17 +67,21 @@ impl<M: Machine + 'static> Core<M> {
 
     pub(super) fn register(&self, id: u64, member: &Rc<impl Member + 'static>) {
         let member: Rc<dyn Member> = member.clone();
-        self.members.borrow_mut().insert(id, Rc::downgrade(&member));
+        let mut members = self.members.borrow_mut();
+        let place = members.partition_point(|(other, _)| *other < id);
+        members.insert(place, (id, Rc::downgrade(&member)));
     }
 
     /// Returns whether the member was registered.
     pub(super) fn unregister(&self, id: u64) -> bool {
-        self.members.borrow_mut().remove(&id).is_some()
+        let mut members = self.members.borrow_mut();
+        let found = members.binary_search_by_key(&id, |(other, _)| *other);
+        found.map(|at| members.remove(at)).is_ok()
     }
 
     /// A copy of the list of members: a member may unregister itself while it is notified.
     pub(super) fn members(&self) -> Vec<Rc<dyn Member>> {
-        self.members.borrow().values().filter_map(Weak::upgrade).collect()
+        self.members.borrow().iter().filter_map(|(_, member)| member.upgrade()).collect()
     }
 
     /// Opens a data ring for a connection with these requested sizes. If there is no memory, grant

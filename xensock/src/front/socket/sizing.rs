@@ -11,7 +11,6 @@ use super::super::rings::{Ends, RingPages};
 use super::super::state::Core;
 use super::Socket;
 use crate::wire::{Call, Extensions};
-use alloc::collections::BTreeMap;
 use alloc::rc::{Rc, Weak};
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
@@ -99,7 +98,8 @@ impl Load {
 
 /// The connections whose rings have grown and may shrink.
 pub(in super::super) struct Elastic<M: Machine + 'static> {
-    sockets: RefCell<BTreeMap<u64, Weak<Socket<M>>>>,
+    /// Sorted by id.
+    sockets: RefCell<Vec<(u64, Weak<Socket<M>>)>>,
     /// Woken when there are none.
     emptied: WaitList,
     /// Whether a job watches them.
@@ -124,13 +124,18 @@ impl<M: Machine> Elastic<M> {
     /// Starts to shrink rings: all of them if memory is wanted, otherwise those with little
     /// traffic. Returns whether one is busy or shrinks.
     pub(in super::super) fn shrink(&self, is_wanted: bool) -> bool {
-        let sockets: Vec<_> = self.sockets.borrow().values().filter_map(Weak::upgrade).collect();
+        let sockets: Vec<_> =
+            self.sockets.borrow().iter().filter_map(|(_, socket)| socket.upgrade()).collect();
         let busy = sockets.iter().filter(|socket| socket.look(is_wanted));
         busy.count() > 0
     }
 
     fn insert(&self, socket: &Rc<Socket<M>>) {
-        self.sockets.borrow_mut().insert(socket.id, Rc::downgrade(socket));
+        let mut sockets = self.sockets.borrow_mut();
+        if let Err(at) = sockets.binary_search_by_key(&socket.id, |(id, _)| *id) {
+            sockets.insert(at, (socket.id, Rc::downgrade(socket)));
+        }
+        drop(sockets);
         if !self.watched.replace(true) {
             socket.core.link.spawn(watch(socket.core.clone()));
         }
@@ -138,7 +143,8 @@ impl<M: Machine> Elastic<M> {
 
     pub(super) fn remove(&self, id: u64) {
         let mut sockets = self.sockets.borrow_mut();
-        if sockets.remove(&id).is_some() && sockets.is_empty() {
+        let found = sockets.binary_search_by_key(&id, |(other, _)| *other);
+        if found.map(|at| sockets.remove(at)).is_ok() && sockets.is_empty() {
             self.emptied.wake_all();
         }
     }
