@@ -11,6 +11,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::Cell;
+use futures_util::future::join_all;
 
 const NODE: &str = "control/shutdown";
 
@@ -90,13 +91,14 @@ impl Requests {
 
     /// Announces the supported requests again: a restored domain has new nodes.
     pub async fn announce(&self) {
-        for request in &self.supported {
+        let announce = async |request: &Request| {
             let node = format!("control/feature-{}", request.word());
             if let Err(error) = self.store.write(&node, "1").await {
                 // Requests can be made without the announcement.
                 log::warn!("cannot announce {node} to the toolstack: {error}");
             }
-        }
+        };
+        join_all(self.supported.iter().map(announce)).await;
     }
 
     /// Waits for a supported request and acknowledges it. The caller carries it out.

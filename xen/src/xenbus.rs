@@ -4,6 +4,7 @@ use crate::xenstore::{Nodes, Store, Watch};
 use crate::{DomId, Errno};
 use alloc::format;
 use alloc::string::{String, ToString};
+use futures_util::future::try_join;
 
 /// The state of one end of a device (`enum xenbus_state`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -140,8 +141,9 @@ impl OtherEnd {
     }
 
     async fn read(nodes: &Nodes, path: &str, end: &str) -> Result<OtherEnd, Errno> {
-        let other = nodes.read_string(&format!("{path}/{end}")).await?;
-        let domain = read_number(nodes, &format!("{path}/{end}-id")).await?;
+        let (other, domain) = (format!("{path}/{end}"), format!("{path}/{end}-id"));
+        let (other, domain) =
+            try_join(nodes.read_string(&other), read_number(nodes, &domain)).await?;
         Ok(OtherEnd { domain: DomId(domain), path: other })
     }
 }

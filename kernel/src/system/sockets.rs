@@ -7,7 +7,7 @@ use crate::metrics::Snapshot;
 use crate::stages::{self, Stage};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
-use futures_util::future::LocalBoxFuture;
+use futures_util::future::{LocalBoxFuture, try_join_all};
 use xen::{Errno, PAGE_SIZE};
 use xensock::front::{Config, Frontend};
 use xensock::wire::Dialect;
@@ -27,12 +27,11 @@ impl System {
                     domain's configuration, or run attach-sockets in dom0";
         let (dialect, path) = self
             .wait_for(hint, async |store| {
-                for dialect in Dialect::ALL {
-                    if let Some(path) = Self::first_device(store, dialect.device()).await? {
-                        return Ok(Some((dialect, path)));
-                    }
-                }
-                Ok(None)
+                let find = async |dialect: Dialect| {
+                    let path = Self::first_device(store, dialect.device()).await?;
+                    Ok(path.map(|path| (dialect, path)))
+                };
+                Ok(try_join_all(Dialect::ALL.map(find)).await?.into_iter().flatten().next())
             })
             .await?;
         let grants = self.0.guest.grants.usage().capacity as usize;

@@ -15,7 +15,7 @@ use core::cell::Cell;
 use core::future::{Future, ready};
 use core::pin::pin;
 use embassy_time::{Duration, with_timeout};
-use futures_util::future::{Either, join, select};
+use futures_util::future::{Either, join, select, try_join_all};
 
 /// The pause between two sessions: a backend that keeps leaving must not keep the guest busy.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -208,11 +208,22 @@ async fn serve_and_pause<H: SessionHandler>(
     path: &str,
     session: u32,
 ) -> Option<Errno> {
-    let mut pause = RETRY_DELAY;
-    match serve_once(handler, store, path, session).await {
+    let pause = match pause_after(path, serve_once(handler, store, path, session).await) {
+        Ok(pause) => pause,
+        Err(error) => return Some(error),
+    };
+    handler.leave_session(Errno::ENETDOWN);
+    let closing = with_timeout(pause, handler.lifecycle().closing()).await;
+    closing.is_ok().then_some(Errno::ENODEV)
+}
+
+/// Logs why a session ended, and returns the pause before the next one, or the error if it was the
+/// last one.
+fn pause_after(path: &str, end: Result<SessionEnd, Errno>) -> Result<Duration, Errno> {
+    match end {
         Ok(SessionEnd::BackendGone) => log::warn!("{path}: the backend is gone; waiting for it"),
-        Ok(SessionEnd::BadOffer) => pause = BAD_OFFER_BACKOFF,
-        Ok(SessionEnd::Shutdown) => return Some(Errno::ENODEV),
+        Ok(SessionEnd::BadOffer) => return Ok(BAD_OFFER_BACKOFF),
+        Ok(SessionEnd::Shutdown) => return Err(Errno::ENODEV),
         // The toolstack has removed the device or is still creating it. A missing folder and an
         // unreadable one look the same.
         Err(Errno::ENOENT | Errno::EACCES) => {}
@@ -221,12 +232,10 @@ async fn serve_and_pause<H: SessionHandler>(
         }
         Err(error) => {
             log::error!("{path}: the device cannot be used: {error}");
-            return Some(error);
+            return Err(error);
         }
     }
-    handler.leave_session(Errno::ENETDOWN);
-    let closing = with_timeout(pause, handler.lifecycle().closing()).await;
-    closing.is_ok().then_some(Errno::ENODEV)
+    Ok(RETRY_DELAY)
 }
 
 async fn serve_once<H: SessionHandler>(
@@ -235,26 +244,42 @@ async fn serve_once<H: SessionHandler>(
     path: &str,
     session: u32,
 ) -> Result<SessionEnd, Errno> {
-    let Some(mut handshake) = find_backend(handler, store, path, session).await? else {
-        return Ok(SessionEnd::Shutdown);
-    };
-    switch_state(store, path, State::Initialising).await?;
-    if handshake.wait_for(|state| state == State::InitWait).await?.is_none() {
-        switch_state(store, path, State::Closed).await?;
-        return Ok(SessionEnd::Shutdown);
+    let (lifecycle, close_timeout) = (handler.lifecycle(), handler.close_timeout());
+    match open(lifecycle, close_timeout, store, path, session).await? {
+        Some(mut handshake) => handler.session(&mut handshake).await,
+        None => Ok(SessionEnd::Shutdown),
     }
-    handler.session(&mut handshake).await
 }
 
-/// Waits until the device exists and its backend accepts a frontend. Returns `None` if the device
-/// is to be closed. After the first session, the backend must have been closed and opened again.
-async fn find_backend<'a, H: SessionHandler>(
-    handler: &'a H,
+/// Waits for a backend in [`State::InitWait`]. Returns `None` if the device is to be closed. Not
+/// generic, like everything else here that can do without the handler's type: an image has several
+/// frontends.
+async fn open<'a>(
+    lifecycle: &'a Lifecycle,
+    close_timeout: Duration,
     store: &'a Store,
     path: &'a str,
     session: u32,
 ) -> Result<Option<Handshake<'a>>, Errno> {
-    let (lifecycle, close_timeout) = (handler.lifecycle(), handler.close_timeout());
+    let found = find_backend(lifecycle, close_timeout, store, path, session).await?;
+    let Some(mut handshake) = found else { return Ok(None) };
+    switch_state(store, path, State::Initialising).await?;
+    if handshake.wait_for(|state| state == State::InitWait).await?.is_none() {
+        switch_state(store, path, State::Closed).await?;
+        return Ok(None);
+    }
+    Ok(Some(handshake))
+}
+
+/// Waits until the device exists and its backend accepts a frontend. Returns `None` if the device
+/// is to be closed. After the first session, the backend must have been closed and opened again.
+async fn find_backend<'a>(
+    lifecycle: &'a Lifecycle,
+    close_timeout: Duration,
+    store: &'a Store,
+    path: &'a str,
+    session: u32,
+) -> Result<Option<Handshake<'a>>, Errno> {
     let mut nodes = store.watch(path).await?;
     let mut warned = false;
     loop {
@@ -333,10 +358,11 @@ impl Handshake<'_> {
     ) -> Result<Option<SessionEnd>, Errno> {
         let (store, path) = (self.store, self.path);
         let write = async |transaction: &Transaction| {
-            for (name, value) in nodes {
-                transaction.write(&format!("{path}/{name}"), value).await?;
-            }
-            Ok(())
+            let write = async |(name, value): &(&str, String)| {
+                transaction.write(&format!("{path}/{name}"), value).await
+            };
+            // All requests leave before the first reply comes.
+            try_join_all(nodes.iter().map(write)).await.map(drop)
         };
         store.transact(write).await?;
         switch_state(store, path, state).await?;

@@ -7,6 +7,7 @@ use crate::wire::Protocol;
 use alloc::format;
 use alloc::string::ToString;
 use core::future::Future;
+use futures_util::future::join_all;
 use xen::frontend::{Handshake, Lifecycle, PagePool, SessionEnd, SessionHandler};
 use xen::xenbus::State;
 use xen::{Errno, Machine};
@@ -26,9 +27,13 @@ impl<M: Machine> SessionHandler for Core<M> {
         let (path, backend) = (handshake.path, &handshake.backend);
         let Config { dialect, extensions, .. } = self.config;
         let wish = Protocol { dialect, extensions };
-        let node = async |name: &str| {
-            handshake.store.read_string(&format!("{}/{name}", backend.path)).await.ok()
+        let read = async |(name, _)| {
+            let value = handshake.store.read_string(&format!("{}/{name}", backend.path)).await;
+            (name, value.ok())
         };
+        // All requests leave before the first reply comes.
+        let nodes = join_all(wish.backend_nodes(0).into_iter().map(read)).await;
+        let node = async |name: &str| nodes.iter().find(|(one, _)| *one == name)?.1.clone();
         let (protocol, orders) = match wish.with_backend(node).await {
             Ok(agreed) => agreed,
             Err(message) => {
