@@ -10,6 +10,7 @@ use std::net::TcpStream;
 cases![
     the_example_of_the_readme_sends_its_greeting,
     images_contain_no_floating_point_instructions,
+    images_are_small,
     floats_are_exact_across_hundreds_of_sleeps,
     without_xen_the_kernel_prints_its_requirements,
 ];
@@ -58,6 +59,26 @@ fn images_contain_no_floating_point_instructions(_: &Fixture) -> Result<()> {
         let found: Vec<_> = instructions.filter(is_one).collect();
         ensure!(found.is_empty() != has_some, "{image}: {found:?}");
         ensure!(code.contains("hlt"), "{image}: no code was disassembled");
+    }
+    Ok(())
+}
+
+/// The most bytes of a stripped image. If one grows beyond, `nm -CS --size-sort` of the file with
+/// symbols shows what is large. A limit is raised only for a feature that is worth it.
+const LIMITS: [(&str, u64); 2] = [("xensock-kernel", 640 << 10), ("examples/hello", 320 << 10)];
+
+fn images_are_small(_: &Fixture) -> Result<()> {
+    build_examples()?;
+    let release = Tree::here().target().join("x86_64-xen-pvh/release");
+    let folder = tempfile::tempdir()?;
+    let stripped = folder.path().join("stripped");
+    for (image, limit) in LIMITS {
+        let mut strip = std::process::Command::new("strip");
+        let status = strip.arg("-o").arg(&stripped).arg(release.join(image)).status()?;
+        ensure!(status.success(), "cannot strip {image}");
+        let size = std::fs::metadata(&stripped)?.len();
+        println!("{image}: {} KiB of {}", size.div_ceil(1024), limit / 1024);
+        ensure!(size <= limit, "{image} has {size} bytes, which is more than {limit}");
     }
     Ok(())
 }
