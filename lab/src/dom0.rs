@@ -107,12 +107,18 @@ impl Dom0 {
 
     /// Writes a text file in dom0.
     pub fn write(&self, path: &str, content: &str) -> Result<()> {
+        self.write_and(path, content, "true")
+    }
+
+    /// Writes a text file in dom0, then runs a command line whose status must be 0.
+    pub(crate) fn write_and(&self, path: &str, content: &str, line: &str) -> Result<()> {
         let mut input = tempfile::tempfile()?;
         input.write_all(content.as_bytes())?;
         input.rewind()?;
-        let line = format!("cat > {}", shlex::try_quote(path)?);
-        let output = self.exec_with(&line, input.into(), EXEC_TIME)?;
-        output.success(&format!("cannot write {path}")).map(drop)
+        let both = format!("cat > {} && {line}", shlex::try_quote(path)?);
+        let output = self.exec_with(&both, input.into(), EXEC_TIME)?;
+        let error = format!("`{both}` ended with status {}", output.status);
+        output.success(&error).map(drop)
     }
 
     /// Makes a TCP port in dom0's network reachable as the host's port `host`, on loopback: one of

@@ -1,12 +1,69 @@
 //! A guest of the lab: created from a configuration, destroyed on drop.
 
-use crate::dom0::{Dom0, whole_lines};
+use crate::dom0::{Dom0, Output, console_log};
 use anyhow::{Result, bail};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
-const POLL: Duration = Duration::from_millis(200);
+/// Waits in dom0 for a line of a console, and prints it. A command line of its own for each look
+/// would take more of dom0's processor time than what is waited for. Ends with [`GONE`] if the
+/// domain ends before, and with [`LATE`] at the deadline.
+///
+/// At the end of the log, `read` fails with the start of a line that is not complete yet.
+const WAIT_FOR_LINE: &str = r#"
+now() { read -r now rest </proc/uptime; now=${now%.*}; }
+look() {
+	while IFS= read -r next <&3; do
+		line=$part$next part=
+		case $line in *"$text"*) printf '%s\n' "$line"; exit 0 ;; esac
+	done
+	part=$part$next
+}
+part=
+now
+deadline=$((now + seconds)) check=$((now + 2))
+until [ -e "$log" ]; do
+	now
+	[ "$now" -lt "$deadline" ] || exit 4
+	xl domid "$name" >/dev/null 2>&1 || exit 3
+	sleep 0.1
+done
+exec 3<"$log"
+while :; do
+	look
+	now
+	[ "$now" -le "$deadline" ] || exit 4
+	if [ "$now" -ge "$check" ]; then
+		if ! xl domid "$name" >/dev/null 2>&1; then
+			look
+			case $part in *"$text"*) printf '%s\n' "$part"; exit 0 ;; esac
+			exit 3
+		fi
+		now
+		check=$((now + 2))
+	fi
+	sleep 0.1
+done
+"#;
+
+/// Waits in dom0 for a domain's end. Ends with [`LATE`] at the deadline. Xen's watch fires when a
+/// domain shuts down and when it is gone; it may do so between two commands here.
+const WAIT_FOR_END: &str = r#"
+now() { read -r now rest </proc/uptime; now=${now%.*}; }
+now
+deadline=$((now + seconds))
+while xl domid "$name" >/dev/null 2>&1; do
+	now
+	[ "$now" -le "$deadline" ] || exit 4
+	timeout 2 xenstore-watch -n 2 @releaseDomain >/dev/null 2>&1
+done
+exit 0
+"#;
+
+/// The exit status of a wait for a line if the domain has ended.
+const GONE: i32 = 3;
+/// The exit status of a wait at its deadline.
+const LATE: i32 = 4;
 
 static CREATED: AtomicU32 = AtomicU32::new(0);
 
@@ -15,6 +72,8 @@ static CREATED: AtomicU32 = AtomicU32::new(0);
 pub struct Domain {
     dom0: Dom0,
     name: String,
+    /// It has ended by itself.
+    has_ended: AtomicBool,
 }
 
 impl Domain {
@@ -42,10 +101,9 @@ impl Domain {
         let config = format!(
             "on_reboot = \"destroy\"\non_crash = \"destroy\"\n{config}\nname = \"{name}\"\n"
         );
-        dom0.write(&file, &config)?;
         // Dropped if `xl create` fails: it may have left a domain.
-        let domain = Self { dom0: dom0.clone(), name };
-        dom0.run(&format!("xl create -q {option} {file}"))?;
+        let domain = Self { dom0: dom0.clone(), name, has_ended: AtomicBool::new(false) };
+        dom0.write_and(&file, &config, &format!("xl create -q {option} {file}"))?;
         Ok(domain)
     }
 
@@ -67,60 +125,56 @@ impl Domain {
 
     /// Waits until a complete line of its console contains `text`, and returns that line.
     pub fn wait_for(&self, text: &str, at_most: Duration) -> Result<String> {
-        let deadline = Instant::now() + at_most;
-        loop {
-            let mut console = self.console().unwrap_or_default();
-            let mut line = find(whole_lines(&console), text);
-            let gone = line.is_none() && self.id()?.is_none();
-            if gone {
-                // It may have written the text before its end, perhaps without a newline.
-                console = self.console().unwrap_or_default();
-                line = find(&console, text);
-            }
-            if let Some(line) = line {
-                return Ok(line);
-            }
-            if gone {
+        let log = console_log(&self.name)?;
+        let variables = format!("log={log}; text={}", shlex::try_quote(text)?);
+        let output = self.wait(&variables, at_most, WAIT_FOR_LINE)?;
+        match output.status {
+            0 => Ok(output.text()),
+            GONE => {
+                let console = self.console().unwrap_or_default();
                 let xen = self.dom0.run("xl dmesg | tail -n 4").unwrap_or_default();
                 bail!(
                     "{} ended without printing {text:?}; its console:\n{console}\n\
                      Xen's last messages:\n{xen}",
                     self.name
-                );
+                )
             }
-            if Instant::now() > deadline {
+            LATE => {
+                let console = self.console().unwrap_or_default();
                 bail!(
                     "{} did not print {text:?} in {at_most:?}; its console:\n{console}",
                     self.name
-                );
+                )
             }
-            thread::sleep(POLL);
+            status => bail!("waiting for {text:?} in {log}: status {status}: {output:?}"),
         }
     }
 
     /// Waits until it ends by itself.
     pub fn wait_for_end(&self, at_most: Duration) -> Result<()> {
-        let deadline = Instant::now() + at_most;
-        while self.id()?.is_some() {
-            if Instant::now() > deadline {
-                bail!("{} still runs after {at_most:?}", self.name);
-            }
-            thread::sleep(POLL);
+        match self.wait("", at_most, WAIT_FOR_END)?.status {
+            0 => self.has_ended.store(true, Ordering::Relaxed),
+            LATE => bail!("{} still runs after {at_most:?}", self.name),
+            status => bail!("waiting for the end of {}: status {status}", self.name),
         }
         Ok(())
+    }
+
+    /// Runs one of the scripts above in dom0, with its variables.
+    fn wait(&self, variables: &str, at_most: Duration, script: &str) -> Result<Output> {
+        let (name, seconds) = (&self.name, at_most.as_secs());
+        self.dom0.exec(&format!("name={name}; seconds={seconds}; {variables}\n{script}"))
     }
 
     /// Destroys the domain.
     pub fn destroy(self) {}
 }
 
-/// The first line that contains `text`.
-fn find(console: &str, text: &str) -> Option<String> {
-    console.lines().find(|line| line.contains(text)).map(str::to_owned)
-}
-
 impl Drop for Domain {
     fn drop(&mut self) {
+        if self.has_ended.load(Ordering::Relaxed) {
+            return;
+        }
         // Fails if the domain or the machine has ended already.
         let _ = self.dom0.exec(&format!("xl destroy {}", self.name));
     }
