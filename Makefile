@@ -17,8 +17,10 @@ STACK ?= xensock
 # The seconds for each fuzz target, and one target instead of all.
 FUZZ_SECONDS ?= 60
 TARGET ?=
-# The rounds of `make bench`, and its connections that stay open; ten thousand take minutes each.
+# The rounds of `make bench`, the MiB of its transfers, and its connections that stay open, of which
+# ten thousand take minutes.
 ROUNDS ?= 3
+MB ?= 192
 IDLE ?= 1000
 # How often `make soak` kills the backend and saves the guest.
 SOAK_ROUNDS ?= 100
@@ -73,7 +75,7 @@ programs: setup ## builds the benchmarks' client, and the apps as a Linux progra
 	$(CARGO) build -p xen-tests --example client -p apps --example linux --profile host
 	@strip --strip-debug target/host/examples/client target/host/examples/linux
 
-bench: kernel xensockd programs ## XenSock beside other stacks, in one table: ROUNDS=3 IDLE=1000
+bench: kernel xensockd programs ## XenSock beside other stacks: ROUNDS=3 MB=192 IDLE=1000
 	cd kernel && $(CARGO) build --release --example hello
 	$(call stripped,x86_64-xen-pvh/release/examples/hello,hello,--strip-all)
 	@mkdir -p target/bench
@@ -81,7 +83,7 @@ bench: kernel xensockd programs ## XenSock beside other stacks, in one table: RO
 		>target/bench/pair.txt
 	@cat target/bench/pair.txt
 	$(CARGO) bench -p xensockd --bench threads --profile host
-	ROUNDS='$(ROUNDS)' IDLE='$(IDLE)' $(CARGO) bench -p xen-tests --profile host
+	ROUNDS='$(ROUNDS)' MB='$(MB)' IDLE='$(IDLE)' $(CARGO) bench -p xen-tests --profile host
 
 soak: setup ## kills the backend and saves the guest under load: SOAK_ROUNDS=100
 	SOAK_ROUNDS='$(SOAK_ROUNDS)' .ci/check under_load

@@ -1,8 +1,8 @@
 //! `make bench`: all rivals side by side, in one boot of the lab.
 //!
 //! The rivals take turns, so that a disturbance of the machine meets them all, and the table has
-//! the medians. `ROUNDS` and `IDLE` in the environment change the number of rounds, and of
-//! connections that stay open.
+//! the medians. `ROUNDS`, `MB` and `IDLE` in the environment change the number of rounds, the size
+//! of a bulk transfer, and the number of connections that stay open.
 
 use anyhow::{Context, Result};
 use bench::report::{self, NATIVE, Results};
@@ -13,8 +13,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
-/// MiB of a bulk transfer, and the number of round trips, requests and connections.
-const MB: u32 = 192;
+/// The number of round trips, requests and connections.
 const COUNT: u32 = 1000;
 
 /// The same for counting system calls, where each one is slow.
@@ -23,7 +22,8 @@ const TRACED_COUNT: u32 = 300;
 
 fn main() -> Result<()> {
     let rounds = variable("ROUNDS", 3)?;
-    let plan = Plan { mb: MB, count: COUNT, idle: variable("IDLE", 1000)? };
+    let (mb, idle) = (variable("MB", 192)?, variable("IDLE", 1000)?);
+    let plan = Plan { mb, count: COUNT, idle };
     let since = Instant::now();
     let say = |text: &str| println!("{:4} s  {text}", since.elapsed().as_secs());
     let tree = Tree::here();
