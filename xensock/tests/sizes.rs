@@ -5,9 +5,13 @@ mod rig;
 use edge_nal::{Close, TcpShutdown};
 use embassy_time::{Duration, Timer};
 use embedded_io_async::{Read, Write};
+use futures_channel::oneshot;
+use futures_util::FutureExt;
 use futures_util::future::join;
 use rig::{Rig, address, config, extended, limits, pattern, with_backend_of};
+use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::Poll;
 use xen::testing::FakeMachine;
 use xensock::Errno;
 use xensock::back::Limits;
@@ -344,6 +348,36 @@ fn bulk_costs_at_most_four_events_per_mebibyte() {
         let input = rig.world.events() - before - out;
         println!("events for 16 MiB: {out} out, {input} in");
         assert!(out <= 64 && input <= 64, "{out} events out, {input} in");
+    });
+}
+
+#[test]
+fn bytes_written_at_any_moment_of_a_resize_arrive() {
+    with_sizes(config(), limits(), |rig| async move {
+        let (done, ended) = oneshot::channel();
+        let player = rig.clone();
+        // A task takes turns with each other task.
+        rig.spawn(async move {
+            for turns in 0..30 {
+                let (mut stream, socket) = connected(&player, Options::new()).await;
+                send(&mut stream, &socket, 300_000).await;
+                player.frontend.trim();
+                let mut left = turns;
+                poll_fn(|cx| {
+                    cx.waker().wake_by_ref();
+                    left -= 1;
+                    if left < 0 { Poll::Ready(()) } else { Poll::Pending }
+                })
+                .await;
+                let data = pattern(1000);
+                let sent = stream.write(&data).now_or_never().map_or(0, Result::unwrap);
+                let closing = async { stream.close(Close::Both).await.unwrap() };
+                let (received, ()) = join(socket.read_to_end(), closing).await;
+                assert!(received.unwrap() == data[..sent], "after {turns} turns");
+            }
+            let _ = done.send(());
+        });
+        ended.await.unwrap();
     });
 }
 
