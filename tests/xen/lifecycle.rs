@@ -11,7 +11,7 @@ cases![
     fetch_prints_status_length_and_digest_and_shuts_down,
     an_invalid_command_line_is_explained_and_ends_the_guest,
     a_port_in_use_is_logged_and_ends_the_guest,
-    sigterm_ends_the_backend_and_its_guests_sockets,
+    sigterm_ends_all_threads_of_the_backend_and_its_guests_sockets,
 ];
 
 /// A configuration with this command line.
@@ -107,23 +107,37 @@ fn a_port_in_use_is_logged_and_ends_the_guest(fixture: &Fixture) -> Result<()> {
     Ok(())
 }
 
-fn sigterm_ends_the_backend_and_its_guests_sockets(fixture: &Fixture) -> Result<()> {
+fn sigterm_ends_all_threads_of_the_backend_and_its_guests_sockets(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
-    let port = fixture.port()?.inner;
-    let guest = Domain::create(dom0, "orphan", &with(&format!("app=http port={port}")))?;
-    guest.wait_for(&format!("serving on port {port}"), PATIENCE)?;
+    let ports = [fixture.port()?.inner, fixture.port()?.inner];
+    dom0.run("start-xensockd --threads 2")?;
+    let guests = ports.map(|port| -> Result<Domain> {
+        let guest = Domain::create(dom0, "orphan", &with(&format!("app=http port={port}")))?;
+        guest.wait_for(&format!("serving on port {port}"), PATIENCE)?;
+        let got = dom0.run(&format!("wget -q -O - http://127.0.0.1:{port}/healthz"))?;
+        ensure!(got == "ok", "{got:?}");
+        Ok(guest)
+    });
+    let found = dom0.run("tail -n 20 /var/log/xen/xensockd.log");
     let ended = dom0.run(
         "pid=$(cat /run/xensockd.pid); kill -TERM $pid; tries=0; \
          while kill -0 $pid 2>/dev/null; do tries=$((tries+1)); \
          if [ $tries -gt 300 ]; then echo still there; exit 0; fi; sleep 0.1; done; echo ended",
     )?;
-    let listening = dom0.run(&format!("netstat -ltn | grep -c :{port} || true"));
+    let [first, second] = ports;
+    let listening = dom0.run(&format!("netstat -ltn | grep -cE ':({first}|{second}) ' || true"));
     // The other tests need xensockd, even if this one fails.
     dom0.run("start-xensockd")?;
     ensure!(ended == "ended", "{ended}");
     ensure!(listening? == "0", "the guest's socket outlived the backend");
-    ensure!(guest.id()?.is_some(), "the guest died with its backend: {}", guest.console()?);
-    drop(guest);
+    let found = found?;
+    for (guest, thread) in guests.into_iter().zip(["thread 0", "thread 1"]) {
+        let guest = guest?;
+        let id = guest.id()?;
+        ensure!(id.is_some(), "the guest died with its backend: {}", guest.console()?);
+        let line = format!("domain {}, which {thread} serves", id.unwrap_or_default());
+        ensure!(found.contains(&line), "no {line:?} in {found}");
+    }
     let after = Service::http(fixture)?;
     ensure!(after.get("/healthz")?.0.contains("200"));
     Ok(())

@@ -116,7 +116,8 @@ impl<H: Host + 'static> Finder<H> {
     }
 
     fn start(&mut self, guest: DomId, path: String, lease: Lease) {
-        log::info!("{path}: found a device of domain {guest}");
+        let thread = self.backend.seat.thread();
+        log::info!("{path}: found a device of domain {guest}, which thread {thread} serves");
         let (backend, dialect) = (self.backend.clone(), self.dialect);
         let device = Device { backend, dialect, guest, path: path.clone() };
         let task = self.spawner.spawn(async move {

@@ -32,7 +32,7 @@ impl Placement {
         Arc::new(Placement { threads, guests: Mutex::default() })
     }
 
-    /// The threads' numbers are 0 to one less than there are.
+    /// The view of a thread. The numbers of threads begin with 0.
     pub fn seat(self: &Arc<Self>, thread: usize) -> Seat {
         Seat { placement: self.clone(), thread }
     }
@@ -51,6 +51,11 @@ pub struct Seat {
 }
 
 impl Seat {
+    /// The thread's number.
+    pub fn thread(&self) -> usize {
+        self.thread
+    }
+
     /// Takes a device of a guest, unless another thread serves the guest.
     pub fn claim(&self, guest: DomId) -> Option<Lease> {
         let mut guests = self.placement.guests();
