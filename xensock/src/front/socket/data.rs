@@ -69,8 +69,9 @@ impl<M: Machine> Socket<M> {
         let Some(ring) = ring.as_ref() else { return };
         match side {
             Side::Rx => ring.consumer.arm(ring.region()),
-            // One event per half of the ring, not one per read of the backend.
-            Side::Tx => ring.producer.arm(ring.region(), ring.pages.layout.output.size / 2),
+            // One event for most of the ring, not one per read of the backend. Meanwhile, what the
+            // backend has taken keeps the network busy.
+            Side::Tx => ring.producer.arm(ring.region(), ring.pages.layout.output.size / 4 * 3),
         }
     }
 
