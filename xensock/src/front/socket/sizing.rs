@@ -29,8 +29,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// The traffic of a connection.
 #[derive(Default)]
 pub(super) struct Load {
-    input: Way,
-    output: Way,
+    input: Flow,
+    output: Flow,
     /// Bytes that had passed each way at the last look of the driver.
     looked: Cell<[u64; 2]>,
     /// The ring does not grow before this time.
@@ -39,7 +39,7 @@ pub(super) struct Load {
 
 /// The traffic of one direction.
 #[derive(Default)]
-struct Way {
+struct Flow {
     /// Bytes that have passed.
     moved: Cell<u64>,
     /// How many bytes must have passed before pressure counts again.
@@ -48,7 +48,7 @@ struct Way {
 }
 
 impl Load {
-    fn way(&self, side: Side) -> &Way {
+    fn flow(&self, side: Side) -> &Flow {
         match side {
             Side::Rx => &self.input,
             Side::Tx => &self.output,
@@ -57,22 +57,22 @@ impl Load {
 
     /// Counts bytes that have passed.
     pub(super) fn add(&self, side: Side, count: usize) {
-        let moved = &self.way(side).moved;
+        let moved = &self.flow(side).moved;
         moved.set(moved.get().wrapping_add(count as u64));
     }
 
     /// Notes pressure on a buffer of `size` bytes.
     pub(super) fn observe(&self, side: Side, size: u32) {
-        let way = self.way(side);
-        if way.moved.get() >= way.counts_from.get() {
-            way.counts_from.set(way.moved.get() + u64::from(size / 2));
-            way.observed.set(way.observed.get() + 1);
+        let flow = self.flow(side);
+        if flow.moved.get() >= flow.counts_from.get() {
+            flow.counts_from.set(flow.moved.get() + u64::from(size / 2));
+            flow.observed.set(flow.observed.get() + 1);
         }
     }
 
     /// Whether a direction was often under pressure.
     pub(super) fn is_high(&self, side: Side) -> bool {
-        self.way(side).observed.get() >= OBSERVATIONS
+        self.flow(side).observed.get() >= OBSERVATIONS
     }
 
     fn forget(&self) {
