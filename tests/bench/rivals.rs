@@ -3,6 +3,7 @@
 use crate::Figures;
 use anyhow::{Context, Result, bail, ensure};
 use lab::{Dom0, Domain, INIT_RUNS, Interface, LinuxEnds, LinuxServer, Tree};
+use std::cell::Cell;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,8 @@ const POLL: Duration = Duration::from_millis(200);
 /// The first port of servers in guests, and of those in dom0.
 const PORT: u16 = 9001;
 const LOOPBACK_PORT: u16 = 9101;
+/// The first port of the first guest whose sockets are in dom0.
+const DOM0_PORT: u16 = 10_001;
 
 /// The settings that the same guest has over each stack. The limits are for ten thousand
 /// connections.
@@ -88,6 +91,9 @@ pub struct Bench<'a> {
     pub(crate) dom0: &'a Dom0,
     tree: Tree,
     linux: LinuxServer,
+    /// The guests so far whose sockets are in dom0. Each has ports of its own: Linux's backend
+    /// cannot bind a port on which connections have closed within the last minute.
+    in_dom0: Cell<u16>,
 }
 
 impl<'a> Bench<'a> {
@@ -101,7 +107,13 @@ impl<'a> Bench<'a> {
         dom0.push(&program, "/root/linux")?;
         dom0.push(&linux.kernel, "/root/vmlinuz")?;
         dom0.push(&linux.initramfs, "/root/linux.cpio")?;
-        Ok(Self { dom0, tree, linux })
+        Ok(Self { dom0, tree, linux, in_dom0: Cell::new(0) })
+    }
+
+    /// The first port of a guest whose sockets are in dom0.
+    fn port_in_dom0(&self) -> u16 {
+        let guests = self.in_dom0.replace(self.in_dom0.get() + 1);
+        DOM0_PORT + 10 * guests
     }
 
     /// Prepares dom0 for ten thousand connections, and for short times.
@@ -171,6 +183,12 @@ impl<'a> Bench<'a> {
                 None => bail!("the client prints {line:?}"),
             }
         }
+        if let Some(domain) = &servers.domain
+            && !turn.figures.contains_key("boot_ms")
+        {
+            let console = domain.console().unwrap_or_default();
+            turn.failures.push(format!("boot; its console:\n{console}"));
+        }
         Ok(turn)
     }
 
@@ -186,20 +204,18 @@ impl<'a> Bench<'a> {
         };
         let interface = Interface::FIRST;
         let (vif, own) = (format!("vif = [\"{}\"]", interface.vif()), interface.address());
-        let guest = |domain, host: String| Servers {
-            at: format!("{host}:{PORT}"),
-            domain: Some(domain),
-            started: None,
-            program: None,
-        };
+        let guest =
+            |domain, at: String| Servers { at, domain: Some(domain), started: None, program: None };
         let here = "127.0.0.1".to_owned();
         Ok(match rival {
             Rival::XenSock | Rival::PvcallsBack => {
-                guest(ours("pvcalls = [\"backend=0\"]", &words)?, here)
+                let port = self.port_in_dom0();
+                let words = format!("{words} port={port}");
+                guest(ours("pvcalls = [\"backend=0\"]", &words)?, format!("{here}:{port}"))
             }
             Rival::Netfront => {
                 let words = format!("{words} stack=netfront ip={own}/25");
-                guest(ours(&vif, &words)?, own.to_string())
+                guest(ours(&vif, &words)?, format!("{own}:{PORT}"))
             }
             Rival::Linux => {
                 let cmdline = self.linux.command_line(&format!("{own}/25"), &words);
@@ -208,7 +224,7 @@ impl<'a> Bench<'a> {
                      cmdline = \"{cmdline}\"\n"
                 );
                 let domain = Domain::create_paused(dom0, rival.name(), &config)?;
-                Servers { started: Some(INIT_RUNS), ..guest(domain, own.to_string()) }
+                Servers { started: Some(INIT_RUNS), ..guest(domain, format!("{own}:{PORT}")) }
             }
             Rival::Loopback => Servers {
                 at: format!("{here}:{LOOPBACK_PORT}"),
@@ -221,7 +237,8 @@ impl<'a> Bench<'a> {
 
     /// Starts a guest over xensockd, with more words on its command line. Waits until it serves.
     pub(crate) fn xensock(&self, words: &str) -> Result<Servers<'a>> {
-        let words = format!("app=bench idle-timeout=0 max-connections=30000 {words}");
+        let port = self.port_in_dom0();
+        let words = format!("app=bench port={port} idle-timeout=0 max-connections=30000 {words}");
         let config = format!(
             "{GUEST}kernel = \"/root/xensock-kernel\"\npvcalls = [\"backend=0\"]\n\
              cmdline = \"{words}\"\n"
@@ -229,7 +246,7 @@ impl<'a> Bench<'a> {
         let domain = Domain::create(self.dom0, "xensock", &config)?;
         domain.wait_for("serving on ports", PATIENCE)?;
         Ok(Servers {
-            at: format!("127.0.0.1:{PORT}"),
+            at: format!("127.0.0.1:{port}"),
             domain: Some(domain),
             started: None,
             program: None,
