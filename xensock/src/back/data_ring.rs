@@ -33,7 +33,7 @@ impl<'h, H: Host> Rings<'h, H> {
     /// Maps the pages and binds the event channel of `offer`, unless they are parked.
     pub(super) fn attach(&self, offer: &RingOffer) -> Result<DataRing<H>, Errno> {
         if let Some(ring) = self.take_parked(offer)
-            && ring.memory.is_current(self.protocol)
+            && ring.memory.is_current(self.protocol, &offer.grants)
         {
             return Ok(ring);
         }
@@ -48,31 +48,25 @@ impl<'h, H: Host> Rings<'h, H> {
     pub(super) fn map(&self, grants: &RingGrants) -> Result<RingMemory<H>, Errno> {
         let Rings { host, guest, protocol, limits, .. } = self;
         let max_order = protocol.max_order(limits.max_ring_order);
-        let (all, layout, listed);
-        let refs: &[GrantRef] = match grants {
+        let (order, refs) = match grants {
             RingGrants::Indexes(page) => {
                 let mut list = [0; RING_LIST];
                 host.copy(*guest, *page, &mut list)?;
-                let (order, data) = protocol.dialect.read_ring(&list, max_order)?;
-                layout = protocol.layout(order)?;
-                all = core::iter::once(*page).chain(data).collect::<Vec<_>>();
-                listed = Some(order);
-                &all
+                let (order, mut refs) = protocol.dialect.read_ring(&list, max_order)?;
+                refs.insert(0, *page);
+                (order, refs)
             }
-            RingGrants::Region(grants) => {
-                let order = grants.len().checked_ilog2().ok_or(Errno::EINVAL)?;
-                layout = protocol.layout(order)?;
-                if layout.pages != grants.len() || order > max_order {
-                    return Err(Errno::EINVAL);
-                }
-                listed = None;
-                grants
+            RingGrants::Region(refs) => {
+                (refs.len().checked_ilog2().ok_or(Errno::EINVAL)?, refs.to_vec())
             }
         };
+        let layout = protocol.layout(order)?;
+        if layout.pages != refs.len() || order > max_order {
+            return Err(Errno::EINVAL);
+        }
         let share = self.take_pages(refs.len())?;
-        let pages = host.map(*guest, refs)?;
-        let listed = listed.map(|order| (order, refs[1..].to_vec()));
-        Ok(RingMemory { pages, layout, listed, _share: share })
+        let pages = host.map(*guest, &refs)?;
+        Ok(RingMemory { pages, layout, order, refs, _share: share })
     }
 
     /// Reserves pages that are about to be mapped.
@@ -129,8 +123,8 @@ impl Drop for PageShare {
 pub(super) struct RingMemory<H: Host> {
     pages: H::Mapping,
     pub(super) layout: Layout,
-    /// The order and the data pages that the indexes page listed, if the dialect has such a list.
-    listed: Option<(u32, Vec<GrantRef>)>,
+    order: u32,
+    refs: Vec<GrantRef>,
     _share: PageShare,
 }
 
@@ -140,12 +134,16 @@ impl<H: Host> RingMemory<H> {
         self.layout.split(self.pages.shared())
     }
 
-    /// Whether the indexes page still lists the pages that are mapped.
-    fn is_current(&self, protocol: Protocol) -> bool {
-        let Some(listed) = &self.listed else { return true };
+    /// Whether these grants, which are those that the ring was mapped by, still stand for the same
+    /// pages: the guest may have changed the list in the indexes page.
+    fn is_current(&self, protocol: Protocol, grants: &RingGrants) -> bool {
+        if let RingGrants::Region(_) = grants {
+            return true;
+        }
         let mut list = [0; RING_LIST];
         self.region().indexes.read(0, &mut list);
-        protocol.dialect.read_ring(&list, listed.0).as_ref() == Ok(listed)
+        let listed = protocol.dialect.read_ring(&list, self.order);
+        listed.is_ok_and(|(order, data)| order == self.order && data == self.refs[1..])
     }
 }
 
