@@ -245,34 +245,19 @@ async fn serve_once<H: SessionHandler>(
     session: u32,
 ) -> Result<SessionEnd, Errno> {
     let (lifecycle, close_timeout) = (handler.lifecycle(), handler.close_timeout());
-    match open(lifecycle, close_timeout, store, path, session).await? {
-        Some(mut handshake) => handler.session(&mut handshake).await,
+    let found = find_backend(lifecycle, close_timeout, store, path, session).await?;
+    let Some(mut handshake) = found else { return Ok(SessionEnd::Shutdown) };
+    match handshake.initialise().await? {
+        Some(_) => handler.session(&mut handshake).await,
         None => Ok(SessionEnd::Shutdown),
     }
 }
 
-/// Waits for a backend in [`State::InitWait`]. Returns `None` if the device is to be closed. Not
-/// generic, like everything else here that can do without the handler's type: an image has several
-/// frontends.
-async fn open<'a>(
-    lifecycle: &'a Lifecycle,
-    close_timeout: Duration,
-    store: &'a Store,
-    path: &'a str,
-    session: u32,
-) -> Result<Option<Handshake<'a>>, Errno> {
-    let found = find_backend(lifecycle, close_timeout, store, path, session).await?;
-    let Some(mut handshake) = found else { return Ok(None) };
-    switch_state(store, path, State::Initialising).await?;
-    if handshake.wait_for(|state| state == State::InitWait).await?.is_none() {
-        switch_state(store, path, State::Closed).await?;
-        return Ok(None);
-    }
-    Ok(Some(handshake))
-}
-
 /// Waits until the device exists and its backend accepts a frontend. Returns `None` if the device
 /// is to be closed. After the first session, the backend must have been closed and opened again.
+///
+/// Not generic, like everything else here that can do without the handler's type: an image has
+/// several frontends.
 async fn find_backend<'a>(
     lifecycle: &'a Lifecycle,
     close_timeout: Duration,
@@ -322,6 +307,17 @@ impl Handshake<'_> {
                 opened => return opened,
             }
         }
+    }
+
+    /// Waits until the backend is in [`State::InitWait`]. Returns `None` if the device is to be
+    /// closed; this end is closed then.
+    async fn initialise(&mut self) -> Result<Option<State>, Errno> {
+        switch_state(self.store, self.path, State::Initialising).await?;
+        let offered = self.wait_for(|state| state == State::InitWait).await?;
+        if offered.is_none() {
+            switch_state(self.store, self.path, State::Closed).await?;
+        }
+        Ok(offered)
     }
 
     /// Waits for a state of the backend. Returns `None` if the device is to be closed.
