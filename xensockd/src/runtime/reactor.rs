@@ -3,7 +3,7 @@
 //! A turn of the loop is one `epoll_wait`. Whoever finds that a file is no longer ready says so by
 //! [`Watched::clear`], so no system call is made only to learn that.
 
-use super::timers::Timers;
+use super::timers::{Key, Timers};
 use rustix::buffer::spare_capacity;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use slab::Slab;
@@ -140,39 +140,29 @@ impl Reactor {
     /// Waits for this long.
     pub async fn sleep(&self, time: Duration) {
         let timers = &self.0.timers;
-        let deadline = Instant::now() + time;
-        let mut timer = Timer { timers, number: None };
-        poll_fn(|cx| match timer.number {
-            Some((_, number)) if timers.borrow_mut().renew(deadline, number, cx.waker()) => {
-                Poll::Pending
-            }
-            Some(_) => Poll::Ready(()),
-            None => match timers.borrow_mut().add(deadline, cx.waker()) {
-                Ok(number) => {
-                    timer.number = Some((deadline, number));
-                    Poll::Pending
-                }
-                Err(error) => {
-                    log::error!("cannot set a timer: {error}");
-                    Poll::Ready(())
-                }
-            },
+        let added = timers.borrow_mut().add(Instant::now() + time);
+        let key = match added {
+            Ok(key) => key,
+            Err(error) => return log::error!("cannot set a timer: {error}"),
+        };
+        let timer = Timer { timers, key };
+        poll_fn(|cx| match timers.borrow_mut().is_pending(timer.key, cx.waker()) {
+            true => Poll::Pending,
+            false => Poll::Ready(()),
         })
         .await;
     }
 }
 
-/// A pending timer, until it is dropped.
+/// A timer, until it is dropped.
 struct Timer<'t> {
     timers: &'t RefCell<Timers>,
-    number: Option<(Instant, u64)>,
+    key: Key,
 }
 
 impl Drop for Timer<'_> {
     fn drop(&mut self) {
-        if let Some((deadline, number)) = self.number {
-            self.timers.borrow_mut().remove(deadline, number);
-        }
+        self.timers.borrow_mut().remove(self.key);
     }
 }
 

@@ -11,11 +11,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+/// A timer's deadline and number.
+pub(super) type Key = (Instant, u64);
+
 /// The pending timers.
 pub(super) struct Timers {
     file: OwnedFd,
-    /// By deadline and number.
-    pending: BTreeMap<(Instant, u64), Waker>,
+    pending: BTreeMap<Key, Waker>,
     next: u64,
     /// When the file expires.
     set: Option<Instant>,
@@ -34,29 +36,23 @@ impl Timers {
         self.file.as_fd()
     }
 
-    /// Adds a timer and returns its number.
-    pub(super) fn add(&mut self, deadline: Instant, waker: &Waker) -> io::Result<u64> {
-        let number = self.next;
+    /// Adds a timer, which wakes nobody yet.
+    pub(super) fn add(&mut self, deadline: Instant) -> io::Result<Key> {
+        let key = (deadline, self.next);
         self.next += 1;
-        self.pending.insert((deadline, number), waker.clone());
+        self.pending.insert(key, Waker::noop().clone());
         self.set(Instant::now())?;
-        Ok(number)
+        Ok(key)
     }
 
-    /// Changes the waker of a timer. Returns false if the timer has expired.
-    pub(super) fn renew(&mut self, deadline: Instant, number: u64, waker: &Waker) -> bool {
-        match self.pending.get_mut(&(deadline, number)) {
-            Some(former) => {
-                former.clone_from(waker);
-                true
-            }
-            None => false,
-        }
+    /// Whether a timer has not expired. If so, it will wake this waker.
+    pub(super) fn is_pending(&mut self, key: Key, waker: &Waker) -> bool {
+        self.pending.get_mut(&key).map(|former| former.clone_from(waker)).is_some()
     }
 
     /// Removes a timer. The file may expire once without need.
-    pub(super) fn remove(&mut self, deadline: Instant, number: u64) {
-        self.pending.remove(&(deadline, number));
+    pub(super) fn remove(&mut self, key: Key) {
+        self.pending.remove(&key);
     }
 
     /// Removes the expired timers and returns their wakers.
