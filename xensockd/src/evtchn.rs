@@ -73,15 +73,15 @@ impl EventChannels {
     /// Waits for events and raises their signals.
     fn poll_turn(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let file = &self.0.file;
-        ready!(file.poll_ready(cx, Side::Rx));
+        let mut ports = [0; BATCH * size_of::<u32>()];
+        let read = |file: &_| Ok(rustix::io::read(file, &mut ports)?);
+        let read = ready!(file.poll_io(cx, Side::Rx, read));
         // The next turn of the reactor reports further events.
         file.clear(Side::Rx);
-        let mut ports = [0; BATCH * size_of::<u32>()];
-        Poll::Ready(match rustix::io::read(&**file, &mut ports) {
+        Poll::Ready(match read {
             Ok(len) => self.raise(&ports[..len]),
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(()),
-            Err(rustix::io::Errno::FBIG) => self.recover(),
-            Err(error) => Err(error.into()),
+            Err(error) if error.raw_os_error() == Some(libc::EFBIG) => self.recover(),
+            Err(error) => Err(error),
         })
     }
 
