@@ -20,8 +20,8 @@ use xensock::wire::{Dialect, Extensions};
 use xensockd::counts::Counts;
 use xensockd::device::Backend;
 use xensockd::finder::Finder;
-use xensockd::runtime::{Runtime, Spawner};
-use xensockd::threads::{Placement, Seat, Stop};
+use xensockd::runtime::{Flag, Runtime, Spawner};
+use xensockd::threads::{Placement, Seat};
 
 const DOM0: DomId = DomId(0);
 const GUESTS: [DomId; 2] = [DomId(1), DomId(2)];
@@ -68,7 +68,7 @@ fn serve(seat: &Seat, ready: &Barrier) {
     let mut runtime = Runtime::new().expect("cannot start an event loop");
     let spawner = runtime.spawner().clone();
     let (world, tree, net) = (World::new(), FakeStore::new(), FakeNet::new());
-    let stop = Rc::new(Stop::default());
+    let stop = Rc::new(Flag::default());
     let backend = Rc::new(Backend {
         store: client(&tree, DOM0, &spawner),
         host: FakeDom0::new(&world, DOM0, net.clone()),
@@ -81,7 +81,7 @@ fn serve(seat: &Seat, ready: &Barrier) {
     let mut finder = Finder::new(backend, &spawner, Dialect::PvCalls);
     let stopping = stop.clone();
     let finding = spawner.spawn(async move {
-        select(pin!(finder.run()), pin!(stopping.requested())).await;
+        select(pin!(finder.run()), pin!(stopping.raised())).await;
         finder.stopped().await;
     });
     let work = async {
@@ -94,7 +94,7 @@ fn serve(seat: &Seat, ready: &Barrier) {
             frontend.shutdown().await;
         });
         join_all(transfers).await;
-        stop.request();
+        stop.raise();
         finding.finished().await;
     };
     runtime.block_on(work).expect("the event loop failed");

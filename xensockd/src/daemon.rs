@@ -6,9 +6,9 @@ use crate::device::Backend;
 use crate::dom0::Dom0;
 use crate::finder::Finder;
 use crate::lock::{Lock, check_kernel_backend};
-use crate::runtime::{EventFlags, Reactor, Runtime, timeout};
+use crate::runtime::{EventFlags, Flag, Reactor, Runtime, timeout};
 use crate::sockets::Sockets;
-use crate::threads::{Placement, Seat, Stop, StopAll};
+use crate::threads::{Placement, Seat, StopAll};
 use crate::xenstored::{self, Reader, Writer};
 use futures_util::future::{Either, join_all, select, select_all};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -106,7 +106,7 @@ impl<'s> Worker<'s> {
         let (reactor, spawner) = (runtime.reactor().clone(), runtime.spawner().clone());
         let events = host.events().clone();
         let (store, driver) = xenstore::connect(reader, writer);
-        let stop = Rc::new(Stop::default());
+        let stop = Rc::new(Flag::default());
         let backend = Rc::new(backend(shared, host, store, stop.clone(), seat));
         let mut finders =
             Dialect::ALL.map(|dialect| Finder::new(backend.clone(), &spawner, dialect));
@@ -136,7 +136,7 @@ impl<'s> Worker<'s> {
                 log::info!("stopping; in use: {}", shared.counts);
                 shared.stop.request();
             }
-            stop.request();
+            stop.raise();
             let stopped = join_all(finders.iter_mut().map(Finder::stopped));
             let stopped = pin!(timeout(&reactor, STOP_TIMEOUT, stopped));
             match select(background, stopped).await {
@@ -154,7 +154,7 @@ fn backend(
     shared: &Shared<'_>,
     host: Dom0,
     store: xenstore::Store,
-    stop: Rc<Stop>,
+    stop: Rc<Flag>,
     seat: Seat,
 ) -> Backend<Dom0> {
     Backend {

@@ -5,8 +5,9 @@
 //! warning. The guest may connect again after a while.
 
 use crate::counts::{Count, Ticket};
+use crate::runtime::Flag;
 use crate::states::{Step, View, next_step};
-use crate::threads::{Seat, Stop};
+use crate::threads::Seat;
 use std::fmt::Display;
 use std::future::{Future, pending, poll_fn};
 use std::pin::{Pin, pin};
@@ -45,8 +46,8 @@ pub struct Backend<H> {
     pub extensions: Extensions,
     /// Counts the connected devices.
     pub guests: Arc<Count>,
-    /// Requested when the daemon is to stop.
-    pub stop: Rc<Stop>,
+    /// Raised when the daemon is to stop.
+    pub stop: Rc<Flag>,
     /// This thread's place among the daemon's threads.
     pub seat: Seat,
 }
@@ -104,7 +105,7 @@ impl<H: Host> Device<H> {
         let mut last_connected: Option<Instant> = None;
         let mut closing_since: Option<Instant> = None;
         loop {
-            if stop.is_requested() {
+            if stop.is_raised() {
                 drop(service.take());
                 return self.close(&other, &mut changes).await;
             }
@@ -129,7 +130,7 @@ impl<H: Host> Device<H> {
                             _ => pending().await,
                         }
                     };
-                    match first(changed(&mut changes), stop.requested(), violation, timeout).await {
+                    match first(changed(&mut changes), stop.raised(), violation, timeout).await {
                         Event::Change => {}
                         Event::Violation(violation) => {
                             service = None;

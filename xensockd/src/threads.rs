@@ -5,13 +5,12 @@
 //! guests serves it, and the others ignore it. So the threads share nothing while they serve.
 
 use futures_util::task::AtomicWaker;
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
-use xen::{DomId, WaitList};
+use xen::DomId;
 
 /// Which thread serves which guest.
 pub struct Placement {
@@ -127,31 +126,6 @@ impl StopAll {
             if self.requested.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
-    }
-}
-
-/// The request to the devices of one thread to stop.
-#[derive(Default)]
-pub struct Stop {
-    requested: Cell<bool>,
-    changed: WaitList,
-}
-
-impl Stop {
-    /// Whether it was requested.
-    pub fn is_requested(&self) -> bool {
-        self.requested.get()
-    }
-
-    /// Requests the devices to stop.
-    pub fn request(&self) {
-        self.requested.set(true);
-        self.changed.wake_all();
-    }
-
-    /// Waits for the request.
-    pub async fn requested(&self) {
-        self.changed.until(|| self.is_requested().then_some(())).await;
     }
 }
 

@@ -20,9 +20,9 @@ use xensock::wire::{Dialect, Extensions};
 use xensockd::counts::Counts;
 use xensockd::device::Backend;
 use xensockd::finder::Finder;
-use xensockd::runtime::{Reactor, Runtime, Spawner, Task, timeout};
+use xensockd::runtime::{Flag, Reactor, Runtime, Spawner, Task, timeout};
 use xensockd::sockets::Sockets;
-use xensockd::threads::{Placement, Stop};
+use xensockd::threads::Placement;
 
 const DOM0: DomId = DomId(0);
 
@@ -34,7 +34,7 @@ struct Rig {
     world: World,
     tree: FakeStore,
     counts: Counts,
-    stop: Rc<Stop>,
+    stop: Rc<Flag>,
     daemon: Task,
     reactor: Reactor,
     spawner: Spawner,
@@ -47,7 +47,7 @@ fn run<F: Future<Output = ()>>(test: impl FnOnce(Rc<Rig>) -> F) {
     let (world, tree) = (World::new(), FakeStore::new());
     tree.add_domain(DOM0);
     let counts = Counts::default();
-    let stop = Rc::new(Stop::default());
+    let stop = Rc::new(Flag::default());
     let sockets = Sockets::new(&reactor, counts.sockets.clone(), false);
     let backend = Rc::new(Backend {
         store: client(&tree, DOM0, &spawner),
@@ -62,7 +62,7 @@ fn run<F: Future<Output = ()>>(test: impl FnOnce(Rc<Rig>) -> F) {
     let stopping = stop.clone();
     let daemon = spawner.spawn(async move {
         {
-            let (finding, stopping) = (pin!(finder.run()), pin!(stopping.requested()));
+            let (finding, stopping) = (pin!(finder.run()), pin!(stopping.raised()));
             if let Either::Left((error, _)) = select(finding, stopping).await {
                 panic!("the finder failed: {error}");
             }
@@ -72,7 +72,7 @@ fn run<F: Future<Output = ()>>(test: impl FnOnce(Rc<Rig>) -> F) {
     let rig = Rc::new(Rig { world, tree, counts, stop, daemon, reactor, spawner });
     let whole = async {
         timeout(&rig.reactor, LIMIT, test(rig.clone())).await.expect("the test takes too long");
-        rig.stop.request();
+        rig.stop.raise();
         rig.daemon.finished().await;
         assert_eq!(rig.counts.to_string(), "guests=0 sockets=0 mappings=0 ports=0");
         rig.world.assert_clean();
@@ -350,7 +350,7 @@ fn stopping_the_daemon_closes_sockets_and_devices() {
         rig.create(guest);
         let (frontend, driver) = rig.boot(guest);
         let mut stream = frontend.connect(echo_server()).await.unwrap();
-        rig.stop.request();
+        rig.stop.raise();
         rig.until(|| rig.state(guest) == "6").await;
         assert_eq!(rig.counts.to_string(), "guests=0 sockets=0 mappings=0 ports=0");
         assert!(stream.write_all(&[0; 100_000]).await.is_err());

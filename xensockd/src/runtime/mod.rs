@@ -137,9 +137,9 @@ pub struct Spawner {
 impl Spawner {
     /// Starts a task, from inside the runtime. A panic ends only this task.
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) -> Task {
-        let ended = Rc::new(Ended::default());
+        let ended = Rc::new(Flag::default());
         let (task, abort) = abortable(AssertUnwindSafe(task).catch_unwind());
-        let ending = End(ended.clone());
+        let ending = RaiseOnDrop(ended.clone());
         self.new.borrow_mut().push(Box::pin(async move {
             let _ending = ending;
             // The panic has printed its message.
@@ -151,40 +151,58 @@ impl Spawner {
 
 /// A running task. It continues when this is dropped.
 pub struct Task {
-    ended: Rc<Ended>,
+    ended: Rc<Flag>,
     abort: AbortHandle,
 }
 
-#[derive(Default)]
-struct Ended {
-    is: Cell<bool>,
-    wait: WaitList,
-}
+/// Raises a flag when it is dropped.
+struct RaiseOnDrop(Rc<Flag>);
 
-/// Notes the end of a task when it is dropped.
-struct End(Rc<Ended>);
-
-impl Drop for End {
+impl Drop for RaiseOnDrop {
     fn drop(&mut self) {
-        self.0.is.set(true);
-        self.0.wait.wake_all();
+        self.0.raise();
     }
 }
 
 impl Task {
     /// Whether the task has ended.
     pub fn is_finished(&self) -> bool {
-        self.ended.is.get()
+        self.ended.is_raised()
     }
 
     /// Waits until the task has ended.
     pub async fn finished(&self) {
-        self.ended.wait.until(|| self.is_finished().then_some(())).await;
+        self.ended.raised().await;
     }
 
     /// Ends the task the next time that the loop runs it.
     pub fn abort(&self) {
         self.abort.abort();
+    }
+}
+
+/// Something that happens once, for which tasks of one thread can wait.
+#[derive(Default)]
+pub struct Flag {
+    raised: Cell<bool>,
+    waiting: WaitList,
+}
+
+impl Flag {
+    /// Whether it has happened.
+    pub fn is_raised(&self) -> bool {
+        self.raised.get()
+    }
+
+    /// Notes that it has happened.
+    pub fn raise(&self) {
+        self.raised.set(true);
+        self.waiting.wake_all();
+    }
+
+    /// Waits until it has happened.
+    pub async fn raised(&self) {
+        self.waiting.until(|| self.is_raised().then_some(())).await;
     }
 }
 
