@@ -4,26 +4,25 @@
 //! memory and the network are fakes within the process, and each thread has its own, as nothing is
 //! shared. With a processor for each thread, two threads take half of the time of one.
 
+#[path = "../tests/rig/mod.rs"]
+mod rig;
+
 use embedded_io_async::Write;
 use futures_util::future::{join, join_all, select};
+use rig::{DOM0, Guest, back, backend, client, front, frontend};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 use xen::testing::{FakeStore, World};
-use xen::xenstore::{self, Store};
 use xen::{DomId, Errno};
-use xensock::back::Limits;
-use xensock::front::{Config, Frontend};
-use xensock::testing::{FakeDom0, FakeNet};
-use xensock::wire::{Dialect, Extensions};
+use xensock::testing::FakeNet;
+use xensock::wire::Dialect;
 use xensockd::counts::Counts;
-use xensockd::device::Backend;
 use xensockd::finder::Finder;
 use xensockd::runtime::{Flag, Runtime, Spawner};
 use xensockd::threads::{Placement, Seat};
 
-const DOM0: DomId = DomId(0);
 const GUESTS: [DomId; 2] = [DomId(1), DomId(2)];
 /// Bytes that each guest sends.
 const BYTES: usize = 256 << 20;
@@ -69,15 +68,10 @@ fn serve(seat: &Seat, ready: &Barrier) {
     let spawner = runtime.spawner().clone();
     let (world, tree, net) = (World::new(), FakeStore::new(), FakeNet::new());
     let stop = Rc::new(Flag::default());
-    let backend = Rc::new(Backend {
-        store: client(&tree, DOM0, &spawner),
-        host: FakeDom0::new(&world, DOM0, net.clone()),
-        limits: Limits::default(),
-        extensions: Extensions::all(),
-        guests: Counts::default().guests,
-        stop: stop.clone(),
-        seat: seat.clone(),
-    });
+    tree.add_domain(DOM0);
+    let store = client(&tree, DOM0, &spawner);
+    let counts = Counts::default();
+    let backend = backend(&world, store, net.clone(), &counts, &stop, seat.clone());
     let mut finder = Finder::new(backend, &spawner, Dialect::PvCalls);
     let stopping = stop.clone();
     let finding = spawner.spawn(async move {
@@ -100,24 +94,10 @@ fn serve(seat: &Seat, ready: &Barrier) {
     runtime.block_on(work).expect("the event loop failed");
 }
 
-fn client(tree: &FakeStore, domain: DomId, spawner: &Spawner) -> Store {
-    tree.add_domain(domain);
-    let (reader, writer) = tree.connect(domain);
-    let (store, driver) = xenstore::connect(reader, writer);
-    spawner.spawn(async move {
-        driver.run().await;
-    });
-    store
-}
-
-type Guest = Frontend<xen::testing::FakeMachine>;
-
 fn boot(world: &World, tree: &FakeStore, spawner: &Spawner, guest: DomId) -> Guest {
-    let store = client(tree, guest, spawner);
-    let front = format!("/local/domain/{guest}/device/pvcalls/0");
-    let back = format!("/local/domain/0/backend/pvcalls/{guest}/0");
-    tree.add_device((&front, guest), (&back, DOM0));
-    let (frontend, driver) = Frontend::new(world.machine(guest), store, &front, Config::default());
+    tree.add_domain(guest);
+    tree.add_device((&front(guest), guest), (&back(guest), DOM0));
+    let (frontend, driver) = frontend(world, client(tree, guest, spawner), guest);
     spawner.spawn(async move {
         driver.run().await;
     });

@@ -1,30 +1,25 @@
 //! The life of devices: the daemon's own code and real sockets on the loopback interface, over
 //! fakes of xenstored and of the guests' memory and events.
 
+mod rig;
+
 use embedded_io_async::{Read, Write};
 use futures_util::future::{Either, select};
+use rig::{DOM0, Guest, back, backend, client, front, frontend};
 use std::cell::Cell;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 use std::{io, thread};
-use xen::testing::FakeStore;
-use xen::testing::{FakeMachine, World};
-use xen::xenstore::{self, Store};
+use xen::testing::{FakeStore, World};
 use xen::{DomId, Errno};
-use xensock::back::Limits;
-use xensock::front::{Config, Frontend};
-use xensock::testing::FakeDom0;
-use xensock::wire::{Dialect, Extensions};
+use xensock::wire::Dialect;
 use xensockd::counts::Counts;
-use xensockd::device::Backend;
 use xensockd::finder::Finder;
 use xensockd::runtime::{Flag, Reactor, Runtime, Spawner, Task, timeout};
 use xensockd::sockets::Sockets;
 use xensockd::threads::Placement;
-
-const DOM0: DomId = DomId(0);
 
 /// The longest time for a test, even on a slow and busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -49,15 +44,9 @@ fn run<F: Future<Output = ()>>(test: impl FnOnce(Rc<Rig>) -> F) {
     let counts = Counts::default();
     let stop = Rc::new(Flag::default());
     let sockets = Sockets::new(&reactor, counts.sockets.clone(), false);
-    let backend = Rc::new(Backend {
-        store: client(&tree, DOM0, &spawner),
-        host: FakeDom0::new(&world, DOM0, sockets),
-        limits: Limits::default(),
-        extensions: Extensions::all(),
-        guests: counts.guests.clone(),
-        stop: stop.clone(),
-        seat: Placement::new(1).seat(0),
-    });
+    let store = client(&tree, DOM0, &spawner);
+    let seat = Placement::new(1).seat(0);
+    let backend = backend(&world, store, sockets, &counts, &stop, seat);
     let mut finder = Finder::new(backend, &spawner, Dialect::PvCalls);
     let stopping = stop.clone();
     let daemon = spawner.spawn(async move {
@@ -80,15 +69,6 @@ fn run<F: Future<Output = ()>>(test: impl FnOnce(Rc<Rig>) -> F) {
     runtime.block_on(whole).unwrap();
 }
 
-fn client(tree: &FakeStore, domain: DomId, spawner: &Spawner) -> Store {
-    let (reader, writer) = tree.connect(domain);
-    let (store, driver) = xenstore::connect(reader, writer);
-    spawner.spawn(async move {
-        driver.run().await;
-    });
-    store
-}
-
 /// The driver of a guest's frontend.
 struct Driver {
     task: Task,
@@ -100,14 +80,6 @@ impl Driver {
         self.task.finished().await;
         self.ended.get()
     }
-}
-
-fn front(guest: DomId) -> String {
-    format!("/local/domain/{guest}/device/pvcalls/0")
-}
-
-fn back(guest: DomId) -> String {
-    format!("/local/domain/0/backend/pvcalls/{guest}/0")
 }
 
 impl Rig {
@@ -124,10 +96,9 @@ impl Rig {
     }
 
     /// Boots a guest with a frontend.
-    fn boot(&self, guest: DomId) -> (Frontend<FakeMachine>, Driver) {
+    fn boot(&self, guest: DomId) -> (Guest, Driver) {
         let store = client(&self.tree, guest, &self.spawner);
-        let (frontend, driver) =
-            Frontend::new(self.world.machine(guest), store, &front(guest), Config::default());
+        let (frontend, driver) = frontend(&self.world, store, guest);
         let ended = Rc::new(Cell::new(None));
         let end = ended.clone();
         let task = self.spawner.spawn(async move { end.set(Some(driver.run().await)) });
@@ -160,7 +131,7 @@ fn echo_server() -> SocketAddr {
     address
 }
 
-async fn talk(frontend: &Frontend<FakeMachine>) {
+async fn talk(frontend: &Guest) {
     let mut stream = frontend.connect(echo_server()).await.unwrap();
     for round in 0..20u8 {
         let sent = [round; 3000];
