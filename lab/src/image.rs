@@ -131,7 +131,9 @@ impl Base {
         }
         archive.link("/var/run", "/run")?;
         archive.link("/var/lock", "/run/lock")?;
-        add_busybox(&mut archive)?;
+        let applets = process::output(Command::new(BUSYBOX).arg("--list"))?.stdout;
+        let applets = String::from_utf8_lossy(&applets);
+        add_busybox(&mut archive, applets.lines().filter(|applet| *applet != "busybox"))?;
         self.add_programs(&mut archive)?;
         self.add_modules(&mut archive)?;
         self.add_configuration(&mut archive, tree)?;
@@ -229,15 +231,28 @@ pub fn library_path(name: &str) -> String {
 }
 
 /// The host's busybox, which is statically linked.
-pub const BUSYBOX: &str = "/usr/bin/busybox";
+const BUSYBOX: &str = "/usr/bin/busybox";
 
-fn add_busybox<W: Write>(archive: &mut Archive<W>) -> Result<()> {
+/// Adds busybox with these commands.
+fn add_busybox<'a, W: Write>(
+    archive: &mut Archive<W>,
+    applets: impl IntoIterator<Item = &'a str>,
+) -> Result<()> {
     archive.copy(Path::new(BUSYBOX), "/bin/busybox", EXECUTABLE)?;
-    let applets = process::output(Command::new(BUSYBOX).arg("--list"))?.stdout;
-    for applet in String::from_utf8_lossy(&applets).lines().filter(|applet| *applet != "busybox") {
+    for applet in applets {
         archive.link(&format!("/bin/{applet}"), "busybox")?;
     }
     Ok(())
+}
+
+/// Begins the initramfs of a Linux guest that has only these commands of busybox.
+pub fn small_guest(to: &Path, applets: &[&str]) -> Result<Archive<BufWriter<File>>> {
+    let mut archive = Archive::new(BufWriter::new(File::create(to)?));
+    for folder in ["/dev", "/proc", "/sys"] {
+        archive.folder(folder)?;
+    }
+    add_busybox(&mut archive, applets.iter().copied())?;
+    Ok(archive)
 }
 
 /// The inputs of the base.

@@ -5,15 +5,15 @@
 //! against the headers of dom0's kernel. Nothing is installed: three files of the source package
 //! are kept, and the headers are unpacked into a temporary folder for each build.
 
-use crate::archive::{Archive, EXECUTABLE};
+use crate::archive::EXECUTABLE;
 use crate::cache;
-use crate::image::BUSYBOX;
+use crate::image::small_guest;
 use crate::packages::{self, Packages};
 use crate::process;
 use crate::tree::Tree;
 use anyhow::{Context, Result};
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -101,14 +101,7 @@ impl LinuxEnds {
     }
 
     fn write_guest(&self, modules: &Path) -> Result<()> {
-        let mut archive = Archive::new(BufWriter::new(File::create(self.guest())?));
-        for folder in ["/dev", "/proc", "/sys"] {
-            archive.folder(folder)?;
-        }
-        archive.copy(Path::new(BUSYBOX), "/bin/busybox", EXECUTABLE)?;
-        for applet in APPLETS {
-            archive.link(&format!("/bin/{applet}"), "busybox")?;
-        }
+        let mut archive = small_guest(&self.guest(), APPLETS)?;
         archive.copy(&modules.join("init"), "/init", EXECUTABLE)?;
         for module in ["pvcalls-front.ko", "pvcalls-test.ko"] {
             archive.copy(&modules.join(module), &format!("/{module}"), EXECUTABLE)?;

@@ -1,15 +1,14 @@
 //! A Linux guest that runs one program over its network interface: what a service without this
 //! project's kernel would be, as small as Debian's kernel permits.
 
-use crate::archive::{Archive, EXECUTABLE, READABLE};
+use crate::archive::{EXECUTABLE, READABLE};
 use crate::cache;
-use crate::image::{BUSYBOX, library_path};
+use crate::image::{library_path, small_guest};
 use crate::modules;
 use crate::packages::Packages;
 use crate::tree::Tree;
 use anyhow::Result;
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// What the guest prints when its init begins.
@@ -35,14 +34,7 @@ impl LinuxServer {
             kernel: tree.cache().join("vmlinuz"),
             initramfs: tree.cache().join("linux-server.cpio"),
         };
-        let mut archive = Archive::new(BufWriter::new(File::create(&server.initramfs)?));
-        for folder in ["/dev", "/proc", "/sys"] {
-            archive.folder(folder)?;
-        }
-        archive.copy(Path::new(BUSYBOX), "/bin/busybox", EXECUTABLE)?;
-        for applet in APPLETS {
-            archive.link(&format!("/bin/{applet}"), "busybox")?;
-        }
+        let mut archive = small_guest(&server.initramfs, APPLETS)?;
         archive.copy(&tree.linux().join("serve"), "/init", EXECUTABLE)?;
         let mut order = String::new();
         for module in modules::resolve(&packages.path("/lib/modules"), MODULES.iter().copied())? {
