@@ -180,14 +180,7 @@ impl Client {
     fn out(&mut self) -> Result<Duration> {
         let start = Instant::now();
         let mut stream = self.connect(Server::Source)?;
-        let mut piece = vec![0; PIECE];
-        let mut left = self.mb << 20;
-        while left > 0 {
-            match stream.read(&mut piece)? {
-                0 => return Err(format!("the stream ended {left} bytes early").into()),
-                count => left = left.saturating_sub(count),
-            }
-        }
+        discard(&mut stream, self.mb << 20)?;
         Ok(start.elapsed())
     }
 
@@ -197,13 +190,7 @@ impl Client {
         let wanted = if self.bare { 0.0 } else { self.meter()?.received()? + bytes as f64 };
         let start = Instant::now();
         let mut stream = self.connect(Server::Sink)?;
-        let piece = vec![0; PIECE];
-        let mut left = bytes;
-        while left > 0 {
-            let some = left.min(PIECE);
-            stream.write_all(&piece[..some])?;
-            left -= some;
-        }
+        send_zeroes(&mut stream, bytes)?;
         stream.shutdown(Shutdown::Write)?;
         if self.bare {
             // Requests for the counter would be work, too.
@@ -225,24 +212,8 @@ impl Client {
         let mut stream = self.connect(Server::Echo)?;
         let mut half = stream.try_clone()?;
         let start = Instant::now();
-        let writer = thread::spawn(move || -> Result<()> {
-            let piece = vec![0; PIECE];
-            let mut left = bytes;
-            while left > 0 {
-                let some = left.min(PIECE);
-                half.write_all(&piece[..some])?;
-                left -= some;
-            }
-            Ok(())
-        });
-        let mut piece = vec![0; PIECE];
-        let mut left = bytes;
-        while left > 0 {
-            match stream.read(&mut piece)? {
-                0 => return Err(format!("the stream ended {left} bytes early").into()),
-                count => left = left.saturating_sub(count),
-            }
-        }
+        let writer = thread::spawn(move || send_zeroes(&mut half, bytes));
+        discard(&mut stream, bytes)?;
         println!("both_mib_per_s {:.3}", bytes as f64 / MIB / start.elapsed().as_secs_f64());
         writer.join().map_err(|_| "the writer panicked")?
     }
@@ -350,6 +321,31 @@ fn ready(stream: TcpStream) -> Result<TcpStream> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     Ok(stream)
+}
+
+/// Sends this many bytes.
+fn send_zeroes(stream: &mut TcpStream, bytes: usize) -> Result<()> {
+    let piece = vec![0; PIECE];
+    let mut left = bytes;
+    while left > 0 {
+        let some = left.min(PIECE);
+        stream.write_all(&piece[..some])?;
+        left -= some;
+    }
+    Ok(())
+}
+
+/// Receives this many bytes.
+fn discard(stream: &mut TcpStream, bytes: usize) -> Result<()> {
+    let mut piece = vec![0; PIECE];
+    let mut left = bytes;
+    while left > 0 {
+        match stream.read(&mut piece)? {
+            0 => return Err(format!("the stream ended {left} bytes early").into()),
+            count => left = left.saturating_sub(count),
+        }
+    }
+    Ok(())
 }
 
 /// The time of each of some round trips.
