@@ -11,13 +11,28 @@ pub mod report;
 mod rivals;
 mod strace;
 
-pub use rivals::{Bench, Plan, Rival, Turn};
+pub use rivals::{Bench, Plan, Rival, Turn, load_linux_backend};
 pub use strace::{Calls, Strace, Work, sum};
 
+use anyhow::{Result, bail};
 use std::collections::BTreeMap;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// Figures by name. The names end in their units, as the client prints them.
 pub type Figures = BTreeMap<String, f64>;
+
+/// Waits until `holds` returns true. The error contains `what`.
+pub fn wait_until(what: &str, at_most: Duration, holds: impl Fn() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + at_most;
+    while !holds()? {
+        if Instant::now() > deadline {
+            bail!("timed out after {at_most:?}: {what}");
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
 
 /// Each figure's median over several rounds. A figure that is missing in a round has the median of
 /// the others.

@@ -1,15 +1,15 @@
 //! The rivals: how the servers of each are started, measured and ended.
 
-use crate::Figures;
-use anyhow::{Context, Result, bail, ensure};
+use crate::{Figures, wait_until};
+use anyhow::{Context, Result, bail};
 use lab::{Dom0, Domain, INIT_RUNS, Interface, LinuxEnds, LinuxServer, Tree};
 use std::cell::Cell;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The time limit of the client, and of waiting.
 const PATIENCE: Duration = Duration::from_secs(1200);
-const POLL: Duration = Duration::from_millis(200);
+/// The time limit of what comes before and after a measurement.
+pub(crate) const READY: Duration = Duration::from_secs(120);
 
 /// The first port of servers in guests, and of those in dom0.
 const PORT: u16 = 9001;
@@ -298,7 +298,7 @@ impl<'a> Program<'a> {
         ))?;
         let program = Program { dom0, id };
         let ready = || Ok(dom0.exec("grep -q listening /tmp/linux.log")?.status == 0);
-        wait_until("the program listens", ready)?;
+        wait_until("the program listens", READY, ready)?;
         Ok(program)
     }
 }
@@ -315,14 +315,9 @@ struct OverLinux<'b, 'a>(&'b Bench<'a>);
 
 impl<'b, 'a> OverLinux<'b, 'a> {
     fn load(bench: &'b Bench<'a>) -> Result<Self> {
-        let ends = LinuxEnds::get(&bench.tree, &|text| println!("lab: {text}"))?;
-        bench.dom0.push(&ends.backend(), "/root/pvcalls-back.ko")?;
         no_devices_are_left(bench.dom0)?;
         let over_linux = OverLinux(bench);
-        bench.dom0.run(
-            "pid=$(cat /run/xensockd.pid); kill -TERM $pid; \
-             while kill -0 $pid 2>/dev/null; do sleep 0.1; done; insmod /root/pvcalls-back.ko",
-        )?;
+        load_linux_backend(bench.dom0, &bench.tree)?;
         Ok(over_linux)
     }
 }
@@ -340,19 +335,21 @@ impl Drop for OverLinux<'_, '_> {
     }
 }
 
+/// Ends xensockd, and loads Linux's backend instead.
+pub fn load_linux_backend(dom0: &Dom0, tree: &Tree) -> Result<()> {
+    let ends = LinuxEnds::get(tree, &|text| println!("lab: {text}"))?;
+    dom0.push(&ends.backend(), "/root/pvcalls-back.ko")?;
+    dom0.run(
+        "pid=$(cat /run/xensockd.pid); kill -TERM $pid; \
+         while kill -0 $pid 2>/dev/null; do sleep 0.1; done; insmod /root/pvcalls-back.ko",
+    )?;
+    Ok(())
+}
+
 /// Waits until the guests' devices are gone.
 fn no_devices_are_left(dom0: &Dom0) -> Result<()> {
-    wait_until("the guests' devices are gone", || {
+    wait_until("the guests' devices are gone", READY, || {
         let list = dom0.exec("xenstore-list /local/domain/0/backend/pvcalls 2>/dev/null")?;
         Ok(list.text().is_empty())
     })
-}
-
-pub(crate) fn wait_until(what: &str, holds: impl Fn() -> Result<bool>) -> Result<()> {
-    let since = Instant::now();
-    while !holds()? {
-        ensure!(since.elapsed() < PATIENCE / 10, "timed out: {what}");
-        thread::sleep(POLL);
-    }
-    Ok(())
 }

@@ -1,7 +1,7 @@
 //! Counts the daemon's system calls, by strace in dom0.
 
-use crate::Bench;
-use crate::rivals::{Servers, wait_until};
+use crate::rivals::{READY, Servers};
+use crate::{Bench, wait_until};
 use anyhow::{Context, Result, ensure};
 use lab::Dom0;
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ impl<'a> Strace<'a> {
              echo $! >/run/strace.pid",
         )?;
         let attached = || Ok(dom0.exec("grep -q attached /tmp/strace.log")?.status == 0);
-        wait_until("strace is attached", attached)?;
+        wait_until("strace is attached", READY, attached)?;
         Ok(Strace(dom0))
     }
 
@@ -134,7 +134,7 @@ impl Bench<'_> {
             "/root/client {at} idle={idle} bare=yes hold >/tmp/held 2>&1 & echo $!"
         ))?;
         let held = || Ok(dom0.exec("grep -q . /tmp/held")?.status == 0);
-        let calls = wait_until("the client holds its connections", held).and_then(|()| {
+        let calls = wait_until("the client holds its connections", READY, held).and_then(|()| {
             let said = dom0.run("cat /tmp/held")?;
             ensure!(said.contains("holding"), "{said}");
             let strace = Strace::attach(dom0)?;

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
-use std::time::{Duration, Instant};
+
+pub use bench::wait_until;
 
 /// A test, which fails by an error or by a panic.
 pub type Case = fn(&Fixture) -> Result<()>;
@@ -134,16 +135,4 @@ pub fn free_port() -> Result<u16> {
     let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
     let mut ports = (0..11_000).map(|_| port(TAKEN.fetch_add(1, Ordering::Relaxed)));
     ports.find(free).context("no port of this machine is free")
-}
-
-/// Waits until `holds` returns true. The error contains `what`.
-pub fn wait_until(what: &str, at_most: Duration, holds: impl Fn() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + at_most;
-    while !holds()? {
-        if Instant::now() > deadline {
-            return Err(anyhow!("timed out after {at_most:?}: {what}"));
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    Ok(())
 }

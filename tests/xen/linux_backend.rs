@@ -7,7 +7,8 @@ use crate::fixture::{Fixture, cases, wait_until};
 use crate::images::image;
 use crate::service::{self, Device, HTTP, PATIENCE, Service, pattern, sha256};
 use anyhow::{Context, Result, ensure};
-use lab::{Dom0, Domain, LinuxEnds, Tree};
+use bench::load_linux_backend;
+use lab::{Dom0, Domain, Tree};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::{Mutex, MutexGuard};
@@ -50,7 +51,7 @@ impl OverLinux {
         // A test that panicked with the lock has left no partial state.
         let mut guests = GUESTS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if guests.is_none() {
-            load(fixture.lab()?)?;
+            load_linux_backend(fixture.lab()?, &Tree::here())?;
             let (http, echo) = (serve(fixture, "http")?, serve(fixture, "echo")?);
             *guests = Some(Guests { http, echo, requests: None });
         }
@@ -60,16 +61,6 @@ impl OverLinux {
     fn guests(&mut self) -> Result<&mut Guests> {
         self.0.as_mut().context("the guests are gone")
     }
-}
-
-fn load(dom0: &Dom0) -> Result<()> {
-    let ends = LinuxEnds::get(&Tree::here(), &|text| println!("lab: {text}"))?;
-    dom0.push(&ends.backend(), "/root/pvcalls-back.ko")?;
-    dom0.run(
-        "pid=$(cat /run/xensockd.pid); kill -TERM $pid; \
-         while kill -0 $pid 2>/dev/null; do sleep 0.1; done; insmod /root/pvcalls-back.ko",
-    )?;
-    Ok(())
 }
 
 /// A guest that requests larger rings than Linux supports, with a short idle timeout.
