@@ -3,6 +3,7 @@
 use crate::http::pattern::Pattern;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::cell::OnceCell;
 use xen::{Counted, Counter};
 
 /// A number: its name for Prometheus without the prefix `xensock_`, its meaning, and its value now.
@@ -53,7 +54,7 @@ pub struct Counters {
 pub struct Context {
     /// The app's numbers.
     pub counters: Counters,
-    pub(crate) pattern: Pattern,
+    pattern: OnceCell<Pattern>,
     environment: Box<dyn Environment>,
 }
 
@@ -62,9 +63,14 @@ impl Context {
     pub fn new(environment: impl Environment + 'static) -> Context {
         Context {
             counters: Counters::default(),
-            pattern: Pattern::new(),
+            pattern: OnceCell::new(),
             environment: Box::new(environment),
         }
+    }
+
+    /// The bytes of `/bytes/N`, computed when an app first asks for them.
+    pub(crate) fn pattern(&self) -> &Pattern {
+        self.pattern.get_or_init(Pattern::new)
     }
 
     /// All numbers of the guest and of the app.

@@ -67,6 +67,8 @@ where
             let acceptor = serve::bind(stack, *port).await?;
             log::info!("http: serving on port {port}");
             context.listening();
+            // First, because the limit depends on the memory that is left.
+            context.pattern();
             let limit = limit(config, context, http::CONNECTION_MEMORY);
             match serve_http(&acceptor, limit, idle, context).await? {}
         }
@@ -79,6 +81,7 @@ where
             match serve::serve(&acceptor, limit, serve_one, context).await? {}
         }
         App::Bench { port, bytes } => {
+            context.pattern();
             let limit = limit(config, context, bench::CONNECTION_MEMORY);
             match bench::run(stack, *port, *bytes, (limit, idle), context).await? {}
         }

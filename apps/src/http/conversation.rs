@@ -229,7 +229,7 @@ where
     async fn bytes(&mut self, count: u64) -> Result<(), WireError> {
         let mut offset = 0;
         while offset < count {
-            let slice = self.context.pattern.slice(offset, count);
+            let slice = self.context.pattern().slice(offset, count);
             self.wire.write_all(slice).await?;
             offset += slice.len() as u64;
         }
