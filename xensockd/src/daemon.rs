@@ -6,9 +6,9 @@ use crate::device::Backend;
 use crate::dom0::Dom0;
 use crate::finder::Finder;
 use crate::lock::{Lock, check_kernel_backend};
-use crate::runtime::{EventFlags, Flag, Reactor, Runtime, timeout};
+use crate::runtime::{Flag, READABLE, Reactor, Runtime, timeout};
 use crate::sockets::Sockets;
-use crate::threads::{Placement, Seat, StopAll};
+use crate::threads::{Placement, StopAll};
 use crate::xenstored::{self, Reader, Writer};
 use futures_util::future::{Either, join_all, select, select_all};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -102,12 +102,19 @@ impl<'s> Worker<'s> {
 
     fn run(self) -> Result<(), String> {
         let Worker { shared, thread, mut runtime, host, store: (reader, writer), .. } = self;
-        let seat = shared.placement.seat(thread);
         let (reactor, spawner) = (runtime.reactor().clone(), runtime.spawner().clone());
         let events = host.events().clone();
         let (store, driver) = xenstore::connect(reader, writer);
         let stop = Rc::new(Flag::default());
-        let backend = Rc::new(backend(shared, host, store, stop.clone(), seat));
+        let backend = Rc::new(Backend {
+            store,
+            host,
+            limits: shared.arguments.limits(),
+            extensions: shared.arguments.extensions(),
+            guests: shared.counts.guests.clone(),
+            stop: stop.clone(),
+            seat: shared.placement.seat(thread),
+        });
         let mut finders =
             Dialect::ALL.map(|dialect| Finder::new(backend.clone(), &spawner, dialect));
         let served = runtime.block_on(async {
@@ -150,24 +157,6 @@ impl<'s> Worker<'s> {
     }
 }
 
-fn backend(
-    shared: &Shared<'_>,
-    host: Dom0,
-    store: xenstore::Store,
-    stop: Rc<Flag>,
-    seat: Seat,
-) -> Backend<Dom0> {
-    Backend {
-        store,
-        host,
-        limits: shared.arguments.limits(),
-        extensions: shared.arguments.extensions(),
-        guests: shared.counts.guests.clone(),
-        stop,
-        seat,
-    }
-}
-
 /// Waits for the request to stop, which the first thread also gets by SIGTERM or SIGINT. The first
 /// thread logs the counts at each SIGUSR1.
 async fn asked_to_stop(shared: &Shared<'_>, reactor: &Reactor, thread: usize) -> io::Result<()> {
@@ -203,7 +192,7 @@ impl Signals {
             signal_hook::low_level::pipe::register(*signal, sender.try_clone()?)?;
         }
         receiver.set_nonblocking(true)?;
-        reactor.watch(Rc::new(receiver.into()), EventFlags::IN | EventFlags::ET).map(Signals)
+        reactor.watch(Rc::new(receiver.into()), READABLE).map(Signals)
     }
 
     /// Waits for a signal. Several may arrive as one.

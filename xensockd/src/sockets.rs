@@ -6,7 +6,7 @@
 use crate::counts::{Count, Ticket};
 use crate::linux::{self, errno};
 use crate::options;
-use crate::runtime::{EventFlags, Reactor, SOCKET, Watched};
+use crate::runtime::{READABLE, Reactor, SOCKET, Watched};
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 use std::cell::OnceCell;
@@ -200,8 +200,7 @@ impl Listener for Bound {
     fn listen(&self, backlog: u32) -> Result<(), Errno> {
         net::listen(&self.socket, i32::try_from(backlog).unwrap_or(i32::MAX)).map_err(errno)?;
         if self.ready.get().is_none() {
-            let flags = EventFlags::IN | EventFlags::ET;
-            let ready = self.reactor.watch(self.socket.clone(), flags);
+            let ready = self.reactor.watch(self.socket.clone(), READABLE);
             let _ = self.ready.set(ready.map_err(errno)?);
         }
         Ok(())

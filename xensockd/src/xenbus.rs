@@ -8,7 +8,7 @@
 //! domain.
 
 use crate::linux::explain;
-use crate::runtime::{EventFlags, Reactor, Watched};
+use crate::runtime::{READABLE, Reactor, Watched};
 use rustix::fs::{Mode, OFlags};
 use std::future::poll_fn;
 use std::io;
@@ -35,7 +35,7 @@ pub fn open(reactor: &Reactor) -> Result<(XenBusReader, XenBusWriter), String> {
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let file = rustix::fs::open(path, flags, Mode::empty())?;
         // The device is always writable.
-        reactor.watch(Rc::new(file), EventFlags::IN | EventFlags::ET).map(Rc::new)
+        reactor.watch(Rc::new(file), READABLE).map(Rc::new)
     };
     let files = |path| Ok([open(path)?, open(path)?]);
     let files = files(DEVICES[0])
@@ -174,7 +174,7 @@ mod tests {
     fn pair(reactor: &Reactor) -> (Rc<Watched>, OwnedFd) {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let (near, far) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
-        let near = reactor.watch(Rc::new(near), EventFlags::IN | EventFlags::ET).unwrap();
+        let near = reactor.watch(Rc::new(near), READABLE).unwrap();
         (Rc::new(near), far)
     }
 

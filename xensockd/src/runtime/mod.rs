@@ -6,7 +6,7 @@
 mod reactor;
 mod timers;
 
-pub use reactor::{EventFlags, Reactor, SOCKET, Watched};
+pub use reactor::{EventFlags, READABLE, Reactor, SOCKET, Watched};
 
 use self::reactor::Interrupt;
 use futures_util::FutureExt;

@@ -28,14 +28,12 @@ const EVENTS: usize = 256;
 const TIMER: u64 = u64::MAX;
 const INTERRUPT: u64 = u64::MAX - 1;
 
-/// What makes a connected socket ready. Edge-triggered: reported once for each change.
-pub const SOCKET: EventFlags = EventFlags::from_bits_retain(
-    EventFlags::IN.bits()
-        | EventFlags::OUT.bits()
-        | EventFlags::PRI.bits()
-        | EventFlags::RDHUP.bits()
-        | EventFlags::ET.bits(),
-);
+/// What makes a file ready that is only read. Edge-triggered: reported once for each change.
+pub const READABLE: EventFlags = EventFlags::IN.union(EventFlags::ET);
+
+/// What makes a connected socket ready, edge-triggered.
+pub const SOCKET: EventFlags =
+    READABLE.union(EventFlags::OUT).union(EventFlags::PRI).union(EventFlags::RDHUP);
 
 /// A thread's files and timers. Clones are handles to the same reactor.
 #[derive(Clone)]
@@ -76,10 +74,9 @@ impl Reactor {
     pub(super) fn new() -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let timers = Timers::new()?;
-        let flags = EventFlags::IN | EventFlags::ET;
-        epoll::add(&epoll, timers.file(), epoll::EventData::new_u64(TIMER), flags)?;
+        epoll::add(&epoll, timers.file(), epoll::EventData::new_u64(TIMER), READABLE)?;
         let interrupt = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        epoll::add(&epoll, &interrupt, epoll::EventData::new_u64(INTERRUPT), flags)?;
+        epoll::add(&epoll, &interrupt, epoll::EventData::new_u64(INTERRUPT), READABLE)?;
         Ok(Reactor(Rc::new(Inner {
             epoll,
             sources: RefCell::default(),
