@@ -3,7 +3,9 @@
 //! its own.
 
 fn main() {
-    println!("cargo::rerun-if-changed=linker.ld");
-    println!("cargo::rerun-if-changed=symbols-ld");
-    println!("cargo::rustc-link-search=native={}", env!("CARGO_MANIFEST_DIR"));
+    let folder = std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets this variable");
+    // Whole paths: this runs again if the tree was moved after a build.
+    println!("cargo::rerun-if-changed={folder}/linker.ld");
+    println!("cargo::rerun-if-changed={folder}/symbols-ld");
+    println!("cargo::rustc-link-search=native={folder}");
 }
