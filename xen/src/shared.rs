@@ -12,6 +12,7 @@ pub use crate::testing::model::fence;
 /// feature `loom`.
 pub use core::sync::atomic::fence;
 
+use core::cell::UnsafeCell;
 use core::marker::PhantomData;
 use core::ptr;
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
@@ -147,6 +148,22 @@ impl<'a> Shared<'a> {
         }
     }
 
+    /// Describes private bytes, so that the same code copies from and to them.
+    ///
+    /// ```
+    /// # use std::cell::UnsafeCell;
+    /// let cells = [const { UnsafeCell::new(0) }; 3];
+    /// let bytes = xen::Shared::from_cells(&cells);
+    /// bytes.write(1, b"x");
+    /// assert_eq!(cells.map(UnsafeCell::into_inner), [0, b'x', 0]);
+    /// ```
+    pub fn from_cells(bytes: &'a [UnsafeCell<u8>]) -> Self {
+        let start = bytes.as_ptr().cast_mut().cast();
+        // SAFETY: the cells are borrowed for 'a and can be written. Whoever makes a reference to
+        // the inside of one promises that nothing else accesses it at that time.
+        unsafe { Shared::new(start, bytes.len()) }
+    }
+
     /// The first `len` bytes of a model's memory, which has words and bytes but no address.
     #[cfg(feature = "loom")]
     pub(crate) fn modelled(model: &'a crate::testing::model::ModelMemory, len: usize) -> Self {
@@ -216,6 +233,19 @@ impl<'a> Shared<'a> {
         }
         // SAFETY: as for `read`, in the other direction.
         unsafe { ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) }
+    }
+
+    /// Copies as many bytes of `from` as fit, and returns their number. Both may be written at the
+    /// same time: the copy can be any mixture of what was there.
+    #[inline]
+    pub fn copy_from(self, from: Shared<'_>) -> usize {
+        let len = self.len.min(from.len);
+        #[cfg(feature = "loom")]
+        assert!(self.model.is_none(), "a model has no address to copy to");
+        // SAFETY: both runs have this many bytes, mapped for as long as they are borrowed. They may
+        // be parts of the same memory.
+        unsafe { ptr::copy(from.start.cast_const(), self.start, len) };
+        len
     }
 
     /// Sets every byte to zero.
