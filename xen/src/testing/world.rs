@@ -285,9 +285,8 @@ impl State {
         if channel.peer != by || channel.backend.is_some() {
             return Err(Errno::EINVAL);
         }
-        // A channel that was just bound has an event pending at both ends, as in Xen.
+        // As in Xen, only the end that binds gets an event.
         signal.raise();
-        channel.guest.raise();
         channel.backend = Some(signal);
         Ok(())
     }
