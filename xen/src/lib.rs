@@ -6,6 +6,7 @@
 //! | [`hypercall`] | typed hypercalls |
 //! | [`event`] | event channels, in both ABIs |
 //! | [`grant`] | the grant table: lets other domains map pages |
+//! | [`foreign`] | maps pages that other domains granted |
 //! | [`xenstore`], [`xenbus`] | a client of xenstore, and the states of devices in it |
 //! | [`frontend`] | what all frontends share: sessions, granted pages, `io/ring.h` |
 //! | [`console`], [`clock`] | the console; time and the timer |
@@ -33,6 +34,8 @@ pub mod console;
 mod counter;
 mod errno;
 pub mod event;
+#[allow(unsafe_code, reason = "puts other domains' pages at frames, whose owner must agree")]
+pub mod foreign;
 pub mod frontend;
 #[allow(unsafe_code, reason = "a granted page is open to another domain, so its owner must agree")]
 pub mod grant;

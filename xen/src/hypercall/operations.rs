@@ -116,6 +116,29 @@ pub trait Operations: Hypervisor {
         make(self, &mut GnttabSetVersion { version: 1 }).map(drop)
     }
 
+    /// Maps granted frames, each at its address. Xen sets each one's status, handle and bus
+    /// address; after an error, only those of the first ones.
+    ///
+    /// # Safety
+    /// There is no memory at the addresses, which are accessed through [`Shared`](crate::Shared)
+    /// alone.
+    unsafe fn map_grant_refs(&self, list: &mut [GnttabMapGrantRef]) -> Result<(), Errno> {
+        // SAFETY: the structures are this operation's; the caller allows what it does.
+        unsafe { operate_on_each(self, __HYPERVISOR_GRANT_TABLE_OP, GNTTABOP_MAP_GRANT_REF, list) }
+            .map(drop)
+    }
+
+    /// Unmaps granted frames, after which there is no memory at their addresses. Xen sets each
+    /// one's status; after an error, only those of the first ones.
+    ///
+    /// # Safety
+    /// Nothing accesses the addresses any more.
+    unsafe fn unmap_grant_refs(&self, list: &mut [GnttabUnmapGrantRef]) -> Result<(), Errno> {
+        let (number, command) = (__HYPERVISOR_GRANT_TABLE_OP, GNTTABOP_UNMAP_GRANT_REF);
+        // SAFETY: the structures are this operation's; the caller allows what it does.
+        unsafe { operate_on_each(self, number, command, list) }.map(drop)
+    }
+
     /// Puts the shared info page at a guest frame.
     ///
     /// # Safety
@@ -291,8 +314,7 @@ fn make<H: Hypervisor + ?Sized, T: Command>(hypervisor: &H, op: &mut T) -> Resul
     unsafe { operate(hypervisor, T::CALL, T::COMMAND, op) }
 }
 
-/// Makes a hypercall of the usual form: a command and a pointer to its structure. The third
-/// argument is the number of structures, which only the grant table's operations read.
+/// Makes a hypercall of the usual form: a command and a pointer to its structure.
 ///
 /// # Safety
 /// The structure is the command's, and what it asks for is allowed (see [`Hypervisor::call`]).
@@ -303,9 +325,25 @@ unsafe fn operate<H: Hypervisor + ?Sized, T>(
     command: u32,
     op: &mut T,
 ) -> Result<u64, Errno> {
-    let pointer = (&raw mut *op).expose_provenance() as u64;
-    // SAFETY: the pointer is to a live structure, borrowed for the call; the rest is the caller's.
-    Errno::check(unsafe { hypervisor.call(number, [command.into(), pointer, 1, 0]) })
+    // SAFETY: passed on to the caller.
+    unsafe { operate_on_each(hypervisor, number, command, core::slice::from_mut(op)) }
+}
+
+/// The same, with many structures. The third argument is their number, which only the grant table's
+/// operations read.
+///
+/// # Safety
+/// As for [`operate`]. Only the grant table's operations take more structures than one.
+#[inline]
+unsafe fn operate_on_each<H: Hypervisor + ?Sized, T>(
+    hypervisor: &H,
+    number: u32,
+    command: u32,
+    ops: &mut [T],
+) -> Result<u64, Errno> {
+    let (pointer, count) = (ops.as_mut_ptr().expose_provenance() as u64, ops.len() as u64);
+    // SAFETY: the pointer is to live structures, borrowed for the call; the rest is the caller's.
+    Errno::check(unsafe { hypervisor.call(number, [command.into(), pointer, count, 0]) })
 }
 
 /// # Safety

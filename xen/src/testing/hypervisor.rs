@@ -1,4 +1,5 @@
-//! A hypervisor that has ports, a grant table's size and memory, and records the hypercalls made.
+//! A hypervisor that has ports, a grant table's size, mapped grants and memory, and records the
+//! hypercalls made.
 
 use super::FakeEvents;
 use crate::abi::{event_channel::*, grant_table::*, memory::*, sched::*, vcpu::*, xen::*};
@@ -28,6 +29,17 @@ pub enum Done {
         index: u64,
         at: u64,
     },
+    /// Grants were mapped at these addresses, with one hypercall.
+    GrantsMapped {
+        owner: u16,
+        flags: u32,
+        refs: Vec<u32>,
+        at: Vec<u64>,
+    },
+    /// What was mapped at these addresses was unmapped, with one hypercall.
+    GrantsUnmapped {
+        at: Vec<u64>,
+    },
     Shutdown(u32),
     TimerSet(u64),
     TimerStopped,
@@ -55,6 +67,11 @@ pub struct FakeXen {
     pub lowest_port: Cell<u32>,
     /// The limit for the grant table's frames.
     pub max_grant_frames: Cell<u32>,
+    /// The results of the next mappings and unmappings of grants, one after the other. An error
+    /// ends their hypercall. Later ones succeed.
+    pub grant_results: RefCell<VecDeque<Result<i16, Errno>>>,
+    /// The addresses of mapped grants, by handle.
+    mapped: RefCell<BTreeMap<u32, u64>>,
     /// Whether Xen is out of memory.
     pub out_of_memory: Cell<bool>,
     /// The frames that have memory.
@@ -107,6 +124,8 @@ impl FakeXen {
             open: RefCell::default(),
             lowest_port: Cell::new(1),
             max_grant_frames: Cell::new(2),
+            grant_results: RefCell::default(),
+            mapped: RefCell::default(),
             out_of_memory: Cell::new(false),
             populated: RefCell::default(),
             does: RefCell::default(),
@@ -134,9 +153,15 @@ impl FakeXen {
         self.open.borrow_mut().insert(port.0);
     }
 
-    /// Saves and restores the domain, which is then another one to Xen, without ports.
+    /// The number of mapped grants.
+    pub fn mappings(&self) -> usize {
+        self.mapped.borrow().len()
+    }
+
+    /// Saves and restores the domain, which is then another one to Xen, without ports and mappings.
     pub fn restore(&self) {
         self.open.borrow_mut().clear();
+        self.mapped.borrow_mut().clear();
         self.events.forget();
     }
 
@@ -191,6 +216,43 @@ impl FakeXen {
         does as i64
     }
 
+    /// The result of one mapping or unmapping.
+    fn grant_result(&self) -> Result<i16, Errno> {
+        self.grant_results.borrow_mut().pop_front().unwrap_or(Ok(GNTST_OKAY))
+    }
+
+    fn map_grants(&self, ops: &mut [GnttabMapGrantRef]) -> i64 {
+        for op in ops.iter_mut() {
+            op.status = match self.grant_result() {
+                Ok(status) => status,
+                Err(error) => return error.negated().into(),
+            };
+            if op.status == GNTST_OKAY {
+                let mut mapped = self.mapped.borrow_mut();
+                assert!(!mapped.values().any(|at| *at == op.host_addr), "{op:?}: it is in use");
+                op.handle = (0..).find(|n| !mapped.contains_key(n)).expect("there is a number");
+                mapped.insert(op.handle, op.host_addr);
+            }
+        }
+        let (refs, at) = ops.iter().map(|op| (op.grant, op.host_addr)).unzip();
+        let (owner, flags) = ops.first().map_or((0, 0), |op| (op.dom, op.flags));
+        self.note(Done::GrantsMapped { owner, flags, refs, at })
+    }
+
+    fn unmap_grants(&self, ops: &mut [GnttabUnmapGrantRef]) -> i64 {
+        for op in ops.iter_mut() {
+            op.status = match self.grant_result() {
+                Ok(status) => status,
+                Err(error) => return error.negated().into(),
+            };
+            if op.status == GNTST_OKAY {
+                let at = self.mapped.borrow_mut().remove(&op.handle);
+                assert_eq!(at, Some(op.host_addr), "{op:?}: it is not mapped there");
+            }
+        }
+        self.note(Done::GrantsUnmapped { at: ops.iter().map(|op| op.host_addr).collect() })
+    }
+
     fn page(&self, gfn: u64) -> Shared<'static> {
         *self.pages.borrow().get(&gfn).expect("Xen was given a frame that is not a page")
     }
@@ -217,6 +279,14 @@ unsafe impl Hypervisor for FakeXen {
                 // SAFETY: the caller passes a pointer to this structure.
                 unsafe { &mut *with_exposed_provenance_mut::<$kind>(arguments[$which] as usize) }
             };
+        }
+        /// All structures of an operation of the grant table.
+        macro_rules! ops {
+            ($kind:ty) => {{
+                let start = with_exposed_provenance_mut::<$kind>(arguments[1] as usize);
+                // SAFETY: the caller passes a pointer to this number of structures.
+                unsafe { std::slice::from_raw_parts_mut(start, arguments[2] as usize) }
+            }};
         }
         match (number, arguments[0] as u32) {
             (__HYPERVISOR_EVENT_CHANNEL_OP, EVTCHNOP_ALLOC_UNBOUND) => {
@@ -264,6 +334,12 @@ unsafe impl Hypervisor for FakeXen {
                 0
             }
             (__HYPERVISOR_GRANT_TABLE_OP, GNTTABOP_SET_VERSION) => 0,
+            (__HYPERVISOR_GRANT_TABLE_OP, GNTTABOP_MAP_GRANT_REF) => {
+                self.map_grants(ops!(GnttabMapGrantRef))
+            }
+            (__HYPERVISOR_GRANT_TABLE_OP, GNTTABOP_UNMAP_GRANT_REF) => {
+                self.unmap_grants(ops!(GnttabUnmapGrantRef))
+            }
             (__HYPERVISOR_MEMORY_OP, XENMEM_ADD_TO_PHYSMAP) if self.out_of_memory.get() => {
                 Errno::ENOMEM.negated().into()
             }
