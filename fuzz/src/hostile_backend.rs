@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use xen::testing::{BoundPort, FakeMachine, MappedPages};
-use xen::{Errno, Port, Signal};
+use xen::{Channel, Errno, Mapping, Neighbour, Port, Signal};
 use xensock::front::{Config, Frontend, Listener, Statistics, Stream};
 use xensock::ring::CommandBack;
 use xensock::wire::{

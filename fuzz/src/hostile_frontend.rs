@@ -13,8 +13,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use xen::testing::{FakeMachine, World};
-use xen::{Errno, GrantRef, Machine, Pages, Port, Shared, Signal};
-use xensock::back::{CommandLink, Host, Limits, serve};
+use xen::{Errno, GrantRef, Machine, Neighbour, Pages, Port, Shared, Signal};
+use xensock::back::{CommandLink, Limits, serve};
 use xensock::testing::{FakeDom0, FakeListener, FakeNet, FakeStream};
 use xensock::wire::{
     Call, Family, Layout, MAX_SLOT, Protocol, Region, Request, RingGrants, RingOffer, Shutdown,

@@ -22,7 +22,7 @@ use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::task::Poll;
 use xen::abi::netif::*;
 use xen::testing::{BoundPort, FakeMachine, MappedPages};
-use xen::{GrantRef, PAGE_SIZE, Port, Signal};
+use xen::{Channel, GrantRef, Mapping, Neighbour, PAGE_SIZE, Port, Signal};
 
 const FRONT: &str = "/local/domain/7/device/vif/0";
 const BACK: &str = "/local/domain/0/backend/vif/7/0";

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Wake, Waker};
 use testing::backend::{ALL, FakeBackend, Features, NONE, Sent};
 use testing::{BACK, FRONT, Fixture, config, frame, make_device, with_interface};
+use xen::Mapping;
 use xen::abi::netif::*;
 
 /// Runs a test with a connected backend of each kind.

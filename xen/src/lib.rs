@@ -12,6 +12,7 @@
 //! | [`console`], [`clock`] | the console; time and the timer |
 //! | [`lifecycle`] | the toolstack's requests to shut down or to suspend |
 //! | [`Machine`] | the memory, grants and ports of frontends |
+//! | [`Neighbour`] | other domains' pages and ports |
 //! | [`Signal`], [`WaitList`], [`Counter`] | wakers of tasks, statistics |
 //! | [`balloon`] | returns memory to Xen and takes it back |
 //! | [`shared`] | access to memory that another domain can write |
@@ -44,6 +45,7 @@ pub mod hypercall;
 pub mod lifecycle;
 #[allow(unsafe_code, reason = "pages are granted and freed, which their owner must agree to")]
 mod machine;
+mod neighbour;
 #[allow(
     unsafe_code,
     reason = "accesses to memory that another domain writes: atomics and raw copies"
@@ -59,6 +61,7 @@ pub mod xenstore;
 pub use counter::{Counted, Counter};
 pub use errno::Errno;
 pub use machine::{Machine, Pages};
+pub use neighbour::{Channel, Mapping, Neighbour};
 pub use shared::Shared;
 pub use signal::{Side, Signal};
 pub use wait::WaitList;

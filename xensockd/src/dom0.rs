@@ -7,7 +7,7 @@ use crate::runtime::Reactor;
 use crate::sockets::Sockets;
 use std::sync::Arc;
 use std::time::Duration;
-use xen::{DomId, Errno, GrantRef, Port, Signal};
+use xen::{DomId, Errno, GrantRef, Neighbour, Port, Signal};
 use xensock::back::Host;
 
 /// The domain in which the daemon runs.
@@ -37,9 +37,25 @@ impl Dom0 {
     }
 }
 
-impl Host for Dom0 {
+impl Neighbour for Dom0 {
     type Mapping = gntdev::Pages;
     type Channel = evtchn::Channel;
+
+    fn map(&self, owner: DomId, refs: &[GrantRef]) -> Result<gntdev::Pages, Errno> {
+        self.grants.map(owner, refs)
+    }
+
+    fn bind_port(
+        &self,
+        owner: DomId,
+        port: Port,
+        signal: Arc<Signal>,
+    ) -> Result<evtchn::Channel, Errno> {
+        self.events.bind(owner, port, signal)
+    }
+}
+
+impl Host for Dom0 {
     type Network = Sockets;
 
     fn network(&self) -> &Sockets {
@@ -50,20 +66,7 @@ impl Host for Dom0 {
         self.reactor.sleep(time).await;
     }
 
-    fn map(&self, guest: DomId, refs: &[GrantRef]) -> Result<gntdev::Pages, Errno> {
-        self.grants.map(guest, refs)
-    }
-
     fn copy(&self, guest: DomId, page: GrantRef, to: &mut [u8]) -> Result<(), Errno> {
         self.grants.copy(guest, page, to)
-    }
-
-    fn bind_port(
-        &self,
-        guest: DomId,
-        port: Port,
-        signal: Arc<Signal>,
-    ) -> Result<evtchn::Channel, Errno> {
-        self.events.bind(guest, port, signal)
     }
 }

@@ -117,7 +117,7 @@ pub struct Channel {
     _ticket: Ticket,
 }
 
-impl xensock::back::Channel for Channel {
+impl xen::Channel for Channel {
     fn notify(&self) {
         // SAFETY: the structure is the one that the driver reads.
         if let Err(error) = unsafe { ioctl(&*self.inner.file, Notify { port: self.port }) } {

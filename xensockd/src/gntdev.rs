@@ -122,7 +122,7 @@ pub struct Pages {
     _ticket: Ticket,
 }
 
-impl xensock::back::Mapping for Pages {
+impl xen::Mapping for Pages {
     fn shared(&self) -> Shared<'_> {
         // SAFETY: the pages stay mapped until `self` is dropped, and the result borrows `self`. No
         // other code unmaps them or makes references to them.

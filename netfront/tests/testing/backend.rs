@@ -9,7 +9,7 @@ use xen::abi::netif::*;
 use xen::testing::{BoundPort, MappedPages, Peer, World};
 use xen::xenbus::{self, State};
 use xen::xenstore::Store;
-use xen::{GrantRef, PAGE_SIZE, Port, Signal};
+use xen::{Channel, GrantRef, Mapping, Neighbour, PAGE_SIZE, Port, Signal};
 
 /// The features that a backend announces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

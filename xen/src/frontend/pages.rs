@@ -59,9 +59,9 @@ pub struct PageUsage {
 ///
 /// # Example
 /// ```
-/// use xen::DomId;
 /// use xen::frontend::PagePool;
 /// use xen::testing::World;
+/// use xen::{DomId, Neighbour};
 ///
 /// let world = World::new();
 /// let pool = PagePool::new(world.machine(DomId(7)));

@@ -1,28 +1,28 @@
 //! The domain of a backend in a [`World`].
 
 use super::World;
-use crate::{DomId, Errno, GrantRef, PAGE_SIZE, Port, Shared, Signal};
+use crate::{Channel, DomId, Errno, GrantRef, Mapping, Neighbour, PAGE_SIZE, Port, Shared, Signal};
 use std::sync::Arc;
 
-/// A domain that maps guests' pages and binds their ports.
+/// A domain that maps other domains' pages and binds their ports.
 #[derive(Clone)]
 pub struct Peer {
     world: World,
     id: DomId,
 }
 
-/// A guest's pages, mapped.
+/// A domain's pages, mapped.
 pub struct MappedPages {
     world: World,
-    guest: DomId,
+    owner: DomId,
     refs: Vec<GrantRef>,
     start: *mut u8,
 }
 
-/// A guest's port, bound.
+/// A domain's port, bound.
 pub struct BoundPort {
     world: World,
-    guest: DomId,
+    owner: DomId,
     port: Port,
 }
 
@@ -33,30 +33,26 @@ impl World {
     }
 }
 
-impl Peer {
-    /// Maps a guest's grants, whose pages must be consecutive. [`Errno::EINVAL`] if there is no
-    /// such grant, [`Errno::EPERM`] if it is for another domain.
-    pub fn map(&self, guest: DomId, refs: &[GrantRef]) -> Result<MappedPages, Errno> {
-        let start = self.world.state.map(self.id, guest, refs)?;
-        Ok(MappedPages { world: self.world.clone(), guest, refs: refs.to_vec(), start })
+impl Neighbour for Peer {
+    type Mapping = MappedPages;
+    type Channel = BoundPort;
+
+    /// The pages must be consecutive. [`Errno::EINVAL`] if there is no such grant, [`Errno::EPERM`]
+    /// if it is for another domain.
+    fn map(&self, owner: DomId, refs: &[GrantRef]) -> Result<MappedPages, Errno> {
+        let start = self.world.state.map(self.id, owner, refs)?;
+        Ok(MappedPages { world: self.world.clone(), owner, refs: refs.to_vec(), start })
     }
 
-    /// Binds a guest's port. Events raise `signal` until the value is dropped.
-    pub fn bind_port(
-        &self,
-        guest: DomId,
-        port: Port,
-        signal: Arc<Signal>,
-    ) -> Result<BoundPort, Errno> {
-        self.world.state.bind_port(self.id, guest, port, signal)?;
-        Ok(BoundPort { world: self.world.clone(), guest, port })
+    fn bind_port(&self, owner: DomId, port: Port, signal: Arc<Signal>) -> Result<BoundPort, Errno> {
+        self.world.state.bind_port(self.id, owner, port, signal)?;
+        Ok(BoundPort { world: self.world.clone(), owner, port })
     }
 }
 
-impl MappedPages {
-    /// All of the bytes.
-    pub fn shared(&self) -> Shared<'_> {
-        // SAFETY: while the pages are mapped, the guest cannot revoke their grants and so cannot
+impl Mapping for MappedPages {
+    fn shared(&self) -> Shared<'_> {
+        // SAFETY: while the pages are mapped, their owner cannot revoke the grants and so cannot
         // free them. Nothing makes references to pages.
         unsafe { Shared::new(self.start, self.refs.len() * PAGE_SIZE) }
     }
@@ -64,19 +60,18 @@ impl MappedPages {
 
 impl Drop for MappedPages {
     fn drop(&mut self) {
-        self.world.state.unmap(self.guest, &self.refs);
+        self.world.state.unmap(self.owner, &self.refs);
     }
 }
 
-impl BoundPort {
-    /// Sends an event to the guest.
-    pub fn notify(&self) {
-        self.world.state.notify_guest(self.guest, self.port);
+impl Channel for BoundPort {
+    fn notify(&self) {
+        self.world.state.notify_guest(self.owner, self.port);
     }
 }
 
 impl Drop for BoundPort {
     fn drop(&mut self) {
-        self.world.state.unbind_port(self.guest, self.port);
+        self.world.state.unbind_port(self.owner, self.port);
     }
 }

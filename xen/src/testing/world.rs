@@ -13,8 +13,7 @@ const POISON: u8 = 0xa5;
 /// A machine with Xen on it. Clones are the same machine.
 ///
 /// ```
-/// # use std::sync::Arc;
-/// use xen::{DomId, Errno, Machine, Signal, testing::World};
+/// use xen::{DomId, Errno, Machine, Mapping, Neighbour, testing::World};
 ///
 /// let world = World::new();
 /// let (guest, dom0) = (world.machine(DomId(5)), world.peer(DomId(0)));

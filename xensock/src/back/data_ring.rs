@@ -1,6 +1,6 @@
 //! The data rings of a guest: the pages and event channels that it offered.
 
-use super::host::{Channel, Host, Limits, Mapping};
+use super::host::{Host, Limits};
 use crate::ring::Notify;
 use crate::wire::{Layout, Protocol, RING_LIST, Region, RingGrants, RingOffer};
 use alloc::collections::VecDeque;
@@ -8,7 +8,7 @@ use alloc::rc::Rc;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
-use xen::{DomId, Errno, GrantRef, Signal};
+use xen::{Channel, DomId, Errno, GrantRef, Mapping, Signal};
 
 /// The most rings that stay mapped for the guest to use again.
 const PARKED: usize = 16;

@@ -1,7 +1,7 @@
 //! The engine of one device: the loop over its command ring, and the state that its tasks share.
 
 use super::data_ring::Rings;
-use super::host::{Channel, Host, Limits, Mapping};
+use super::host::{Host, Limits};
 use super::socket::Socket;
 use crate::ring::CommandBack;
 use crate::wire::{Header, Protocol, Response};
@@ -15,7 +15,7 @@ use core::net::SocketAddr;
 use core::pin::Pin;
 use core::task::{Context, Poll};
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use xen::{DomId, Errno, Side, Signal};
+use xen::{Channel, DomId, Errno, Mapping, Side, Signal};
 
 /// The most rounds over requests and tasks in one poll.
 const ROUNDS: usize = 4;

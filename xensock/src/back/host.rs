@@ -1,12 +1,11 @@
-//! The backend's domain, as the engine uses it: foreign pages, event channels, real sockets.
+//! The backend's domain, as the engine uses it: other domains' memory and events, real sockets.
 
 use crate::wire::{Options, Shutdown, SocketOption};
-use alloc::sync::Arc;
 use core::future::Future;
 use core::net::SocketAddr;
 use core::task::{Context, Poll};
 use core::time::Duration;
-use xen::{DomId, Errno, GrantRef, Port, Shared, Signal};
+use xen::{DomId, Errno, GrantRef, Neighbour, Shared};
 
 /// The limits of one device of a guest.
 ///
@@ -35,18 +34,6 @@ impl Default for Limits {
     fn default() -> Self {
         Limits { sockets: 1024, pages: 32768, max_ring_order: 9, linger: Duration::from_secs(30) }
     }
-}
-
-/// Pages of a guest, mapped one after the other. Dropping it unmaps them.
-pub trait Mapping {
-    /// All of the bytes.
-    fn shared(&self) -> Shared<'_>;
-}
-
-/// A bound event channel. Dropping it unbinds it.
-pub trait Channel {
-    /// Sends an event to the guest.
-    fn notify(&self);
 }
 
 /// A socket of the host's operating system. Dropping it closes it.
@@ -125,11 +112,7 @@ pub trait Network {
 /// The backend's domain.
 ///
 /// `xensockd` implements it with device files and sockets, and `xensock::testing` in memory.
-pub trait Host {
-    /// Mapped pages.
-    type Mapping: Mapping;
-    /// A bound event channel.
-    type Channel: Channel;
+pub trait Host: Neighbour {
     /// The host's sockets.
     type Network: Network;
 
@@ -139,19 +122,8 @@ pub trait Host {
     /// Waits for this long. The engine has no other clock.
     fn sleep(&self, time: Duration) -> impl Future<Output = ()>;
 
-    /// Maps pages that `guest` granted, in the order of `refs`, for reading and writing.
-    fn map(&self, guest: DomId, refs: &[GrantRef]) -> Result<Self::Mapping, Errno>;
-
     /// Copies the first bytes of a page that `guest` granted to private memory, at most a page.
     fn copy(&self, guest: DomId, page: GrantRef, to: &mut [u8]) -> Result<(), Errno>;
-
-    /// Binds to an event channel that `guest` offers. Events raise `signal`.
-    fn bind_port(
-        &self,
-        guest: DomId,
-        port: Port,
-        signal: Arc<Signal>,
-    ) -> Result<Self::Channel, Errno>;
 }
 
 /// A host's connected sockets.

@@ -17,8 +17,8 @@
 //! # #[cfg(feature = "testing")] {
 //! use std::sync::Arc;
 //! use xen::testing::World;
-//! use xen::{DomId, Machine, Signal};
-//! use xensock::back::{CommandLink, Host, Limits, serve};
+//! use xen::{DomId, Machine, Neighbour, Signal};
+//! use xensock::back::{CommandLink, Limits, serve};
 //! use xensock::testing::{FakeDom0, FakeNet};
 //! use xensock::wire::Dialect;
 //!
@@ -59,4 +59,4 @@ mod pump;
 mod socket;
 
 pub use engine::{CommandLink, Violation, serve};
-pub use host::{Channel, Host, Limits, Listener, Mapping, Network, Socket, Stream};
+pub use host::{Host, Limits, Listener, Network, Socket, Stream};

@@ -1,14 +1,14 @@
 //! Serves a device as a backend: the handshake in xenstore, then the engine.
 
 use super::dom0::FakeDom0;
-use crate::back::{CommandLink, Host, Limits, Violation, serve};
+use crate::back::{CommandLink, Limits, Violation, serve};
 use crate::wire::Protocol;
 use futures_util::future::{Either, select};
 use std::pin::pin;
 use std::sync::Arc;
 use xen::xenbus::{self, OtherEnd, State, StateWatch};
 use xen::xenstore::Store;
-use xen::{Errno, GrantRef, Port, Signal};
+use xen::{Errno, GrantRef, Neighbour, Port, Signal};
 
 /// Serves the device whose backend's folder is `path`, connection after connection, until xenstore
 /// fails.

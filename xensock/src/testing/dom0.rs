@@ -1,11 +1,11 @@
 //! A backend's domain in a world of fakes.
 
 use super::net::FakeNet;
-use crate::back::{Channel, Host, Mapping, Network};
+use crate::back::{Host, Network};
 use std::sync::Arc;
 use std::time::Duration;
 use xen::testing::{BoundPort, MappedPages, Peer, World};
-use xen::{DomId, Errno, GrantRef, Port, Shared, Signal};
+use xen::{DomId, Errno, GrantRef, Mapping, Neighbour, Port, Signal};
 
 /// The domain of the backends: its memory and events are fakes, and so are its sockets unless `N`
 /// is another network.
@@ -22,21 +22,20 @@ impl<N> FakeDom0<N> {
     }
 }
 
-impl Mapping for MappedPages {
-    fn shared(&self) -> Shared<'_> {
-        MappedPages::shared(self)
-    }
-}
+impl<N> Neighbour for FakeDom0<N> {
+    type Mapping = MappedPages;
+    type Channel = BoundPort;
 
-impl Channel for BoundPort {
-    fn notify(&self) {
-        BoundPort::notify(self);
+    fn map(&self, owner: DomId, refs: &[GrantRef]) -> Result<MappedPages, Errno> {
+        self.peer.map(owner, refs)
+    }
+
+    fn bind_port(&self, owner: DomId, port: Port, signal: Arc<Signal>) -> Result<BoundPort, Errno> {
+        self.peer.bind_port(owner, port, signal)
     }
 }
 
 impl<N: Network> Host for FakeDom0<N> {
-    type Mapping = MappedPages;
-    type Channel = BoundPort;
     type Network = N;
 
     fn network(&self) -> &N {
@@ -48,16 +47,8 @@ impl<N: Network> Host for FakeDom0<N> {
         embassy_time::Timer::after_micros(micros).await;
     }
 
-    fn map(&self, guest: DomId, refs: &[GrantRef]) -> Result<MappedPages, Errno> {
-        self.peer.map(guest, refs)
-    }
-
     fn copy(&self, guest: DomId, page: GrantRef, to: &mut [u8]) -> Result<(), Errno> {
         self.peer.map(guest, &[page])?.shared().read(0, to);
         Ok(())
-    }
-
-    fn bind_port(&self, guest: DomId, port: Port, signal: Arc<Signal>) -> Result<BoundPort, Errno> {
-        self.peer.bind_port(guest, port, signal)
     }
 }

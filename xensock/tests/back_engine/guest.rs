@@ -13,9 +13,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 use xen::testing::{FakeMachine, World};
-use xen::{DomId, Errno, GrantRef, Port, Shared};
-use xen::{Machine, Pages, Side, Signal};
-use xensock::back::{CommandLink, Host, Limits, Violation, serve};
+use xen::{DomId, Errno, GrantRef, Machine, Neighbour, Pages, Port, Shared, Side, Signal};
+use xensock::back::{CommandLink, Limits, Violation, serve};
 use xensock::ring::{CommandFront, Consumer, NotifyPolicy, Producer, copy_in, copy_out, len};
 use xensock::testing::{FakeDom0, FakeNet};
 use xensock::wire::{

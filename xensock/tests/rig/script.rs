@@ -7,9 +7,7 @@ use std::task::Poll;
 use xen::testing::{BoundPort, MappedPages};
 use xen::xenbus::{self, State, StateWatch};
 use xen::xenstore::Store;
-use xen::{Errno, Side, Signal};
-use xen::{GrantRef, Port, Shared};
-use xensock::back::Host;
+use xen::{Channel, Errno, GrantRef, Mapping, Neighbour, Port, Shared, Side, Signal};
 use xensock::ring::CommandBack;
 use xensock::testing::FakeDom0;
 use xensock::wire::{

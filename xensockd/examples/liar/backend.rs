@@ -7,8 +7,7 @@ use std::task::Poll;
 use std::time::Duration;
 use xen::xenbus::{OtherEnd, State, StateWatch, read_number, switch_state};
 use xen::xenstore::Store;
-use xen::{DomId, Errno, GrantRef, Port, Shared, Side, Signal};
-use xensock::back::{Channel, Host, Mapping};
+use xen::{Channel, DomId, Errno, GrantRef, Mapping, Neighbour, Port, Shared, Side, Signal};
 use xensock::ring::{CommandBack, Consumer, NotifyPolicy, Producer, copy_in, copy_out, len};
 use xensock::wire::{
     Call, Dialect, Layout, Protocol, RING_LIST, Region, Request, Response, RingGrants,
@@ -43,8 +42,8 @@ pub struct Liar<'h> {
 pub struct Connected<'h> {
     pub liar: Liar<'h>,
     pub front: StateWatch,
-    page: <Dom0 as Host>::Mapping,
-    channel: <Dom0 as Host>::Channel,
+    page: <Dom0 as Neighbour>::Mapping,
+    channel: <Dom0 as Neighbour>::Channel,
     signal: Arc<Signal>,
     pub commands: CommandBack,
 }
@@ -108,7 +107,7 @@ impl<'h> Connected<'h> {
     }
 
     pub async fn sleep(&self, time: Duration) {
-        self.liar.host.sleep(time).await;
+        self.liar.host.reactor().sleep(time).await;
     }
 
     pub fn notify(&self) {
@@ -232,9 +231,9 @@ pub struct Client {
     pub layout: Layout,
     pub input: Producer,
     output: Consumer,
-    indexes: <Dom0 as Host>::Mapping,
-    data: <Dom0 as Host>::Mapping,
-    channel: <Dom0 as Host>::Channel,
+    indexes: <Dom0 as Neighbour>::Mapping,
+    data: <Dom0 as Neighbour>::Mapping,
+    channel: <Dom0 as Neighbour>::Channel,
     signal: Arc<Signal>,
 }
 

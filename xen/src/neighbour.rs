@@ -1,0 +1,37 @@
+//! A domain's access to other domains: their granted pages, and the event channels they offer.
+
+use crate::{DomId, Errno, GrantRef, Port, Shared, Signal};
+use alloc::sync::Arc;
+
+/// A domain that maps other domains' pages and binds their ports.
+///
+/// Implemented by a guest's kernel, by a Linux process, and by `testing::Peer`.
+pub trait Neighbour {
+    /// Mapped pages.
+    type Mapping: Mapping;
+    /// A bound event channel.
+    type Channel: Channel;
+
+    /// Maps pages that `owner` granted, in the order of `refs`, for reading and writing.
+    fn map(&self, owner: DomId, refs: &[GrantRef]) -> Result<Self::Mapping, Errno>;
+
+    /// Binds to an event channel that `owner` offers. Events raise `signal`.
+    fn bind_port(
+        &self,
+        owner: DomId,
+        port: Port,
+        signal: Arc<Signal>,
+    ) -> Result<Self::Channel, Errno>;
+}
+
+/// Pages of another domain, mapped one after the other. Dropping it unmaps them.
+pub trait Mapping {
+    /// All of the bytes.
+    fn shared(&self) -> Shared<'_>;
+}
+
+/// An event channel that another domain offered, bound. Dropping it unbinds it.
+pub trait Channel {
+    /// Sends an event to the other domain.
+    fn notify(&self);
+}
