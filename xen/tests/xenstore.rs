@@ -158,6 +158,39 @@ fn a_watch_fires_at_once_and_on_changes_below() {
 }
 
 #[test]
+fn a_watch_fires_for_nodes_that_can_be_read_or_whose_parent_can() {
+    let world = World::new();
+    let other = DomId(6);
+    let all = |access| [Permission { access, domain: other }];
+    world.fake.add_domain(other);
+    world.fake.write("/local/domain/6/data/open/hidden", "");
+    world.fake.set_permissions("/local/domain/6/data/open", &all(Access::Read));
+    world.fake.set_permissions("/local/domain/6/data/open/hidden", &all(Access::None));
+    world.run(async {
+        let mut open = world.store.watch("/local/domain/6/data/open").await.unwrap();
+        let mut data = world.store.watch("/local/domain/6/data").await.unwrap();
+        open.next().await;
+        data.next().await;
+        world.fake.write("/local/domain/6/data/open/hidden/deep", "");
+        world.fake.write("/local/domain/6/data/secret", "");
+        world.fake.write("/local/domain/6/data/open/hidden", "");
+        assert_eq!(open.next().await, "/local/domain/6/data/open/hidden");
+        assert_eq!(data.next().await, "/local/domain/6/data/open/hidden");
+        // It is hidden from now on, which can be seen.
+        world.fake.set_permissions("/local/domain/6/data/open", &all(Access::None));
+        assert_eq!(open.next().await, "/local/domain/6/data/open");
+        world.fake.write("/local/domain/6/data/open/hidden", "");
+        world.fake.set_permissions("/local/domain/6/data/open", &all(Access::Read));
+        assert_eq!(open.next().await, "/local/domain/6/data/open");
+        // The watched node goes with all above it, most of which cannot be seen.
+        world.fake.remove_domain(other);
+        assert_eq!(open.next().await, "/local/domain/6/data/open");
+        assert_eq!(data.next().await, "/local/domain/6/data/open");
+        assert!(data.next().now_or_never().is_none());
+    });
+}
+
+#[test]
 fn two_watches_of_one_path_both_fire() {
     let world = World::new();
     world.run(async {

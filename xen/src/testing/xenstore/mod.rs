@@ -18,7 +18,7 @@ use core::cell::RefCell;
 use core::future::poll_fn;
 use core::task::{Context, Poll, Waker};
 use embedded_io_async::{ErrorType, Read, Write};
-use server::{Server, home};
+use server::{Events, Server, home};
 use tree::Change;
 
 /// A xenstored in memory. Clones are the same one.
@@ -82,6 +82,15 @@ impl FakeStore {
         self.set_permissions(&home, &[Permission { access: Access::None, domain }]);
     }
 
+    /// Removes a domain's home and all other nodes that it owns, as when a domain is destroyed.
+    pub fn remove_domain(&self, domain: DomId) {
+        let owned = || self.0.borrow().tree.owned(domain);
+        while let Some(path) = owned() {
+            self.rm(&path);
+        }
+        self.rm(&home(domain));
+    }
+
     /// Makes a device as the toolstack would: a folder for each of its two ends, which the other
     /// end's domain may read.
     pub fn add_device(&self, front: (&str, DomId), back: (&str, DomId)) {
@@ -101,7 +110,7 @@ impl FakeStore {
 
     /// Fires the watches of a path, such as `@releaseDomain`.
     pub fn fire(&self, path: &str) {
-        self.update(|server| server.fire(path, false));
+        self.update(|server| server.send(server.events(&[path.to_string()], path)));
     }
 
     /// Leaves requests unanswered from now on.
@@ -137,9 +146,10 @@ impl FakeStore {
 
     fn change(&self, change: Change) {
         self.update(|server| {
-            let changed = change.apply(&mut server.tree, DomId(0));
+            let mut fired = Events::new();
+            let changed = server.apply(&change, DomId(0), &mut fired);
             assert!(changed.is_ok(), "the test cannot change {}", change.path());
-            server.fire(change.path(), matches!(change, Change::Rm(_)));
+            server.send(fired);
         });
     }
 

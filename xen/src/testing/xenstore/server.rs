@@ -8,6 +8,7 @@ use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::slice;
 use core::task::Waker;
 
 pub(super) struct Server {
@@ -41,6 +42,9 @@ pub(super) struct Work {
     touched: BTreeSet<String>,
     changes: Vec<Change>,
 }
+
+/// Events to send: clients and messages.
+pub(super) type Events = Vec<(u32, Vec<u8>)>;
 
 pub(super) fn home(domain: DomId) -> String {
     format!("/local/domain/{domain}")
@@ -86,7 +90,7 @@ impl Server {
                 return;
             }
             let message: Vec<u8> = client.input.drain(..HEADER_LEN + header.len).collect();
-            let mut fired = Vec::new();
+            let mut fired = Events::new();
             let answer = self.handle(id, header, &message[HEADER_LEN..], &mut fired);
             let (kind, payload) = match answer {
                 Ok(payload) => (header.kind, payload),
@@ -103,7 +107,7 @@ impl Server {
                 let event = event(&watch.path, &watch.token);
                 client.output.extend(event);
             }
-            fired.into_iter().for_each(|(path, all)| self.fire(&path, all));
+            self.send(fired);
         }
     }
 
@@ -112,7 +116,7 @@ impl Server {
         id: u32,
         header: Header,
         payload: &[u8],
-        fired: &mut Vec<(String, bool)>,
+        fired: &mut Events,
     ) -> Result<Vec<u8>, Errno> {
         const OK: &[u8] = b"OK\0";
         let mut strings = wire::strings(payload);
@@ -131,7 +135,7 @@ impl Server {
             XS_TRANSACTION_END => {
                 let work = client.transactions.remove(&header.transaction).ok_or(Errno::ENOENT)?;
                 if first == "T" {
-                    fired.extend(self.commit(domain, work)?);
+                    self.commit(domain, work, fired)?;
                 }
                 return Ok(OK.into());
             }
@@ -191,50 +195,66 @@ impl Server {
                 change.apply(&mut work.tree, domain)?;
                 work.changes.push(change);
             }
-            None => {
-                if change.apply(&mut self.tree, domain)? {
-                    fired.push((path, matches!(change, Change::Rm(_))));
-                }
-            }
+            None => self.apply(&change, domain, fired)?,
         }
         Ok(OK.into())
     }
 
     /// Applies a transaction's changes, if no node that it accessed has changed since it began.
-    fn commit(&mut self, domain: DomId, work: Work) -> Result<Vec<(String, bool)>, Errno> {
+    fn commit(&mut self, domain: DomId, work: Work, fired: &mut Events) -> Result<(), Errno> {
         let same = |path: &String| self.tree.generation_of(path) == work.base.generation_of(path);
         if !work.touched.iter().all(same) {
             return Err(Errno::EAGAIN);
         }
-        let mut fired = Vec::new();
-        for change in work.changes {
-            if change.apply(&mut self.tree, domain)? {
-                fired.push((change.path().to_string(), matches!(change, Change::Rm(_))));
-            }
-        }
-        Ok(fired)
+        work.changes.iter().try_for_each(|change| self.apply(change, domain, fired))
     }
 
-    /// Sends events to the watches of a path and of those above it, and if `below`, of those below.
-    pub(super) fn fire(&mut self, path: &str, below: bool) {
-        let tree = &self.tree;
-        for client in self.clients.values_mut() {
-            let domain = client.domain;
-            for watch in &client.watches {
-                let watched = absolute(domain, &watch.path);
-                let named = if is_within(path, &watched) {
-                    path
-                } else if below && is_within(&watched, path) {
-                    &watched
-                } else {
-                    continue;
-                };
-                // A removed node fires all of its watches.
-                if tree.exists(named) && tree.get(domain, named, Access::Read).is_err() {
-                    continue;
+    /// Applies a change, and adds the events that follow.
+    pub(super) fn apply(
+        &mut self,
+        change: &Change,
+        domain: DomId,
+        fired: &mut Events,
+    ) -> Result<(), Errno> {
+        // What is removed or hidden is announced to all who could see it.
+        let before = match change {
+            Change::Rm(root) => self.events(&self.tree.within(root), root),
+            Change::SetPermissions(path, _) => self.events(slice::from_ref(path), path),
+            _ => Events::new(),
+        };
+        if change.apply(&mut self.tree, domain)? {
+            let path = change.path().to_string();
+            let after = self.events(slice::from_ref(&path), &path);
+            fired.extend(after.into_iter().filter(|event| !before.contains(event)));
+            fired.extend(before);
+        }
+        Ok(())
+    }
+
+    /// The events of these nodes: those of the first one, `root`, go to its watches and to those of
+    /// the nodes above it, those of others only to their own. A domain gets the events of the nodes
+    /// that are shown to it.
+    pub(super) fn events(&self, paths: &[String], root: &str) -> Events {
+        let mut events = Events::new();
+        for (path, (id, client)) in
+            paths.iter().flat_map(|path| self.clients.iter().map(move |it| (path, it)))
+        {
+            let is_shown = path.starts_with('@') || self.tree.shows(client.domain, path);
+            for watch in client.watches.iter().filter(|_| is_shown) {
+                let watched = absolute(client.domain, &watch.path);
+                if if path == root { is_within(path, &watched) } else { *path == watched } {
+                    let relative = path.strip_prefix(&watched).unwrap_or_default();
+                    events.push((*id, event(&(watch.path.clone() + relative), &watch.token)));
                 }
-                let relative = named.strip_prefix(&watched).unwrap_or_default();
-                client.output.extend(event(&(watch.path.clone() + relative), &watch.token));
+            }
+        }
+        events
+    }
+
+    pub(super) fn send(&mut self, events: Events) {
+        for (client, event) in events {
+            if let Some(client) = self.clients.get_mut(&client) {
+                client.output.extend(event);
             }
         }
     }

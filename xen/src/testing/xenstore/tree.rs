@@ -36,6 +36,17 @@ pub(super) fn is_within(path: &str, above: &str) -> bool {
         || path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
+/// Whether these permissions let `who` do this.
+fn permit(permissions: &[Permission], who: DomId, wanted: Access) -> bool {
+    let owner = permissions[0];
+    if who == DomId(0) || owner.domain == who {
+        return true;
+    }
+    let own = permissions[1..].iter().find(|entry| entry.domain == who);
+    let access = own.unwrap_or(&owner).access;
+    access == Access::Both || access == wanted
+}
+
 impl Tree {
     pub(super) fn new() -> Self {
         let permissions = vec![Permission { access: Access::None, domain: DomId(0) }];
@@ -47,19 +58,18 @@ impl Tree {
         self.nodes.get(path).map(|node| node.generation)
     }
 
-    pub(super) fn exists(&self, path: &str) -> bool {
-        self.nodes.contains_key(path)
+    fn may(&self, who: DomId, path: &str, wanted: Access) -> bool {
+        self.nodes.get(path).is_some_and(|node| permit(&node.permissions, who, wanted))
     }
 
-    fn may(&self, who: DomId, path: &str, wanted: Access) -> bool {
-        let Some(node) = self.nodes.get(path) else { return false };
-        let owner = node.permissions[0];
-        if who == DomId(0) || owner.domain == who {
-            return true;
-        }
-        let own = node.permissions[1..].iter().find(|entry| entry.domain == who);
-        let access = own.unwrap_or(&owner).access;
-        access == Access::Both || access == wanted
+    /// Whether `who` gets the events of a node, which exists: it can be read, or its parent can.
+    pub(super) fn shows(&self, who: DomId, path: &str) -> bool {
+        self.may(who, path, Access::Read) || self.may(who, parent(path), Access::Read)
+    }
+
+    /// A node and all below it.
+    pub(super) fn within(&self, path: &str) -> Vec<String> {
+        self.nodes.keys().filter(|at| is_within(at, path)).cloned().collect()
     }
 
     /// A node that `who` may access.
@@ -81,6 +91,12 @@ impl Tree {
         let below =
             self.nodes.range(prefix.clone()..).map_while(|(at, _)| at.strip_prefix(&prefix));
         below.filter(|name| !name.is_empty() && !name.contains('/')).map(String::from).collect()
+    }
+
+    /// A node that belongs to a domain, the highest first.
+    pub(super) fn owned(&self, domain: DomId) -> Option<String> {
+        let mut nodes = self.nodes.iter();
+        nodes.find(|(_, node)| node.permissions[0].domain == domain).map(|(path, _)| path.clone())
     }
 
     fn touch(&mut self, path: &str) {
