@@ -2,6 +2,7 @@
 
 use crate::{DomId, Errno, GrantRef, PAGE_SIZE, Port, Shared, Signal};
 use alloc::sync::Arc;
+use core::convert::Infallible;
 
 /// A run of pages that a frontend owns, contiguous in its address space.
 ///
@@ -91,4 +92,36 @@ pub unsafe trait Machine {
 
     /// Sends an event to the peer.
     fn notify(&self, port: Port);
+}
+
+/// No machine, for a process that grants nothing: there is no value of this type.
+// SAFETY: no method can be called.
+unsafe impl Machine for Infallible {
+    fn alloc(&self, _pages: usize) -> Result<Pages, Errno> {
+        match *self {}
+    }
+
+    unsafe fn free(&self, _pages: Pages) {
+        match *self {}
+    }
+
+    fn grant(&self, _peer: DomId, _pages: &Pages, _index: usize) -> Result<GrantRef, Errno> {
+        match *self {}
+    }
+
+    fn revoke(&self, _grant: GrantRef) -> Result<(), Errno> {
+        match *self {}
+    }
+
+    fn open_port(&self, _peer: DomId, _signal: Arc<Signal>) -> Result<Port, Errno> {
+        match *self {}
+    }
+
+    fn close_port(&self, _port: Port) {
+        match *self {}
+    }
+
+    fn notify(&self, _port: Port) {
+        match *self {}
+    }
 }

@@ -2,6 +2,7 @@
 
 use crate::{DomId, Errno, GrantRef, Port, Shared, Signal};
 use alloc::sync::Arc;
+use core::convert::Infallible;
 
 /// A domain that maps other domains' pages and binds their ports.
 ///
@@ -34,4 +35,35 @@ pub trait Mapping {
 pub trait Channel {
     /// Sends an event to the other domain.
     fn notify(&self);
+}
+
+/// No neighbour, for a guest that maps nothing: there is no value of this type.
+impl Neighbour for Infallible {
+    type Mapping = Infallible;
+    type Channel = Infallible;
+
+    fn map(&self, _owner: DomId, _refs: &[GrantRef]) -> Result<Infallible, Errno> {
+        match *self {}
+    }
+
+    fn bind_port(
+        &self,
+        _owner: DomId,
+        _port: Port,
+        _signal: Arc<Signal>,
+    ) -> Result<Infallible, Errno> {
+        match *self {}
+    }
+}
+
+impl Mapping for Infallible {
+    fn shared(&self) -> Shared<'_> {
+        match *self {}
+    }
+}
+
+impl Channel for Infallible {
+    fn notify(&self) {
+        match *self {}
+    }
 }

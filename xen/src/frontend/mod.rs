@@ -6,7 +6,7 @@
 //!
 //! | type | purpose |
 //! |---|---|
-//! | [`Driver`], [`SessionHandler`], [`Handshake`], [`Lifecycle`] | sessions: states, retries, resume |
+//! | [`Driver`], [`SessionHandler`], [`Handshake`], [`Lifecycle`] | sessions: states, retries |
 //! | [`PagePool`], [`GrantedPages`] | pages and their grants, with reuse and quarantine |
 //! | [`Ring`] | requests and responses in the slots of one page, at both ends |
 //! | [`Producer`], [`Consumer`] | bytes in a ring, at both ends |
@@ -102,6 +102,6 @@ mod session;
 pub use bytes::{
     Consumer, Direction, EventIndexes, NotifyPolicy, Producer, Region, copy_in, copy_out, len,
 };
-pub use pages::{GrantedPages, PagePool, PageUsage};
+pub use pages::{GrantedPages, PagePool, PageUsage, ReservedPages};
 pub use ring::{Notify, Ring};
 pub use session::{Driver, Handshake, Lifecycle, SessionEnd, SessionHandler, resume, shutdown};

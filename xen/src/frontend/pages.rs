@@ -1,9 +1,9 @@
 //! Pages that a backend may map.
 //!
-//! A run of pages is in exactly one place: in use, as [`GrantedPages`]; in the pool, not granted
-//! and kept for reuse; or in quarantine, because the backend still maps it. Neither
-//! the pages nor the grants of a quarantined run are used again before the backend has unmapped
-//! them.
+//! A run of pages is in exactly one place: in use, as [`GrantedPages`]; not granted, as
+//! [`ReservedPages`]; in the pool, not granted and kept for reuse; or in quarantine, because the
+//! backend still maps it. Neither the pages nor the grants of a quarantined run are used again
+//! before the backend has unmapped them.
 
 use crate::{DomId, Errno, GrantRef, Machine, Pages, Shared, WaitList};
 use alloc::vec::Vec;
@@ -43,6 +43,10 @@ impl GrantedPages {
         self.pages.shared()
     }
 }
+
+/// A run of pages that a [`PagePool`] took from its machine and that are not granted.
+#[must_use = "pages that are not given back are lost"]
+pub struct ReservedPages(Pages);
 
 /// How many pages and grants a [`PagePool`] holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,6 +108,32 @@ impl<M: Machine> PagePool<M> {
     /// Allocates `count` zeroed pages and grants them to `peer`, all or none. [`Errno::ENOMEM`] if
     /// there is no memory, [`Errno::ENOSPC`] if the grant table is full.
     pub fn share(&self, peer: DomId, count: usize) -> Result<GrantedPages, Errno> {
+        let ReservedPages(pages) = self.reserve(count)?;
+        self.grant_or_withdraw(peer, pages, false)
+    }
+
+    /// Allocates `count` pages, to be granted later.
+    ///
+    /// ```
+    /// # use xen::{DomId, Neighbour, frontend::PagePool, testing::World};
+    /// let world = World::new();
+    /// let pool = PagePool::new(world.machine(DomId(7)));
+    /// let reserved = pool.reserve(2)?;
+    /// let granted = pool.share_reserved(DomId(1), reserved).map_err(|(error, _)| error)?;
+    /// granted.shared().write(0, b"secret");
+    /// let reserved = pool.reclaim(granted).expect("the peer maps none");
+    /// let granted = pool.share_reserved(DomId(2), reserved).map_err(|(error, _)| error)?;
+    /// let mut bytes = [1; 6];
+    /// granted.shared().read(0, &mut bytes);
+    /// assert_eq!(bytes, [0; 6]);
+    /// let mapped = world.peer(DomId(2)).map(DomId(7), granted.grants())?;
+    /// assert!(pool.reclaim(granted).is_none(), "the peer maps them: they are in quarantine");
+    /// drop(mapped);
+    /// assert!(pool.retry_quarantine());
+    /// world.assert_clean();
+    /// # Ok::<(), xen::Errno>(())
+    /// ```
+    pub fn reserve(&self, count: usize) -> Result<ReservedPages, Errno> {
         let pages = match self.machine.alloc(count) {
             Err(Errno::ENOMEM) if !self.pool.borrow().is_empty() => {
                 self.drain();
@@ -112,7 +142,33 @@ impl<M: Machine> PagePool<M> {
             pages => pages?,
         };
         self.usage.borrow_mut().pages += count as u64;
-        self.grant(peer, pages, false)
+        Ok(ReservedPages(pages))
+    }
+
+    /// Zeroes pages and grants them to `peer`, all or none. An error comes with the pages, unless
+    /// the peer has mapped one already.
+    pub fn share_reserved(
+        &self,
+        peer: DomId,
+        ReservedPages(pages): ReservedPages,
+    ) -> Result<GrantedPages, (Errno, Option<ReservedPages>)> {
+        pages.shared().zero();
+        self.grant(peer, pages, false).map_err(|(error, pages)| (error, self.reclaim(pages)))
+    }
+
+    /// Ends the grants of pages and returns the pages. `None` if the peer still maps some: then
+    /// the run goes into quarantine.
+    pub fn reclaim(&self, mut pages: GrantedPages) -> Option<ReservedPages> {
+        if self.revoke(&mut pages) {
+            return Some(ReservedPages(pages.pages));
+        }
+        self.put_in_quarantine(pages);
+        None
+    }
+
+    /// Frees pages.
+    pub fn release(&self, ReservedPages(pages): ReservedPages) {
+        self.free(pages);
     }
 
     /// Like [`share`](PagePool::share), for pages that may be reused: they are taken from the pool
@@ -124,7 +180,7 @@ impl<M: Machine> PagePool<M> {
         if let Some(index) = pool.iter().rposition(fits) {
             let (_, pages) = pool.swap_remove(index);
             drop(pool);
-            return self.grant(peer, pages, true);
+            return self.grant_or_withdraw(peer, pages, true);
         }
         drop(pool);
         Ok(GrantedPages { reusable: true, ..self.share(peer, count)? })
@@ -135,8 +191,12 @@ impl<M: Machine> PagePool<M> {
     pub fn withdraw(&self, mut pages: GrantedPages) {
         if self.revoke(&mut pages) {
             self.put_back(pages);
-            return;
+        } else {
+            self.put_in_quarantine(pages);
         }
+    }
+
+    fn put_in_quarantine(&self, pages: GrantedPages) {
         self.usage.borrow_mut().quarantined_pages += pages.pages.count() as u64;
         self.quarantine.borrow_mut().push(pages);
         self.quarantined.wake_all();
@@ -195,7 +255,25 @@ impl<M: Machine> PagePool<M> {
     }
 
     /// Grants all pages, or none.
-    fn grant(&self, peer: DomId, pages: Pages, reusable: bool) -> Result<GrantedPages, Errno> {
+    fn grant_or_withdraw(
+        &self,
+        peer: DomId,
+        pages: Pages,
+        reusable: bool,
+    ) -> Result<GrantedPages, Errno> {
+        self.grant(peer, pages, reusable).map_err(|(error, pages)| {
+            self.withdraw(pages);
+            error
+        })
+    }
+
+    /// Grants all pages. An error comes with those that were granted before it.
+    fn grant(
+        &self,
+        peer: DomId,
+        pages: Pages,
+        reusable: bool,
+    ) -> Result<GrantedPages, (Errno, GrantedPages)> {
         let count = pages.count();
         let mut granted = GrantedPages { pages, grants: Vec::with_capacity(count), peer, reusable };
         for index in 0..count {
@@ -204,10 +282,7 @@ impl<M: Machine> PagePool<M> {
                     granted.grants.push(grant);
                     self.usage.borrow_mut().grants += 1;
                 }
-                Err(error) => {
-                    self.withdraw(granted);
-                    return Err(error);
-                }
+                Err(error) => return Err((error, granted)),
             }
         }
         Ok(granted)
@@ -249,7 +324,7 @@ impl<M: Machine> PagePool<M> {
         self.usage.borrow_mut().pages -= pages.count() as u64;
         // SAFETY: the pages came from this machine's `alloc`. They come here from `put_back`, after
         // `revoke` has ended all of their grants, directly or through the pool, whose pages have no
-        // grants.
+        // grants; or as `ReservedPages`, which have none either.
         unsafe { self.machine.free(pages) }
     }
 }
