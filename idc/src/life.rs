@@ -13,8 +13,8 @@ pub struct NodeId(pub [u8; 16]);
 impl NodeId {
     /// The node's first epoch. The others follow, one by one.
     ///
-    /// A publication does not name the node that it was written for, so an end may read what was
-    /// meant for its predecessor. The epochs of two nodes therefore start at random places.
+    /// It is random, because no two nodes may use the same epochs: a publication does not name the
+    /// node that it was written for, so an end may read what was meant for its predecessor.
     pub fn first_epoch(&self) -> Epoch {
         let [a, b, c, d, e, f, g, h, ..] = self.0;
         // Not 0, and never near the highest number.
@@ -22,8 +22,8 @@ impl NodeId {
     }
 }
 
-/// One attempt of an end to connect. A node never uses a number twice, and each is higher than
-/// those before; 0 is none.
+/// One attempt of an end to connect. No two nodes use the same number, nor does a node use it
+/// twice, and each is higher than the node's earlier ones; 0 is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(pub u64);
 
@@ -50,7 +50,7 @@ impl Phase {
 }
 
 /// What an end shows to the other end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Publication {
     /// Its node.
     pub node: NodeId,
@@ -85,10 +85,8 @@ pub struct Ours {
     pub met: Epoch,
     /// The node of the other end, if the client was told that it is there.
     pub appeared: Option<NodeId>,
-    /// The node that last appeared. `met` is about it, also while it is not there.
-    other: Option<NodeId>,
-    /// The epoch at which that node first appeared. It never attached to an earlier one.
-    since: Epoch,
+    /// The first attempt of this end. Earlier ones were those of its predecessors at this node.
+    first: Epoch,
 }
 
 /// What a step depends on beside what an end knows of itself.
@@ -193,13 +191,13 @@ fn follow(ours: &Ours, other: &Publication, broken: bool) -> Step {
 impl Ours {
     /// An end that has met nobody.
     pub fn new(epoch: Epoch) -> Self {
-        Ours { epoch, phase: Phase::Idle, met: Epoch(0), appeared: None, other: None, since: epoch }
+        Ours { epoch, phase: Phase::Idle, met: Epoch(0), appeared: None, first: epoch }
     }
 
     /// Whether the other end was connected with this leader, which does not know of it.
     fn missed(&self, other: &Publication) -> bool {
-        // What this end's predecessor offered is not this end's.
-        (self.since..=self.epoch).contains(&other.met) && other.met > self.met
+        // The other end may not know yet that this end took the place of another one.
+        (self.first..=self.epoch).contains(&other.met) && other.met > self.met
     }
 
     /// Applies a step that follows from `seen`, and returns what the client is to be told. `fresh`
@@ -214,11 +212,6 @@ impl Ours {
         match (step, seen) {
             (Step::Appear, Some(other)) => {
                 self.appeared = Some(other.node);
-                if self.other != self.appeared {
-                    self.other = self.appeared;
-                    self.since = self.epoch;
-                    self.met = Epoch(0);
-                }
                 &[Notice::Appear]
             }
             (Step::Disappear, _) => {
@@ -390,8 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_of_another_node_was_not_missed() {
-        // Of the leader's predecessor, or of its own with a predecessor of the other end.
+    fn a_connection_of_another_end_was_not_missed() {
         for met in [Epoch(9), Epoch(11)] {
             let other = Publication { met, ..seen(Idle) };
             assert_eq!(step(Role::Leader, Idle, other), Step::Offer);
@@ -403,14 +395,11 @@ mod tests {
         let other = Publication { node: SUCCESSOR, ..seen(Ready(MINE)) };
         assert_eq!(step(Role::Leader, Up(OTHER), other), Step::Leave);
         assert_eq!(step(Role::Leader, Idle, other), Step::Disappear);
-        // The same node comes back with what was met; another one has met nothing.
-        let mut follower = Ours { met: OTHER, ..ours(Idle) };
-        for (node, met) in [(NODE, OTHER), (SUCCESSOR, Epoch(0))] {
-            follower.take(Step::Disappear, None, || unreachable!());
-            let back = Publication { node, ..seen(Idle) };
-            follower.take(Step::Appear, Some(&back), || unreachable!());
-            assert_eq!((follower.appeared, follower.met), (Some(node), met));
-        }
+        let mut leader = ours(Idle);
+        leader.take(Step::Disappear, Some(&other), || unreachable!());
+        assert_eq!(next_step(&leader, &view(Role::Leader, &other)), Step::Appear);
+        leader.take(Step::Appear, Some(&other), || unreachable!());
+        assert_eq!(leader.appeared, Some(SUCCESSOR));
     }
 
     #[test]

@@ -7,10 +7,11 @@
 /// loses the connection.
 ///
 /// ```
-/// let quota = idc::Quota { messages: 4, message: 256, transactions: 8, parameters: 64, status: 64 };
+/// use idc::Quota;
+/// let quota = Quota { messages: 4, message: 256, transactions: 8, parameters: 64, status: 64 };
 /// assert_eq!(quota.memory(), 4 * 256 + 8 * 64 + 8 * 64);
 /// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Quota {
     /// The most messages that were received and not finished.
     pub messages: u16,
