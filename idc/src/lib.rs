@@ -19,6 +19,6 @@ pub mod life;
 pub mod quota;
 pub mod transport;
 
-pub use address::{Address, Place, Service};
+pub use address::{Address, AddressError, Place, Service};
 pub use buffer::LocalBuffer;
 pub use quota::Quota;
