@@ -16,11 +16,11 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 use xen::testing::{FakeStore, World};
 use xen::{DomId, Errno};
+use xen_linux::runtime::{Flag, Runtime, Spawner};
 use xensock::testing::FakeNet;
 use xensock::wire::Dialect;
 use xensockd::counts::Counts;
 use xensockd::finder::Finder;
-use xensockd::runtime::{Flag, Runtime, Spawner};
 use xensockd::threads::{Placement, Seat};
 
 const GUESTS: [DomId; 2] = [DomId(1), DomId(2)];

@@ -6,10 +6,8 @@ use crate::device::Backend;
 use crate::dom0::Dom0;
 use crate::finder::Finder;
 use crate::lock::{Lock, check_kernel_backend};
-use crate::runtime::{Flag, READABLE, Reactor, Runtime, timeout};
 use crate::sockets::Sockets;
 use crate::threads::{Placement, StopAll};
-use crate::xenstored::{self, Reader, Writer};
 use futures_util::future::{Either, join_all, select, select_all};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
@@ -20,7 +18,9 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use xen::{Side, xenstore};
+use xen::Side;
+use xen_linux::runtime::{Flag, READABLE, Reactor, Runtime, Watched, timeout};
+use xen_linux::{Domain, Driver};
 use xensock::wire::Dialect;
 
 /// How long closing all guests' devices may take.
@@ -76,7 +76,7 @@ struct Worker<'s> {
     thread: usize,
     runtime: Runtime,
     host: Dom0,
-    store: (Reader, Writer),
+    driver: Driver,
 }
 
 /// Stops the other threads when this one ends for any reason.
@@ -93,21 +93,19 @@ impl<'s> Worker<'s> {
         let stops_all = StopsAll(&shared.stop);
         let runtime = Runtime::new().map_err(|error| format!("cannot start: {error}"))?;
         let reactor = runtime.reactor();
+        let (domain, driver) = Domain::open(reactor, &shared.counts.xen)?;
         let sockets =
             Sockets::new(reactor, shared.counts.sockets.clone(), shared.arguments.reuse_port);
-        let host = Dom0::open(reactor, &shared.counts, sockets)?;
-        let store = xenstored::connect(reactor)?;
-        Ok(Worker { shared, _stops_all: stops_all, thread, runtime, host, store })
+        let host = Dom0 { domain, sockets };
+        Ok(Worker { shared, _stops_all: stops_all, thread, runtime, host, driver })
     }
 
     fn run(self) -> Result<(), String> {
-        let Worker { shared, thread, mut runtime, host, store: (reader, writer), .. } = self;
+        let Worker { shared, thread, mut runtime, host, driver, .. } = self;
         let (reactor, spawner) = (runtime.reactor().clone(), runtime.spawner().clone());
-        let events = host.events().clone();
-        let (store, driver) = xenstore::connect(reader, writer);
         let stop = Rc::new(Flag::default());
         let backend = Rc::new(Backend {
-            store,
+            store: host.domain.store().clone(),
             host,
             limits: shared.arguments.limits(),
             extensions: shared.arguments.extensions(),
@@ -118,18 +116,11 @@ impl<'s> Worker<'s> {
         let mut finders =
             Dialect::ALL.map(|dialect| Finder::new(backend.clone(), &spawner, dialect));
         let served = runtime.block_on(async {
-            let mut background = pin!(async {
-                match select(pin!(driver.run()), pin!(events.run())).await {
-                    Either::Left((error, _)) => format!(
-                        "the connection to xenstored was lost: {error}; start it, then xensockd"
-                    ),
-                    Either::Right((error, _)) => format!("event channels failed: {error}"),
-                }
-            });
+            let mut driver = pin!(driver.run());
             {
                 let finding = select_all(finders.iter_mut().map(|finder| Box::pin(finder.run())));
                 let asked = pin!(asked_to_stop(shared, &reactor, thread));
-                match select(background.as_mut(), select(finding, asked)).await {
+                match select(driver.as_mut(), select(finding, asked)).await {
                     Either::Left((failure, _)) => return Err(failure),
                     Either::Right((Either::Left(((error, ..), _)), _)) => {
                         return Err(format!("cannot look for guests in xenstore: {error}"));
@@ -146,7 +137,7 @@ impl<'s> Worker<'s> {
             stop.raise();
             let stopped = join_all(finders.iter_mut().map(Finder::stopped));
             let stopped = pin!(timeout(&reactor, STOP_TIMEOUT, stopped));
-            match select(background, stopped).await {
+            match select(driver, stopped).await {
                 Either::Left((failure, _)) => return Err(failure),
                 Either::Right((Some(_), _)) => {}
                 Either::Right((None, _)) => log::warn!("some frontends did not close in time"),
@@ -183,7 +174,7 @@ async fn asked_to_stop(shared: &Shared<'_>, reactor: &Reactor, thread: usize) ->
 }
 
 /// Unix signals, each of which makes a socket readable.
-struct Signals(crate::runtime::Watched);
+struct Signals(Watched);
 
 impl Signals {
     fn new(reactor: &Reactor, signals: &[i32]) -> io::Result<Self> {

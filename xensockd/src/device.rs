@@ -4,8 +4,6 @@
 //! it may miss changes. If a guest breaks the protocol, its device closes and the log has a
 //! warning. The guest may connect again after a while.
 
-use crate::counts::{Count, Ticket};
-use crate::runtime::Flag;
 use crate::states::{Step, View, next_step};
 use crate::threads::Seat;
 use std::fmt::Display;
@@ -18,6 +16,8 @@ use std::time::{Duration, Instant};
 use xen::xenbus::{OtherEnd, State, read_number, read_state, switch_state};
 use xen::xenstore::{Store, Watch};
 use xen::{DomId, Errno, GrantRef, Port, Signal};
+use xen_linux::runtime::Flag;
+use xen_linux::{Count, Ticket};
 use xensock::back::{CommandLink, Host, Limits, Violation, serve};
 use xensock::wire::{Dialect, Extensions, Protocol};
 

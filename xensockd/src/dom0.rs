@@ -1,57 +1,30 @@
-//! This domain as the engine's host: grants, event channels and sockets of Linux.
+//! This domain as the engine's host: its sockets, and what it has of the guests.
 
-use crate::counts::Counts;
-use crate::evtchn::{self, EventChannels};
-use crate::gntdev::{self, GntDev};
-use crate::runtime::Reactor;
 use crate::sockets::Sockets;
 use std::sync::Arc;
 use std::time::Duration;
 use xen::{DomId, Errno, GrantRef, Neighbour, Port, Signal};
+use xen_linux::{BoundPort, Domain, MappedPages};
 use xensock::back::Host;
 
 /// The domain in which the daemon runs.
 pub struct Dom0 {
-    grants: GntDev,
-    events: EventChannels,
-    sockets: Sockets,
-    reactor: Reactor,
-}
-
-impl Dom0 {
-    /// Opens the device files for one thread. An error is a line for the user.
-    pub fn open(reactor: &Reactor, counts: &Counts, sockets: Sockets) -> Result<Self, String> {
-        let grants = GntDev::open(counts.mappings.clone())?;
-        let events = EventChannels::open(reactor, counts.ports.clone())?;
-        Ok(Dom0 { grants, events, sockets, reactor: reactor.clone() })
-    }
-
-    /// The reactor of the thread.
-    pub fn reactor(&self) -> &Reactor {
-        &self.reactor
-    }
-
-    /// The event channels, whose [`run`](EventChannels::run) the caller must poll.
-    pub fn events(&self) -> &EventChannels {
-        &self.events
-    }
+    /// The guests' pages and ports.
+    pub domain: Domain,
+    /// The sockets of Linux.
+    pub sockets: Sockets,
 }
 
 impl Neighbour for Dom0 {
-    type Mapping = gntdev::Pages;
-    type Channel = evtchn::Channel;
+    type Mapping = MappedPages;
+    type Channel = BoundPort;
 
-    fn map(&self, owner: DomId, refs: &[GrantRef]) -> Result<gntdev::Pages, Errno> {
-        self.grants.map(owner, refs)
+    fn map(&self, owner: DomId, refs: &[GrantRef]) -> Result<MappedPages, Errno> {
+        self.domain.map(owner, refs)
     }
 
-    fn bind_port(
-        &self,
-        owner: DomId,
-        port: Port,
-        signal: Arc<Signal>,
-    ) -> Result<evtchn::Channel, Errno> {
-        self.events.bind(owner, port, signal)
+    fn bind_port(&self, owner: DomId, port: Port, signal: Arc<Signal>) -> Result<BoundPort, Errno> {
+        self.domain.bind_port(owner, port, signal)
     }
 }
 
@@ -63,10 +36,10 @@ impl Host for Dom0 {
     }
 
     async fn sleep(&self, time: Duration) {
-        self.reactor.sleep(time).await;
+        self.sockets.reactor().sleep(time).await;
     }
 
     fn copy(&self, guest: DomId, page: GrantRef, to: &mut [u8]) -> Result<(), Errno> {
-        self.grants.copy(guest, page, to)
+        self.domain.copy(guest, page, to)
     }
 }

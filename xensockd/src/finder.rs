@@ -2,13 +2,13 @@
 //! xenstore.
 
 use crate::device::{Backend, Device};
-use crate::runtime::{Spawner, Task};
 use crate::threads::Lease;
 use futures_util::future::{Either, select};
 use std::collections::{HashMap, HashSet};
 use std::pin::pin;
 use std::rc::Rc;
 use xen::{DomId, Errno};
+use xen_linux::runtime::{Spawner, Task};
 use xensock::back::Host;
 use xensock::wire::Dialect;
 

@@ -3,25 +3,18 @@
 //! It has a few threads, each with its own event loop, and each guest belongs to one of them. A
 //! thread finds the guests' devices in xenstore. Each device has a task, which serves the guest's
 //! requests and moves bytes between Linux's sockets and memory that the guest shares. The protocol
-//! engine is [`xensock::back`]; this crate connects it to Linux.
+//! engine is [`xensock::back`]; this crate connects it to Linux, through [`xen_linux`].
 
 pub mod arguments;
 pub mod counts;
 pub mod daemon;
 pub mod device;
 pub mod dom0;
-#[allow(unsafe_code, reason = "ioctls of `/dev/xen/evtchn`")]
-pub mod evtchn;
 pub mod finder;
-#[allow(unsafe_code, reason = "ioctls of `/dev/xen/gntdev`, and mappings of guests' pages")]
-pub mod gntdev;
 #[allow(unsafe_code, reason = "sockets on a guest's ring, `SO_BUSY_POLL`")]
 mod linux;
 pub mod lock;
 mod options;
-pub mod runtime;
 pub mod sockets;
 mod states;
 pub mod threads;
-pub mod xenbus;
-pub mod xenstored;

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::{io, mem};
-use xen::{Errno, Shared};
+use xen::Shared;
 
 /// Receives straight into up to two pieces of memory that a guest shares: the kernel's copy is the
 /// only one. Returns 0 at the end of the stream, or if there is no room.
@@ -24,39 +24,6 @@ pub fn send(socket: impl AsFd, data: [Shared<'_>; 2]) -> io::Result<usize> {
     // SAFETY: as for `receive`, and the memory is only read.
     count(unsafe { libc::sendmsg(socket.as_fd().as_raw_fd(), &raw const header, flags) })
 }
-
-/// Makes a structure the argument of an ioctl: `request!(TYPE, GROUP, NUMBER, OUTPUT, result =>
-/// value)`.
-///
-/// Only for requests of Xen's devices, whose opcode is `_IOC(_IOC_NONE, GROUP, NUMBER, size)` and
-/// whose argument is a pointer to the structure, which the driver only reads.
-macro_rules! request {
-    ($request:ty, $group:literal, $number:literal, $output:ty, $result:ident => $value:expr) => {
-        // SAFETY: the macro is only for such requests, and the opcode has the structure's size.
-        unsafe impl rustix::ioctl::Ioctl for $request {
-            type Output = $output;
-
-            const IS_MUTATING: bool = false;
-
-            fn opcode(&self) -> rustix::ioctl::Opcode {
-                let none = rustix::ioctl::Direction::None;
-                rustix::ioctl::opcode::from_components(none, $group, $number, size_of::<Self>())
-            }
-
-            fn as_ptr(&mut self) -> *mut std::ffi::c_void {
-                std::ptr::from_mut(self).cast()
-            }
-
-            unsafe fn output_from_ptr(
-                $result: rustix::ioctl::IoctlOutput,
-                _: *mut std::ffi::c_void,
-            ) -> rustix::io::Result<$output> {
-                Ok($value)
-            }
-        }
-    };
-}
-pub(crate) use request;
 
 fn iovec(bytes: Shared<'_>) -> libc::iovec {
     libc::iovec { iov_base: bytes.as_ptr().cast(), iov_len: bytes.len() }
@@ -96,22 +63,4 @@ pub fn busy_poll(socket: &OwnedFd) -> io::Result<u32> {
         unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, value, &raw mut size) };
     count(result as isize)?;
     Ok(u32::try_from(microseconds).unwrap_or(0))
-}
-
-/// Linux's error numbers equal Xen's, as far as sockets and Xen's device files need them.
-pub fn errno(error: impl Into<io::Error>) -> Errno {
-    error.into().raw_os_error().map_or(Errno::EIO, Errno)
-}
-
-/// The reason why a device file of Xen cannot be opened, and the remedy.
-pub fn explain(path: &str, module: &str, error: impl Into<io::Error>) -> String {
-    let error = error.into();
-    let advice = match error.kind() {
-        io::ErrorKind::PermissionDenied => "run xensockd as root".to_string(),
-        io::ErrorKind::NotFound => {
-            format!("run xensockd in a domain under Xen, and load the kernel module {module}")
-        }
-        _ => format!("check that this is a domain under Xen with the kernel module {module}"),
-    };
-    format!("cannot open {path}: {error}; {advice}")
 }

@@ -3,10 +3,8 @@
 //! A call that moves less than it could leaves the socket empty or full, so the next call waits for
 //! the reactor's word and not for EAGAIN.
 
-use crate::counts::{Count, Ticket};
-use crate::linux::{self, errno};
+use crate::linux;
 use crate::options;
-use crate::runtime::{READABLE, Reactor, SOCKET, Watched};
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 use std::cell::OnceCell;
@@ -18,6 +16,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use xen::{DomId, Errno, Shared, Side};
+use xen_linux::runtime::{READABLE, Reactor, SOCKET, Watched};
+use xen_linux::{Count, Ticket, errno};
 use xensock::back::{Listener, Network, Socket, Stream};
 use xensock::wire::{Options, Shutdown, SocketOption};
 
@@ -34,6 +34,11 @@ impl Sockets {
     /// the same address and share its connections.
     pub fn new(reactor: &Reactor, counter: Arc<Count>, reuse_port: bool) -> Self {
         Sockets { reactor: reactor.clone(), counter, reuse_port }
+    }
+
+    /// The thread's reactor.
+    pub fn reactor(&self) -> &Reactor {
+        &self.reactor
     }
 }
 

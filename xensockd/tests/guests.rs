@@ -14,10 +14,10 @@ use std::time::Duration;
 use std::{io, thread};
 use xen::testing::{FakeStore, World};
 use xen::{DomId, Errno};
+use xen_linux::runtime::{Flag, Reactor, Runtime, Spawner, Task, timeout};
 use xensock::wire::Dialect;
 use xensockd::counts::Counts;
 use xensockd::finder::Finder;
-use xensockd::runtime::{Flag, Reactor, Runtime, Spawner, Task, timeout};
 use xensockd::sockets::Sockets;
 use xensockd::threads::Placement;
 

@@ -6,10 +6,10 @@ use std::time::Duration;
 use std::{io::Read, io::Write, thread};
 use xen::testing::memory;
 use xen::{DomId, Errno, Shared};
+use xen_linux::runtime::{Reactor, Runtime, timeout};
 use xensock::back::{Listener, Network, Socket as _, Stream};
 use xensock::wire::Options;
 use xensockd::counts::Counts;
-use xensockd::runtime::{Reactor, Runtime, timeout};
 use xensockd::sockets::{Bound, Connected, Sockets};
 
 const GUEST: DomId = DomId(7);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use xen::xenbus::{OtherEnd, State, StateWatch, read_number, switch_state};
 use xen::xenstore::Store;
 use xen::{Channel, DomId, Errno, GrantRef, Mapping, Neighbour, Port, Shared, Side, Signal};
+use xensock::back::Host;
 use xensock::ring::{CommandBack, Consumer, NotifyPolicy, Producer, copy_in, copy_out, len};
 use xensock::wire::{
     Call, Dialect, Layout, Protocol, RING_LIST, Region, Request, Response, RingGrants,
@@ -107,7 +108,7 @@ impl<'h> Connected<'h> {
     }
 
     pub async fn sleep(&self, time: Duration) {
-        self.liar.host.reactor().sleep(time).await;
+        self.liar.host.sleep(time).await;
     }
 
     pub fn notify(&self) {

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use xen::Errno;
 use xen::xenbus::State;
+use xen_linux::runtime::timeout;
 use xensock::wire::{Command, Response};
-use xensockd::runtime::timeout;
 
 /// The producer's index of responses in the command ring's page (`ring.h`).
 const RSP_PROD: usize = 8;
@@ -196,7 +196,7 @@ async fn tell_connected(lie: Lie, mut backend: Connected<'_>) -> Result<(), Fail
         }
         Lie::KeepsPages => keeps_pages(backend).await,
         Lie::Silence => {
-            let reactor = backend.liar.host.reactor();
+            let reactor = backend.liar.host.sockets.reactor();
             let requests = async {
                 loop {
                     backend.next().await?;
@@ -256,7 +256,7 @@ async fn storm(mut backend: Connected<'_>) -> Result<(), Failure> {
                     backend.notify();
                 }
                 events += 100;
-                let reactor = backend.liar.host.reactor();
+                let reactor = backend.liar.host.sockets.reactor();
                 if let Some(page) = timeout(reactor, Duration::ZERO, getting.as_mut()).await {
                     page?;
                     pages += 1;
@@ -328,7 +328,7 @@ async fn nonsense(liar: Liar<'_>, lies: &[(&str, &str)]) -> Result<(), Failure> 
     front.wait_for(|state| state == State::Initialising).await?;
     // The guest reads the nodes again every two seconds.
     let believed = front.wait_for(|state| state == State::Initialised);
-    if timeout(liar.host.reactor(), LONG * 4, believed).await.is_some() {
+    if timeout(liar.host.sockets.reactor(), LONG * 4, believed).await.is_some() {
         return Err(Failure("the guest accepted the invalid node".to_string()));
     }
     for (name, _) in lies {

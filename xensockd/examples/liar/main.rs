@@ -13,9 +13,10 @@ use lies::Lie;
 use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
+use xen_linux::Domain;
+use xen_linux::runtime::{Reactor, Runtime, Spawner, timeout};
 use xensockd::counts::Counts;
 use xensockd::dom0::Dom0;
-use xensockd::runtime::{Reactor, Runtime, Spawner, timeout};
 use xensockd::sockets::Sockets;
 
 /// How long a guest may take to react.
@@ -58,22 +59,15 @@ async fn tell_all(
 ) -> Result<(), String> {
     let counts = Counts::default();
     let sockets = Sockets::new(reactor, counts.sockets.clone(), false);
-    let host = Dom0::open(reactor, &counts, sockets)?;
-    let events = host.events().clone();
+    let (domain, driver) = Domain::open(reactor, &counts.xen)?;
     spawner.spawn(async move {
-        let error = events.run().await;
-        eprintln!("liar: event channels failed: {error}");
+        eprintln!("liar: {}", driver.run().await);
     });
-    let (reader, writer) = xensockd::xenstored::connect(reactor)?;
-    let (store, driver) = xen::xenstore::connect(reader, writer);
-    spawner.spawn(async move {
-        let error = driver.run().await;
-        eprintln!("liar: the connection to xenstored was lost: {error}");
-    });
+    let host = Dom0 { domain, sockets };
     for lie in &arguments.lies {
         let name =
             lie.to_possible_value().map_or_else(String::new, |value| value.get_name().into());
-        let liar = Liar::new(&host, &store, arguments.domain);
+        let liar = Liar::new(&host, host.domain.store(), arguments.domain);
         let told = timeout(reactor, PATIENCE, pin!(lies::tell(*lie, liar))).await;
         told.ok_or("the guest did not react in time".to_string())
             .and_then(|told| told.map_err(|error| error.to_string()))

@@ -4,13 +4,13 @@ use std::rc::Rc;
 use xen::DomId;
 use xen::testing::{FakeMachine, FakeStore, World};
 use xen::xenstore::{self, Store};
+use xen_linux::runtime::{Flag, Spawner};
 use xensock::back::{Limits, Network};
 use xensock::front::{Config, Driver, Frontend};
 use xensock::testing::FakeDom0;
 use xensock::wire::Extensions;
 use xensockd::counts::Counts;
 use xensockd::device::Backend;
-use xensockd::runtime::{Flag, Spawner};
 use xensockd::threads::Seat;
 
 pub const DOM0: DomId = DomId(0);

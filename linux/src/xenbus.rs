@@ -7,7 +7,7 @@
 //! kernel's xenbus thread and the writer would deadlock, and xenstore would stop for the whole
 //! domain.
 
-use crate::linux::explain;
+use crate::device::explain;
 use crate::runtime::{READABLE, Reactor, Watched};
 use rustix::fs::{Mode, OFlags};
 use std::future::poll_fn;

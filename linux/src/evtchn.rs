@@ -1,15 +1,16 @@
 //! Event channels, through `/dev/xen/evtchn` (Linux's `include/uapi/xen/evtchn.h`).
 //!
 //! One open file serves all channels: each event is a port number to read. The driver masks a port
-//! when it hands out its number, and writing the number back unmasks it. The daemon does so before
-//! it reads any ring, so an event that arrives in between is reported again. A guest that sends
-//! events without end is served once per turn of the event loop, like any other guest.
+//! when it hands out its number, and writing the number back unmasks it. This happens before any
+//! task reads its ring, so an event that arrives in between is reported again. A domain that sends
+//! events without end is served once per turn of the event loop, like any other domain.
 //!
 //! The driver does not wake a reader for an event that arrives during a read. So epoll watches the
 //! file level-triggered: it looks at the file again in each turn, and one read per turn is enough.
 
 use crate::counts::{Count, Ticket};
-use crate::linux::{errno, explain, request};
+use crate::device::{explain, request};
+use crate::errno;
 use crate::runtime::{EventFlags, Reactor, Watched};
 use rustix::fs::{Mode, OFlags};
 use rustix::ioctl::ioctl;
@@ -49,13 +50,18 @@ impl EventChannels {
         Ok(EventChannels(Rc::new(Inner { file, signals: RefCell::default(), counter })))
     }
 
-    /// Binds to an event channel that `guest` offers. Its events raise `signal`.
-    pub fn bind(&self, guest: DomId, remote: Port, signal: Arc<Signal>) -> Result<Channel, Errno> {
-        let request = BindInterdomain { domain: u32::from(guest.0), port: remote.0 };
+    /// Binds to an event channel that `owner` offers. Its events raise `signal`.
+    pub fn bind(
+        &self,
+        owner: DomId,
+        remote: Port,
+        signal: Arc<Signal>,
+    ) -> Result<BoundPort, Errno> {
+        let request = BindInterdomain { domain: u32::from(owner.0), port: remote.0 };
         // SAFETY: the structure is the one that the driver reads.
         let port = unsafe { ioctl(&*self.0.file, request) }.map_err(errno)?;
         self.0.signals.borrow_mut().insert(port, signal);
-        Ok(Channel { inner: self.0.clone(), port, _ticket: Ticket::new(self.0.counter.clone()) })
+        Ok(BoundPort { inner: self.0.clone(), port, _ticket: Ticket::new(self.0.counter.clone()) })
     }
 
     /// Raises the signals of all events. Returns only if the device fails.
@@ -80,7 +86,9 @@ impl EventChannels {
         file.clear(Side::Rx);
         Poll::Ready(match read {
             Ok(len) => self.raise(&ports[..len]),
-            Err(error) if error.raw_os_error() == Some(libc::EFBIG) => self.recover(),
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::FBIG.raw_os_error()) => {
+                self.recover()
+            }
             Err(error) => Err(error),
         })
     }
@@ -111,23 +119,23 @@ impl EventChannels {
 }
 
 /// A bound event channel. Dropping it unbinds it.
-pub struct Channel {
+pub struct BoundPort {
     inner: Rc<Inner>,
     port: u32,
     _ticket: Ticket,
 }
 
-impl xen::Channel for Channel {
+impl xen::Channel for BoundPort {
     fn notify(&self) {
         // SAFETY: the structure is the one that the driver reads.
         if let Err(error) = unsafe { ioctl(&*self.inner.file, Notify { port: self.port }) } {
-            // The guest was destroyed or closed its end. Its device's task sees that in xenstore.
+            // The other domain was destroyed or closed its end, which xenstore shows.
             log::debug!("{DEVICE}: notifying port {} failed: {error}", self.port);
         }
     }
 }
 
-impl Drop for Channel {
+impl Drop for BoundPort {
     fn drop(&mut self) {
         self.inner.signals.borrow_mut().remove(&self.port);
         // SAFETY: the structure is the one that the driver reads.

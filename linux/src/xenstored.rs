@@ -2,7 +2,7 @@
 //!
 //! The socket is preferred: its stream ends when xenstored ends, while the kernel would wait.
 
-use crate::linux::errno;
+use crate::errno;
 use crate::runtime::{EventFlags, Reactor, Watched};
 use crate::xenbus::{XenBusReader, XenBusWriter};
 use std::future::poll_fn;

@@ -1,13 +1,14 @@
-//! Maps guests' pages through `/dev/xen/gntdev` (Linux's `include/uapi/xen/gntdev.h`).
+//! Maps other domains' pages through `/dev/xen/gntdev` (Linux's `include/uapi/xen/gntdev.h`).
 //!
-//! A guest cannot revoke a grant while it is mapped, and mapped pages outlive even the guest. So
+//! A domain cannot revoke a grant while it is mapped, and mapped pages outlive even the domain. So
 //! mapped memory stays readable and writable until the mapping is dropped.
 //!
 //! The driver keeps the mappings of an open file in a list, which it searches for each request. So
 //! a file has a bounded number of mappings, and then another one is opened.
 
 use crate::counts::{Count, Ticket};
-use crate::linux::{errno, explain, request};
+use crate::device::{explain, request};
+use crate::errno;
 use rustix::fs::{Mode, OFlags};
 use rustix::ioctl::{Direction, Ioctl, IoctlOutput, Opcode, ioctl, opcode};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -51,14 +52,14 @@ impl GntDev {
         Ok(self.file.borrow().clone())
     }
 
-    /// Copies the first bytes of a page that `guest` granted, without mapping it. [`Errno::EFAULT`]
+    /// Copies the first bytes of a page that `owner` granted, without mapping it. [`Errno::EFAULT`]
     /// if the grant cannot be used.
-    pub fn copy(&self, guest: DomId, page: GrantRef, to: &mut [u8]) -> Result<(), Errno> {
+    pub fn copy(&self, owner: DomId, page: GrantRef, to: &mut [u8]) -> Result<(), Errno> {
         let len = to.len().min(PAGE_SIZE) as u16;
         let mut segment = CopySegment {
             grant: page.0,
             offset: 0,
-            domain: guest.0,
+            domain: owner.0,
             to: to.as_mut_ptr(),
             len,
             flags: SOURCE_IS_GRANT,
@@ -71,17 +72,17 @@ impl GntDev {
         if segment.status == 0 { Ok(()) } else { Err(Errno::EFAULT) }
     }
 
-    /// Maps pages that `guest` granted, one after the other, for reading and writing.
+    /// Maps pages that `owner` granted, one after the other, for reading and writing.
     ///
     /// [`Errno::EFAULT`] if a grant cannot be mapped: the driver does not report the hypervisor's
     /// reason.
-    pub fn map(&self, guest: DomId, refs: &[GrantRef]) -> Result<Pages, Errno> {
+    pub fn map(&self, owner: DomId, refs: &[GrantRef]) -> Result<MappedPages, Errno> {
         let count = u32::try_from(refs.len()).map_err(|_| Errno::E2BIG)?;
         if count == 0 {
             return Err(Errno::EINVAL);
         }
         let file = self.next_file()?;
-        let request = MapGrantRef::new(guest, count, refs);
+        let request = MapGrantRef::new(owner, count, refs);
         // SAFETY: the request is laid out as the driver reads it: a header that counts the
         // references, and that many of them behind it.
         let index = unsafe { ioctl(&*file, request) }.map_err(errno)?;
@@ -91,7 +92,7 @@ impl GntDev {
         let mapped =
             unsafe { mmap(std::ptr::null_mut(), len, access, MapFlags::SHARED, &*file, index) };
         match mapped {
-            Ok(start) => Ok(Pages {
+            Ok(start) => Ok(MappedPages {
                 file,
                 start: start.cast(),
                 len,
@@ -100,7 +101,7 @@ impl GntDev {
                 _ticket: Ticket::new(self.counter.clone()),
             }),
             Err(error) => {
-                log::debug!("mapping {count} grants of domain {guest} failed: {error}");
+                log::debug!("mapping {count} grants of domain {owner} failed: {error}");
                 forget(&file, index, count);
                 Err(Errno::EFAULT)
             }
@@ -112,8 +113,8 @@ fn open_file() -> Result<OwnedFd, rustix::io::Errno> {
     rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Pages of a guest. Dropping them unmaps them.
-pub struct Pages {
+/// Pages of another domain. Dropping them unmaps them.
+pub struct MappedPages {
     file: Rc<OwnedFd>,
     start: *mut u8,
     len: usize,
@@ -122,7 +123,7 @@ pub struct Pages {
     _ticket: Ticket,
 }
 
-impl xen::Mapping for Pages {
+impl xen::Mapping for MappedPages {
     fn shared(&self) -> Shared<'_> {
         // SAFETY: the pages stay mapped until `self` is dropped, and the result borrows `self`. No
         // other code unmaps them or makes references to them.
@@ -130,7 +131,7 @@ impl xen::Mapping for Pages {
     }
 }
 
-impl Drop for Pages {
+impl Drop for MappedPages {
     fn drop(&mut self) {
         // SAFETY: `map` mapped exactly this range, and every `Shared` of it borrowed `self`.
         if let Err(error) = unsafe { munmap(self.start.cast::<c_void>(), self.len) } {
@@ -157,10 +158,10 @@ struct MapGrantRef {
 }
 
 impl MapGrantRef {
-    fn new(guest: DomId, count: u32, refs: &[GrantRef]) -> Self {
+    fn new(owner: DomId, count: u32, refs: &[GrantRef]) -> Self {
         let mut words = Vec::with_capacity(2 + refs.len());
         words.extend([pair(count, 0), 0]);
-        words.extend(refs.iter().map(|grant| pair(u32::from(guest.0), grant.0)));
+        words.extend(refs.iter().map(|grant| pair(u32::from(owner.0), grant.0)));
         MapGrantRef { words }
     }
 }
@@ -210,7 +211,7 @@ struct GrantCopy {
     segments: *mut CopySegment,
 }
 
-/// `struct gntdev_grant_copy_segment`, from a guest's page to this process's memory.
+/// `struct gntdev_grant_copy_segment`, from another domain's page to this process's memory.
 #[repr(C)]
 struct CopySegment {
     grant: u32,

@@ -34,7 +34,7 @@ type Job = Pin<Box<dyn Future<Output = ()>>>;
 ///
 /// ```
 /// use std::time::Duration;
-/// use xensockd::runtime::Runtime;
+/// use xen_linux::runtime::Runtime;
 ///
 /// let mut runtime = Runtime::new()?;
 /// let (reactor, spawner) = (runtime.reactor().clone(), runtime.spawner().clone());
