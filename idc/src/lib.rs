@@ -6,6 +6,7 @@
 //! | [`address`] | who is to be met: a place and a service |
 //! | [`quota`] | what an end is ready to receive |
 //! | [`life`] | the life of a connection |
+//! | [`publication`] | what an end shows to the other end, as text |
 //! | [`buffer`] | local memory, and memory of others by reference |
 //! | [`transport`] | what a transport does: meetings and links |
 #![no_std]
@@ -16,6 +17,7 @@ extern crate alloc;
 pub mod address;
 pub mod buffer;
 pub mod life;
+pub mod publication;
 pub mod quota;
 pub mod transport;
 

@@ -27,10 +27,18 @@ pub struct Quota {
 }
 
 impl Quota {
+    /// The most bytes that a quota may need. No end believes that another has more.
+    pub const MAX_MEMORY: u64 = 256 << 20;
+
     /// The bytes that an endpoint with this quota needs for what it receives.
     pub fn memory(&self) -> u64 {
         let transaction = u64::from(self.parameters) + u64::from(self.status);
         u64::from(self.messages) * u64::from(self.message)
             + u64::from(self.transactions) * transaction
+    }
+
+    /// Whether an endpoint may have this quota.
+    pub fn is_believed(&self) -> bool {
+        self.memory() <= Self::MAX_MEMORY
     }
 }
