@@ -13,9 +13,12 @@ use xen::DomId;
 /// The longest name of a service.
 const MAX_NAME: usize = 32;
 
+/// The name of the service that moves the bytes of registered buffers.
+const BUFFERS: &str = "-buffers";
+
 /// The highest number of a domain; those above have special meanings (`DOMID_FIRST_RESERVED` in
 /// `xen.h`).
-const MAX_DOMAIN: u16 = 0x7FEF;
+pub(crate) const MAX_DOMAIN: u16 = 0x7FEF;
 
 /// The other end of a connection.
 ///
@@ -96,7 +99,15 @@ impl Service {
     /// The service of each node that moves the bytes of its registered buffers. It has a name that
     /// no other service can have.
     pub fn buffers(instance: u32) -> Self {
-        Service { name: "-buffers".to_owned(), instance }
+        Service { name: BUFFERS.to_owned(), instance }
+    }
+
+    /// Reads a service that another node names, which may be the one of buffers.
+    pub fn from_peer(text: &str) -> Result<Self, AddressError> {
+        match name_and_instance(text)? {
+            (BUFFERS, instance) => Ok(Self::buffers(instance)),
+            (name, instance) => Self::new(name, instance),
+        }
     }
 
     /// The name.
@@ -166,13 +177,18 @@ impl FromStr for Service {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        match text.split_once('@') {
-            Some((name, instance)) => match number(instance) {
-                Some(number @ 1..) => Service::new(name, number),
-                _ => Err(AddressError::Instance(instance.to_owned())),
-            },
-            None => Service::new(text, 0),
-        }
+        let (name, instance) = name_and_instance(text)?;
+        Service::new(name, instance)
+    }
+}
+
+fn name_and_instance(text: &str) -> Result<(&str, u32), AddressError> {
+    match text.split_once('@') {
+        Some((name, instance)) => match number(instance) {
+            Some(number @ 1..) => Ok((name, number)),
+            _ => Err(AddressError::Instance(instance.to_owned())),
+        },
+        None => Ok((text, 0)),
     }
 }
 
@@ -259,7 +275,13 @@ mod tests {
 
     #[test]
     fn no_user_can_name_the_service_of_buffers() {
-        assert!(Service::buffers(0).to_string().parse::<Service>().is_err());
+        for instance in [0, 1] {
+            let service = Service::buffers(instance);
+            assert!(service.to_string().parse::<Service>().is_err());
+            assert_eq!(Service::from_peer(&service.to_string()), Ok(service));
+        }
+        assert!(Service::from_peer("-door").is_err());
+        assert_eq!(Service::from_peer("disk@2"), Service::new("disk", 2));
     }
 
     fn places() -> impl Strategy<Value = Place> {

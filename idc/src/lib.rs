@@ -8,6 +8,7 @@
 //! | [`life`] | the life of a connection |
 //! | [`publication`] | what an end shows to the other end, as text |
 //! | [`buffer`] | local memory, and memory of others by reference |
+//! | [`wire`] | the frames on a link |
 //! | [`transport`] | what a transport does: meetings and links |
 #![no_std]
 #![allow(async_fn_in_trait, reason = "everything is for one thread")]
@@ -20,7 +21,8 @@ pub mod life;
 pub mod publication;
 pub mod quota;
 pub mod transport;
+pub mod wire;
 
 pub use address::{Address, AddressError, Place, Service};
-pub use buffer::LocalBuffer;
+pub use buffer::{LocalBuffer, RemoteBuffer, Rights};
 pub use quota::Quota;

@@ -1,5 +1,9 @@
 //! Local memory, and memory of others by reference.
 
+mod remote;
+
+pub use remote::{Key, RemoteBuffer, Rights};
+
 use alloc::rc::Rc;
 use core::cell::UnsafeCell;
 use core::ops::Range;
