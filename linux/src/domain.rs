@@ -64,6 +64,17 @@ impl Neighbour for Domain {
     fn bind_port(&self, owner: DomId, port: Port, signal: Arc<Signal>) -> Result<BoundPort, Errno> {
         self.events.bind(owner, port, signal)
     }
+
+    /// Linux does this also if the process is killed, and keeps the port bound for it. A kernel
+    /// before 5.17 sends the event before it clears the byte.
+    fn set_unmap_notify(
+        &self,
+        mapping: &MappedPages,
+        offset: usize,
+        channel: &BoundPort,
+    ) -> Result<(), Errno> {
+        mapping.set_unmap_notify(offset, channel.number())
+    }
 }
 
 impl Driver {

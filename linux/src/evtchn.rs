@@ -125,6 +125,13 @@ pub struct BoundPort {
     _ticket: Ticket,
 }
 
+impl BoundPort {
+    /// The number of this domain's end.
+    pub(crate) fn number(&self) -> u32 {
+        self.port
+    }
+}
+
 impl xen::Channel for BoundPort {
     fn notify(&self) {
         // SAFETY: the structure is the one that the driver reads.

@@ -123,6 +123,21 @@ pub struct MappedPages {
     _ticket: Ticket,
 }
 
+impl MappedPages {
+    /// See [`xen::Neighbour::set_unmap_notify`]. `port` is the number of this domain's end.
+    pub(crate) fn set_unmap_notify(&self, offset: usize, port: u32) -> Result<(), Errno> {
+        // Beyond the end, the file may have another mapping.
+        if offset >= self.len {
+            return Err(Errno::EINVAL);
+        }
+        let action = CLEAR_BYTE | SEND_EVENT;
+        let request = UnmapNotify { index: self.index + offset as u64, action, port };
+        // SAFETY: the structure is the one that the driver reads. It clears a byte of memory that
+        // no reference points to.
+        unsafe { ioctl(&*self.file, request) }.map_err(errno)
+    }
+}
+
 impl xen::Mapping for MappedPages {
     fn shared(&self) -> Shared<'_> {
         // SAFETY: the pages stay mapped until `self` is dropped, and the result borrows `self`. No
@@ -204,6 +219,19 @@ struct UnmapGrantRef {
     pad: u32,
 }
 
+/// `struct ioctl_gntdev_unmap_notify`.
+#[repr(C)]
+struct UnmapNotify {
+    /// The byte's offset in the file, as for `mmap`.
+    index: u64,
+    action: u32,
+    port: u32,
+}
+
+/// `UNMAP_NOTIFY_CLEAR_BYTE` and `UNMAP_NOTIFY_SEND_EVENT`: what to do when the mapping ends.
+const CLEAR_BYTE: u32 = 1;
+const SEND_EVENT: u32 = 2;
+
 /// `struct ioctl_gntdev_grant_copy`.
 #[repr(C)]
 struct GrantCopy {
@@ -228,6 +256,7 @@ struct CopySegment {
 const SOURCE_IS_GRANT: u16 = 1;
 
 request!(UnmapGrantRef, b'G', 1, (), _done => ());
+request!(UnmapNotify, b'G', 7, (), _done => ());
 request!(GrantCopy, b'G', 8, (), _done => ());
 
 #[cfg(test)]
@@ -240,6 +269,7 @@ mod tests {
         let map = MapGrantRef::new(DomId(3), 2, &[GrantRef(8), GrantRef(9)]);
         assert_eq!(map.opcode(), 0x0018_4700);
         assert_eq!(UnmapGrantRef { index: 0, count: 0, pad: 0 }.opcode(), 0x0010_4701);
+        assert_eq!(UnmapNotify { index: 0, action: 0, port: 0 }.opcode(), 0x0010_4707);
         assert_eq!(GrantCopy { count: 0, segments: std::ptr::null_mut() }.opcode(), 0x0010_4708);
         assert_eq!(map.words, [2, 0, 3 | 8 << 32, 3 | 9 << 32]);
         assert_eq!(size_of::<CopySegment>(), 24);

@@ -23,6 +23,21 @@ pub trait Neighbour {
         port: Port,
         signal: Arc<Signal>,
     ) -> Result<Self::Channel, Errno>;
+
+    /// Has the byte at `offset` of the mapping cleared, and then an event sent, when the mapping
+    /// ends. A mapping has one such notification; the latest counts.
+    ///
+    /// The other domain thus learns that a process was killed. The default does nothing, as in a
+    /// guest: when a guest ends, Xen unmaps its pages, and xenstored removes its nodes.
+    fn set_unmap_notify(
+        &self,
+        mapping: &Self::Mapping,
+        offset: usize,
+        channel: &Self::Channel,
+    ) -> Result<(), Errno> {
+        let _ = (mapping, offset, channel);
+        Ok(())
+    }
 }
 
 /// Pages of another domain, mapped one after the other. Dropping it unmaps them.
