@@ -8,8 +8,11 @@
 //! | [`life`] | the life of a connection |
 //! | [`publication`] | what an end shows to the other end, as text |
 //! | [`buffer`] | local memory, and memory of others by reference |
-//! | [`wire`] | the frames on a link |
+//! | [`endpoint`] | endpoints: their events, messages and transactions |
+//! | [`node`] | this domain or process, from which endpoints get what they need |
 //! | [`transport`] | what a transport does: meetings and links |
+//! | [`tcp`] | the transport over TCP |
+//! | [`wire`] | the frames on a link |
 #![no_std]
 #![allow(async_fn_in_trait, reason = "everything is for one thread")]
 
@@ -17,12 +20,22 @@ extern crate alloc;
 
 pub mod address;
 pub mod buffer;
+mod connection;
+mod driver;
+pub mod endpoint;
 pub mod life;
+pub mod node;
 pub mod publication;
 pub mod quota;
+mod slots;
+pub mod tcp;
 pub mod transport;
 pub mod wire;
 
 pub use address::{Address, AddressError, Place, Service};
-pub use buffer::{LocalBuffer, RemoteBuffer, Rights};
+pub use buffer::{Courier, LocalBuffer, Registration, RemoteBuffer, Rights, TransferError};
+pub use endpoint::{
+    Disconnect, Endpoint, Event, Events, Incoming, Received, Response, TransportError,
+};
+pub use node::{Node, Resource};
 pub use quota::Quota;

@@ -1,11 +1,13 @@
 //! What a transport does. [`crate`] has two: shared rings of two domains, and TCP.
 //!
-//! A *meeting* is how two ends see each other's publication. A *link* is a pair of byte streams that
-//! belongs to exactly one connection.
+//! A *meeting* is how two ends see each other's publication. A *link* is a pair of byte streams
+//! that belongs to exactly one connection.
 
-use crate::Address;
+use crate::address::{Address, Place};
+use crate::buffer::RemoteBuffer;
 use crate::life::Publication;
-use xen::{Errno, Shared};
+use core::net::SocketAddr;
+use xen::{DomId, Errno, Shared};
 
 /// A way to meet other ends.
 pub trait Transport {
@@ -13,6 +15,13 @@ pub trait Transport {
     type Meeting: Meeting<Reserve = Self::Reserve>;
     /// What a meeting needs and can run out, such as the pages of a ring.
     type Reserve;
+
+    /// Where others can reach this node: its domain, and its address in a network.
+    fn here(&self) -> (Option<DomId>, Option<SocketAddr>);
+
+    /// Where the owner of a buffer may be, the most probable place first. Whoever is there may be
+    /// another node, of which the caller finds out.
+    fn routes(&self, to: &RemoteBuffer) -> [Option<Place>; 2];
 
     /// Takes what one meeting needs.
     fn reserve(&self) -> Result<Self::Reserve, Errno>;
@@ -39,6 +48,10 @@ pub trait Meeting {
     /// Whether this end leads: it makes the links, and the other end attaches to them. The ends
     /// never agree in the answer. Asked only after `changed` has returned a publication.
     fn leads(&self) -> bool;
+
+    /// Which instance of the service the meeting is about. Asked only after `changed` has returned
+    /// a publication.
+    fn instance(&self) -> u32;
 
     /// Makes a new link, which the next publication offers (if this end leads), or attaches to the
     /// one that the other end's latest publication offers.

@@ -1,13 +1,20 @@
 //! Local memory, and memory of others by reference.
 
+mod courier;
 mod remote;
+mod serve;
+pub(crate) mod table;
 
+pub use courier::{Courier, TransferError};
 pub use remote::{Key, RemoteBuffer, Rights};
+pub use table::Registration;
 
+use alloc::boxed::Box;
 use alloc::rc::Rc;
+use alloc::vec::Vec;
 use core::cell::UnsafeCell;
 use core::ops::Range;
-use xen::Shared;
+use xen::{Errno, Shared};
 
 /// A reference to bytes of this end's memory. Clones and slices refer to the same bytes, and keep
 /// them allocated.
@@ -19,7 +26,7 @@ use xen::Shared;
 /// ```
 #[derive(Clone)]
 pub struct LocalBuffer {
-    memory: Rc<[UnsafeCell<u8>]>,
+    memory: Rc<Box<[UnsafeCell<u8>]>>,
     start: usize,
     len: usize,
 }
@@ -28,6 +35,14 @@ impl LocalBuffer {
     /// New bytes, all zero.
     pub fn new(len: usize) -> Self {
         alloc::vec![0; len].into()
+    }
+
+    /// New bytes, all zero. [`Errno::ENOMEM`] if there is not enough memory.
+    pub fn try_new(len: usize) -> Result<Self, Errno> {
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(len).map_err(|_| Errno::ENOMEM)?;
+        bytes.resize(len, 0);
+        Ok(bytes.into())
     }
 
     /// The number of bytes.
@@ -70,10 +85,17 @@ impl LocalBuffer {
     }
 
     /// A copy of all bytes.
-    pub fn to_vec(&self) -> alloc::vec::Vec<u8> {
+    pub fn to_vec(&self) -> Vec<u8> {
         let mut bytes = alloc::vec![0; self.len];
         self.read(0, &mut bytes);
         bytes
+    }
+
+    /// Replaces the memory by other memory if somebody else refers to it.
+    pub(crate) fn make_unique(&mut self) {
+        if Rc::strong_count(&self.memory) > 1 {
+            *self = LocalBuffer::new(self.len);
+        }
     }
 
     /// The bytes, for copying.
@@ -82,10 +104,11 @@ impl LocalBuffer {
     }
 }
 
-impl From<alloc::vec::Vec<u8>> for LocalBuffer {
-    fn from(bytes: alloc::vec::Vec<u8>) -> Self {
+impl From<Vec<u8>> for LocalBuffer {
+    fn from(bytes: Vec<u8>) -> Self {
         let len = bytes.len();
-        LocalBuffer { memory: bytes.into_iter().map(UnsafeCell::new).collect(), start: 0, len }
+        let memory = Rc::new(bytes.into_iter().map(UnsafeCell::new).collect());
+        LocalBuffer { memory, start: 0, len }
     }
 }
 

@@ -1,0 +1,295 @@
+//! The owner's side of transfers. It needs no application, no transaction and no third end: only
+//! the table of the registered buffers.
+
+use super::table::Entry;
+use super::{LocalBuffer, Rights};
+use crate::address::{Address, Place, Service};
+use crate::connection::yield_now;
+use crate::driver::{Client, drive};
+use crate::life::{NodeId, Publication};
+use crate::node::Node;
+use crate::quota::Quota;
+use crate::transport::{Link, LinkReader, LinkWriter, Transport};
+use crate::wire::{End, HEADER_LEN, Header, Kind, MAX_DATA, Transfer};
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+use core::convert::Infallible;
+use core::future::Future;
+use core::pin::pin;
+use futures_util::future::{Either, select};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use xen::{Errno, WaitList};
+
+impl<T: Transport> Node<T> {
+    /// Serves the registered buffers to at most `visitors` couriers at a time, as long as it is
+    /// polled. [`Errno::ENOMEM`] or the like if there is nothing to begin with.
+    pub async fn serve_buffers(&self, visitors: usize) -> Errno {
+        let address = Address { place: Place::Anyone, service: Service::buffers(0) };
+        let present = Rc::new(Present::default());
+        let mut servers = FuturesUnordered::new();
+        let mut reserve = match self.transport().reserve() {
+            Ok(reserve) => Some(reserve),
+            Err(error) => return error,
+        };
+        loop {
+            if present.waiting.get() == 0
+                && servers.len() < visitors
+                && let Some(reserve) = reserve.take().or_else(|| self.transport().reserve().ok())
+            {
+                present.waiting.set(present.waiting.get() + 1);
+                let server = Server {
+                    node: self,
+                    present: present.clone(),
+                    visit: Rc::default(),
+                    met: Cell::new(false),
+                };
+                let address = &address;
+                servers.push(async move { drive(self, address, reserve, &server).await });
+            }
+            let changed = pin!(present.changed.until(|| present.new.take().then_some(())));
+            if let Either::Right((Some(free), _)) = select(changed, servers.next()).await {
+                reserve = Some(free);
+            }
+        }
+    }
+}
+
+/// The couriers that are served.
+#[derive(Default)]
+struct Present {
+    /// The servers that wait for a courier.
+    waiting: Cell<usize>,
+    visits: RefCell<Vec<(NodeId, u32, Rc<Visit>)>>,
+    /// Whether a courier has come.
+    new: Cell<bool>,
+    changed: WaitList,
+}
+
+/// A courier's connection.
+#[derive(Default)]
+struct Visit {
+    over: Cell<bool>,
+    ending: WaitList,
+}
+
+impl Visit {
+    fn end(&self) {
+        self.over.set(true);
+        self.ending.wake_all();
+    }
+}
+
+/// Serves one courier, then ends.
+struct Server<'n, T: Transport> {
+    node: &'n Node<T>,
+    present: Rc<Present>,
+    visit: Rc<Visit>,
+    met: Cell<bool>,
+}
+
+impl<T: Transport> Drop for Server<'_, T> {
+    fn drop(&mut self) {
+        if !self.met.get() {
+            self.present.waiting.set(self.present.waiting.get() - 1);
+        }
+        self.present.visits.borrow_mut().retain(|(_, _, visit)| !Rc::ptr_eq(visit, &self.visit));
+    }
+}
+
+impl<T: Transport> Client for Server<'_, T> {
+    fn quota(&self) -> Quota {
+        Quota::default()
+    }
+
+    fn is_destroyed(&self) -> bool {
+        self.visit.over.get()
+    }
+
+    async fn destroyed(&self) {
+        self.visit.ending.until(|| self.visit.over.get().then_some(())).await;
+    }
+
+    async fn appear(&self) {}
+
+    fn connect(&self, other: &Publication, instance: u32) {
+        if !self.met.replace(true) {
+            self.present.waiting.set(self.present.waiting.get() - 1);
+        }
+        let mut visits = self.present.visits.borrow_mut();
+        // What the same courier has sent before through another connection, and that was not
+        // handled yet, must not be handled after what he sends now.
+        for (_, _, former) in
+            visits.iter().filter(|(node, number, _)| (*node, *number) == (other.node, instance))
+        {
+            former.end();
+        }
+        visits.push((other.node, instance, self.visit.clone()));
+        self.present.new.set(true);
+        self.present.changed.wake_all();
+    }
+
+    async fn carry<L: Link>(&self, link: &mut L) -> Errno {
+        let (mut reader, mut writer) = link.split();
+        match self.serve(&mut reader, &mut writer).await {
+            Err(error) => error,
+            Ok(never) => match never {},
+        }
+    }
+
+    async fn disconnect(&self) {
+        self.visit.end();
+    }
+
+    async fn disappear(&self) {
+        self.visit.end();
+    }
+}
+
+impl<T: Transport> Server<'_, T> {
+    async fn serve(
+        &self,
+        reader: &mut impl LinkReader,
+        writer: &mut impl LinkWriter,
+    ) -> Result<Infallible, Errno> {
+        let (head, body) = (LocalBuffer::new(HEADER_LEN), LocalBuffer::new(Transfer::LEN));
+        let spare = LocalBuffer::new(MAX_DATA as usize);
+        loop {
+            writer.flush().await?;
+            let header = read_header(reader, &head).await?;
+            let right = match header.kind {
+                Kind::Read => Rights::READ,
+                Kind::Write => Rights::WRITE,
+                _ => return Err(Errno::EPROTO),
+            };
+            reader.read_exact(body.shared()).await?;
+            let mut bytes = [0; Transfer::LEN];
+            body.read(0, &mut bytes);
+            let transfer = Transfer::from_bytes(&bytes)?;
+            let found = self.node.table().find(&transfer, right);
+            let tag = header.slot;
+            let end = match (header.kind, found) {
+                (Kind::Write, found) => {
+                    self.take(found, &transfer, tag, reader, &head, &spare).await?
+                }
+                (_, Ok(entry)) => give(&entry, &transfer, tag, writer, &head, &spare).await?,
+                (_, Err(end)) => end,
+            };
+            let end = Header { kind: Kind::End, slot: tag, len: 0, code: end as u32 };
+            write_header(writer, &head, end).await?;
+            yield_now().await;
+        }
+    }
+
+    /// Takes the bytes that are to be written to a buffer, and drops them if they may not be.
+    async fn take(
+        &self,
+        found: Result<Rc<Entry>, End>,
+        transfer: &Transfer,
+        tag: u16,
+        reader: &mut impl LinkReader,
+        head: &LocalBuffer,
+        spare: &LocalBuffer,
+    ) -> Result<End, Errno> {
+        let mut result = found;
+        let mut done = 0;
+        while done < transfer.length {
+            let header = read_header(reader, head).await?;
+            let len = header.len as usize;
+            let fits = len as u64 <= transfer.length - done;
+            if header.kind != Kind::Data || header.slot != tag || !fits {
+                return Err(Errno::EPROTO);
+            }
+            let mut read = 0;
+            while read < len {
+                if self.visit.over.get() {
+                    return Err(Errno::EPIPE);
+                }
+                read += match &result {
+                    Ok(entry) => {
+                        let start = (transfer.offset + done) as usize + read;
+                        let piece = entry.buffer.slice(start..start + len - read);
+                        let read = reader.read(piece.shared());
+                        match unless_revoked(entry, read).await {
+                            Some(count) => count?,
+                            None => {
+                                result = Err(End::Revoked);
+                                0
+                            }
+                        }
+                    }
+                    Err(_) => reader.read(spare.slice(0..len - read).shared()).await?,
+                };
+            }
+            done += len as u64;
+        }
+        Ok(result.err().unwrap_or(End::Done))
+    }
+}
+
+/// Writes the bytes that are to be read from a buffer.
+async fn give(
+    entry: &Entry,
+    transfer: &Transfer,
+    tag: u16,
+    writer: &mut impl LinkWriter,
+    head: &LocalBuffer,
+    spare: &LocalBuffer,
+) -> Result<End, Errno> {
+    let mut done = 0;
+    while done < transfer.length {
+        let len = (transfer.length - done).min(u64::from(MAX_DATA)) as usize;
+        let data = Header { kind: Kind::Data, slot: tag, len: len as u32, code: 0 };
+        write_header(writer, head, data).await?;
+        let mut written = 0;
+        let mut revoked = false;
+        while written < len {
+            if revoked {
+                // The frame has to be whole.
+                let zeros = spare.slice(0..len - written);
+                zeros.shared().zero();
+                written += writer.write(zeros.shared()).await?;
+                continue;
+            }
+            let start = (transfer.offset + done) as usize + written;
+            let piece = entry.buffer.slice(start..start + len - written);
+            match unless_revoked(entry, writer.write(piece.shared())).await {
+                Some(count) => written += count?,
+                None => revoked = true,
+            }
+        }
+        if revoked {
+            return Ok(End::Revoked);
+        }
+        done += len as u64;
+    }
+    Ok(End::Done)
+}
+
+/// The result of an access to a buffer, unless the buffer is unregistered first. That is looked at
+/// before each attempt, so no access follows.
+async fn unless_revoked<T>(entry: &Entry, access: impl Future<Output = T>) -> Option<T> {
+    match select(pin!(entry.revoked()), pin!(access)).await {
+        Either::Left(((), _)) => None,
+        Either::Right((result, _)) => Some(result),
+    }
+}
+
+pub(super) async fn read_header(
+    reader: &mut impl LinkReader,
+    head: &LocalBuffer,
+) -> Result<Header, Errno> {
+    reader.read_exact(head.shared()).await?;
+    let mut bytes = [0; HEADER_LEN];
+    head.read(0, &mut bytes);
+    Header::from_bytes(&bytes)
+}
+
+pub(super) async fn write_header(
+    writer: &mut impl LinkWriter,
+    head: &LocalBuffer,
+    header: Header,
+) -> Result<(), Errno> {
+    head.write(0, &header.to_bytes());
+    writer.write_all(head.shared()).await
+}

@@ -1,0 +1,213 @@
+//! Drives one end: through its meetings, and through the connections that come of them.
+
+use crate::address::Address;
+use crate::life::{Notice, Ours, Phase, Publication, Role, Step, View, next_step};
+use crate::node::Node;
+use crate::quota::Quota;
+use crate::transport::{Link, Meeting, Transport};
+use core::future::Future;
+use core::pin::pin;
+use embassy_time::{Duration, Timer};
+use futures_util::future::{Either, select};
+use xen::Errno;
+
+/// How long a transport rests that could not do what it was asked to do.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// What uses the connections of one end: an endpoint, a courier, or the buffer service.
+pub(crate) trait Client {
+    /// What this end is ready to receive.
+    fn quota(&self) -> Quota;
+
+    /// Whether this end is to end for good.
+    fn is_destroyed(&self) -> bool;
+
+    /// Waits until this end is to end for good.
+    async fn destroyed(&self);
+
+    /// The other end is there.
+    async fn appear(&self);
+
+    /// A connection begins, with this instance of the service.
+    fn connect(&self, other: &Publication, instance: u32);
+
+    /// Uses the link until it is broken.
+    async fn carry<L: Link>(&self, link: &mut L) -> Errno;
+
+    /// The connection is over. Completes what is outstanding, and waits for the client.
+    async fn disconnect(&self);
+
+    /// The other end is gone.
+    async fn disappear(&self);
+}
+
+/// Drives an end until it is destroyed.
+pub(crate) async fn drive<T: Transport, C: Client>(
+    node: &Node<T>,
+    address: &Address,
+    reserve: T::Reserve,
+    client: &C,
+) -> T::Reserve {
+    let mut end = End {
+        node,
+        address,
+        client,
+        meeting: node.transport().meet(address, reserve),
+        ours: Ours::new(node.next_epoch()),
+        seen: None,
+        link: None,
+        broken: false,
+    };
+    end.publish().await;
+    while end.step().await {}
+    end.meeting.part().await
+}
+
+/// One end, while it is driven.
+struct End<'a, T: Transport, C> {
+    node: &'a Node<T>,
+    address: &'a Address,
+    client: &'a C,
+    meeting: T::Meeting,
+    ours: Ours,
+    /// The other end's latest publication.
+    seen: Option<Publication>,
+    link: Option<<T::Meeting as Meeting>::Link>,
+    broken: bool,
+}
+
+impl<T: Transport, C: Client> End<'_, T, C> {
+    /// Takes a step, or waits for a change. Returns whether there is more to do.
+    async fn step(&mut self) -> bool {
+        let seen = self.seen.as_ref().filter(|_| !self.client.is_destroyed());
+        match next_step_of(&self.ours, &self.meeting, seen, self.broken) {
+            Step::Wait if self.client.is_destroyed() => return false,
+            Step::Wait => self.wait().await,
+            Step::Offer => match self.meeting.link().await {
+                Ok(link) => self.take(Step::Offer, Some(link)).await,
+                Err(error) => self.rest("cannot make a link", error).await,
+            },
+            Step::Attach => match self.meeting.link().await {
+                Ok(link) => self.take(Step::Attach, Some(link)).await,
+                Err(error) => {
+                    self.rest("cannot attach to the other end's link", error).await;
+                    self.take(Step::Renew, None).await;
+                }
+            },
+            Step::Confirm => {
+                let link = self.link.take();
+                self.take(Step::Confirm, link).await;
+            }
+            step => self.take(step, None).await,
+        }
+        true
+    }
+
+    /// Takes a step: tells the client and publishes. `link` is what the end has from now on.
+    async fn take(&mut self, step: Step, link: Option<<T::Meeting as Meeting>::Link>) {
+        log::debug!("{}: {:?} with {:?}: {step:?}", self.address, self.ours, self.seen);
+        self.link = link;
+        self.broken = false;
+        let published = (self.ours.epoch, self.ours.phase, self.ours.met);
+        let mut left = false;
+        for notice in self.ours.take(step, self.seen.as_ref(), || self.node.next_epoch()) {
+            match (notice, &self.seen) {
+                (Notice::Appear, _) => self.client.appear().await,
+                (Notice::Connect, Some(other)) => {
+                    self.client.connect(other, self.meeting.instance());
+                }
+                (Notice::Connect, None) => unreachable!("nobody to connect with"),
+                (Notice::Disconnect, _) => left = true,
+                (Notice::Disappear, _) => self.client.disappear().await,
+            }
+        }
+        if published != (self.ours.epoch, self.ours.phase, self.ours.met) {
+            self.publish().await;
+        }
+        if left {
+            self.client.disconnect().await;
+        }
+        if self.ours.phase == Phase::Leaving {
+            // Nothing is outstanding any more.
+            self.ours.take(Step::Renew, None, || self.node.next_epoch());
+            self.publish().await;
+        }
+    }
+
+    /// Waits until something has changed. While this end is connected, its link is in use.
+    async fn wait(&mut self) {
+        let connected = self.ours.phase.is_connected();
+        let link = self.link.as_mut().filter(|_| connected);
+        let client = self.client;
+        let carry = async {
+            match link {
+                Some(link) => client.carry(link).await,
+                None => core::future::pending().await,
+            }
+        };
+        let mut carry = pin!(carry);
+        // A change is often none that matters. It does not interrupt the link's use, which might be
+        // in the middle of a frame.
+        loop {
+            match first(carry.as_mut(), self.meeting.changed(), client.destroyed()).await {
+                Change::Broken(error) => {
+                    log::debug!("{}: the link is broken: {error}", self.address);
+                    self.broken = true;
+                }
+                Change::Seen(other) => self.seen = other,
+                Change::Destroyed => {}
+            }
+            let seen = self.seen.as_ref().filter(|_| !client.is_destroyed());
+            let step = next_step_of(&self.ours, &self.meeting, seen, self.broken);
+            if client.is_destroyed() || step != Step::Wait {
+                return;
+            }
+        }
+    }
+
+    /// Publishes, again and again until it works: the other end relies on it.
+    async fn publish(&mut self) {
+        let mine = self.ours.publication(self.node.id(), self.client.quota());
+        while let Err(error) = self.meeting.publish(&mine).await {
+            self.rest("cannot publish", error).await;
+        }
+    }
+
+    /// Logs an error, and waits a little.
+    async fn rest(&self, what: &str, error: Errno) {
+        log::warn!("{}: {what}: {error}; trying again", self.address);
+        Timer::after(RETRY).await;
+    }
+}
+
+/// The next step of an end that is not just leaving a connection.
+fn next_step_of(
+    ours: &Ours,
+    meeting: &impl Meeting,
+    seen: Option<&Publication>,
+    broken: bool,
+) -> Step {
+    let leads = seen.is_some() && meeting.leads();
+    let role = if leads { Role::Leader } else { Role::Follower };
+    next_step(ours, &View { role, seen, broken, finished: false })
+}
+
+/// What a waiting end waits for.
+enum Change {
+    Broken(Errno),
+    Seen(Option<Publication>),
+    Destroyed,
+}
+
+async fn first(
+    carry: impl Future<Output = Errno> + Unpin,
+    changed: impl Future<Output = Option<Publication>>,
+    destroyed: impl Future<Output = ()>,
+) -> Change {
+    let (changed, destroyed) = (pin!(changed), pin!(destroyed));
+    match select(carry, select(changed, destroyed)).await {
+        Either::Left((error, _)) => Change::Broken(error),
+        Either::Right((Either::Left((other, _)), _)) => Change::Seen(other),
+        Either::Right((Either::Right(((), _)), _)) => Change::Destroyed,
+    }
+}

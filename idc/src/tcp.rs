@@ -1,0 +1,537 @@
+//! The transport over TCP, for any stack that has `edge-nal`'s traits.
+//!
+//! The end that dials leads. A connection begins with a HELLO frame from each end, the dialling end
+//! first. Each has the service's name and the end's publication. Further HELLOs follow when a
+//! publication changes. After the follower is ready, the connection is the link, which has
+//! other frames only. An end that leaves closes the connection.
+
+use crate::address::{Address, Place, Service};
+use crate::buffer::RemoteBuffer;
+use crate::life::{Phase, Publication};
+use crate::transport::{Link, LinkReader, LinkWriter, Meeting, Transport};
+use crate::wire::{HEADER_LEN, Header, Hello, Kind, MAX_HELLO};
+use alloc::collections::VecDeque;
+use alloc::rc::Rc;
+use alloc::string::ToString;
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use core::future::pending;
+use core::net::SocketAddr;
+use core::pin::pin;
+use edge_nal::{TcpAccept, TcpConnect, TcpSplit};
+use embassy_time::{Duration, Timer, with_timeout};
+use embedded_io_async::{Error, ErrorKind, Read, Write};
+use futures_util::future::{Either, select};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use xen::{DomId, Errno, Shared, WaitList};
+
+/// Bytes of the buffers of a link, one for each direction.
+const BUFFER: usize = 16 << 10;
+
+/// The most bytes of a HELLO.
+const HELLO: usize = HEADER_LEN + MAX_HELLO as usize;
+
+/// How long an end may take to say HELLO.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The first and the longest pause before dialling again.
+const REDIAL: Duration = Duration::from_millis(50);
+const REDIAL_MAX: Duration = Duration::from_secs(2);
+
+/// The most visitors that say HELLO at a time, and that wait for an endpoint.
+const GREETED: usize = 16;
+const VISITORS: usize = 64;
+
+/// Connects through a TCP stack. Clones are the same transport.
+///
+/// Endpoints of [`Place::Host`] dial. Those of [`Place::Anyone`] wait for visitors, which
+/// [`serve`](Tcp::serve) lets in.
+pub struct Tcp<'s, S: TcpConnect, A: TcpAccept + 's> {
+    stack: &'s S,
+    door: Rc<Door<'s, A>>,
+    /// Where others reach this end.
+    here: Option<SocketAddr>,
+}
+
+impl<S: TcpConnect, A: TcpAccept> Clone for Tcp<'_, S, A> {
+    fn clone(&self) -> Self {
+        Tcp { stack: self.stack, door: self.door.clone(), here: self.here }
+    }
+}
+
+/// Where visitors wait.
+struct Door<'s, A: TcpAccept + 's> {
+    visitors: RefCell<VecDeque<Visitor<A::Socket<'s>>>>,
+    /// Passive endpoints, which wait for a visitor.
+    waiting: WaitList,
+}
+
+/// Somebody who has said HELLO.
+struct Visitor<S> {
+    hello: Hello,
+    socket: S,
+}
+
+impl<'s, S: TcpConnect, A: TcpAccept + 's> Tcp<'s, S, A> {
+    /// A transport over a stack. `here` is the address of [`serve`](Tcp::serve)'s acceptor as
+    /// others see it, if there is one: they need it for the registered buffers of this end.
+    pub fn new(stack: &'s S, here: Option<SocketAddr>) -> Self {
+        let door = Door { visitors: RefCell::default(), waiting: WaitList::default() };
+        Tcp { stack, door: Rc::new(door), here }
+    }
+
+    /// Lets visitors in. Ends only if nobody can be accepted any more.
+    pub async fn serve(&self, acceptor: &'s A) -> A::Error {
+        let mut greeted = FuturesUnordered::new();
+        loop {
+            let room = greeted.len() < GREETED;
+            let accept = async { if room { acceptor.accept().await } else { pending().await } };
+            let greet = async {
+                if greeted.next().await.is_none() {
+                    pending().await
+                }
+            };
+            let accepted = match select(pin!(accept), pin!(greet)).await {
+                Either::Left((accepted, _)) => accepted,
+                Either::Right(((), _)) => continue,
+            };
+            match accepted {
+                Ok((from, socket)) => greeted.push(self.greet(from, socket)),
+                Err(error) => return error,
+            }
+        }
+    }
+
+    /// Reads what a visitor says, and lets him wait for an endpoint.
+    async fn greet(&self, from: SocketAddr, mut socket: A::Socket<'s>) {
+        let mut bytes = Vec::with_capacity(HELLO);
+        let said = with_timeout(HELLO_TIMEOUT, hello(&mut socket, &mut bytes)).await;
+        match said.unwrap_or(Err(Errno::ETIMEDOUT)) {
+            Ok(hello) => self.admit(Visitor { hello, socket }),
+            Err(error) => log::info!("a visitor from {from} has said no HELLO: {error}"),
+        }
+    }
+
+    fn admit(&self, visitor: Visitor<A::Socket<'s>>) {
+        let mut visitors = self.door.visitors.borrow_mut();
+        visitors.push_back(visitor);
+        if visitors.len() > VISITORS {
+            visitors.pop_front();
+        }
+        drop(visitors);
+        self.door.waiting.wake_all();
+    }
+}
+
+/// Takes a HELLO from the start of the bytes. `None` if it is not complete.
+fn take_hello(bytes: &mut Vec<u8>) -> Result<Option<Hello>, Errno> {
+    let Some(header) = bytes.first_chunk() else { return Ok(None) };
+    let header = Header::from_bytes(header)?;
+    if header.kind != Kind::Hello {
+        return Err(Errno::EPROTO);
+    }
+    let end = HEADER_LEN + header.len as usize;
+    let Some(text) = bytes.get(HEADER_LEN..end) else { return Ok(None) };
+    let hello = Hello::from_bytes(text).map_err(|error| {
+        log::debug!("{error}");
+        Errno::EPROTO
+    })?;
+    bytes.drain(..end);
+    Ok(Some(hello))
+}
+
+/// The frame of a HELLO.
+fn frame(hello: &Hello) -> Vec<u8> {
+    let text = hello.to_string();
+    let header = Header { kind: Kind::Hello, slot: 0, len: text.len() as u32, code: 0 };
+    [&header.to_bytes()[..], text.as_bytes()].concat()
+}
+
+/// Waits for a HELLO. What was received of it is in `bytes`, so this can be dropped and called
+/// again.
+async fn hello(socket: &mut impl Read, bytes: &mut Vec<u8>) -> Result<Hello, Errno> {
+    loop {
+        if let Some(hello) = take_hello(bytes)? {
+            return Ok(hello);
+        }
+        receive(socket, bytes).await?;
+    }
+}
+
+/// Appends what a socket has received. [`Errno::EPIPE`] at the end of the stream.
+async fn receive(socket: &mut impl Read, bytes: &mut Vec<u8>) -> Result<(), Errno> {
+    // Not more than a HELLO: what follows it is the link's.
+    let mut piece = [0; HELLO];
+    let room = HELLO - bytes.len().min(HELLO);
+    match socket.read(&mut piece[..room]).await.map_err(errno)? {
+        0 => Err(Errno::EPIPE),
+        count => {
+            bytes.extend_from_slice(&piece[..count]);
+            Ok(())
+        }
+    }
+}
+
+/// The nearest error number.
+fn errno(error: impl Error) -> Errno {
+    match error.kind() {
+        ErrorKind::ConnectionRefused => Errno::ECONNREFUSED,
+        ErrorKind::TimedOut => Errno::ETIMEDOUT,
+        ErrorKind::OutOfMemory => Errno::ENOMEM,
+        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => {
+            Errno::EPIPE
+        }
+        _ => Errno::EIO,
+    }
+}
+
+/// A TCP connection and what was received from it too early.
+struct Conversation<D, V> {
+    socket: Socket<D, V>,
+    received: Vec<u8>,
+}
+
+/// A socket that was dialled, or a visitor's.
+enum Socket<D, V> {
+    Dialled(D),
+    Visitor(V),
+}
+
+impl<D: Read + Write, V: Read + Write> Socket<D, V> {
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), Errno> {
+        match self {
+            Socket::Dialled(socket) => send(socket, bytes).await,
+            Socket::Visitor(socket) => send(socket, bytes).await,
+        }
+    }
+
+    /// Waits for a HELLO. Can be dropped and called again.
+    async fn hello(&mut self, received: &mut Vec<u8>) -> Result<Hello, Errno> {
+        match self {
+            Socket::Dialled(socket) => hello(socket, received).await,
+            Socket::Visitor(socket) => hello(socket, received).await,
+        }
+    }
+}
+
+/// The conversation of a meeting, which becomes its link's.
+type Shelf<D, V> = Rc<RefCell<Option<Conversation<D, V>>>>;
+
+/// Takes the conversation for a while, also if it is dropped.
+struct Borrowed<'a, D, V> {
+    shelf: &'a RefCell<Option<Conversation<D, V>>>,
+    conversation: Option<Conversation<D, V>>,
+}
+
+impl<D, V> Drop for Borrowed<'_, D, V> {
+    fn drop(&mut self) {
+        *self.shelf.borrow_mut() = self.conversation.take();
+    }
+}
+
+/// Two ends that have met through TCP, or will.
+pub struct TcpMeeting<'s, S: TcpConnect, A: TcpAccept + 's> {
+    transport: Tcp<'s, S, A>,
+    address: Address,
+    /// The service that both ends mean: if this end waits for visitors, the visitor's.
+    service: Service,
+    mine: Option<Publication>,
+    shelf: Shelf<S::Socket<'s>, A::Socket<'s>>,
+    /// Whether the other end was seen, and is still there as far as the driver knows.
+    seen: bool,
+    /// How long to wait before dialling.
+    pause: Duration,
+}
+
+impl<'s, S: TcpConnect, A: TcpAccept + 's> Transport for Tcp<'s, S, A> {
+    type Meeting = TcpMeeting<'s, S, A>;
+    type Reserve = ();
+
+    fn here(&self) -> (Option<DomId>, Option<SocketAddr>) {
+        (None, self.here)
+    }
+
+    fn routes(&self, to: &RemoteBuffer) -> [Option<Place>; 2] {
+        [to.host.map(Place::Host), None]
+    }
+
+    fn reserve(&self) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    fn meet(&self, address: &Address, (): ()) -> Self::Meeting {
+        TcpMeeting {
+            transport: self.clone(),
+            address: address.clone(),
+            service: address.service.clone(),
+            mine: None,
+            shelf: Shelf::default(),
+            seen: false,
+            pause: Duration::MIN,
+        }
+    }
+}
+
+impl<'s, S: TcpConnect, A: TcpAccept + 's> TcpMeeting<'s, S, A> {
+    /// Waits until the two ends have said HELLO. Returns the other end's.
+    async fn meet(&mut self) -> Publication {
+        loop {
+            let (mut socket, visitor) = match self.address.place {
+                Place::Host(host) => match self.dial(host).await {
+                    Ok(socket) => (Socket::Dialled(socket), None),
+                    Err(error) => {
+                        log::debug!("{}: cannot dial: {error}", self.address);
+                        continue;
+                    }
+                },
+                Place::Anyone => {
+                    let Visitor { hello, socket } = self.visitor().await;
+                    self.service = hello.service.clone();
+                    (Socket::Visitor(socket), Some(hello))
+                }
+                Place::Domain(_) => {
+                    log::error!("{}: TCP reaches no domains", self.address);
+                    pending().await
+                }
+            };
+            match with_timeout(HELLO_TIMEOUT, self.greet(&mut socket, visitor)).await {
+                Ok(Ok((other, received))) => {
+                    *self.shelf.borrow_mut() = Some(Conversation { socket, received });
+                    return other;
+                }
+                Ok(Err(error)) => log::debug!("{}: no HELLO: {error}", self.address),
+                Err(_) => log::debug!("{}: no HELLO in time", self.address),
+            }
+        }
+    }
+
+    async fn dial(&mut self, host: SocketAddr) -> Result<S::Socket<'s>, Errno> {
+        Timer::after(self.pause).await;
+        self.pause = (self.pause * 2).clamp(REDIAL, REDIAL_MAX);
+        let stack: &'s S = self.transport.stack;
+        stack.connect(host).await.map_err(errno)
+    }
+
+    /// Waits for somebody who wants this service.
+    async fn visitor(&self) -> Visitor<A::Socket<'s>> {
+        let door = &self.transport.door;
+        let wanted =
+            |visitor: &Visitor<_>| visitor.hello.service.name() == self.address.service.name();
+        let take = || {
+            let mut visitors = door.visitors.borrow_mut();
+            let at = visitors.iter().position(wanted)?;
+            visitors.remove(at)
+        };
+        door.waiting.until(take).await
+    }
+
+    /// Says HELLO, and hears it. Returns also what was received after it.
+    async fn greet(
+        &self,
+        socket: &mut Socket<S::Socket<'s>, A::Socket<'s>>,
+        visitor: Option<Hello>,
+    ) -> Result<(Publication, Vec<u8>), Errno> {
+        let service = self.service.clone();
+        let publication = self.mine.expect("an end publishes before it meets");
+        socket.send(&frame(&Hello { service, publication })).await?;
+        let mut received = Vec::with_capacity(HELLO);
+        let hello = match visitor {
+            Some(hello) => hello,
+            None => socket.hello(&mut received).await?,
+        };
+        Ok((hello.publication, received))
+    }
+}
+
+impl<'s, S: TcpConnect, A: TcpAccept + 's> Meeting for TcpMeeting<'s, S, A> {
+    type Link = TcpLink<S::Socket<'s>, A::Socket<'s>>;
+    type Reserve = ();
+
+    async fn changed(&mut self) -> Option<Publication> {
+        if self.mine.is_some_and(|mine| mine.phase.is_connected()) {
+            // The link has the connection, and notices its end.
+            pending::<()>().await;
+        }
+        let mut borrowed = Borrowed { shelf: &self.shelf, conversation: self.shelf.take() };
+        if let Some(Conversation { socket, received }) = &mut borrowed.conversation {
+            match socket.hello(received).await {
+                Ok(hello) => return Some(hello.publication),
+                Err(error) => log::debug!("{}: no HELLO: {error}", self.address),
+            }
+            borrowed.conversation = None;
+        }
+        drop(borrowed);
+        if core::mem::take(&mut self.seen) {
+            return None;
+        }
+        let other = self.meet().await;
+        self.seen = true;
+        self.pause = REDIAL;
+        Some(other)
+    }
+
+    async fn publish(&mut self, mine: &Publication) -> Result<(), Errno> {
+        self.mine = Some(*mine);
+        let mut conversation = self.shelf.take();
+        match (mine.phase, &mut conversation) {
+            (Phase::Leaving, _) | (_, None) => return Ok(()),
+            // The follower is ready and needs no other word.
+            (Phase::Up(_), _) => {}
+            (_, Some(Conversation { socket, .. })) => {
+                let service = self.service.clone();
+                if let Err(error) =
+                    socket.send(&frame(&Hello { service, publication: *mine })).await
+                {
+                    log::debug!("{}: cannot publish: {error}", self.address);
+                    return Ok(());
+                }
+            }
+        }
+        *self.shelf.borrow_mut() = conversation;
+        Ok(())
+    }
+
+    fn instance(&self) -> u32 {
+        self.service.instance()
+    }
+
+    fn leads(&self) -> bool {
+        matches!(self.address.place, Place::Host(_))
+    }
+
+    async fn link(&mut self) -> Result<Self::Link, Errno> {
+        let buffer = || {
+            let mut bytes = Vec::new();
+            bytes.try_reserve_exact(BUFFER).map(|()| bytes).map_err(|_| Errno::ENOMEM)
+        };
+        let (received, unsent) = (buffer()?, buffer()?);
+        Ok(TcpLink { shelf: self.shelf.clone(), conversation: None, received, unsent })
+    }
+
+    async fn part(self) {}
+}
+
+/// A TCP connection as a link.
+pub struct TcpLink<D, V> {
+    /// Where the connection is until its first use.
+    shelf: Shelf<D, V>,
+    conversation: Option<Conversation<D, V>>,
+    received: Vec<u8>,
+    unsent: Vec<u8>,
+}
+
+impl<D, V> Drop for TcpLink<D, V> {
+    fn drop(&mut self) {
+        // Not used yet, perhaps.
+        drop(self.shelf.take());
+    }
+}
+
+/// One direction of a socket that was dialled, or of a visitor's.
+pub enum Half<D, V> {
+    /// Of a socket that was dialled.
+    Dialled(D),
+    /// Of a visitor's.
+    Visitor(V),
+    /// The connection is gone.
+    Gone,
+}
+
+impl<D, V> Link for TcpLink<D, V>
+where
+    D: Read + Write + TcpSplit,
+    V: Read + Write + TcpSplit,
+{
+    type Reader<'a>
+        = TcpReader<'a, Half<D::Read<'a>, V::Read<'a>>>
+    where
+        Self: 'a;
+    type Writer<'a>
+        = TcpWriter<'a, Half<D::Write<'a>, V::Write<'a>>>
+    where
+        Self: 'a;
+
+    fn split(&mut self) -> (Self::Reader<'_>, Self::Writer<'_>) {
+        if let Some(conversation) = self.shelf.take() {
+            self.received.extend_from_slice(&conversation.received);
+            self.conversation = Some(conversation);
+        }
+        let (read, write) = match self.conversation.as_mut().map(|with| &mut with.socket) {
+            Some(Socket::Dialled(socket)) => {
+                let (read, write) = socket.split();
+                (Half::Dialled(read), Half::Dialled(write))
+            }
+            Some(Socket::Visitor(socket)) => {
+                let (read, write) = socket.split();
+                (Half::Visitor(read), Half::Visitor(write))
+            }
+            None => (Half::Gone, Half::Gone),
+        };
+        let reader = TcpReader { socket: read, received: &mut self.received, taken: 0 };
+        (reader, TcpWriter { socket: write, unsent: &mut self.unsent })
+    }
+}
+
+/// The stream from the other end.
+pub struct TcpReader<'a, H> {
+    socket: H,
+    received: &'a mut Vec<u8>,
+    /// How many of the received bytes were read.
+    taken: usize,
+}
+
+impl<D: Read, V: Read> LinkReader for TcpReader<'_, Half<D, V>> {
+    async fn read(&mut self, to: Shared<'_>) -> Result<usize, Errno> {
+        if self.taken == self.received.len() {
+            self.taken = 0;
+            self.received.resize(BUFFER, 0);
+            let count = match &mut self.socket {
+                Half::Dialled(socket) => socket.read(self.received).await.map_err(errno),
+                Half::Visitor(socket) => socket.read(self.received).await.map_err(errno),
+                Half::Gone => Ok(0),
+            };
+            self.received.truncate(*count.as_ref().unwrap_or(&0));
+            if count? == 0 {
+                return Err(Errno::EPIPE);
+            }
+        }
+        let count = to.len().min(self.received.len() - self.taken);
+        to.write(0, &self.received[self.taken..self.taken + count]);
+        self.taken += count;
+        Ok(count)
+    }
+}
+
+/// The stream to the other end.
+pub struct TcpWriter<'a, H> {
+    socket: H,
+    unsent: &'a mut Vec<u8>,
+}
+
+impl<D: Write, V: Write> LinkWriter for TcpWriter<'_, Half<D, V>> {
+    async fn write(&mut self, from: Shared<'_>) -> Result<usize, Errno> {
+        if self.unsent.len() == BUFFER {
+            self.flush().await?;
+        }
+        let start = self.unsent.len();
+        let count = from.len().min(BUFFER - start);
+        self.unsent.resize(start + count, 0);
+        from.read(0, &mut self.unsent[start..]);
+        Ok(count)
+    }
+
+    async fn flush(&mut self) -> Result<(), Errno> {
+        match &mut self.socket {
+            Half::Dialled(socket) => send(socket, self.unsent).await?,
+            Half::Visitor(socket) => send(socket, self.unsent).await?,
+            Half::Gone => return Err(Errno::EPIPE),
+        }
+        self.unsent.clear();
+        Ok(())
+    }
+}
+
+async fn send(socket: &mut impl Write, bytes: &[u8]) -> Result<(), Errno> {
+    socket.write_all(bytes).await.map_err(errno)?;
+    socket.flush().await.map_err(errno)
+}
