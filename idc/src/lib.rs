@@ -12,6 +12,7 @@
 //! | [`node`] | this domain or process, from which endpoints get what they need |
 //! | [`transport`] | what a transport does: meetings and links |
 //! | [`tcp`] | the transport over TCP |
+//! | [`either`] | two transports, between which the address decides |
 //! | [`wire`] | the frames on a link |
 #![no_std]
 #![allow(async_fn_in_trait, reason = "everything is for one thread")]
@@ -22,6 +23,7 @@ pub mod address;
 pub mod buffer;
 mod connection;
 mod driver;
+pub mod either;
 pub mod endpoint;
 pub mod life;
 pub mod node;
