@@ -1,6 +1,6 @@
 //! Drives one end: through its meetings, and through the connections that come of them.
 
-use crate::address::Address;
+use crate::address::{Address, Place};
 use crate::life::{Notice, Ours, Phase, Publication, Role, Step, View, next_step};
 use crate::node::Node;
 use crate::quota::Quota;
@@ -28,8 +28,8 @@ pub(crate) trait Client {
     /// The other end is there.
     async fn appear(&self);
 
-    /// A connection begins, with this instance of the service.
-    fn connect(&self, other: &Publication, instance: u32);
+    /// A connection begins, with somebody at `place` who means this instance of the service.
+    fn connect(&self, other: &Publication, place: Place, instance: u32);
 
     /// Uses the link until it is broken.
     async fn carry<L: Link>(&self, link: &mut L) -> Errno;
@@ -114,7 +114,7 @@ impl<T: Transport, C: Client> End<'_, T, C> {
             match (notice, &self.seen) {
                 (Notice::Appear, _) => self.client.appear().await,
                 (Notice::Connect, Some(other)) => {
-                    self.client.connect(other, self.meeting.instance());
+                    self.client.connect(other, self.meeting.place(), self.meeting.instance());
                 }
                 (Notice::Connect, None) => unreachable!("nobody to connect with"),
                 (Notice::Disconnect, _) => left = true,

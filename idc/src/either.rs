@@ -109,6 +109,10 @@ impl<X: Meeting, T: Meeting> Meeting for EitherMeeting<X, T> {
         if self.by == Some(By::Host) { self.t.leads() } else { self.x.leads() }
     }
 
+    fn place(&self) -> Place {
+        if self.by == Some(By::Host) { self.t.place() } else { self.x.place() }
+    }
+
     fn instance(&self) -> u32 {
         if self.by == Some(By::Host) { self.t.instance() } else { self.x.instance() }
     }

@@ -1,7 +1,7 @@
 //! Endpoints: one end of one connection at a time.
 
 use crate::LocalBuffer;
-use crate::address::Address;
+use crate::address::{Address, Place};
 use crate::connection::{Connection, Memory, Submitted, Ticket};
 use crate::driver::{self, Client};
 use crate::life::Publication;
@@ -67,6 +67,8 @@ struct Core {
     quota: Quota,
     memory: RefCell<Memory>,
     connection: RefCell<Option<Rc<Connection>>>,
+    /// Where the other end of the latest connection is.
+    place: Cell<Option<Place>>,
     /// The events to come. The quota bounds their number.
     events: RefCell<VecDeque<Event>>,
     /// The client, which waits for an event.
@@ -95,6 +97,7 @@ impl Endpoint {
             quota,
             memory: RefCell::new(memory),
             connection: RefCell::default(),
+            place: Cell::new(None),
             events: RefCell::new(VecDeque::with_capacity(events)),
             client: WaitList::default(),
             taken: WaitList::default(),
@@ -163,6 +166,11 @@ impl Endpoint {
     /// What the other end is ready to receive, while there is a connection.
     pub fn peer_quota(&self) -> Option<Quota> {
         self.0.connection().ok().map(|connection| *connection.peer())
+    }
+
+    /// Where the other end of the latest connection is. `None` if there has been none.
+    pub fn peer_place(&self) -> Option<Place> {
+        self.0.place.get()
     }
 
     /// Leaves the connection, if there is one, and ends the endpoint for good.
@@ -247,7 +255,8 @@ impl Client for Core {
         self.push_later(Event::Appear).await;
     }
 
-    fn connect(&self, other: &Publication, _instance: u32) {
+    fn connect(&self, other: &Publication, place: Place, _instance: u32) {
+        self.place.set(Some(place));
         let connection = Connection::new(&self.quota, self.memory.take(), other);
         *self.connection.borrow_mut() = Some(Rc::new(connection));
         self.push(Event::Connect);

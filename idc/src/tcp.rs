@@ -68,6 +68,7 @@ struct Door<'s, A: TcpAccept + 's> {
 
 /// Somebody who has said HELLO.
 struct Visitor<S> {
+    from: SocketAddr,
     hello: Hello,
     socket: S,
 }
@@ -107,7 +108,7 @@ impl<'s, S: TcpConnect, A: TcpAccept + 's> Tcp<'s, S, A> {
         let mut bytes = Vec::with_capacity(HELLO);
         let said = with_timeout(HELLO_TIMEOUT, hello(&mut socket, &mut bytes)).await;
         match said.unwrap_or(Err(Errno::ETIMEDOUT)) {
-            Ok(hello) => self.admit(Visitor { hello, socket }),
+            Ok(hello) => self.admit(Visitor { from, hello, socket }),
             Err(error) => log::info!("a visitor from {from} has said no HELLO: {error}"),
         }
     }
@@ -235,6 +236,8 @@ pub struct TcpMeeting<'s, S: TcpConnect, A: TcpAccept + 's> {
     address: Address,
     /// The service that both ends mean: if this end waits for visitors, the visitor's.
     service: Service,
+    /// Where the other end is, if it was seen.
+    place: Place,
     mine: Option<Publication>,
     shelf: Shelf<S::Socket<'s>, A::Socket<'s>>,
     /// Whether the other end was seen, and is still there as far as the driver knows.
@@ -264,6 +267,7 @@ impl<'s, S: TcpConnect, A: TcpAccept + 's> Transport for Tcp<'s, S, A> {
             transport: self.clone(),
             address: address.clone(),
             service: address.service.clone(),
+            place: address.place,
             mine: None,
             shelf: Shelf::default(),
             seen: false,
@@ -285,7 +289,8 @@ impl<'s, S: TcpConnect, A: TcpAccept + 's> TcpMeeting<'s, S, A> {
                     }
                 },
                 Place::Anyone => {
-                    let Visitor { hello, socket } = self.visitor().await;
+                    let Visitor { from, hello, socket } = self.visitor().await;
+                    self.place = Place::Host(from);
                     self.service = hello.service.clone();
                     (Socket::Visitor(socket), Some(hello))
                 }
@@ -389,6 +394,10 @@ impl<'s, S: TcpConnect, A: TcpAccept + 's> Meeting for TcpMeeting<'s, S, A> {
         }
         *self.shelf.borrow_mut() = conversation;
         Ok(())
+    }
+
+    fn place(&self) -> Place {
+        self.place
     }
 
     fn instance(&self) -> u32 {

@@ -49,6 +49,9 @@ pub trait Meeting {
     /// never agree in the answer. Asked only after `changed` has returned a publication.
     fn leads(&self) -> bool;
 
+    /// Where the other end is. Asked only after `changed` has returned a publication.
+    fn place(&self) -> Place;
+
     /// Which instance of the service the meeting is about. Asked only after `changed` has returned
     /// a publication.
     fn instance(&self) -> u32;

@@ -313,7 +313,7 @@ impl<T: Transport> Client for Visit<'_, T> {
 
     async fn appear(&self) {}
 
-    fn connect(&self, other: &Publication, _instance: u32) {
+    fn connect(&self, other: &Publication, _place: Place, _instance: u32) {
         self.owner.set(Some(other.node));
         self.core.driver.wake_all();
     }

@@ -112,7 +112,7 @@ impl<T: Transport> Client for Server<'_, T> {
 
     async fn appear(&self) {}
 
-    fn connect(&self, other: &Publication, instance: u32) {
+    fn connect(&self, other: &Publication, _place: Place, instance: u32) {
         if !self.met.replace(true) {
             self.present.waiting.set(self.present.waiting.get() - 1);
         }

@@ -5,8 +5,8 @@ use futures_util::future::{Either, select};
 use futures_util::task::LocalSpawnExt;
 use idc::transport::Transport;
 use idc::{
-    Address, Courier, Disconnect, Endpoint, Event, Events, Incoming, LocalBuffer, Node, Quota,
-    Received, RemoteBuffer, Resource, Rights, TransferError, TransportError,
+    Address, Courier, Disconnect, Endpoint, Event, Events, Incoming, LocalBuffer, Node, Place,
+    Quota, Received, RemoteBuffer, Resource, Rights, TransferError, TransportError,
 };
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -154,6 +154,9 @@ pub async fn an_endpoint_is_created_at_once_and_connects_when_the_other_end_is_t
     let mut server = rig.serve();
     server.connected().await;
     client.connected().await;
+    assert_eq!(client.endpoint.peer_place(), Some(rig.at.1.place));
+    let visitor = server.endpoint.peer_place();
+    assert!(visitor.is_some_and(|place| place != Place::Anyone), "{visitor:?} is no place");
 }
 
 pub async fn messages_arrive_in_order_and_are_complete_when_the_receiver_is_done(
