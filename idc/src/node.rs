@@ -36,7 +36,7 @@ impl<T: Transport> Node<T> {
         Node(Rc::new(Inner {
             transport,
             id,
-            last_epoch: Cell::new(0),
+            last_epoch: Cell::new(id.first_epoch().0 - 1),
             last_courier: Cell::new(0),
             random: RefCell::new(Box::new(random)),
             table: Table::default(),
@@ -76,7 +76,7 @@ impl<T: Transport> Node<T> {
         self.0.last_courier.get()
     }
 
-    /// A number that this node has not used before.
+    /// A number that no node has used before.
     pub(crate) fn next_epoch(&self) -> Epoch {
         self.0.last_epoch.set(self.0.last_epoch.get() + 1);
         Epoch(self.0.last_epoch.get())
