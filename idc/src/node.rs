@@ -54,8 +54,12 @@ impl<T: Transport> Node<T> {
     }
 
     /// Takes all that an endpoint needs, which is ready to receive this much. The only place where
-    /// memory runs out.
+    /// memory runs out. [`Errno::E2BIG`] if the quota needs more than [`Quota::MAX_MEMORY`]: no
+    /// other end would believe it.
     pub fn resource(&self, quota: Quota) -> Result<Resource<T>, Errno> {
+        if !quota.is_believed() {
+            return Err(Errno::E2BIG);
+        }
         let memory = Memory::new(&quota)?;
         Ok(Resource { node: self.clone(), quota, memory, reserve: self.0.transport.reserve()? })
     }

@@ -5,8 +5,8 @@ mod suite;
 use edge_nal::TcpBind;
 use edge_nal_std::{Stack, TcpAcceptor};
 use futures_util::task::LocalSpawnExt;
-use idc::Node;
 use idc::tcp::Tcp;
+use idc::{Node, Quota};
 use std::future::Future;
 use suite::Rig;
 
@@ -48,3 +48,15 @@ fn over_tcp<F: Future<Output = ()>>(test: impl FnOnce(Rig<Transport, Transport>)
 }
 
 suite!(over_tcp);
+
+#[test]
+fn a_quota_that_no_other_end_would_believe_is_refused() {
+    let stack: &'static Stack = Box::leak(Box::new(Stack::new()));
+    let node = Node::new(Transport::new(stack, None), suite::random(1));
+    let quota = Quota { messages: 2, message: 128 << 20, ..Quota::default() };
+    assert_eq!(quota.memory(), Quota::MAX_MEMORY);
+    let more = Quota { transactions: 1, status: 1, ..quota };
+    assert_eq!(node.resource(more).err(), Some(xen::Errno::E2BIG));
+    let enough = Quota { messages: 1, ..more };
+    assert!(node.resource(enough).is_ok());
+}
