@@ -128,6 +128,27 @@ fn permissions_keep_domains_apart() {
 }
 
 #[test]
+fn permissions_for_a_domain_that_is_younger_do_not_count() {
+    let world = World::new();
+    let (path, younger) = ("/local/domain/5/shared", DomId(6));
+    let permissions = [(Access::None, GUEST), (Access::Read, younger)]
+        .map(|(access, domain)| Permission { access, domain });
+    let share = || {
+        world.fake.write(path, "x");
+        world.fake.set_permissions(path, &permissions);
+    };
+    share();
+    let (store, connection) = world.fake.client(younger);
+    world.spawner.spawn_local(connection).unwrap();
+    assert_eq!(world.run(store.read(path)), Err(Errno::EACCES));
+    share();
+    assert_eq!(world.run(store.read(path)), Ok(b"x".to_vec()));
+    world.fake.remove_domain(younger);
+    world.fake.add_domain(younger);
+    assert_eq!(world.run(store.read(path)), Err(Errno::EACCES), "it is another one");
+}
+
+#[test]
 fn a_long_directory_comes_in_parts() {
     let world = World::new();
     let names: Vec<_> = (0..900).map(|n| format!("child-number-{n:05}")).collect();

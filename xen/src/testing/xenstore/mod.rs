@@ -40,6 +40,7 @@ impl FakeStore {
     /// A connection of a domain; relative paths are below its home. Give both ends to
     /// [`connect`](crate::xenstore::connect).
     pub fn connect(&self, domain: DomId) -> (PipeReader, PipeWriter) {
+        self.introduce(domain);
         let client = self.0.borrow_mut().connect(domain);
         (PipeReader { store: self.clone(), client }, PipeWriter { store: self.clone(), client })
     }
@@ -77,9 +78,15 @@ impl FakeStore {
 
     /// Makes a domain's home, which it owns, as the toolstack would.
     pub fn add_domain(&self, domain: DomId) {
+        self.introduce(domain);
         let home = home(domain);
         self.write(&home, "");
         self.set_permissions(&home, &[Permission { access: Access::None, domain }]);
+    }
+
+    /// From now on, a domain can be given permissions, which would not count before.
+    fn introduce(&self, domain: DomId) {
+        self.0.borrow_mut().tree.add_domain(domain);
     }
 
     /// Removes a domain's home and all other nodes that it owns, as when a domain is destroyed.
@@ -89,11 +96,14 @@ impl FakeStore {
             self.rm(&path);
         }
         self.rm(&home(domain));
+        self.0.borrow_mut().tree.remove_domain(domain);
     }
 
     /// Makes a device as the toolstack would: a folder for each of its two ends, which the other
     /// end's domain may read.
     pub fn add_device(&self, front: (&str, DomId), back: (&str, DomId)) {
+        self.introduce(front.1);
+        self.introduce(back.1);
         for ((path, owner), name, (other_path, other)) in
             [(front, "backend", back), (back, "frontend", front)]
         {

@@ -3,7 +3,7 @@
 
 use crate::xenstore::{Access, Permission};
 use crate::{DomId, Errno};
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
@@ -12,6 +12,8 @@ use alloc::vec::Vec;
 pub(super) struct Node {
     pub(super) value: Vec<u8>,
     pub(super) permissions: Vec<Permission>,
+    /// Domains whose permissions do not count, as they did not exist when these were given.
+    strangers: Vec<DomId>,
     /// The number of the last change to the node or the list of its children.
     generation: u64,
 }
@@ -20,6 +22,7 @@ pub(super) struct Node {
 #[derive(Clone)]
 pub(super) struct Tree {
     nodes: BTreeMap<String, Node>,
+    domains: BTreeSet<DomId>,
     generation: u64,
 }
 
@@ -36,22 +39,25 @@ pub(super) fn is_within(path: &str, above: &str) -> bool {
         || path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// Whether these permissions let `who` do this.
-fn permit(permissions: &[Permission], who: DomId, wanted: Access) -> bool {
-    let owner = permissions[0];
-    if who == DomId(0) || owner.domain == who {
-        return true;
+impl Node {
+    fn permits(&self, who: DomId, wanted: Access) -> bool {
+        let owner = self.permissions[0];
+        if who == DomId(0) || owner.domain == who {
+            return true;
+        }
+        let is_own = |entry: &&Permission| entry.domain == who && !self.strangers.contains(&who);
+        let access = self.permissions[1..].iter().find(is_own).unwrap_or(&owner).access;
+        access == Access::Both || access == wanted
     }
-    let own = permissions[1..].iter().find(|entry| entry.domain == who);
-    let access = own.unwrap_or(&owner).access;
-    access == Access::Both || access == wanted
 }
 
 impl Tree {
     pub(super) fn new() -> Self {
         let permissions = vec![Permission { access: Access::None, domain: DomId(0) }];
-        let root = Node { value: Vec::new(), permissions, generation: 0 };
-        Tree { nodes: [("/".to_string(), root)].into(), generation: 0 }
+        let (value, strangers) = Default::default();
+        let root = Node { value, permissions, strangers, generation: 0 };
+        let (nodes, domains) = ([("/".to_string(), root)].into(), [DomId(0)].into());
+        Tree { nodes, domains, generation: 0 }
     }
 
     pub(super) fn generation_of(&self, path: &str) -> Option<u64> {
@@ -59,7 +65,7 @@ impl Tree {
     }
 
     fn may(&self, who: DomId, path: &str, wanted: Access) -> bool {
-        self.nodes.get(path).is_some_and(|node| permit(&node.permissions, who, wanted))
+        self.nodes.get(path).is_some_and(|node| node.permits(who, wanted))
     }
 
     /// Whether `who` gets the events of a node, which exists: it can be read, or its parent can.
@@ -93,6 +99,17 @@ impl Tree {
         below.filter(|name| !name.is_empty() && !name.contains('/')).map(String::from).collect()
     }
 
+    /// Adds a domain, from now on.
+    pub(super) fn add_domain(&mut self, domain: DomId) {
+        self.domains.insert(domain);
+    }
+
+    /// Removes a domain. Another one with its number does not get its permissions.
+    pub(super) fn remove_domain(&mut self, domain: DomId) {
+        self.domains.remove(&domain);
+        self.nodes.values_mut().for_each(|node| node.strangers.push(domain));
+    }
+
     /// A node that belongs to a domain, the highest first.
     pub(super) fn owned(&self, domain: DomId) -> Option<String> {
         let mut nodes = self.nodes.iter();
@@ -113,12 +130,12 @@ impl Tree {
         } else if !self.may(who, &above, Access::Write) {
             return Err(Errno::EACCES);
         }
-        let mut permissions = self.nodes[&above].permissions.clone();
+        let Node { mut permissions, strangers, .. } = self.nodes[&above].clone();
         if who != DomId(0) {
             permissions[0].domain = who;
         }
         self.touch(&above);
-        let node = Node { value: Vec::new(), permissions, generation: self.generation };
+        let node = Node { value: Vec::new(), permissions, strangers, generation: self.generation };
         self.nodes.insert(path.to_string(), node);
         Ok(())
     }
@@ -170,7 +187,10 @@ impl Tree {
             return Err(Errno::EPERM);
         }
         self.touch(path);
-        self.nodes.get_mut(path).ok_or(Errno::EIO)?.permissions = permissions;
+        let node = self.nodes.get_mut(path).ok_or(Errno::EIO)?;
+        let named = permissions[1..].iter().map(|entry| entry.domain);
+        node.strangers = named.filter(|named| !self.domains.contains(named)).collect();
+        node.permissions = permissions;
         Ok(())
     }
 }
