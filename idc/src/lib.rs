@@ -11,6 +11,7 @@
 //! | [`endpoint`] | endpoints: their events, messages and transactions |
 //! | [`node`] | this domain or process, from which endpoints get what they need |
 //! | [`transport`] | what a transport does: meetings and links |
+//! | [`xen`](mod@xen) | the transport between domains of one host |
 //! | [`tcp`] | the transport over TCP |
 //! | [`either`] | two transports, between which the address decides |
 //! | [`wire`] | the frames on a link |
@@ -33,6 +34,7 @@ mod slots;
 pub mod tcp;
 pub mod transport;
 pub mod wire;
+pub mod xen;
 
 pub use address::{Address, AddressError, Place, Service};
 pub use buffer::{Courier, LocalBuffer, Registration, RemoteBuffer, Rights, TransferError};

@@ -1,0 +1,201 @@
+//! The door: a folder in which all domains can create nodes, to tell that they want to meet this
+//! one, which may not know them.
+//!
+//! The name of such a node is the service and the visitor's domain, `disk@2@7`. Only the service is
+//! believed. Who the visitor is follows from the owner of the node, which only dom0 can change. The
+//! node stays until an end waits for the service, and goes with its owner: so the queue is
+//! xenstored's, and counts towards the visitor's quota.
+//!
+//! Who may create nodes in a folder may also remove it. So any domain can hinder others that want
+//! to be let in. It cannot pretend to be one of them, and ends that know each other need no door.
+
+use super::{Flag, PAUSE, folder, permissions};
+use crate::Service;
+use crate::address::number;
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use core::convert::Infallible;
+use core::pin::pin;
+use embassy_time::{Instant, Timer};
+use futures_util::future::select;
+use xen::xenstore::{Access, Permission, Store};
+use xen::{DomId, Errno, WaitList};
+
+/// The name of the door. No service has it.
+pub(super) const DOOR: &str = "-door";
+
+/// The name of a visitor's node in another domain's door.
+pub(super) fn knock(service: &Service, visitor: DomId) -> String {
+    format!("{service}@{visitor}")
+}
+
+/// This domain's folder and its door.
+pub(super) struct Door {
+    domain: DomId,
+    store: Store,
+    /// Set once the folder is there.
+    pub(super) is_open: Flag,
+    seats: RefCell<Vec<Rc<Seat>>>,
+    /// Set when an end begins to wait.
+    wanted: Flag,
+    /// When visitors of these domains last turned out to be none.
+    refused: RefCell<BTreeMap<DomId, Instant>>,
+}
+
+/// An end that waits for visitors.
+struct Seat {
+    /// The name of the service.
+    name: String,
+    visitor: RefCell<Option<Visitor>>,
+    taken: WaitList,
+}
+
+#[derive(Clone)]
+pub(super) struct Visitor {
+    pub(super) domain: DomId,
+    pub(super) service: Service,
+    /// The path of its node in the door.
+    pub(super) knock: String,
+}
+
+/// A place for one visitor at a time.
+pub(super) struct Waiting {
+    door: Rc<Door>,
+    seat: Rc<Seat>,
+}
+
+impl Door {
+    pub(super) fn new(domain: DomId, store: Store) -> Self {
+        let (is_open, seats, wanted, refused) = Default::default();
+        Door { domain, store, is_open, seats, wanted, refused }
+    }
+
+    /// Begins to wait for visitors of any instance of the service.
+    pub(super) fn wait(self: &Rc<Self>, service: &Service) -> Waiting {
+        let name = service.name().to_string();
+        let (visitor, taken) = Default::default();
+        let seat = Rc::new(Seat { name, visitor, taken });
+        self.seats.borrow_mut().push(seat.clone());
+        self.wanted.set();
+        Waiting { door: self.clone(), seat }
+    }
+
+    /// Makes the folder and the door, and lets visitors in.
+    pub(super) async fn run(&self) -> Infallible {
+        let path = format!("{}/{DOOR}", folder(self.domain));
+        let mut warned = false;
+        loop {
+            // Another domain may have removed the door.
+            let Err(error) = self.attend(&path).await;
+            if !core::mem::replace(&mut warned, true) {
+                log::warn!("{path}: {error}; making it again");
+            }
+            Timer::after(PAUSE).await;
+        }
+    }
+
+    async fn attend(&self, path: &str) -> Result<Infallible, Errno> {
+        let folder = folder(self.domain);
+        self.store.mkdir(&folder).await?;
+        self.store.set_permissions(&folder, &permissions(self.domain, Access::Read)).await?;
+        self.is_open.set();
+        self.store.write(path, "").await?;
+        // A node in it belongs to its creator, and inherits the other permission.
+        let ours = [Access::Write, Access::Both];
+        let ours = ours.map(|access| Permission { access, domain: self.domain });
+        self.store.set_permissions(path, &ours).await?;
+        let mut watch = self.store.watch(path).await?;
+        loop {
+            select(pin!(watch.next()), pin!(self.wanted.take())).await;
+            while !self.admit(path).await? {
+                Timer::after(PAUSE).await;
+            }
+        }
+    }
+
+    /// Gives visitors to the ends that wait for their services, but none of a domain that was
+    /// refused within the last [`PAUSE`]. Returns whether the others wait for nothing but such
+    /// ends.
+    async fn admit(&self, path: &str) -> Result<bool, Errno> {
+        let now = Instant::now();
+        self.refused.borrow_mut().retain(|_, at| now.duration_since(*at) < PAUSE);
+        let mut is_done = true;
+        for name in self.store.directory(path).await? {
+            let knock = format!("{path}/{name}");
+            let Some(service) = service(&name) else {
+                is_done &= self.store.rm(&knock).await.is_ok();
+                continue;
+            };
+            if self.is_seated(&knock) || self.seat(&service).is_none() {
+                continue;
+            }
+            let owner = match self.store.get_permissions(&knock).await {
+                Ok(permissions) => permissions.first().map(|owner| owner.domain),
+                Err(Errno::ENOENT) => continue,
+                Err(_) => None,
+            };
+            match owner {
+                // It is dom0's, which is about to say so.
+                Some(owner) if owner == self.domain => {}
+                Some(domain) if !self.refused.borrow().contains_key(&domain) => {
+                    // The end that waited may be gone.
+                    if let Some(seat) = self.seat(&service) {
+                        seat.visitor.replace(Some(Visitor { domain, service, knock }));
+                        seat.taken.wake_all();
+                    }
+                }
+                _ => is_done = false,
+            }
+        }
+        Ok(is_done)
+    }
+
+    /// A free seat for a visitor of this service.
+    fn seat(&self, service: &Service) -> Option<Rc<Seat>> {
+        let fits =
+            |seat: &&Rc<Seat>| seat.name == service.name() && seat.visitor.borrow().is_none();
+        self.seats.borrow().iter().find(fits).cloned()
+    }
+
+    fn is_seated(&self, knock: &str) -> bool {
+        let sits = |seat: &Rc<Seat>| {
+            seat.visitor.borrow().as_ref().is_some_and(|visitor| visitor.knock == knock)
+        };
+        self.seats.borrow().iter().any(sits)
+    }
+}
+
+/// The service of a node in the door.
+fn service(node: &str) -> Option<Service> {
+    let text = node.rsplit_once('@')?.0;
+    let instance = text.split_once('@').map_or(Some(0), |(_, instance)| number(instance))?;
+    // Only a node has this service, so its text is not that of a user's.
+    let buffers = Service::buffers(instance);
+    if text == buffers.to_string() { Some(buffers) } else { text.parse().ok() }
+}
+
+impl Waiting {
+    /// Waits for a visitor, who stays until he is dismissed.
+    pub(super) async fn visitor(&self) -> Visitor {
+        self.seat.taken.until(|| self.seat.visitor.borrow().clone()).await
+    }
+
+    /// Makes room for the next visitor. If this one is refused, its domain is not let in for a
+    /// while.
+    pub(super) fn dismiss(&self, is_refused: bool) {
+        if let Some(visitor) = self.seat.visitor.take().filter(|_| is_refused) {
+            self.door.refused.borrow_mut().insert(visitor.domain, Instant::now());
+        }
+        self.door.wanted.set();
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.door.seats.borrow_mut().retain(|seat| !Rc::ptr_eq(seat, &self.seat));
+    }
+}

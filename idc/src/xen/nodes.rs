@@ -1,0 +1,364 @@
+//! A meeting: each end's publication is a node in its own folder, which the other end can read.
+//!
+//! The node of domain M for domain P is `data/idc/SERVICE/P` below M's home: only M and dom0 can
+//! write there, so the path says who wrote it. Its text is the publication, and what this end can
+//! do with pages: `grant`, `map` or `both`. An end that offers a link adds the first page's grant,
+//! the port, and the order.
+
+use super::door::{DOOR, Visitor, Waiting, knock};
+use super::link::{Link, MAX_ORDER, Offer, Reserve};
+use super::peers::Watched;
+use super::{Core, PAUSE, folder, permissions, permissions_for};
+use crate::address::number;
+use crate::life::{Phase, Publication};
+use crate::transport;
+use crate::{Place, Service};
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use core::fmt;
+use core::future::pending;
+use embassy_time::Timer;
+use xen::xenstore::{Access, Store, Transaction};
+use xen::{DomId, Errno, GrantRef, Machine, Neighbour, Port};
+
+/// What an end can do with pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Can {
+    grant: bool,
+    map: bool,
+}
+
+/// What the other end shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seen {
+    publication: Publication,
+    can: Can,
+    offer: Option<Offer>,
+}
+
+/// The other end, once it is known.
+pub(super) struct Other {
+    domain: DomId,
+    instance: u32,
+    watched: Watched,
+    /// The folder of this end's node, the node, and the other end's node.
+    folder: String,
+    mine: String,
+    theirs: String,
+    /// The node in either end's door that says that the two want to meet.
+    knock: String,
+    /// Whether that node is there, as far as this end knows.
+    is_knocked: bool,
+    /// Whether this end's node is there, is up to date, and can be read by the other end.
+    is_made: bool,
+    is_shown: bool,
+    is_readable: bool,
+    /// Whether the other end's node may have changed.
+    is_stale: bool,
+}
+
+/// One end's view of another end, in xenstore.
+///
+/// An end that waits for anyone takes the first visitor, and after that one has gone, the next.
+pub struct Meeting<M: Machine, N: Neighbour> {
+    core: Rc<Core<M, N>>,
+    reserve: Reserve<M>,
+    other: Option<Other>,
+    /// Where the other end comes from, if it can be anyone.
+    visitors: Option<Waiting>,
+    mine: Option<Publication>,
+    offer: Option<Offer>,
+    seen: Option<Seen>,
+    /// What `changed` last returned.
+    told: Option<Publication>,
+    warned: bool,
+}
+
+impl Other {
+    /// An end whose address is known.
+    pub(super) fn new<M: Machine, N: Neighbour>(
+        core: &Core<M, N>,
+        domain: DomId,
+        service: &Service,
+    ) -> Self {
+        let knock = knock(service, core.domain);
+        let watched = core.peers.watch(domain, service.to_string(), knock.clone());
+        let own = format!("{}/{service}", folder(core.domain));
+        Other {
+            domain,
+            instance: service.instance(),
+            watched,
+            mine: format!("{own}/{domain}"),
+            folder: own,
+            theirs: format!("{}/{service}/{}", folder(domain), core.domain),
+            knock: format!("{}/{DOOR}/{knock}", folder(domain)),
+            is_knocked: false,
+            is_made: false,
+            is_shown: false,
+            is_readable: false,
+            is_stale: true,
+        }
+    }
+
+    /// An end that has come to this one's door.
+    fn visitor<M: Machine, N: Neighbour>(core: &Core<M, N>, visitor: Visitor) -> Self {
+        let Visitor { domain, service, knock } = visitor;
+        Other { knock, is_knocked: true, ..Other::new(core, domain, &service) }
+    }
+
+    /// Makes this end's node in the other end's door, if that has one.
+    async fn knock(&mut self, store: &Store, own: DomId) {
+        let there = store.get_permissions(&self.knock).await.unwrap_or_default();
+        if there.first().is_none_or(|owner| owner.domain != own) {
+            self.is_knocked = store.write(&self.knock, "").await.is_ok();
+            // What dom0 makes belongs to the other end at first.
+            let ours = permissions_for(own, Access::Both, self.domain);
+            let _ = store.set_permissions(&self.knock, &ours).await;
+        }
+    }
+}
+
+impl<M: Machine, N: Neighbour> Meeting<M, N> {
+    pub(super) fn new(
+        core: Rc<Core<M, N>>,
+        reserve: Reserve<M>,
+        other: Option<Other>,
+        visitors: Option<Waiting>,
+    ) -> Self {
+        let (mine, offer, seen, told, warned) = Default::default();
+        Meeting { core, reserve, other, visitors, mine, offer, seen, told, warned }
+    }
+
+    /// What this end can do.
+    fn can(&self) -> Can {
+        Can { grant: self.core.pool.is_some(), map: self.core.neighbour.is_some() }
+    }
+
+    /// Whether this end and the other can each be the one that grants.
+    fn may_lead(&self) -> (bool, bool) {
+        let (ours, theirs) = (self.can(), self.seen.map_or(Can::default(), |seen| seen.can));
+        (ours.grant && theirs.map, theirs.grant && ours.map)
+    }
+
+    /// Looks at the other end's node, and does what follows: shows this end's node, knocks, or
+    /// dismisses the visitor.
+    async fn look(&mut self) -> Result<(), Errno> {
+        let (store, own) = (self.core.store.clone(), self.core.domain);
+        let Some(other) = &mut self.other else { return Ok(()) };
+        self.seen = match store.read_string(&other.theirs).await {
+            Ok(text) => decode(&text),
+            // It is not there, or not for this end; or there is no such domain.
+            Err(Errno::ENOENT | Errno::EACCES | Errno::EPROTO) => None,
+            Err(error) => return Err(error),
+        };
+        let node = |publication: Publication| publication.node;
+        let is_same = self.seen.map(|seen| node(seen.publication)) == self.told.map(node);
+        if self.seen.is_none() && self.visitors.is_some() {
+            self.leave().await;
+            return Ok(());
+        }
+        // The permission to read does not count for a domain that is younger.
+        other.is_readable &= self.seen.is_some() && is_same;
+        self.show().await?;
+        self.warn();
+        let Some(other) = &mut self.other else { return Ok(()) };
+        if self.seen.is_some() {
+            if other.is_knocked && other.is_shown {
+                // It may be gone already.
+                let _ = store.rm(&other.knock).await;
+                other.is_knocked = false;
+            }
+        } else if other.is_shown {
+            other.knock(&store, own).await;
+        }
+        other.is_stale = false;
+        Ok(())
+    }
+
+    /// Brings this end's node up to date, if the other end is known.
+    async fn show(&mut self) -> Result<(), Errno> {
+        let can = self.can();
+        let (Some(other), Some(mine)) = (&mut self.other, &self.mine) else { return Ok(()) };
+        if other.is_shown && other.is_readable {
+            return Ok(());
+        }
+        self.core.door.is_open.wait().await;
+        let (store, own) = (&self.core.store, self.core.domain);
+        if !other.is_made {
+            // Nobody can read what is new in this folder, so the node is complete when it appears.
+            store.mkdir(&other.folder).await?;
+            store.set_permissions(&other.folder, &permissions(own, Access::None)).await?;
+        }
+        if !other.is_shown {
+            let text = match self.offer {
+                None => format!("{mine} {can}"),
+                Some(Offer { page, port, order }) => {
+                    format!("{mine} {can} {} {} {order}", page.0, port.0)
+                }
+            };
+            store.write(&other.mine, text).await?;
+            // Only with its first node can this end knock.
+            other.is_stale |= !other.is_made;
+            (other.is_made, other.is_shown) = (true, true);
+        }
+        if !other.is_readable {
+            let readable = permissions_for(own, Access::Read, other.domain);
+            store.set_permissions(&other.mine, &readable).await?;
+            other.is_readable = true;
+        }
+        Ok(())
+    }
+
+    /// Removes what this end has shown to the other end. A visitor is dismissed.
+    async fn leave(&mut self) {
+        let Some(other) = &self.other else { return };
+        let store = &self.core.store;
+        if other.is_made {
+            let remove = async |nodes: &Transaction| {
+                nodes.rm(&other.mine).await?;
+                match nodes.directory(&other.folder).await?.is_empty() {
+                    true => nodes.rm(&other.folder).await,
+                    false => Ok(()),
+                }
+            };
+            if store.transact(remove).await.is_err() {
+                let _ = store.rm(&other.mine).await;
+            }
+        }
+        if other.is_knocked {
+            let _ = store.rm(&other.knock).await;
+        }
+        self.offer = None;
+        if let Some(visitors) = &self.visitors {
+            self.other = None;
+            // Somebody who was not there at all.
+            visitors.dismiss(self.told.is_none());
+        }
+    }
+
+    /// Warns once of an end with which there can be no link.
+    fn warn(&mut self) {
+        if let (Some(other), Some(_), (false, false)) = (&self.other, &self.seen, self.may_lead())
+            && !core::mem::replace(&mut self.warned, true)
+        {
+            log::error!(
+                "{}: neither end can map the other's pages, so they cannot connect",
+                other.theirs
+            );
+        }
+    }
+}
+
+impl<M: Machine, N: Neighbour> transport::Meeting for Meeting<M, N> {
+    type Link = Link<M, N>;
+    type Reserve = Reserve<M>;
+
+    async fn changed(&mut self) -> Option<Publication> {
+        loop {
+            match (&self.other, &self.visitors) {
+                (Some(other), _) if !other.is_stale => {
+                    other.watched.changed().await;
+                    if let Some(other) = &mut self.other {
+                        other.is_stale = true;
+                    }
+                }
+                (Some(_), _) => {
+                    if let Err(error) = self.look().await {
+                        log::debug!("xenstore: {error}; retrying");
+                        Timer::after(PAUSE).await;
+                        continue;
+                    }
+                    let now = self.seen.map(|seen| seen.publication);
+                    if core::mem::replace(&mut self.told, now) != now {
+                        return now;
+                    }
+                }
+                (None, Some(visitors)) => {
+                    let visitor = visitors.visitor().await;
+                    self.other = Some(Other::visitor(&self.core, visitor));
+                }
+                (None, None) => pending().await,
+            }
+        }
+    }
+
+    async fn publish(&mut self, mine: &Publication) -> Result<(), Errno> {
+        self.mine = Some(*mine);
+        if !matches!(mine.phase, Phase::Offered(_) | Phase::Up(_)) {
+            self.offer = None;
+        }
+        if let Some(other) = &mut self.other {
+            other.is_shown = false;
+        }
+        self.show().await
+    }
+
+    fn leads(&self) -> bool {
+        match (self.may_lead(), &self.other) {
+            ((true, true), Some(other)) => self.core.domain > other.domain,
+            ((leads, _), _) => leads,
+        }
+    }
+
+    fn place(&self) -> Place {
+        self.other.as_ref().map_or(Place::Anyone, |other| Place::Domain(other.domain))
+    }
+
+    fn instance(&self) -> u32 {
+        self.other.as_ref().map_or(0, |other| other.instance)
+    }
+
+    async fn link(&mut self) -> Result<Link<M, N>, Errno> {
+        let (Some(other), Some(seen)) = (&self.other, self.seen) else {
+            return Err(Errno::ENOTCONN);
+        };
+        let domain = other.domain;
+        if self.leads() {
+            let (link, offer) = self.reserve.offer(domain)?;
+            self.offer = Some(offer);
+            return Ok(link);
+        }
+        let offer = seen.offer.ok_or(Errno::EPROTO)?;
+        Link::attach(self.core.neighbour.as_ref().ok_or(Errno::EOPNOTSUPP)?, domain, offer)
+    }
+
+    async fn part(mut self) -> Reserve<M> {
+        self.leave().await;
+        self.reserve.withdraw();
+        self.reserve
+    }
+}
+
+impl fmt::Display for Can {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match (self.grant, self.map) {
+            (true, true) => "both",
+            (true, false) => "grant",
+            (false, true) => "map",
+            (false, false) => "none",
+        })
+    }
+}
+
+/// Reads a node's text. `None` if it makes no sense.
+fn decode(text: &str) -> Option<Seen> {
+    let (publication, words) = Publication::from_text(text).ok()?;
+    let mut words = words?.split(' ');
+    let (grant, map) = match words.next()? {
+        "both" => (true, true),
+        "grant" => (true, false),
+        "map" => (false, true),
+        "none" => (false, false),
+        _ => return None,
+    };
+    let offer = match words.next() {
+        None => None,
+        Some(page) => {
+            let (page, port) = (GrantRef(number(page)?), Port(number(words.next()?)?));
+            let order = number(words.next()?).filter(|order| (1..=MAX_ORDER).contains(order))?;
+            Some(Offer { page, port, order })
+        }
+    };
+    words.next().is_none().then_some(Seen { publication, can: Can { grant, map }, offer })
+}

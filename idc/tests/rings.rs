@@ -1,0 +1,48 @@
+//! Endpoints over shared rings, between fakes of domains.
+
+mod suite;
+
+use futures_util::FutureExt;
+use futures_util::task::LocalSpawnExt;
+use idc::Node;
+use idc::xen::XenTransport;
+use std::future::Future;
+use suite::Rig;
+use xen::DomId;
+use xen::testing::{FakeMachine, FakeStore, Peer, World};
+
+type Transport = XenTransport<FakeMachine, Peer>;
+
+/// What a domain can do.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Can {
+    Grant,
+    Map,
+    Both,
+}
+
+/// Runs a test with a server and a client, for all that the two can be able to do.
+fn over_rings<F: Future<Output = ()>>(test: impl Fn(Rig<Transport, Transport>) -> F) {
+    for can in [(Can::Both, Can::Both), (Can::Grant, Can::Map), (Can::Map, Can::Grant)] {
+        println!("the server and the client can {can:?}");
+        let test = &test;
+        suite::run(|spawner| async move {
+            let (world, store) = (World::new(), FakeStore::new());
+            let domain = |id, can| {
+                store.add_domain(id);
+                let (client, connection) = store.client(id);
+                spawner.spawn_local(connection).unwrap();
+                let machine = (can != Can::Map).then(|| world.machine(id));
+                let neighbour = (can != Can::Grant).then(|| world.peer(id));
+                let (transport, run) = XenTransport::new(id, client, machine, neighbour, 1);
+                spawner.spawn_local(run.map(|never| match never {})).unwrap();
+                Node::new(transport, suite::random(id.0.into()))
+            };
+            let (server, client) = (domain(DomId(7), can.0), domain(DomId(9), can.1));
+            let at = ("any/test".parse().unwrap(), "xen:7/test".parse().unwrap());
+            test(Rig { server, client, at, spawner: spawner.clone() }).await;
+        });
+    }
+}
+
+suite!(over_rings);
