@@ -1,12 +1,15 @@
 //! Endpoints over real TCP connections of this machine's loopback.
 
+mod problems;
 mod suite;
 
 use edge_nal::TcpBind;
 use edge_nal_std::{Stack, TcpAcceptor};
+use futures_executor::LocalSpawner;
 use futures_util::task::LocalSpawnExt;
 use idc::tcp::Tcp;
-use idc::{Node, Quota};
+use idc::{Address, Node, Place, Quota, Service};
+use problems::Net;
 use std::future::Future;
 use suite::Rig;
 
@@ -22,32 +25,45 @@ async fn listen(stack: &'static Stack) -> (&'static TcpAcceptor, u16) {
     }
 }
 
+/// A node that listens, and its place.
+async fn node(spawner: &LocalSpawner, seed: u64) -> (Node<Transport>, Place) {
+    let stack: &'static Stack = Box::leak(Box::new(Stack::new()));
+    let (acceptor, port) = listen(stack).await;
+    let here = ([127, 0, 0, 1], port).into();
+    let transport = Tcp::new(stack, Some(here));
+    let door = transport.clone();
+    let serve = async move { panic!("nobody can be accepted: {:?}", door.serve(acceptor).await) };
+    spawner.spawn_local(serve).unwrap();
+    (Node::new(transport, suite::random(seed)), Place::Host(here))
+}
+
 /// Runs a test with a server and a client of this machine.
 fn over_tcp<F: Future<Output = ()>>(test: impl FnOnce(Rig<Transport, Transport>) -> F) {
     suite::run(|spawner| async move {
-        let stack: &'static Stack = Box::leak(Box::new(Stack::new()));
-        let (acceptor, port) = listen(stack).await;
-        let here = ([127, 0, 0, 1], port).into();
-        let (server, client) = (Tcp::new(stack, Some(here)), Tcp::new(stack, None));
-        let door = server.clone();
-        spawner
-            .spawn_local(async move {
-                panic!("nobody can be accepted: {:?}", door.serve(acceptor).await)
-            })
-            .unwrap();
-        let at =
-            ("any/test".parse().unwrap(), format!("tcp:127.0.0.1:{port}/test").parse().unwrap());
-        test(Rig {
-            server: Node::new(server, suite::random(1)),
-            client: Node::new(client, suite::random(2)),
-            at,
-            spawner,
-        })
-        .await;
+        let (server, place) = node(&spawner, 1).await;
+        let (client, _) = node(&spawner, 2).await;
+        let service = Service::new("test", 0).unwrap();
+        let at = (
+            Address { place: Place::Anyone, service: service.clone() },
+            Address { place, service },
+        );
+        test(Rig { server, client, at, spawner }).await;
+    });
+}
+
+/// Runs a test with three nodes.
+fn three_over_tcp<F: Future<Output = ()>>(test: impl FnOnce(Net<Transport>) -> F) {
+    suite::run(|spawner| async move {
+        let mut nodes = Vec::new();
+        for seed in 1..4 {
+            nodes.push(node(&spawner, seed).await);
+        }
+        test(Net { nodes, spawner }).await;
     });
 }
 
 suite!(over_tcp);
+problems!(three_over_tcp);
 
 #[test]
 fn a_quota_that_no_other_end_would_believe_is_refused() {

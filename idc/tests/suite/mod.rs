@@ -1,14 +1,14 @@
 //! What two ends may expect of each other, whatever the transport: the same tests for each.
 
 use futures_executor::{LocalPool, LocalSpawner};
-use futures_util::future::{Either, select};
+use futures_util::future::{Either, RemoteHandle, select};
 use futures_util::task::LocalSpawnExt;
 use idc::transport::Transport;
 use idc::{
     Address, Courier, Disconnect, Endpoint, Event, Events, Incoming, LocalBuffer, Node, Place,
     Quota, Received, RemoteBuffer, Resource, Rights, TransferError, TransportError,
 };
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::future::Future;
 use std::pin::pin;
 use std::rc::Rc;
@@ -29,11 +29,11 @@ pub struct Rig<S: Transport, C: Transport> {
     pub spawner: LocalSpawner,
 }
 
-/// An endpoint whose driver runs.
+/// An endpoint whose driver runs. Dropping it kills the driver, as if its process had died.
 pub struct End<T: Transport> {
     pub endpoint: Endpoint,
     pub events: Events,
-    resource: Rc<RefCell<Option<Resource<T>>>>,
+    driver: RemoteHandle<Resource<T>>,
 }
 
 /// Numbers that are as good as random for a test.
@@ -68,13 +68,11 @@ pub fn create<T: Transport + 'static>(
     at: &Address,
 ) -> End<T> {
     let (endpoint, events, drive) = Endpoint::create(resource, at.clone());
-    let resource = Rc::new(RefCell::new(None));
-    let end = resource.clone();
-    spawner.spawn_local(async move { *end.borrow_mut() = Some(drive.await) }).unwrap();
-    End { endpoint, events, resource }
+    let driver = spawner.spawn_local_with_handle(drive).unwrap();
+    End { endpoint, events, driver }
 }
 
-impl<T: Transport> End<T> {
+impl<T: Transport + 'static> End<T> {
     pub async fn event(&mut self) -> Event {
         self.events.next().await.expect("the endpoint has ended")
     }
@@ -117,12 +115,7 @@ impl<T: Transport> End<T> {
     pub async fn destroy(mut self) -> Resource<T> {
         self.endpoint.destroy();
         while self.events.next().await.is_some() {}
-        loop {
-            if let Some(resource) = self.resource.take() {
-                return resource;
-            }
-            embassy_time::Timer::after_millis(1).await;
-        }
+        self.driver.await
     }
 }
 
@@ -339,31 +332,36 @@ pub async fn a_destroyed_endpoint_gives_its_resource_to_another_one(
     }
 }
 
-/// Nodes of which the first owns buffers and the second transfers.
+/// A courier whose driver runs.
 pub struct Couriers<C: Transport> {
     pub courier: Courier,
-    resource: Rc<RefCell<Option<Resource<C>>>>,
+    pub driver: RemoteHandle<Resource<C>>,
+}
+
+pub fn courier<T: Transport + 'static>(spawner: &LocalSpawner, node: &Node<T>) -> Couriers<T> {
+    let (courier, drive) = Courier::create(node.resource(Quota::default()).unwrap());
+    Couriers { courier, driver: spawner.spawn_local_with_handle(drive).unwrap() }
+}
+
+/// Serves a node's buffers.
+pub fn serve_buffers<T: Transport + 'static>(spawner: &LocalSpawner, node: &Node<T>) {
+    let node = node.clone();
+    let serve = async move { panic!("buffers are not served: {}", node.serve_buffers(4).await) };
+    spawner.spawn_local(serve).unwrap();
 }
 
 impl<S: Transport + 'static, C: Transport + 'static> Rig<S, C> {
     /// Serves the server's buffers.
     pub fn serve_buffers(&self) {
-        let server = self.server.clone();
-        let serve =
-            async move { panic!("buffers are not served: {}", server.serve_buffers(4).await) };
-        self.spawner.spawn_local(serve).unwrap();
+        serve_buffers(&self.spawner, &self.server);
     }
 
     pub fn courier(&self) -> Couriers<C> {
-        let (courier, drive) = Courier::create(self.client.resource(Quota::default()).unwrap());
-        let resource = Rc::new(RefCell::new(None));
-        let end = resource.clone();
-        self.spawner.spawn_local(async move { *end.borrow_mut() = Some(drive.await) }).unwrap();
-        Couriers { courier, resource }
+        courier(&self.spawner, &self.client)
     }
 }
 
-fn pattern(len: usize) -> LocalBuffer {
+pub fn pattern(len: usize) -> LocalBuffer {
     (0..len).map(|at| (at * 7 + at / 251) as u8).collect::<Vec<_>>().into()
 }
 
@@ -376,7 +374,7 @@ pub async fn a_remote_buffer_is_read_and_written_at_any_place(
     // Through bytes, as in a message.
     let reference = RemoteBuffer::from_bytes(&registration.reference().to_bytes()).unwrap();
     assert_eq!(reference, registration.reference());
-    let Couriers { mut courier, resource } = rig.courier();
+    let Couriers { mut courier, driver } = rig.courier();
     for (at, len) in [(0, 0), (0, 1), (5, 100_000), (0, 3 << 20), ((3 << 20) - 1, 1)] {
         let copy = LocalBuffer::new(len);
         courier.receive(&reference, at as u64, &copy).await.unwrap();
@@ -389,9 +387,7 @@ pub async fn a_remote_buffer_is_read_and_written_at_any_place(
     assert!(owned.slice(0..1000).to_vec() == before, "bytes before the place were written");
     assert!(owned.slice(2_000_000..3 << 20).to_vec() == after, "bytes after it were written");
     drop(courier);
-    while resource.borrow().is_none() {
-        embassy_time::Timer::after_millis(1).await;
-    }
+    drop(driver.await);
 }
 
 pub async fn transfers_that_are_not_allowed_fail_and_touch_nothing(
@@ -401,7 +397,7 @@ pub async fn transfers_that_are_not_allowed_fail_and_touch_nothing(
     let owned = pattern(1000);
     let readable = rig.server.register(&owned, Rights::READ).unwrap();
     let writable = rig.server.register(&owned, Rights::WRITE).unwrap();
-    let mut courier = rig.courier().courier;
+    let Couriers { mut courier, driver: _driver } = rig.courier();
     let some = LocalBuffer::new(100);
     let forbidden = Err(TransferError::Forbidden);
     assert_eq!(courier.send(&readable.reference(), 0, &some).await, forbidden);
@@ -435,7 +431,7 @@ pub async fn a_buffer_of_another_run_of_its_owner_cannot_be_reached(
     // The node's identity is in bytes 16 to 32.
     bytes[20] ^= 1;
     let former = RemoteBuffer::from_bytes(&bytes).unwrap();
-    let mut courier = rig.courier().courier;
+    let Couriers { mut courier, driver: _driver } = rig.courier();
     let copy = LocalBuffer::new(10);
     assert_eq!(courier.receive(&former, 0, &copy).await, Err(TransferError::Unreachable));
     courier.receive(&registration.reference(), 0, &copy).await.unwrap();
@@ -449,7 +445,7 @@ pub async fn an_unregistered_buffer_is_not_accessed_again_in_the_middle_of_a_tra
         let owned = LocalBuffer::new(8 << 20);
         let registration = rig.server.register(&owned, right).unwrap();
         let reference = registration.reference();
-        let mut courier = rig.courier().courier;
+        let Couriers { mut courier, driver: _driver } = rig.courier();
         let local: LocalBuffer = vec![1; 8 << 20].into();
         let transfer = async {
             if right == Rights::READ {
