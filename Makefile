@@ -82,6 +82,7 @@ bench: kernel xensockd programs ## XenSock beside other stacks: ROUNDS=3 MB=192 
 	$(CARGO) bench -p xensock --features testing --bench pair --profile host \
 		>target/bench/pair.txt
 	@cat target/bench/pair.txt
+	$(CARGO) bench -p xen-idc --bench pair --profile host
 	$(CARGO) bench -p xensockd --bench threads --profile host
 	ROUNDS='$(ROUNDS)' MB='$(MB)' IDLE='$(IDLE)' $(CARGO) bench -p xen-tests --profile host
 

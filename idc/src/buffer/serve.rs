@@ -21,6 +21,9 @@ use futures_util::future::{Either, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use xen::{Errno, WaitList};
 
+/// Bytes of the memory for what a transfer has left when the buffer is unregistered.
+const SPARE: usize = 4096;
+
 impl<T: Transport> Node<T> {
     /// Serves the registered buffers to at most `visitors` couriers at a time, as long as it is
     /// polled. [`Errno::ENOMEM`] or the like if there is nothing to begin with.
@@ -153,7 +156,7 @@ impl<T: Transport> Server<'_, T> {
         writer: &mut impl LinkWriter,
     ) -> Result<Infallible, Errno> {
         let (head, body) = (LocalBuffer::new(HEADER_LEN), LocalBuffer::new(Transfer::LEN));
-        let spare = LocalBuffer::new(MAX_DATA as usize);
+        let spare = LocalBuffer::new(SPARE);
         loop {
             writer.flush().await?;
             let header = read_header(reader, &head).await?;
@@ -218,7 +221,7 @@ impl<T: Transport> Server<'_, T> {
                             }
                         }
                     }
-                    Err(_) => reader.read(spare.slice(0..len - read).shared()).await?,
+                    Err(_) => reader.read(spare.slice(0..SPARE.min(len - read)).shared()).await?,
                 };
             }
             done += len as u64;
@@ -246,7 +249,7 @@ async fn give(
         while written < len {
             if revoked {
                 // The frame has to be whole.
-                let zeros = spare.slice(0..len - written);
+                let zeros = spare.slice(0..SPARE.min(len - written));
                 zeros.shared().zero();
                 written += writer.write(zeros.shared()).await?;
                 continue;
