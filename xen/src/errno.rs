@@ -41,6 +41,7 @@ macro_rules! names {
 names! {
     EPERM 1 PermissionDenied "operation not permitted",
     ENOENT 2 NotFound "no such entry",
+    ESRCH 3 NotFound "no such process or domain",
     EINTR 4 Interrupted "interrupted",
     EIO 5 Other "input or output error",
     E2BIG 7 InvalidInput "too big",

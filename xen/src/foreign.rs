@@ -35,7 +35,7 @@ impl ForeignFrames {
     ///
     /// After an error, some of the pages may be mapped, and are to be
     /// [unmapped](ForeignFrames::unmap). [`Errno::EINVAL`] if `owner` did not grant a page to this
-    /// domain, [`Errno::ENODEV`] if there is no such domain, [`Errno::ENOSPC`] if Xen's limit of
+    /// domain, [`Errno::ESRCH`] if there is no such domain, [`Errno::ENOSPC`] if Xen's limit of
     /// mappings is reached, [`Errno::ENOMEM`] if memory is short.
     ///
     /// # Safety
@@ -80,11 +80,15 @@ impl ForeignFrames {
         }
     }
 
-    /// Unmaps all pages, with one hypercall. After an error, those that are still mapped remain.
+    /// Unmaps all pages, with at most one hypercall. After an error, those that are still mapped
+    /// remain.
     ///
     /// # Safety
     /// Nothing accesses the frames any more.
     pub unsafe fn unmap(&mut self, xen: &impl Operations) -> Result<(), Errno> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
         // SAFETY: the caller's promise.
         let called = unsafe { xen.unmap_grant_refs(&mut self.0) };
         self.0.retain(|op| op.status != GNTST_OKAY);
@@ -96,7 +100,7 @@ impl ForeignFrames {
 /// The error of a `GNTST_*`.
 fn error(status: i16) -> Errno {
     match status {
-        GNTST_BAD_DOMAIN => Errno::ENODEV,
+        GNTST_BAD_DOMAIN => Errno::ESRCH,
         GNTST_PERMISSION_DENIED => Errno::EPERM,
         GNTST_EAGAIN => Errno::EAGAIN,
         GNTST_NO_SPACE => Errno::ENOSPC,
@@ -134,7 +138,9 @@ mod tests {
             [Done::GrantsMapped { owner: 7, flags: 2, refs, at: at.clone() }]
         );
         assert_eq!(xen.mappings(), 513);
-        unmap(&mut frames, &xen).unwrap();
+        for _ in 0..2 {
+            unmap(&mut frames, &xen).unwrap();
+        }
         assert_eq!(xen.take_done(), [Done::GrantsUnmapped { at }]);
         assert_eq!(xen.mappings(), 0);
     }
@@ -145,7 +151,7 @@ mod tests {
         for (status, error) in [
             (GNTST_GENERAL_ERROR, Errno::EINVAL),
             (GNTST_BAD_GNTREF, Errno::EINVAL),
-            (GNTST_BAD_DOMAIN, Errno::ENODEV),
+            (GNTST_BAD_DOMAIN, Errno::ESRCH),
             (GNTST_PERMISSION_DENIED, Errno::EPERM),
             (GNTST_EAGAIN, Errno::EAGAIN),
             (GNTST_NO_SPACE, Errno::ENOSPC),

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`World`] | Xen, for frontends and backends: pages, grants and event channels |
 //! | [`FakeMachine`] | the [`Machine`](crate::Machine) of a frontend in a world |
-//! | [`Peer`] | the domain of a backend in a world: maps grants, binds ports |
+//! | [`Peer`] | a [`Neighbour`](crate::Neighbour) in a world: maps grants, binds ports |
 //! | [`FakeStore`] | a xenstored, over pipes |
 //! | [`FakeXen`] | the [`Hypervisor`](crate::hypercall::Hypervisor): records hypercalls |
 //! | [`FakeEvents`] | the hypervisor's side of the event channels' shared words |

@@ -1,4 +1,4 @@
-//! The domain of a backend in a [`World`].
+//! A domain in a [`World`] that maps what others grant: that of a backend, or another guest.
 
 use super::World;
 use crate::{Channel, DomId, Errno, GrantRef, Mapping, Neighbour, PAGE_SIZE, Port, Shared, Signal};
@@ -34,7 +34,7 @@ struct Bound {
 }
 
 impl World {
-    /// The domain of a backend.
+    /// The domain of a backend, or of a guest that maps.
     pub fn peer(&self, id: DomId) -> Peer {
         Peer { world: self.clone(), id }
     }
@@ -44,8 +44,7 @@ impl Neighbour for Peer {
     type Mapping = MappedPages;
     type Channel = BoundPort;
 
-    /// The pages must be consecutive. [`Errno::EINVAL`] if there is no such grant, [`Errno::EPERM`]
-    /// if it is for another domain.
+    /// The pages must be consecutive. [`Errno::EINVAL`] if there is no such grant for this domain.
     fn map(&self, owner: DomId, refs: &[GrantRef]) -> Result<MappedPages, Errno> {
         let start = self.world.state.map(self.id, owner, refs)?;
         let (world, refs, notify) = (self.world.clone(), refs.to_vec(), RefCell::default());

@@ -45,6 +45,8 @@ pub(super) struct State {
     ports_left: Cell<Option<usize>>,
     last_grant: Cell<u32>,
     last_port: Cell<u32>,
+    /// The ports of others that are bound.
+    bound: Cell<usize>,
     events: Cell<u64>,
 }
 
@@ -110,6 +112,16 @@ impl World {
         self.state.ports.borrow().len()
     }
 
+    /// The number of pages that are mapped.
+    pub fn mappings(&self) -> usize {
+        self.state.grants.borrow().values().map(|grant| grant.mapped).sum()
+    }
+
+    /// The number of other domains' ports that are bound.
+    pub fn bound_ports(&self) -> usize {
+        self.state.bound.get()
+    }
+
     /// The number of allocated pages.
     pub fn pages(&self) -> usize {
         self.state.runs.borrow().values().filter(|run| !run.free).map(|run| run.pages).sum()
@@ -118,9 +130,11 @@ impl World {
     /// Checks that nothing was left behind.
     ///
     /// # Panics
-    /// If a page is still allocated, a grant still live, or a port still open; and if a page was
-    /// written after it was freed.
+    /// If a page is still mapped, granted or allocated, or a port still bound or open; and if a
+    /// page was written after it was freed.
     pub fn assert_clean(&self) {
+        assert_eq!(self.mappings(), 0, "pages were never unmapped");
+        assert_eq!(self.bound_ports(), 0, "ports were never unbound");
         assert_eq!(self.grants(), 0, "grants were never revoked");
         assert_eq!(self.ports(), 0, "ports were never closed");
         assert_eq!(self.pages(), 0, "pages were never freed");
@@ -219,10 +233,8 @@ impl State {
         let mut grants = self.grants.borrow_mut();
         let mut start: Option<*mut u8> = None;
         for (index, grant) in refs.iter().enumerate() {
-            let state = grants.get(&(owner, *grant)).ok_or(Errno::EINVAL)?;
-            if state.peer != by {
-                return Err(Errno::EPERM);
-            }
+            let state = grants.get(&(owner, *grant)).filter(|state| state.peer == by);
+            let state = state.ok_or(Errno::EINVAL)?;
             let start = *start.get_or_insert(state.page);
             if start.wrapping_add(index * PAGE_SIZE) != state.page {
                 return Err(Errno::EFAULT);
@@ -287,10 +299,12 @@ impl State {
         // As in Xen, only the end that binds gets an event.
         signal.raise();
         channel.backend = Some(signal);
+        self.bound.set(self.bound.get() + 1);
         Ok(())
     }
 
     pub(super) fn unbind_port(&self, owner: DomId, port: Port) {
+        self.bound.set(self.bound.get() - 1);
         if let Some(channel) = self.ports.borrow_mut().get_mut(&(owner, port)) {
             channel.backend = None;
         }
