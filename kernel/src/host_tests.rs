@@ -25,4 +25,5 @@ mod crash {
 
 mod memory {
     pub mod ram;
+    mod runs;
 }

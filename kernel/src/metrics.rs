@@ -55,6 +55,8 @@ snapshot! {
     grants_in_use,
     /// Grant references, used and free.
     grants_capacity,
+    /// Pages of other domains that are mapped.
+    foreign_pages,
     /// Pages of closed connections that the backend still maps.
     quarantined_pages,
     /// Rings kept for the next connections.

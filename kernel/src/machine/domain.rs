@@ -1,4 +1,5 @@
-//! The machine as frontends use it: pages, grants and ports.
+//! The machine as frontends use it: pages, grants and ports. Other domains' pages and ports are in
+//! `neighbour.rs`.
 
 use super::guest::Guest;
 use super::ring::notify;
@@ -8,9 +9,9 @@ use core::ptr::NonNull;
 use xen::grant::Access;
 use xen::{DomId, Errno, Gfn, GrantRef, Machine, PAGE_SIZE, Pages, Port, Signal};
 
-/// The kernel's [`Machine`].
+/// The kernel's [`Machine`] and [`Neighbour`](xen::Neighbour).
 #[derive(Clone, Copy)]
-pub struct Domain(&'static Guest);
+pub struct Domain(pub(super) &'static Guest);
 
 impl Domain {
     /// The machine for frontends.

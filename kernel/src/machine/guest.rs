@@ -6,10 +6,11 @@ use crate::executor::Platform;
 use crate::hypercall::Xen;
 use crate::memory::pages::EventPages;
 use crate::memory::ram::Region;
-use crate::memory::window::Window;
+use crate::memory::runs::Runs;
+use crate::memory::window::{self, Window};
 use crate::{command_line, time};
 use alloc::sync::Arc;
-use core::cell::Cell;
+use core::cell::{Cell, RefCell};
 use core::mem::offset_of;
 use spin::Once;
 use xen::abi::hvm_params::*;
@@ -32,6 +33,10 @@ pub struct Guest {
     pub events: EventChannels<Xen, EventPages>,
     /// The grant table.
     pub grants: GrantTable<Xen, Window>,
+    /// The frames for other domains' pages.
+    pub(super) foreign: RefCell<Runs>,
+    /// How often the domain was restored. Each time, Xen has mapped nothing in it.
+    pub(super) restores: Cell<u32>,
     /// The clock.
     pub clock: Clock,
     /// Xen's timer.
@@ -110,7 +115,7 @@ pub unsafe fn start(
     let (_, grant_frames) = xen.grant_table_size()?;
     // SAFETY: guaranteed by the caller. The window is for the shared info page and the grant
     // table.
-    let window = unsafe { Window::open(memory_map, 1 + u64::from(grant_frames)) };
+    let (window, foreign) = unsafe { window::open(memory_map, 1 + u64::from(grant_frames)) };
     let (gfn, shared_info) = window.take()?;
     // SAFETY: the window returned the frame once, and it is accessed as `Shared`.
     unsafe { xen.map_shared_info(gfn) }?;
@@ -138,6 +143,8 @@ pub unsafe fn start(
         xen,
         events,
         grants,
+        foreign: RefCell::new(foreign),
+        restores: Cell::new(0),
         clock,
         timer,
         console,

@@ -3,10 +3,12 @@
 
 mod domain;
 mod guest;
+mod neighbour;
 mod ring;
 mod suspend;
 
 pub use domain::Domain;
 pub use guest::{Console, Guest, guest, start, xenstore};
+pub use neighbour::{ForeignPages, ForeignPort};
 pub use ring::notifications_sent;
 pub use suspend::Resumed;

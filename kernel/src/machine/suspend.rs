@@ -57,6 +57,7 @@ impl Guest {
         // Some timers may have become due.
         TimerEvents.raise();
         self.grants.resume()?;
+        self.forget_foreign_pages();
         self.store.resume(&self.events)?;
         if let (Some(ring), Some(console)) = (&self.console_ring, &self.console) {
             ring.resume(&self.events)?;

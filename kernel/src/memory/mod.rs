@@ -1,6 +1,7 @@
 //! Memory: the memory map, page tables, allocators.
 
 pub(crate) mod ram;
+pub(crate) mod runs;
 
 #[allow(unsafe_code, reason = "the global allocator")]
 mod heap;
@@ -12,7 +13,7 @@ pub mod modules;
 pub mod pages;
 #[allow(unsafe_code, reason = "writes page tables")]
 pub(crate) mod paging;
-#[allow(unsafe_code, reason = "addresses at which Xen's own pages appear")]
+#[allow(unsafe_code, reason = "addresses at which Xen's own pages and other domains' pages appear")]
 pub(crate) mod window;
 
 pub use heap::{HeapFigures, figures as heap_figures};

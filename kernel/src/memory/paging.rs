@@ -123,19 +123,38 @@ unsafe impl FrameAllocator<Size4KiB> for FromPages {
     }
 }
 
-/// Maps pages outside of RAM (Xen's special pages, grant frames) for reading and writing.
+/// Maps pages outside of RAM (the toolstack's special pages, modules) for reading and writing.
 ///
 /// # Safety
 /// They must not be pages of the kernel. [`activate`] and `pages::add` were called before.
 pub unsafe fn map_special(region: Region) {
+    // SAFETY: passed on to the caller.
+    unsafe { map_outside_ram::<Size4KiB>(region.pages_around()) };
+}
+
+/// Maps 2 MiB pages, aligned, outside of RAM for reading and writing. There need not be anything
+/// behind them yet.
+///
+/// # Safety
+/// As for [`map_special`].
+pub unsafe fn map_large(region: Region) {
+    // SAFETY: passed on to the caller.
+    unsafe { map_outside_ram::<Size2MiB>(region) };
+}
+
+/// # Safety
+/// As for [`map_special`].
+unsafe fn map_outside_ram<S: PageSize>(region: Region)
+where
+    for<'t> OffsetPageTable<'t>: Mapper<S>,
+{
     let (root, _) = Cr3::read();
     // SAFETY: `activate`'s tables are identity-mapped. Nothing else refers to them: there is one
     // CPU, and this function does not call itself.
     let table = unsafe { &mut *(root.start_address().as_u64() as *mut PageTable) };
     // SAFETY: all tables are in RAM, which is identity-mapped.
     let mut tables = unsafe { OffsetPageTable::new(table, VirtAddr::zero()) };
-    let region = region.pages_around();
-    for at in (region.start..region.end).step_by(Size4KiB::SIZE as usize) {
-        map::<Size4KiB>(&mut tables, at, DATA, &mut FromPages);
+    for at in (region.start..region.end).step_by(S::SIZE as usize) {
+        map::<S>(&mut tables, at, DATA, &mut FromPages);
     }
 }

@@ -10,7 +10,7 @@ mod network;
 mod sockets;
 
 use crate::executor::Spawner;
-use crate::machine::{self, Console, Guest};
+use crate::machine::{self, Console, Domain, Guest};
 use crate::memory::{heap_figures, image, modules, pages};
 use crate::metrics::Snapshot;
 use crate::stages::{self, Stage, Times};
@@ -187,6 +187,12 @@ impl System {
         modules::modules()
     }
 
+    /// The domain's memory, grants and ports, and its access to other domains' (a
+    /// [`Machine`](xen::Machine) and a [`Neighbour`](xen::Neighbour)).
+    pub fn domain(&self) -> Domain {
+        Domain::new(self.0.guest)
+    }
+
     /// Xenstore.
     pub fn store(&self) -> &Store {
         &self.0.store
@@ -224,6 +230,7 @@ impl System {
             notifications_total: machine::notifications_sent(),
             grants_in_use: grants.in_use.into(),
             grants_capacity: grants.capacity.into(),
+            foreign_pages: guest.foreign_pages(),
             ports_open: guest.ports_open.get(),
             timers: time::waiting() as u64,
             unix_time_seconds: self.wall_clock().unwrap_or_default().as_secs(),

@@ -44,7 +44,7 @@ impl System {
                 })
             })
             .await?;
-        let machine = Domain::new(self.0.guest);
+        let machine = self.domain();
         let (device, driver) =
             NetFront::new(machine, self.0.store.clone(), &path, interface).await?;
         // No other boot of this domain has the same time and TSC, and no other domain the same

@@ -37,7 +37,7 @@ impl System {
         let grants = self.0.guest.grants.usage().capacity as usize;
         let ring_budget = pages::figures().free.min(grants) / GROWTH;
         let config = Config { dialect, ring_budget, ..config };
-        let machine = Domain::new(self.0.guest);
+        let machine = self.domain();
         let (frontend, driver) = Frontend::new(machine, self.0.store.clone(), &path, config);
         self.0.devices.borrow_mut().push(Rc::new(Sockets(frontend.clone())));
         let connecting = frontend.clone();
