@@ -12,6 +12,7 @@ mod events;
 mod faults;
 mod fixture;
 mod guests;
+mod idc;
 mod images;
 mod liar;
 mod lifecycle;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         images::CASES,
         faults::CASES,
         events::CASES,
+        idc::CASES,
         boot::CASES,
         memory::CASES,
         network::CASES,
