@@ -15,6 +15,7 @@
 //! | [`tcp`] | the transport over TCP |
 //! | [`either`] | two transports, between which the address decides |
 //! | [`wire`] | the frames on a link |
+//! | `testing` | a TCP network in memory, for tests (feature `testing`) |
 #![no_std]
 #![allow(async_fn_in_trait, reason = "everything is for one thread")]
 
@@ -32,6 +33,8 @@ pub mod publication;
 pub mod quota;
 mod slots;
 pub mod tcp;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod transport;
 pub mod wire;
 pub mod xen;

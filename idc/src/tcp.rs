@@ -17,6 +17,7 @@ use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::future::pending;
 use core::net::SocketAddr;
+use core::ops::Range;
 use core::pin::pin;
 use edge_nal::{TcpAccept, TcpConnect, TcpSplit};
 use embassy_time::{Duration, Timer, with_timeout};
@@ -409,11 +410,7 @@ impl<'s, S: TcpConnect, A: TcpAccept + 's> Meeting for TcpMeeting<'s, S, A> {
     }
 
     async fn link(&mut self) -> Result<Self::Link, Errno> {
-        let buffer = || {
-            let mut bytes = Vec::new();
-            bytes.try_reserve_exact(BUFFER).map(|()| bytes).map_err(|_| Errno::ENOMEM)
-        };
-        let (received, unsent) = (buffer()?, buffer()?);
+        let (received, unsent) = (Buffer::new()?, Buffer::new()?);
         Ok(TcpLink { shelf: self.shelf.clone(), conversation: None, received, unsent })
     }
 
@@ -425,8 +422,31 @@ pub struct TcpLink<D, V> {
     /// Where the connection is until its first use.
     shelf: Shelf<D, V>,
     conversation: Option<Conversation<D, V>>,
-    received: Vec<u8>,
-    unsent: Vec<u8>,
+    received: Buffer,
+    unsent: Buffer,
+}
+
+/// Bytes between a socket and a link. It is valid whenever an access to the socket is given up.
+struct Buffer {
+    bytes: Vec<u8>,
+    /// The bytes that were put in and not taken out.
+    used: Range<usize>,
+}
+
+impl Buffer {
+    fn new() -> Result<Self, Errno> {
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(BUFFER).map_err(|_| Errno::ENOMEM)?;
+        bytes.resize(BUFFER, 0);
+        Ok(Buffer { bytes, used: 0..0 })
+    }
+
+    fn taken(&mut self, count: usize) {
+        self.used.start += count;
+        if self.used.is_empty() {
+            self.used = 0..0;
+        }
+    }
 }
 
 impl<D, V> Drop for TcpLink<D, V> {
@@ -462,7 +482,9 @@ where
 
     fn split(&mut self) -> (Self::Reader<'_>, Self::Writer<'_>) {
         if let Some(conversation) = self.shelf.take() {
-            self.received.extend_from_slice(&conversation.received);
+            let early = &conversation.received;
+            self.received.bytes[..early.len()].copy_from_slice(early);
+            self.received.used = 0..early.len();
             self.conversation = Some(conversation);
         }
         let (read, write) = match self.conversation.as_mut().map(|with| &mut with.socket) {
@@ -476,7 +498,7 @@ where
             }
             None => (Half::Gone, Half::Gone),
         };
-        let reader = TcpReader { socket: read, received: &mut self.received, taken: 0 };
+        let reader = TcpReader { socket: read, received: &mut self.received };
         (reader, TcpWriter { socket: write, unsent: &mut self.unsent })
     }
 }
@@ -484,29 +506,26 @@ where
 /// The stream from the other end.
 pub struct TcpReader<'a, H> {
     socket: H,
-    received: &'a mut Vec<u8>,
-    /// How many of the received bytes were read.
-    taken: usize,
+    received: &'a mut Buffer,
 }
 
 impl<D: Read, V: Read> LinkReader for TcpReader<'_, Half<D, V>> {
     async fn read(&mut self, to: Shared<'_>) -> Result<usize, Errno> {
-        if self.taken == self.received.len() {
-            self.taken = 0;
-            self.received.resize(BUFFER, 0);
+        let Buffer { bytes, used } = &mut *self.received;
+        if used.start == used.end {
             let count = match &mut self.socket {
-                Half::Dialled(socket) => socket.read(self.received).await.map_err(errno),
-                Half::Visitor(socket) => socket.read(self.received).await.map_err(errno),
-                Half::Gone => Ok(0),
+                Half::Dialled(socket) => socket.read(bytes).await.map_err(errno)?,
+                Half::Visitor(socket) => socket.read(bytes).await.map_err(errno)?,
+                Half::Gone => 0,
             };
-            self.received.truncate(*count.as_ref().unwrap_or(&0));
-            if count? == 0 {
+            if count == 0 {
                 return Err(Errno::EPIPE);
             }
+            *used = 0..count;
         }
-        let count = to.len().min(self.received.len() - self.taken);
-        to.write(0, &self.received[self.taken..self.taken + count]);
-        self.taken += count;
+        let count = to.len().min(used.len());
+        to.write(0, &bytes[used.start..used.start + count]);
+        self.received.taken(count);
         Ok(count)
     }
 }
@@ -514,28 +533,46 @@ impl<D: Read, V: Read> LinkReader for TcpReader<'_, Half<D, V>> {
 /// The stream to the other end.
 pub struct TcpWriter<'a, H> {
     socket: H,
-    unsent: &'a mut Vec<u8>,
+    unsent: &'a mut Buffer,
 }
 
 impl<D: Write, V: Write> LinkWriter for TcpWriter<'_, Half<D, V>> {
     async fn write(&mut self, from: Shared<'_>) -> Result<usize, Errno> {
-        if self.unsent.len() == BUFFER {
-            self.flush().await?;
+        if self.unsent.used.end == BUFFER {
+            self.send().await?;
         }
-        let start = self.unsent.len();
-        let count = from.len().min(BUFFER - start);
-        self.unsent.resize(start + count, 0);
-        from.read(0, &mut self.unsent[start..]);
+        let Buffer { bytes, used } = &mut *self.unsent;
+        let count = from.len().min(BUFFER - used.end);
+        from.read(0, &mut bytes[used.end..used.end + count]);
+        used.end += count;
         Ok(count)
     }
 
     async fn flush(&mut self) -> Result<(), Errno> {
+        self.send().await?;
         match &mut self.socket {
-            Half::Dialled(socket) => send(socket, self.unsent).await?,
-            Half::Visitor(socket) => send(socket, self.unsent).await?,
-            Half::Gone => return Err(Errno::EPIPE),
+            Half::Dialled(socket) => socket.flush().await.map_err(errno),
+            Half::Visitor(socket) => socket.flush().await.map_err(errno),
+            Half::Gone => Err(Errno::EPIPE),
         }
-        self.unsent.clear();
+    }
+}
+
+impl<D: Write, V: Write> TcpWriter<'_, Half<D, V>> {
+    /// Gives all bytes to the socket.
+    async fn send(&mut self) -> Result<(), Errno> {
+        while !self.unsent.used.is_empty() {
+            let bytes = &self.unsent.bytes[self.unsent.used.clone()];
+            let count = match &mut self.socket {
+                Half::Dialled(socket) => socket.write(bytes).await.map_err(errno)?,
+                Half::Visitor(socket) => socket.write(bytes).await.map_err(errno)?,
+                Half::Gone => 0,
+            };
+            if count == 0 {
+                return Err(Errno::EPIPE);
+            }
+            self.unsent.taken(count);
+        }
         Ok(())
     }
 }

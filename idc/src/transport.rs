@@ -80,7 +80,7 @@ pub trait Link {
     fn split(&mut self) -> (Self::Reader<'_>, Self::Writer<'_>);
 }
 
-/// The stream from the other end.
+/// The stream from the other end. A wait can be dropped at any point: no byte is lost or read twice.
 pub trait LinkReader {
     /// Waits for bytes, at least one, and copies as many as there are and fit. [`Errno::EPIPE`] if
     /// the other end has left.
@@ -96,7 +96,8 @@ pub trait LinkReader {
     }
 }
 
-/// The stream to the other end.
+/// The stream to the other end. A wait of [`write`](LinkWriter::write) can be dropped at any point:
+/// no byte of it was written then.
 pub trait LinkWriter {
     /// Waits for room for at least one byte, and copies as many as fit. The other end need not see
     /// them before [`flush`](LinkWriter::flush), or before this end waits for room.
