@@ -60,7 +60,7 @@ impl Publication {
             status: field(words.next(), "status", number)?,
         };
         if !quota.is_believed() {
-            return Err(PublicationError::Quota(quota.memory()));
+            return Err(PublicationError::Quota(quota.claim()));
         }
         Ok((Publication { node, epoch: Epoch(epoch), phase, met, quota }, words.next()))
     }
@@ -142,7 +142,7 @@ impl FromStr for NodeId {
 mod tests {
     use super::*;
     use alloc::format;
-    use alloc::string::ToString;
+    use alloc::string::{String, ToString};
     use proptest::prelude::*;
 
     const TEXT: &str = "1 000102030405060708090a0b0c0d0e0f 9 ready 7 5 4 256 8 64 32";
@@ -216,6 +216,12 @@ mod tests {
             error(&TEXT.replace(" 4 256 ", " 65535 4294967295 ")).to_string(),
             "its quota needs 281470681678593 bytes, and at most 268435456 are believed"
         );
+        // Nothing of such a length, but whoever reads it may allocate so much.
+        for (some, none) in [(" 4 256 ", " 0 4294967295 "), (" 8 64 32", " 0 0 4294967295")] {
+            let quota =
+                |text: String| matches!(error(&text), PublicationError::Quota(4294967296..));
+            assert!(quota(TEXT.replace(some, none)), "{none}");
+        }
     }
 
     fn publications() -> impl Strategy<Value = Publication> {

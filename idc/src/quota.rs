@@ -37,8 +37,16 @@ impl Quota {
             + u64::from(self.transactions) * transaction
     }
 
+    /// The bytes that must not be more than [`MAX_MEMORY`](Quota::MAX_MEMORY). Of what there is
+    /// none, one counts: whoever reads a length may allocate so much.
+    pub(crate) fn claim(&self) -> u64 {
+        let Quota { messages, transactions, .. } = *self;
+        let one = Quota { messages: messages.max(1), transactions: transactions.max(1), ..*self };
+        one.memory()
+    }
+
     /// Whether an endpoint may have this quota.
     pub fn is_believed(&self) -> bool {
-        self.memory() <= Self::MAX_MEMORY
+        self.claim() <= Self::MAX_MEMORY
     }
 }
