@@ -24,6 +24,10 @@ use xen::{Errno, WaitList};
 /// The most frames that are read or written before other tasks run.
 const BURST: u32 = 64;
 
+/// The most slots of each kind that this end uses of those that the other end offers. They take
+/// memory at this end too, which is not the other end's to choose.
+const MAX_SENT: u16 = 1024;
+
 /// The memory of an endpoint for what it receives.
 #[derive(Default)]
 pub(crate) struct Memory {
@@ -76,13 +80,14 @@ impl Connection {
     pub(crate) fn new(quota: &Quota, memory: Memory, other: &Publication) -> Self {
         let peer = other.quota;
         // An answer needs a place in this end's memory, a request one in the other's.
-        let requests = peer.transactions.min(quota.transactions);
-        let frames = usize::from(peer.messages) + usize::from(requests);
+        let requests = peer.transactions.min(quota.transactions).min(MAX_SENT);
+        let messages = peer.messages.min(MAX_SENT);
+        let frames = usize::from(messages) + usize::from(requests);
         let answers = usize::from(quota.messages) + usize::from(quota.transactions);
         Connection {
             over: Cell::new(false),
             peer,
-            sent_messages: Outgoing::new(peer.messages),
+            sent_messages: Outgoing::new(messages),
             sent_requests: Outgoing::new(requests),
             statuses: RefCell::new(memory.statuses),
             messages: slots::Incoming::new(memory.messages),
@@ -128,13 +133,12 @@ impl Connection {
         self.writer.wake_one();
     }
 
-    /// Frees a slot of this end, and tells the other end.
+    /// Answers what was received in a slot. The slot is free when the answer is sent.
     pub(crate) fn finish(&self, kind: Submitted, slot: u16, code: u32, body: Option<LocalBuffer>) {
-        let (slots, answer) = match kind {
-            Submitted::Message => (&self.messages, Kind::Done),
-            Submitted::Request => (&self.requests, Kind::Response),
+        let answer = match kind {
+            Submitted::Message => Kind::Done,
+            Submitted::Request => Kind::Response,
         };
-        slots.finish(slot);
         self.push(answer, slot, code, body);
         self.lent.set(self.lent.get() - 1);
         self.finished.wake_all();
@@ -230,10 +234,22 @@ impl Connection {
         ((len as usize) <= memory.len()).then(|| memory.slice(0..len as usize))
     }
 
+    /// The next frame to write. An answer frees its slot. An end that does not read them cannot use
+    /// the slots again, so there are never more answers than slots.
+    fn next_frame(&self) -> Option<Frame> {
+        let frame = self.out.borrow_mut().pop_front()?;
+        match frame.header.kind {
+            Kind::Done => self.messages.finish(frame.header.slot),
+            Kind::Response => self.requests.finish(frame.header.slot),
+            _ => {}
+        }
+        Some(frame)
+    }
+
     /// Writes the frames.
     async fn write(&self, link: &mut impl LinkWriter) -> Result<Infallible, Errno> {
         let header = LocalBuffer::new(HEADER_LEN);
-        let next = || self.out.borrow_mut().pop_front();
+        let next = || self.next_frame();
         let mut count = 0u32;
         loop {
             let frame = match next() {

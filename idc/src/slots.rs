@@ -155,7 +155,7 @@ impl Incoming {
         Ok(place.memory.slice(0..len as usize))
     }
 
-    /// Frees a slot for the other end.
+    /// Frees a slot for the other end, which is about to be told.
     pub(crate) fn finish(&self, slot: u16) {
         self.slots.borrow_mut()[usize::from(slot)].busy = false;
     }

@@ -80,7 +80,7 @@ pub trait Link {
     fn split(&mut self) -> (Self::Reader<'_>, Self::Writer<'_>);
 }
 
-/// The stream from the other end. A wait can be dropped at any point: no byte is lost or read twice.
+/// The stream from the other end. A wait can be dropped at any point: then it took no byte.
 pub trait LinkReader {
     /// Waits for bytes, at least one, and copies as many as there are and fit. [`Errno::EPIPE`] if
     /// the other end has left.

@@ -1,0 +1,147 @@
+//! What other ends may do to a node, over a network in memory.
+
+mod net;
+#[allow(dead_code, reason = "each test crate uses its own part")]
+mod suite;
+
+use edge_nal::TcpConnect;
+use embedded_io_async::{ErrorKind, Read, Write};
+use futures_executor::LocalSpawner;
+use idc::life::{Epoch, NodeId, Phase, Publication};
+use idc::testing::{FakeNet, FakeSocket};
+use idc::wire::{HEADER_LEN, Header, Hello, Kind};
+use idc::{Address, Event, LocalBuffer, Node, Place, Quota, Service};
+use net::{CAPACITY, SERVER, Transport, address, host, node};
+use std::future::Future;
+use suite::{End, create};
+
+/// A node, and others that do to it what they want.
+struct Stage {
+    net: FakeNet,
+    node: Node<Transport>,
+    spawner: LocalSpawner,
+}
+
+fn stage<F: Future<Output = ()>>(test: impl FnOnce(Stage) -> F) {
+    suite::run(|spawner| async move {
+        let net = FakeNet::new(CAPACITY);
+        let node = node(&net, &spawner, SERVER).await;
+        test(Stage { net, node, spawner }).await;
+    });
+}
+
+impl Stage {
+    /// An endpoint of the node that waits for anybody.
+    fn serve(&self, service: &str, quota: Quota) -> End<Transport> {
+        let service = Service::new(service, 0).unwrap();
+        let address = Address { place: Place::Anyone, service };
+        create(&self.spawner, self.node.resource(quota).unwrap(), &address)
+    }
+
+    /// Somebody who has dialled the node.
+    async fn hostile(&self, ip: [u8; 4]) -> Hostile {
+        let socket = host(&self.net, ip).connect(address(SERVER)).await.unwrap();
+        let (node, epoch) = (NodeId([ip[3]; 16]), Epoch(1));
+        let (phase, met, quota) = (Phase::Idle, Epoch(0), Quota::default());
+        Hostile { socket, mine: Publication { node, epoch, phase, met, quota } }
+    }
+}
+
+/// The other end of a connection, which need not keep to the protocol.
+struct Hostile {
+    socket: FakeSocket,
+    mine: Publication,
+}
+
+impl Hostile {
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), ErrorKind> {
+        self.socket.write_all(bytes).await
+    }
+
+    async fn frame(
+        &mut self,
+        kind: Kind,
+        slot: u16,
+        code: u32,
+        body: &[u8],
+    ) -> Result<(), ErrorKind> {
+        let header = Header { kind, slot, len: body.len() as u32, code };
+        self.send(&[&header.to_bytes()[..], body].concat()).await
+    }
+
+    /// Says HELLO.
+    async fn hello(&mut self, service: &Service, phase: Phase) -> Result<(), ErrorKind> {
+        self.mine.phase = phase;
+        let hello = Hello { service: service.clone(), publication: self.mine }.to_string();
+        self.frame(Kind::Hello, 0, 0, hello.as_bytes()).await
+    }
+
+    /// Receives a frame. `None` at the end of the stream.
+    async fn receive(&mut self) -> Option<(Header, Vec<u8>)> {
+        let mut head = [0; HEADER_LEN];
+        self.socket.read_exact(&mut head).await.ok()?;
+        let header = Header::from_bytes(&head).unwrap();
+        let mut body = vec![0; header.len as usize];
+        self.socket.read_exact(&mut body).await.ok()?;
+        Some((header, body))
+    }
+
+    /// Waits until the node's end is in this phase.
+    async fn sees(&mut self, phase: Phase) -> Publication {
+        loop {
+            let (header, body) = self.receive().await.expect("the other end has left");
+            assert_eq!(header.kind, Kind::Hello);
+            let hello = Hello::from_bytes(&body).unwrap();
+            if hello.publication.phase == phase {
+                return hello.publication;
+            }
+        }
+    }
+
+    /// Connects with the service, as an end that keeps to the protocol would.
+    async fn connect(&mut self, service: &Service) -> Publication {
+        self.hello(service, Phase::Idle).await.unwrap();
+        let other = self.sees(Phase::Idle).await;
+        self.hello(service, Phase::Offered(other.epoch)).await.unwrap();
+        self.sees(Phase::Ready(self.mine.epoch)).await
+    }
+}
+
+#[test]
+fn answers_do_not_pile_up_for_an_end_that_does_not_read_them() {
+    stage(async |stage| {
+        let quota = Quota { messages: 2, transactions: 2, ..Quota::default() };
+        let mut server = stage.serve("test", quota);
+        let mut hostile = stage.hostile([10, 0, 0, 9]).await;
+        hostile.connect(&Service::new("test", 0).unwrap()).await;
+        server.connected().await;
+        for number in 0..10_000 {
+            // The slot may be free as far as this end knows. It was not told.
+            for kind in [Kind::Message, Kind::Request] {
+                if hostile.frame(kind, 1, 0, &[]).await.is_err() {
+                    return;
+                }
+                match server.event().await {
+                    Event::Message(_) | Event::Transaction(_) => {}
+                    Event::Disconnect(_) => return,
+                    other => panic!("{other:?} after {number} frames"),
+                }
+            }
+        }
+        panic!("the node keeps an answer to each frame");
+    });
+}
+
+#[test]
+fn however_many_slots_an_end_offers_the_other_end_uses_few_of_them() {
+    stage(async |stage| {
+        let quota = Quota { messages: 2, transactions: 2, ..Quota::default() };
+        let mut server = stage.serve("test", quota);
+        let mut hostile = stage.hostile([10, 0, 0, 9]).await;
+        hostile.mine.quota = Quota { messages: u16::MAX, transactions: u16::MAX, ..quota };
+        hostile.connect(&Service::new("test", 0).unwrap()).await;
+        server.connected().await;
+        let send = |_: &u32| server.endpoint.try_message(LocalBuffer::new(0)).is_some();
+        assert_eq!((0..u32::MAX).take_while(send).count(), 1024);
+    });
+}
