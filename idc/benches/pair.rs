@@ -85,7 +85,7 @@ impl Host {
             let transport = node.transport();
             transport.meet(&address, transport.reserve().unwrap())
         };
-        let mut follower = meeting(&self.rig.server, "xen:9/bare");
+        let mut follower = meeting(&self.rig.server, "any/bare");
         let mut leader = meeting(&self.rig.client, "xen:7/bare");
         let publication = |phase| Publication {
             node: NodeId([0; 16]),

@@ -97,7 +97,7 @@ impl Host {
 
     /// The first page of the link that the second guest of a [`pair`] offers, mapped once more.
     fn first_page(&self) -> MappedPages {
-        let text = self.store.read("/local/domain/9/data/idc/disk/7").unwrap();
+        let text = self.store.read("/local/domain/9/data/idc/disk@/7").unwrap();
         let page = text.split(' ').rev().nth(2).unwrap().parse().unwrap();
         self.world.peer(DomId(7)).map(DomId(9), &[GrantRef(page)]).unwrap()
     }
@@ -181,10 +181,10 @@ async fn link(leader: &mut End, follower: &mut End) -> (Ring, Ring) {
     (made, attached)
 }
 
-/// Two guests that see each other. The second one leads.
+/// Two guests that see each other. The first one visits the second one, which leads.
 async fn pair(host: &Host) -> (End, End) {
     let (a, b) = (host.domain(7, Can::Both), host.domain(9, Can::Both));
-    let (mut a, mut b) = (End::new(&a, "xen:9/disk", 1), End::new(&b, "xen:7/disk", 2));
+    let (mut a, mut b) = (End::new(&a, "xen:9/disk", 1), End::new(&b, "any/disk", 2));
     meet(&mut a, &mut b).await;
     (a, b)
 }
@@ -211,7 +211,7 @@ fn two_domains_meet_link_leave_and_link_again() {
     for (one, other) in [(Can::Both, Can::Both), (Can::Grant, Can::Map), (Can::Map, Can::Grant)] {
         host(async |host| {
             let (a, b) = (host.domain(7, one), host.domain(9, other));
-            let (mut a, mut b) = (End::new(&a, "xen:9/disk", 1), End::new(&b, "xen:7/disk", 2));
+            let (mut a, mut b) = (End::new(&a, "xen:9/disk", 1), End::new(&b, "any/disk", 2));
             for _ in 0..3 {
                 meet(&mut a, &mut b).await;
                 host.settle().await;
@@ -234,7 +234,7 @@ fn two_domains_meet_link_leave_and_link_again() {
             assert_eq!(b.meeting.changed().await, None);
             b.part().await;
             assert_eq!(host.store.read("/local/domain/7/data/idc/disk"), None);
-            assert_eq!(host.store.read("/local/domain/9/data/idc/disk"), None);
+            assert_eq!(host.store.read("/local/domain/9/data/idc/disk@"), None);
             host.settle().await;
             assert_eq!(host.store.watches(), 2, "those of the doors");
         });
@@ -250,9 +250,9 @@ fn ends_see_each_other_whichever_is_first_and_however_late_its_domain() {
         assert!(with_timeout(SHORT, a.meeting.changed()).await.is_err());
         let second = host.domain(9, Can::Both);
         assert!(with_timeout(SHORT, a.meeting.changed()).await.is_err());
-        let mut b = End::new(&second, "xen:7/disk", 2);
-        assert_eq!(b.sees(Phase::Idle).await, a.mine);
+        let mut b = End::new(&second, "any/disk", 2);
         b.idle().await;
+        assert_eq!(b.sees(Phase::Idle).await, a.mine);
         assert_eq!(a.sees(Phase::Idle).await, b.mine);
         a.part().await;
         b.part().await;
@@ -265,11 +265,11 @@ fn only_the_two_domains_of_a_meeting_can_read_its_nodes() {
         let (a, b) = pair(host).await;
         let third = host.domain(8, Can::Both);
         let store = host.client(DomId(8));
-        for path in ["7/data/idc/disk", "7/data/idc/disk/9", "9/data/idc/disk/7"] {
+        for path in ["7/data/idc/disk", "7/data/idc/disk/9", "9/data/idc/disk@/7"] {
             assert_eq!(store.read(&format!("/local/domain/{path}")).await, Err(Errno::EACCES));
         }
         // Nor can it write them, or any that it could be taken for.
-        for path in ["7/data/idc/disk/9", "7/data/idc/disk/8", "7/data/idc/other/8"] {
+        for path in ["7/data/idc/disk/9", "7/data/idc/disk/8", "9/data/idc/disk@/8"] {
             assert_eq!(store.write(&format!("/local/domain/{path}"), "").await, Err(Errno::EACCES));
         }
         drop(third);
@@ -286,8 +286,8 @@ fn many_meetings_with_one_domain_share_a_watch_and_are_told_apart() {
         let doors = host.store.watches();
         let mut ends = Vec::new();
         for n in 1..=20 {
-            let (ours, theirs) = (format!("xen:9/disk@{n}"), format!("xen:7/disk@{n}"));
-            let (mut a, mut b) = (End::new(&a, &ours, n), End::new(&b, &theirs, 100 + n));
+            let theirs = format!("xen:7/disk@{n}");
+            let (mut a, mut b) = (End::new(&a, "any/disk", n), End::new(&b, &theirs, 100 + n));
             meet(&mut a, &mut b).await;
             ends.push((a, b));
         }
@@ -312,7 +312,7 @@ fn ends_of_which_neither_can_map_never_lead() {
     for can in [Can::Grant, Can::Map] {
         host(async |host| {
             let (a, b) = (host.domain(7, can), host.domain(9, can));
-            let (mut a, mut b) = (End::new(&a, "xen:9/disk", 1), End::new(&b, "xen:7/disk", 2));
+            let (mut a, mut b) = (End::new(&a, "xen:9/disk", 1), End::new(&b, "any/disk", 2));
             meet(&mut a, &mut b).await;
             for end in [&mut a, &mut b] {
                 assert!(!end.meeting.leads());
@@ -331,7 +331,7 @@ fn a_domain_that_dies_disappears_and_another_one_can_have_its_number() {
             let (mut a, mut b) = pair(host).await;
             let (of_b, of_a) = link(&mut b, &mut a).await;
             let (mut stays, dead, number) =
-                if dies == 7 { (b, a, "xen:9/disk") } else { (a, b, "xen:7/disk") };
+                if dies == 7 { (b, a, "xen:9/disk") } else { (a, b, "any/disk") };
             host.destroy(dies);
             assert_eq!(stays.meeting.changed().await, None);
             // Xen unmaps what the dead domain had mapped, and keeps what others have mapped of it.
@@ -339,8 +339,8 @@ fn a_domain_that_dies_disappears_and_another_one_can_have_its_number() {
             stays.idle().await;
             let mut next = End::new(&host.domain(dies, Can::Both), number, 3);
             next.idle().await;
-            assert_eq!(stays.sees(Phase::Idle).await, next.mine);
-            assert_eq!(next.sees(Phase::Idle).await, stays.mine);
+            let seen = join(stays.sees(Phase::Idle), next.sees(Phase::Idle)).await;
+            assert_eq!(seen, (next.mine, stays.mine));
             stays.part().await;
             next.part().await;
         });
@@ -350,11 +350,10 @@ fn a_domain_that_dies_disappears_and_another_one_can_have_its_number() {
 #[test]
 fn waiting_for_a_change_can_be_given_up_at_any_point() {
     for polls in 0..16 {
-        for place in ["any", "xen:7"] {
+        for (first, second) in [("xen:9/disk", "any/disk"), ("any/disk", "xen:7/disk")] {
             host(async |host| {
                 let (a, b) = (host.domain(7, Can::Both), host.domain(9, Can::Both));
-                let mut a = End::new(&a, "xen:9/disk", 1);
-                let mut b = End::new(&b, &format!("{place}/disk"), 2);
+                let (mut a, mut b) = (End::new(&a, first, 1), End::new(&b, second, 2));
                 a.idle().await;
                 b.idle().await;
                 let early = (give_up(&mut a, polls).await, give_up(&mut b, polls).await);
@@ -482,7 +481,7 @@ fn a_link_that_is_offered_wrongly_is_not_attached_to() {
         let made = b.meeting.link().await.unwrap();
         b.publish(Phase::Offered(a.mine.epoch)).await;
         a.sees(b.mine.phase).await;
-        let path = "/local/domain/9/data/idc/disk/7";
+        let path = "/local/domain/9/data/idc/disk@/7";
         let good = host.store.read(path).unwrap();
         let [publication @ .., page, port, order] = &good.split(' ').collect::<Vec<_>>()[..] else {
             panic!("{good}")
@@ -555,7 +554,7 @@ fn an_end_without_memory_grants_or_ports_links_when_there_are_some_again() {
 fn pages_that_a_peer_keeps_are_exchanged_for_others() {
     host(async |host| {
         let (first, second) = (host.domain(7, Can::Both), host.domain(9, Can::Both));
-        let mut a = End::new(&first, "xen:9/disk", 1);
+        let mut a = End::new(&first, "any/disk", 1);
         let mut b = End::new(&second, "xen:7/disk", 2);
         let mut kept = Vec::new();
         for round in 1..=3 {
@@ -569,14 +568,12 @@ fn pages_that_a_peer_keeps_are_exchanged_for_others() {
         let reserve = b.meeting.part().await;
         assert_eq!((second.pages().quarantined_pages, second.pages().pages), (9, 12));
         // What has come back serves another connection.
-        let mut c = second.meet(&"xen:7/other".parse().unwrap(), reserve);
-        let mut of_c = End::new(&first, "xen:9/other", 3);
-        c.publish(&b.mine).await.unwrap();
-        of_c.idle().await;
-        of_c.sees(b.mine.phase).await;
-        c.changed().await.unwrap();
-        drop(c.link().await.unwrap());
-        drop(c.part().await);
+        let meeting = second.meet(&"xen:7/other".parse().unwrap(), reserve);
+        let mut c = End { meeting, mine: b.mine };
+        let mut of_c = End::new(&first, "any/other", 3);
+        meet(&mut c, &mut of_c).await;
+        drop(c.meeting.link().await.unwrap());
+        c.part().await;
         assert_eq!(second.pages().pages, 9);
         kept.clear();
         host.until(|| second.pages().pages == 0).await;

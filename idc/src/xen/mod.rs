@@ -127,7 +127,7 @@ impl<M: Machine, N: Neighbour> Transport for XenTransport<M, N> {
         let Address { place, service } = address;
         match *place {
             Place::Domain(domain) if domain != core.domain => {
-                let other = Other::new(&core, domain, service);
+                let other = Other::host(&core, domain, service);
                 Meeting::new(core, reserve, Some(other), None)
             }
             Place::Anyone => {

@@ -1,9 +1,10 @@
 //! A meeting: each end's publication is a node in its own folder, which the other end can read.
 //!
-//! The node of domain M for domain P is `data/idc/SERVICE/P` below M's home: only M and dom0 can
-//! write there, so the path says who wrote it. Its text is the publication, and what this end can
-//! do with pages: `grant`, `map` or `both`. An end that offers a link adds the first page's grant,
-//! the port, and the order.
+//! The node of domain M for domain P is below M's home: `data/idc/SERVICE/P` if M visits P, and
+//! `data/idc/SERVICE@/P` if M waits for visitors, so two domains can serve each other. Only M and
+//! dom0 can write there, so the path says who wrote it. The text is the publication, and what this
+//! end can do with pages: `grant`, `map` or `both`. An end that offers a link adds the first page's
+//! grant, the port, and the order.
 
 use super::door::{DOOR, Visitor, Waiting, knock};
 use super::link::{Link, MAX_ORDER, Offer, Reserve};
@@ -72,27 +73,45 @@ pub struct Meeting<M: Machine, N: Neighbour> {
     seen: Option<Seen>,
     /// What `changed` last returned.
     told: Option<Publication>,
+    /// What the host showed when this end began the present attempt, until it shows something else.
+    /// It may be a dead one's: then another one has to be told of this end.
+    unanswered: Option<Option<Seen>>,
     warned: bool,
 }
 
 impl Other {
-    /// An end whose address is known.
-    pub(super) fn new<M: Machine, N: Neighbour>(
+    /// An end that this one visits.
+    pub(super) fn host<M: Machine, N: Neighbour>(
         core: &Core<M, N>,
         domain: DomId,
         service: &Service,
     ) -> Self {
+        let (visits, waits) = (service.to_string(), format!("{service}@"));
         let knock = knock(service, core.domain);
-        let watched = core.peers.watch(domain, service.to_string(), knock.clone());
-        let own = format!("{}/{service}", folder(core.domain));
+        Other {
+            knock: format!("{}/{DOOR}/{knock}", folder(domain)),
+            ..Other::new(core, domain, service.instance(), [&visits, &waits], knock)
+        }
+    }
+
+    /// An end whose node is in the second of these folders of its domain.
+    fn new<M: Machine, N: Neighbour>(
+        core: &Core<M, N>,
+        domain: DomId,
+        instance: u32,
+        [own, other]: [&str; 2],
+        knock: String,
+    ) -> Self {
+        let watched = core.peers.watch(domain, other.to_string(), knock);
+        let own = format!("{}/{own}", folder(core.domain));
         Other {
             domain,
-            instance: service.instance(),
+            instance,
             watched,
             mine: format!("{own}/{domain}"),
             folder: own,
-            theirs: format!("{}/{service}/{}", folder(domain), core.domain),
-            knock: format!("{}/{DOOR}/{knock}", folder(domain)),
+            theirs: format!("{}/{other}/{}", folder(domain), core.domain),
+            knock: String::new(),
             is_knocked: false,
             is_made: false,
             is_shown: false,
@@ -104,7 +123,20 @@ impl Other {
     /// An end that has come to this one's door.
     fn visitor<M: Machine, N: Neighbour>(core: &Core<M, N>, visitor: Visitor) -> Self {
         let Visitor { domain, service, knock } = visitor;
-        Other { knock, is_knocked: true, ..Other::new(core, domain, &service) }
+        let (visits, waits) = (service.to_string(), format!("{service}@"));
+        let folders = [waits.as_str(), visits.as_str()];
+        let other = Other::new(core, domain, service.instance(), folders, String::new());
+        Other { knock, is_knocked: true, ..other }
+    }
+
+    /// Reads the other end's node.
+    async fn read(&self, store: &Store) -> Result<Option<Seen>, Errno> {
+        match store.read_string(&self.theirs).await {
+            Ok(text) => Ok(decode(&text)),
+            // It is not there, or not for this end; or there is no such domain.
+            Err(Errno::ENOENT | Errno::EACCES | Errno::EPROTO) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Makes this end's node in the other end's door, if that has one.
@@ -126,8 +158,8 @@ impl<M: Machine, N: Neighbour> Meeting<M, N> {
         other: Option<Other>,
         visitors: Option<Waiting>,
     ) -> Self {
-        let (mine, offer, seen, told, warned) = Default::default();
-        Meeting { core, reserve, other, visitors, mine, offer, seen, told, warned }
+        let (mine, offer, seen, told, unanswered, warned) = Default::default();
+        Meeting { core, reserve, other, visitors, mine, offer, seen, told, unanswered, warned }
     }
 
     /// What this end can do.
@@ -146,12 +178,7 @@ impl<M: Machine, N: Neighbour> Meeting<M, N> {
     async fn look(&mut self) -> Result<(), Errno> {
         let (store, own) = (self.core.store.clone(), self.core.domain);
         let Some(other) = &mut self.other else { return Ok(()) };
-        self.seen = match store.read_string(&other.theirs).await {
-            Ok(text) => decode(&text),
-            // It is not there, or not for this end; or there is no such domain.
-            Err(Errno::ENOENT | Errno::EACCES | Errno::EPROTO) => None,
-            Err(error) => return Err(error),
-        };
+        self.seen = other.read(&store).await?;
         let node = |publication: Publication| publication.node;
         let is_same = self.seen.map(|seen| node(seen.publication)) == self.told.map(node);
         if self.seen.is_none() && self.visitors.is_some() {
@@ -163,7 +190,8 @@ impl<M: Machine, N: Neighbour> Meeting<M, N> {
         self.show().await?;
         self.warn();
         let Some(other) = &mut self.other else { return Ok(()) };
-        if self.seen.is_some() {
+        self.unanswered = self.unanswered.filter(|before| *before == self.seen);
+        if self.seen.is_some() && self.unanswered.is_none() {
             if other.is_knocked && other.is_shown {
                 // It may be gone already.
                 let _ = store.rm(&other.knock).await;
@@ -290,6 +318,10 @@ impl<M: Machine, N: Neighbour> transport::Meeting for Meeting<M, N> {
         }
         if let Some(other) = &mut self.other {
             other.is_shown = false;
+            if mine.phase == Phase::Idle && self.visitors.is_none() {
+                self.unanswered = Some(other.read(&self.core.store).await?);
+                other.is_stale = true;
+            }
         }
         self.show().await
     }
