@@ -15,7 +15,6 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::convert::Infallible;
-use core::future::Future;
 use core::pin::pin;
 use futures_util::future::{Either, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -211,9 +210,8 @@ impl<T: Transport> Server<'_, T> {
                 read += match &result {
                     Ok(entry) => {
                         let start = (transfer.offset + done) as usize + read;
-                        let piece = entry.buffer.slice(start..start + len - read);
-                        let read = reader.read(piece.shared());
-                        match unless_revoked(entry, read).await {
+                        let range = start..start + len - read;
+                        match entry.access(range, async |to| reader.read(to).await).await {
                             Some(count) => count?,
                             None => {
                                 result = Err(End::Revoked);
@@ -255,8 +253,8 @@ async fn give(
                 continue;
             }
             let start = (transfer.offset + done) as usize + written;
-            let piece = entry.buffer.slice(start..start + len - written);
-            match unless_revoked(entry, writer.write(piece.shared())).await {
+            let range = start..start + len - written;
+            match entry.access(range, async |from| writer.write(from).await).await {
                 Some(count) => written += count?,
                 None => revoked = true,
             }
@@ -267,15 +265,6 @@ async fn give(
         done += len as u64;
     }
     Ok(End::Done)
-}
-
-/// The result of an access to a buffer, unless the buffer is unregistered first. That is looked at
-/// before each attempt, so no access follows.
-async fn unless_revoked<T>(entry: &Entry, access: impl Future<Output = T>) -> Option<T> {
-    match select(pin!(entry.revoked()), pin!(access)).await {
-        Either::Left(((), _)) => None,
-        Either::Right((result, _)) => Some(result),
-    }
 }
 
 pub(super) async fn read_header(

@@ -6,8 +6,11 @@ use crate::transport::Transport;
 use crate::wire::{End, Transfer};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use core::cell::{Cell, RefCell};
-use xen::{Errno, WaitList};
+use core::cell::RefCell;
+use core::ops::Range;
+use core::pin::pin;
+use futures_util::future::{Either, select};
+use xen::{Errno, Shared, WaitList};
 
 /// The buffers that other ends may transfer to or from.
 #[derive(Default)]
@@ -17,10 +20,11 @@ pub(crate) struct Table {
 
 /// A registered buffer.
 pub(crate) struct Entry {
-    pub(crate) buffer: LocalBuffer,
+    /// `None` when it is unregistered. A transfer that waits for its user keeps none of the memory.
+    buffer: RefCell<Option<LocalBuffer>>,
+    len: usize,
     rights: Rights,
     key: Key,
-    revoked: Cell<bool>,
     /// Transfers, which end when the buffer is unregistered.
     transfers: WaitList,
 }
@@ -43,7 +47,7 @@ impl Table {
     fn remove(&self, id: u32) {
         let entry = self.entries.borrow_mut()[id as usize].take();
         if let Some(entry) = entry {
-            entry.revoked.set(true);
+            drop(entry.buffer.take());
             entry.transfers.wake_all();
         }
     }
@@ -59,16 +63,26 @@ impl Table {
             return Err(End::Forbidden);
         }
         match transfer.offset.checked_add(transfer.length) {
-            Some(end) if end <= entry.buffer.len() as u64 => Ok(entry.clone()),
+            Some(end) if end <= entry.len as u64 => Ok(entry.clone()),
             _ => Err(End::OutOfRange),
         }
     }
 }
 
 impl Entry {
-    /// Waits until the buffer is unregistered.
-    pub(crate) async fn revoked(&self) {
-        self.transfers.until(|| self.revoked.get().then_some(())).await;
+    /// The result of an access to some of the bytes, unless the buffer is unregistered first. That
+    /// is looked at before each attempt, so no access follows.
+    pub(crate) async fn access<T>(
+        &self,
+        range: Range<usize>,
+        access: impl AsyncFnOnce(Shared<'_>) -> T,
+    ) -> Option<T> {
+        let piece = self.buffer.borrow().as_ref()?.slice(range);
+        let revoked = self.transfers.until(|| self.buffer.borrow().is_none().then_some(()));
+        match select(pin!(revoked), pin!(access(piece.shared()))).await {
+            Either::Left(((), _)) => None,
+            Either::Right((result, _)) => Some(result),
+        }
     }
 }
 
@@ -101,10 +115,10 @@ impl<T: Transport> Node<T> {
     pub fn register(&self, buffer: &LocalBuffer, rights: Rights) -> Result<Registration<T>, Errno> {
         let key = Key(self.random());
         let entry = Entry {
-            buffer: buffer.clone(),
+            buffer: RefCell::new(Some(buffer.clone())),
+            len: buffer.len(),
             rights,
             key,
-            revoked: Cell::new(false),
             transfers: WaitList::default(),
         };
         let id = self.table().add(entry)?;
@@ -112,5 +126,33 @@ impl<T: Transport> Node<T> {
         let len = buffer.len() as u64;
         let reference = RemoteBuffer { node: self.id(), domain, host, id, key, len, rights };
         Ok(Registration { node: self.clone(), id, reference })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::future::pending;
+    use futures_util::FutureExt;
+
+    #[test]
+    fn a_transfer_that_waits_keeps_no_memory_of_a_buffer_that_is_unregistered() {
+        let (table, buffer) = (Table::default(), LocalBuffer::new(8));
+        let entry = Entry {
+            buffer: RefCell::new(Some(buffer.clone())),
+            len: 8,
+            rights: Rights::READ,
+            key: Key([1; 16]),
+            transfers: WaitList::default(),
+        };
+        let id = table.add(entry).unwrap();
+        let transfer = Transfer { id, key: Key([1; 16]), offset: 0, length: 8 };
+        let entry = table.find(&transfer, Rights::READ).unwrap();
+        let mut access = pin!(entry.access(0..8, async |_| pending::<()>().await));
+        assert_eq!(access.as_mut().now_or_never(), None);
+        table.remove(id);
+        assert_eq!(access.now_or_never(), Some(None));
+        assert_eq!(Rc::strong_count(&buffer.memory), 1);
+        assert_eq!(entry.access(0..8, async |_| ()).now_or_never(), Some(None));
     }
 }
