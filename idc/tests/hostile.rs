@@ -4,16 +4,18 @@ mod net;
 #[allow(dead_code, reason = "each test crate uses its own part")]
 mod suite;
 
-use edge_nal::TcpConnect;
+use edge_nal::{TcpAccept, TcpBind, TcpConnect};
 use embedded_io_async::{ErrorKind, Read, Write};
 use futures_executor::LocalSpawner;
+use futures_util::future::{Either, select};
 use idc::life::{Epoch, NodeId, Phase, Publication};
 use idc::testing::{FakeNet, FakeSocket};
 use idc::wire::{HEADER_LEN, Header, Hello, Kind};
-use idc::{Address, Event, LocalBuffer, Node, Place, Quota, Service};
+use idc::{Address, Event, LocalBuffer, Node, Place, Quota, RemoteBuffer, Rights, Service};
 use net::{CAPACITY, SERVER, Transport, address, host, node};
 use std::future::Future;
-use suite::{End, create};
+use std::pin::pin;
+use suite::{Couriers, End, create};
 
 /// A node, and others that do to it what they want.
 struct Stage {
@@ -40,10 +42,7 @@ impl Stage {
 
     /// Somebody who has dialled the node.
     async fn hostile(&self, ip: [u8; 4]) -> Hostile {
-        let socket = host(&self.net, ip).connect(address(SERVER)).await.unwrap();
-        let (node, epoch) = (NodeId([ip[3]; 16]), Epoch(1));
-        let (phase, met, quota) = (Phase::Idle, Epoch(0), Quota::default());
-        Hostile { socket, mine: Publication { node, epoch, phase, met, quota } }
+        Hostile::new(host(&self.net, ip).connect(address(SERVER)).await.unwrap(), ip[3])
     }
 }
 
@@ -54,6 +53,12 @@ struct Hostile {
 }
 
 impl Hostile {
+    fn new(socket: FakeSocket, node: u8) -> Hostile {
+        let (node, epoch) = (NodeId([node; 16]), Epoch(1));
+        let (phase, met, quota) = (Phase::Idle, Epoch(0), Quota::default());
+        Hostile { socket, mine: Publication { node, epoch, phase, met, quota } }
+    }
+
     async fn send(&mut self, bytes: &[u8]) -> Result<(), ErrorKind> {
         self.socket.write_all(bytes).await
     }
@@ -96,6 +101,15 @@ impl Hostile {
                 return hello.publication;
             }
         }
+    }
+
+    /// Lets a visitor of any service connect, as an end that keeps to the protocol would.
+    async fn let_in(&mut self) {
+        let (_, hello) = self.receive().await.unwrap();
+        let service = Hello::from_bytes(&hello).unwrap().service;
+        self.hello(&service, Phase::Idle).await.unwrap();
+        let other = self.sees(Phase::Offered(self.mine.epoch)).await;
+        self.hello(&service, Phase::Ready(other.epoch)).await.unwrap();
     }
 
     /// Connects with the service, as an end that keeps to the protocol would.
@@ -143,5 +157,41 @@ fn however_many_slots_an_end_offers_the_other_end_uses_few_of_them() {
         server.connected().await;
         let send = |_: &u32| server.endpoint.try_message(LocalBuffer::new(0)).is_some();
         assert_eq!((0..u32::MAX).take_while(send).count(), 1024);
+    });
+}
+
+#[test]
+fn a_transfer_with_a_silent_owner_can_be_given_up_for_one_with_another_owner() {
+    stage(async |stage| {
+        suite::serve_buffers(&stage.spawner, &stage.node);
+        let registration = stage.node.register(&suite::pattern(100), Rights::READ).unwrap();
+        let reference = registration.reference();
+        // The hostile owner's node is in bytes 16 to 32, its address in 48 to 64.
+        let mut bytes = reference.to_bytes();
+        bytes[16..32].fill(9);
+        bytes[63] = 9;
+        let of_hostile = RemoteBuffer::from_bytes(&bytes).unwrap();
+        let at = address([10, 0, 0, 9]);
+        let acceptor = host(&stage.net, [10, 0, 0, 9]).bind(at).await.unwrap();
+
+        let user = node(&stage.net, &stage.spawner, [10, 0, 0, 2]).await;
+        let Couriers { mut courier, driver: _driver } = suite::courier(&stage.spawner, &user);
+        let copy = LocalBuffer::new(100);
+        let mut hostile = None;
+        let silent = async {
+            let (_, socket) = acceptor.accept().await.unwrap();
+            let mut end = Hostile::new(socket, 9);
+            end.let_in().await;
+            let (asked, _) = end.receive().await.unwrap();
+            assert_eq!(asked.kind, Kind::Read);
+            hostile = Some(end);
+        };
+        let transfer = Box::pin(courier.receive(&of_hostile, 0, &copy));
+        let Either::Right(((), transfer)) = select(transfer, pin!(silent)).await else {
+            panic!("nobody has answered");
+        };
+        drop(transfer);
+        courier.receive(&reference, 0, &copy).await.unwrap();
+        assert_eq!(copy.to_vec(), suite::pattern(100).to_vec());
     });
 }

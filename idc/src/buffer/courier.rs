@@ -63,7 +63,10 @@ fn result(end: End) -> Result<(), TransferError> {
 
 /// Transfers bytes, one transfer at a time. It keeps the connection with the latest owner.
 ///
-/// Dropping it ends its driver.
+/// A transfer waits as long as its owner is there, even if it does nothing. The future may be
+/// dropped: if the transfer has begun, this ends the connection, and bytes may have been moved.
+///
+/// Dropping the courier ends its driver.
 pub struct Courier {
     core: Rc<Core>,
 }
@@ -71,6 +74,10 @@ pub struct Courier {
 struct Core {
     number: u32,
     job: RefCell<Option<Job>>,
+    /// Whether the job has begun.
+    started: Cell<bool>,
+    /// Whether a job was given up that had begun, so that its link is in the middle of something.
+    given_up: Cell<bool>,
     /// At how many places the job's owner was not.
     attempt: Cell<usize>,
     /// Until when the owner is looked for at a place.
@@ -102,6 +109,8 @@ impl Courier {
         let core = Rc::new(Core {
             number: resource.node.next_courier(),
             job: RefCell::default(),
+            started: Cell::new(false),
+            given_up: Cell::new(false),
             attempt: Cell::new(0),
             deadline: Cell::new(Instant::MIN),
             result: Cell::new(None),
@@ -141,14 +150,26 @@ impl Courier {
         local: &LocalBuffer,
     ) -> Result<(), TransferError> {
         let core = &self.core;
-        // A transfer whose future was dropped may be on its way.
-        core.user.until(|| core.job.borrow().is_none().then_some(())).await;
         core.result.set(None);
         core.attempt.set(0);
         core.deadline.set(Instant::now() + SEARCH);
         *core.job.borrow_mut() = Some(Job { remote: *remote, kind, at, local: local.clone() });
+        let _given_up = GiveUp(core);
         core.driver.wake_all();
         core.user.until(|| core.result.take()).await
+    }
+}
+
+/// Gives the job up, if there is one when this is dropped.
+struct GiveUp<'a>(&'a Core);
+
+impl Drop for GiveUp<'_> {
+    fn drop(&mut self) {
+        let GiveUp(core) = self;
+        if core.job.take().is_some() && core.started.take() {
+            core.given_up.set(true);
+            core.driver.wake_all();
+        }
     }
 }
 
@@ -169,8 +190,8 @@ impl Core {
             };
             self.deadline.set(Instant::now() + SEARCH);
             let address = Address { place, service: Service::buffers(self.number) };
-            let (owner, started) = Default::default();
-            let visit = Visit { core: self, place, node: &node, owner, started };
+            self.given_up.set(false);
+            let visit = Visit { core: self, place, node: &node, owner: Cell::new(None) };
             resource.reserve = drive(&node, &address, resource.reserve, &visit).await;
         }
         resource
@@ -208,8 +229,6 @@ struct Visit<'a, T: Transport> {
     node: &'a Node<T>,
     /// The node that this end is connected with.
     owner: Cell<Option<NodeId>>,
-    /// Whether a job is being carried out.
-    started: Cell<bool>,
 }
 
 impl<T: Transport> Visit<'_, T> {
@@ -292,7 +311,9 @@ impl<T: Transport> Client for Visit<'_, T> {
     }
 
     fn is_destroyed(&self) -> bool {
-        self.core.destroyed.get() || (self.core.job.borrow().is_some() && self.job().is_none())
+        let core = self.core;
+        let is_elsewhere = core.job.borrow().is_some() && self.job().is_none();
+        core.destroyed.get() || core.given_up.get() || is_elsewhere
     }
 
     async fn destroyed(&self) {
@@ -327,11 +348,13 @@ impl<T: Transport> Client for Visit<'_, T> {
                 self.core.look_elsewhere();
                 continue;
             }
-            self.started.set(true);
+            self.core.started.set(true);
             let result = self.carry_out(&job, &mut reader, &mut writer).await;
             match result {
+                // It was another job's.
+                _ if self.core.given_up.get() => return Errno::EPIPE,
                 Ok(result) => {
-                    self.started.set(false);
+                    self.core.started.set(false);
                     self.core.finish(result);
                 }
                 Err(error) => return error,
@@ -341,7 +364,7 @@ impl<T: Transport> Client for Visit<'_, T> {
 
     async fn disconnect(&self) {
         self.owner.set(None);
-        if self.started.take() {
+        if self.core.started.take() {
             self.core.finish(Err(TransferError::Disconnected));
         }
     }
