@@ -26,14 +26,16 @@ mod qmp;
 mod ssh;
 mod state;
 mod tree;
+mod xen_program;
 
 pub use bridge::Interface;
 pub use dom0::{Dom0, Output};
 pub use domain::Domain;
 pub use linux::LinuxEnds;
-pub use linux_server::{INIT_RUNS, LinuxServer};
+pub use linux_server::{INIT_RUNS, LinuxServer, Needs};
 pub use machine::{Booting, Lab};
 pub use process::{Kept, owned};
 pub use qemu::{Accel, Options, dom0_port};
 pub use state::{keeper, qemu_id};
 pub use tree::Tree;
+pub use xen_program::build as build_xen_program;

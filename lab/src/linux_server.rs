@@ -1,5 +1,5 @@
-//! A Linux guest that runs one program over its network interface: what a service without this
-//! project's kernel would be, as small as Debian's kernel permits.
+//! A Linux guest that runs one program: what a service without this project's kernel would be, as
+//! small as Debian's kernel permits.
 
 use crate::archive::{EXECUTABLE, READABLE};
 use crate::cache;
@@ -15,7 +15,31 @@ use std::path::{Path, PathBuf};
 pub const INIT_RUNS: &str = "lab: init runs";
 
 const APPLETS: &[&str] = &["insmod", "ip", "mount", "sh"];
-const MODULES: &[&str] = &["xen-netfront"];
+
+/// What the program needs of Linux.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// A network interface.
+    Network,
+    /// Pages and event channels that it shares with other domains' programs.
+    Neighbours,
+}
+
+impl Needs {
+    fn modules(self) -> &'static [&'static str] {
+        match self {
+            Needs::Network => &["xen-netfront"],
+            Needs::Neighbours => &["xen-evtchn", "xen-gntalloc", "xen-gntdev"],
+        }
+    }
+
+    fn file(self) -> &'static str {
+        match self {
+            Needs::Network => "linux-server.cpio",
+            Needs::Neighbours => "linux-neighbour.cpio",
+        }
+    }
+}
 
 /// A Linux guest's kernel and initramfs.
 pub struct LinuxServer {
@@ -27,17 +51,18 @@ pub struct LinuxServer {
 
 impl LinuxServer {
     /// Writes the initramfs of a guest that runs the host's `program`.
-    pub fn build(tree: &Tree, program: &Path, say: &dyn Fn(&str)) -> Result<Self> {
+    pub fn build(tree: &Tree, needs: Needs, program: &Path, say: &dyn Fn(&str)) -> Result<Self> {
         let _lock = cache::lock(&tree.cache())?;
         let packages = Packages::get(tree, say)?;
         let server = Self {
             kernel: tree.cache().join("vmlinuz"),
-            initramfs: tree.cache().join("linux-server.cpio"),
+            initramfs: tree.cache().join(needs.file()),
         };
         let mut archive = small_guest(&server.initramfs, APPLETS)?;
         archive.copy(&tree.linux().join("serve"), "/init", EXECUTABLE)?;
         let mut order = String::new();
-        for module in modules::resolve(&packages.path("/lib/modules"), MODULES.iter().copied())? {
+        let modules = needs.modules().iter().copied();
+        for module in modules::resolve(&packages.path("/lib/modules"), modules)? {
             let file = format!("{}.ko", module.name);
             archive.file(&format!("/modules/{file}"), READABLE, &module.content)?;
             order += &format!("{file}\n");
@@ -51,9 +76,10 @@ impl LinuxServer {
         Ok(server)
     }
 
-    /// The kernel's command line: the interface's `address` with its network's length, and the
-    /// program's words.
-    pub fn command_line(&self, address: &str, words: &str) -> String {
-        format!("console=hvc0 quiet rdinit=/init address={address} run=\\\"{words}\\\"")
+    /// The kernel's command line: the program's words, and the interface's `address` with its
+    /// network's length, if it has one.
+    pub fn command_line(&self, address: Option<&str>, words: &str) -> String {
+        let address = address.map_or(String::new(), |address| format!(" address={address}"));
+        format!("console=hvc0 quiet rdinit=/init{address} run=\\\"{words}\\\"")
     }
 }

@@ -2,12 +2,12 @@
 
 use crate::{Figures, wait_until};
 use anyhow::{Context, Result, bail};
-use lab::{Dom0, Domain, INIT_RUNS, Interface, LinuxEnds, LinuxServer, Tree};
+use lab::{Dom0, Domain, INIT_RUNS, Interface, LinuxEnds, LinuxServer, Needs, Tree};
 use std::cell::Cell;
 use std::time::Duration;
 
 /// The time limit of the client, and of waiting.
-const PATIENCE: Duration = Duration::from_secs(1200);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1200);
 /// The time limit of what comes before and after a measurement.
 pub(crate) const READY: Duration = Duration::from_secs(120);
 
@@ -86,6 +86,23 @@ pub struct Turn {
     pub failures: Vec<String>,
 }
 
+impl Turn {
+    /// Adds the lines that a client prints: figures, and failures.
+    pub(crate) fn read(&mut self, output: &str) -> Result<()> {
+        for line in output.lines() {
+            match line.split_once(' ') {
+                Some(("failed", reason)) => self.failures.push(reason.to_owned()),
+                Some((name, value)) => {
+                    let value = value.parse().with_context(|| line.to_owned())?;
+                    self.figures.insert(name.to_owned(), value);
+                }
+                None => bail!("the client prints {line:?}"),
+            }
+        }
+        Ok(())
+    }
+}
+
 /// dom0 with all programs.
 pub struct Bench<'a> {
     pub(crate) dom0: &'a Dom0,
@@ -102,7 +119,7 @@ impl<'a> Bench<'a> {
         let tree = Tree::here();
         let examples = tree.target().join("host/examples");
         let (client, program) = (examples.join("client"), examples.join("linux"));
-        let linux = LinuxServer::build(&tree, &program, say)?;
+        let linux = LinuxServer::build(&tree, Needs::Network, &program, say)?;
         dom0.push(&client, "/root/client")?;
         dom0.push(&program, "/root/linux")?;
         dom0.push(&linux.kernel, "/root/vmlinuz")?;
@@ -173,16 +190,7 @@ impl<'a> Bench<'a> {
         let output =
             self.dom0.run_within(&format!("ulimit -n 200000; {words} {phases}"), PATIENCE)?;
         let mut turn = Turn { failures, ..Turn::default() };
-        for line in output.lines() {
-            match line.split_once(' ') {
-                Some(("failed", reason)) => turn.failures.push(reason.to_owned()),
-                Some((name, value)) => {
-                    let value = value.parse().with_context(|| line.to_owned())?;
-                    turn.figures.insert(name.to_owned(), value);
-                }
-                None => bail!("the client prints {line:?}"),
-            }
-        }
+        turn.read(&output)?;
         if let Some(domain) = &servers.domain
             && !turn.figures.contains_key("boot_ms")
         {
@@ -218,7 +226,7 @@ impl<'a> Bench<'a> {
                 guest(ours(&vif, &words)?, format!("{own}:{PORT}"))
             }
             Rival::Linux => {
-                let cmdline = self.linux.command_line(&format!("{own}/25"), &words);
+                let cmdline = self.linux.command_line(Some(&format!("{own}/25")), &words);
                 let config = format!(
                     "{GUEST}kernel = \"/root/vmlinuz\"\nramdisk = \"/root/linux.cpio\"\n{vif}\n\
                      cmdline = \"{cmdline}\"\n"
