@@ -2,11 +2,13 @@
 //! choose, measured by one client in dom0, in one boot of the lab.
 //!
 //! [`Bench::prepare`] brings the programs into dom0, [`Bench::measure`] runs the servers of one
-//! [`Rival`] once, [`Bench::system_calls`] counts those of xensockd. [`report`] makes a table of
-//! the medians and compares them with the targets; [`chart`] draws them.
+//! [`Rival`] once, [`Bench::system_calls`] counts those of xensockd. [`Idc`](idc::Idc) compares
+//! ways to carry bytes between two domains. [`report`] makes tables of the medians and compares
+//! them with the targets; [`chart`] draws them.
 #![forbid(unsafe_code)]
 
 pub mod chart;
+pub mod idc;
 pub mod report;
 mod rivals;
 mod strace;

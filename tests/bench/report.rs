@@ -1,5 +1,6 @@
 //! The table of the medians, and the comparison with the targets.
 
+use crate::idc::VCHAN;
 use crate::{Figures, Rival};
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
@@ -50,23 +51,52 @@ const ROWS: &[(&str, &str)] = &[
     ("request_system_calls_each", "xensockd's system calls per request of 64"),
 ];
 
-/// The table. Each figure is followed by its ratio to that of dom0's loopback, or to XenSock's if
-/// loopback has none.
+/// The rows of IDC's table.
+const IDC_ROWS: &[(&str, &str)] = &[
+    ("out_mib_per_s", "bulk out, MiB/s"),
+    ("in_mib_per_s", "bulk in, MiB/s"),
+    ("round_trip_us", "round trip of 64 bytes, median, us"),
+    ("round_trip_p99_us", "  99th percentile, us"),
+    ("messages_per_s", "messages/s, 64 bytes each"),
+    ("out_guest_cpu_s_per_gib", "guest CPU per GiB out, s"),
+    ("in_guest_cpu_s_per_gib", "guest CPU per GiB in, s"),
+    ("round_trip_guest_cpu_ms_each", "guest CPU per round trip, ms"),
+    ("message_guest_cpu_ms_each", "guest CPU per message, ms"),
+    ("out_client_cpu_s_per_gib", "client's CPU per GiB out, s"),
+    ("in_client_cpu_s_per_gib", "client's CPU per GiB in, s"),
+    ("round_trip_client_cpu_ms_each", "client's CPU per round trip, ms"),
+    ("message_client_cpu_ms_each", "client's CPU per message, ms"),
+];
+
+/// The table of the sockets. Each figure is followed by its ratio to that of dom0's loopback, or to
+/// XenSock's if loopback has none.
 pub fn table(results: &Results) -> String {
+    let bases = [Rival::Loopback, Rival::XenSock].map(Rival::name);
+    grid(results, &Rival::ALL.map(Rival::name), ROWS, &bases)
+}
+
+/// The table of IDC.
+pub fn idc_table(results: &Results) -> String {
+    grid(results, &[VCHAN], IDC_ROWS, &[])
+}
+
+/// A table of some figures, of which some are the `bases`: the first one that has a figure is what
+/// the others are divided by.
+fn grid(results: &Results, columns: &[&str], rows: &[(&str, &str)], bases: &[&str]) -> String {
     let mut text = format!("{:42}", "");
-    for rival in Rival::ALL {
-        text += &format!("{:>20}", rival.name());
+    for column in columns {
+        text += &format!("{column:>20}");
     }
     text.push('\n');
-    for (name, meaning) in ROWS {
-        let value = |rival: Rival| results.get(rival.name())?.get(*name).copied();
-        if Rival::ALL.into_iter().all(|rival| value(rival).is_none()) {
+    for (name, meaning) in rows {
+        let value = |column: &str| results.get(column)?.get(*name).copied();
+        if columns.iter().all(|column| value(column).is_none()) {
             continue;
         }
-        let base = value(Rival::Loopback).or(value(Rival::XenSock));
+        let base = bases.iter().find_map(|base| value(base));
         text += &format!("{meaning:42}");
-        for rival in Rival::ALL {
-            let cell = value(rival).map_or("-".to_owned(), |value| {
+        for column in columns {
+            let cell = value(column).map_or("-".to_owned(), |value| {
                 let ratio = base.filter(|base| *base > 0.0).map(|base| value / base);
                 let ratio = ratio.map_or(String::new(), |ratio| format!(" {ratio:6.2}x"));
                 format!("{}{ratio}", short(value))

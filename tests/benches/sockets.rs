@@ -5,6 +5,7 @@
 //! of a bulk transfer, and the number of connections that stay open.
 
 use anyhow::{Context, Result};
+use bench::idc::{Idc, VCHAN};
 use bench::report::{self, NATIVE, Results};
 use bench::{Bench, Figures, Plan, Rival, Work, chart, medians, sum};
 use lab::{Lab, LinuxEnds, Options, Tree};
@@ -35,6 +36,7 @@ fn main() -> Result<()> {
     options.add_built(&tree)?;
     let lab = Lab::boot(&tree, &options, &|text| say(&format!("lab: {text}")))?;
     let bench = Bench::prepare(&lab, &|text| say(&format!("lab: {text}")))?;
+    let idc = Idc::prepare(&lab, &|text| say(&format!("lab: {text}")))?;
     bench.tune()?;
     for rival in Rival::ALL {
         say(&format!("{}: {}", rival.name(), rival.meaning()));
@@ -62,6 +64,11 @@ fn main() -> Result<()> {
                 Err(error) => say(&format!("  {} failed: {error:#}", rival.name())),
             }
         }
+        say(&format!("round {round} of {rounds}: {VCHAN}"));
+        match idc.vchan(plan) {
+            Ok(turn) => all.entry(VCHAN).or_default().push(turn.figures),
+            Err(error) => say(&format!("  {VCHAN} failed: {error:#}")),
+        }
         if round == rounds {
             say("counting xensockd's system calls");
             let mut figures = Figures::new();
@@ -79,7 +86,7 @@ fn main() -> Result<()> {
         results = summary(&bench, &all, &folder)?;
     }
 
-    println!("\n{}", report::table(&results));
+    println!("\n{}\n{}", report::table(&results), report::idc_table(&results));
     println!("{:62} {:>15} {:>8}", "target", "limit", "figure");
     for target in report::targets(&results) {
         println!("{target}");
@@ -101,6 +108,9 @@ fn summary(
             figures.extend(bench.sizes(rival)?);
             results.insert(rival.name().to_owned(), figures);
         }
+    }
+    if let Some(rounds) = all.get(VCHAN) {
+        results.insert(VCHAN.to_owned(), medians(rounds));
     }
     if let Ok(output) = fs::read_to_string(folder.join("pair.txt")) {
         results.insert(NATIVE.to_owned(), report::native(&output));
