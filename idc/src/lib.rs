@@ -15,6 +15,7 @@
 //! | [`tcp`] | the transport over TCP |
 //! | [`either`] | two transports, between which the address decides |
 //! | [`wire`] | the frames on a link |
+//! | `exam` | what two ends can see of each other, tried (feature `exam`) |
 //! | `testing` | a TCP network in memory, for tests (feature `testing`) |
 #![no_std]
 #![allow(async_fn_in_trait, reason = "everything is for one thread")]
@@ -27,6 +28,8 @@ mod connection;
 mod driver;
 pub mod either;
 pub mod endpoint;
+#[cfg(feature = "exam")]
+pub mod exam;
 pub mod life;
 pub mod node;
 pub mod publication;

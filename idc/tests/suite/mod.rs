@@ -476,6 +476,37 @@ pub async fn an_unregistered_buffer_is_not_accessed_again_in_the_middle_of_a_tra
     }
 }
 
+/// Passes the exam, and has it under load.
+pub async fn the_exam_is_passed(rig: Rig<impl Transport + 'static, impl Transport + 'static>) {
+    use idc::exam::{examine, load, serve};
+    let serves = serve(&rig.server, &rig.at.0, 1);
+    let client = async {
+        let mut passed = 0;
+        let examined = examine(&rig.client, &rig.at.1, |step| {
+            println!("{step}");
+            passed += 1;
+        });
+        examined.await.unwrap();
+        assert_eq!(passed, 14);
+        let busy = Cell::new(false);
+        let load = load(&rig.client, &rig.at.1, |_| busy.set(true));
+        let is_busy = async {
+            while !busy.get() {
+                embassy_time::Timer::after_millis(1).await;
+            }
+        };
+        match select(pin!(load), pin!(is_busy)).await {
+            Either::Left((Err(error), _)) => panic!("{error}"),
+            Either::Left((Ok(never), _)) => match never {},
+            Either::Right(_) => {}
+        }
+    };
+    match select(pin!(serves), pin!(client)).await {
+        Either::Left((error, _)) => panic!("the service has ended: {error}"),
+        Either::Right(((), _)) => {}
+    }
+}
+
 /// Makes a test of each of the above with what `$rig` makes.
 #[macro_export]
 macro_rules! suite {
@@ -499,6 +530,7 @@ macro_rules! suite {
             transfers_that_are_not_allowed_fail_and_touch_nothing
             a_buffer_of_another_run_of_its_owner_cannot_be_reached
             an_unregistered_buffer_is_not_accessed_again_in_the_middle_of_a_transfer
+            the_exam_is_passed
         );
     };
 }
