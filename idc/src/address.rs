@@ -5,7 +5,7 @@
 use alloc::borrow::ToOwned;
 use alloc::string::String;
 use core::fmt;
-use core::net::SocketAddr;
+use core::net::{Ipv6Addr, SocketAddr};
 use core::str::FromStr;
 use thiserror::Error;
 use xen::DomId;
@@ -46,6 +46,21 @@ pub enum Place {
     /// Wherever the first visitor of the service comes from. Whatever the instance, any instance of
     /// the visitor's will do.
     Anyone,
+}
+
+impl Place {
+    /// The place without what whoever is there can choose at will: the port, and the lower half of
+    /// an IPv6 address.
+    pub(crate) fn origin(self) -> Place {
+        match self {
+            Place::Host(SocketAddr::V6(host)) => {
+                let ip = Ipv6Addr::from_bits(host.ip().to_bits() >> 64 << 64);
+                Place::Host((ip, 0).into())
+            }
+            Place::Host(host) => Place::Host((host.ip(), 0).into()),
+            other => other,
+        }
+    }
 }
 
 /// The name of a service, and which of several connections of the same two ends is meant.

@@ -25,8 +25,8 @@ pub(crate) trait Client {
     /// Waits until this end is to end for good.
     async fn destroyed(&self);
 
-    /// The other end is there.
-    async fn appear(&self);
+    /// The other end is there, at `place`.
+    async fn appear(&self, place: Place);
 
     /// A connection begins, with somebody at `place` who means this instance of the service.
     fn connect(&self, other: &Publication, place: Place, instance: u32);
@@ -112,7 +112,7 @@ impl<T: Transport, C: Client> End<'_, T, C> {
         let mut left = false;
         for notice in self.ours.take(step, self.seen.as_ref(), || self.node.next_epoch()) {
             match (notice, &self.seen) {
-                (Notice::Appear, _) => self.client.appear().await,
+                (Notice::Appear, _) => self.client.appear(self.meeting.place()).await,
                 (Notice::Connect, Some(other)) => {
                     self.client.connect(other, self.meeting.place(), self.meeting.instance());
                 }

@@ -251,7 +251,7 @@ impl Client for Core {
         self.destroying.until(|| self.destroyed.get().then_some(())).await;
     }
 
-    async fn appear(&self) {
+    async fn appear(&self, _place: Place) {
         self.push_later(Event::Appear).await;
     }
 

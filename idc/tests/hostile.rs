@@ -8,9 +8,10 @@ use edge_nal::{TcpAccept, TcpBind, TcpConnect};
 use embedded_io_async::{ErrorKind, Read, Write};
 use futures_executor::LocalSpawner;
 use futures_util::future::{Either, select};
+use idc::buffer::Key;
 use idc::life::{Epoch, NodeId, Phase, Publication};
 use idc::testing::{FakeNet, FakeSocket};
-use idc::wire::{HEADER_LEN, Header, Hello, Kind};
+use idc::wire::{HEADER_LEN, Header, Hello, Kind, Transfer};
 use idc::{Address, Event, LocalBuffer, Node, Place, Quota, RemoteBuffer, Rights, Service};
 use net::{CAPACITY, SERVER, Transport, address, host, node};
 use std::future::Future;
@@ -193,5 +194,72 @@ fn a_transfer_with_a_silent_owner_can_be_given_up_for_one_with_another_owner() {
         drop(transfer);
         courier.receive(&reference, 0, &copy).await.unwrap();
         assert_eq!(copy.to_vec(), suite::pattern(100).to_vec());
+    });
+}
+
+/// Reads the first bytes of a buffer as a courier would.
+async fn read(end: &mut Hostile, from: &RemoteBuffer) -> Option<Vec<u8>> {
+    // The entry is in bytes 4 to 8, the key in 32 to 48.
+    let bytes = from.to_bytes();
+    let key = Key(bytes[32..48].try_into().unwrap());
+    let id = u32::from_le_bytes(bytes[4..8].try_into().unwrap());
+    let transfer = Transfer { id, key, offset: 0, length: 10 };
+    end.frame(Kind::Read, 7, 0, &transfer.to_bytes()).await.ok()?;
+    let (header, data) = end.receive().await?;
+    assert_eq!((header.kind, header.slot), (Kind::Data, 7));
+    let (header, _) = end.receive().await?;
+    assert_eq!((header.kind, header.slot, header.code), (Kind::End, 7, 0));
+    Some(data)
+}
+
+#[test]
+fn visitors_of_one_host_do_not_keep_others_from_the_buffers() {
+    for has_connected in [false, true] {
+        stage(async |stage| {
+            suite::serve_buffers(&stage.spawner, &stage.node);
+            let owned = suite::pattern(10);
+            let registration = stage.node.register(&owned, Rights::READ).unwrap();
+            let mut visitors = Vec::new();
+            // As many as are served at a time, and more.
+            for number in 0..6 {
+                let mut hostile = stage.hostile([10, 0, 0, 9]).await;
+                let service = Service::buffers(number);
+                if has_connected && number < 4 {
+                    hostile.connect(&service).await;
+                    assert!(read(&mut hostile, &registration.reference()).await.is_some());
+                } else {
+                    hostile.hello(&service, Phase::Idle).await.unwrap();
+                }
+                visitors.push(hostile);
+            }
+            let user = node(&stage.net, &stage.spawner, [10, 0, 0, 2]).await;
+            let Couriers { mut courier, driver: _driver } = suite::courier(&stage.spawner, &user);
+            let copy = LocalBuffer::new(10);
+            let start = std::time::Instant::now();
+            courier.receive(&registration.reference(), 0, &copy).await.unwrap();
+            assert_eq!(copy.to_vec(), owned.to_vec());
+            assert!(start.elapsed().as_secs() < 5, "it took {:?}", start.elapsed());
+        });
+    }
+}
+
+#[test]
+fn a_courier_replaces_itself_and_none_of_another_host() {
+    stage(async |stage| {
+        suite::serve_buffers(&stage.spawner, &stage.node);
+        let registration = stage.node.register(&suite::pattern(10), Rights::READ).unwrap();
+        let reference = registration.reference();
+        let service = Service::buffers(1);
+        let mut courier = stage.hostile([10, 0, 0, 2]).await;
+        courier.connect(&service).await;
+        let mut hostile = stage.hostile([10, 0, 0, 9]).await;
+        hostile.mine.node = courier.mine.node;
+        hostile.connect(&service).await;
+        assert!(read(&mut courier, &reference).await.is_some());
+        let mut again = stage.hostile([10, 0, 0, 2]).await;
+        again.connect(&service).await;
+        assert!(read(&mut again, &reference).await.is_some());
+        assert!(read(&mut hostile, &reference).await.is_some());
+        assert!(read(&mut courier, &reference).await.is_none());
     });
 }

@@ -332,7 +332,7 @@ impl<T: Transport> Client for Visit<'_, T> {
         }
     }
 
-    async fn appear(&self) {}
+    async fn appear(&self, _place: Place) {}
 
     fn connect(&self, other: &Publication, _place: Place, _instance: u32) {
         self.owner.set(Some(other.node));

@@ -16,6 +16,7 @@ use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::convert::Infallible;
 use core::pin::pin;
+use embassy_time::{Duration, Instant};
 use futures_util::future::{Either, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use xen::{Errno, WaitList};
@@ -23,29 +24,33 @@ use xen::{Errno, WaitList};
 /// Bytes of the memory for what a transfer has left when the buffer is unregistered.
 const SPARE: usize = 4096;
 
+/// After this time without progress, a visit may end for another one of the same place.
+const STALE: Duration = Duration::from_secs(1);
+
 impl<T: Transport> Node<T> {
     /// Serves the registered buffers to at most `visitors` couriers at a time, as long as it is
     /// polled. [`Errno::ENOMEM`] or the like if there is nothing to begin with.
+    ///
+    /// If more couriers come, those of the place that has the most have to go, so that no domain or
+    /// host can keep the others out. A courier that has to go comes back when it has something to
+    /// transfer.
     pub async fn serve_buffers(&self, visitors: usize) -> Errno {
         let address = Address { place: Place::Anyone, service: Service::buffers(0) };
-        let present = Rc::new(Present::default());
+        let present = Rc::new(Present { most: visitors, ..Present::default() });
         let mut servers = FuturesUnordered::new();
         let mut reserve = match self.transport().reserve() {
             Ok(reserve) => Some(reserve),
             Err(error) => return error,
         };
         loop {
+            // One more than may stay: who that is turns out when he is there.
             if present.waiting.get() == 0
-                && servers.len() < visitors
+                && servers.len() <= visitors
                 && let Some(reserve) = reserve.take().or_else(|| self.transport().reserve().ok())
             {
                 present.waiting.set(present.waiting.get() + 1);
-                let server = Server {
-                    node: self,
-                    present: present.clone(),
-                    visit: Rc::default(),
-                    met: Cell::new(false),
-                };
+                let (visit, present) = (Rc::default(), present.clone());
+                let server = Server { node: self, present, visit, has_come: Cell::new(false) };
                 let address = &address;
                 servers.push(async move { drive(self, address, reserve, &server).await });
             }
@@ -62,23 +67,66 @@ impl<T: Transport> Node<T> {
 struct Present {
     /// The servers that wait for a courier.
     waiting: Cell<usize>,
-    visits: RefCell<Vec<(NodeId, u32, Rc<Visit>)>>,
+    /// In the order in which they began.
+    visits: RefCell<Vec<Rc<Visit>>>,
+    /// The most visits.
+    most: usize,
     /// Whether a courier has come.
     new: Cell<bool>,
     changed: WaitList,
 }
 
-/// A courier's connection.
-#[derive(Default)]
+/// A courier's visit.
 struct Visit {
+    /// Where it comes from.
+    origin: Cell<Place>,
+    /// Who it is, if it is connected: it says so itself.
+    courier: Cell<Option<(NodeId, u32)>>,
+    /// When it last made progress.
+    last: Cell<Instant>,
     over: Cell<bool>,
     ending: WaitList,
 }
 
+impl Default for Visit {
+    fn default() -> Self {
+        let (courier, over, ending) = Default::default();
+        let (origin, last) = (Cell::new(Place::Anyone), Cell::new(Instant::MIN));
+        Visit { origin, courier, last, over, ending }
+    }
+}
+
 impl Visit {
+    fn progress(&self) {
+        self.last.set(Instant::now());
+    }
+
     fn end(&self) {
         self.over.set(true);
         self.ending.wake_all();
+    }
+}
+
+impl Present {
+    /// Begins a visit. If there are too many, one ends.
+    fn begin(&self, visit: &Rc<Visit>) {
+        self.visits.borrow_mut().push(visit.clone());
+        self.new.set(true);
+        self.changed.wake_all();
+        let visits = self.visits.borrow();
+        let visits: Vec<_> = visits.iter().filter(|visit| !visit.over.get()).collect();
+        let same =
+            |visit: &Visit| visits.iter().filter(|other| other.origin == visit.origin).count();
+        let most = visits.iter().map(|visit| same(visit)).max().unwrap_or(0);
+        let crowd = visits.iter().filter(|visit| same(visit) == most);
+        let idlest = crowd.min_by_key(|visit| visit.last.get());
+        if visits.len() > self.most
+            && let Some(idlest) = idlest
+        {
+            let is_busy = idlest.last.get().elapsed() < STALE;
+            let leaves = if same(visit) == most && is_busy { visit } else { idlest };
+            leaves.end();
+        }
     }
 }
 
@@ -87,15 +135,15 @@ struct Server<'n, T: Transport> {
     node: &'n Node<T>,
     present: Rc<Present>,
     visit: Rc<Visit>,
-    met: Cell<bool>,
+    has_come: Cell<bool>,
 }
 
 impl<T: Transport> Drop for Server<'_, T> {
     fn drop(&mut self) {
-        if !self.met.get() {
+        if !self.has_come.get() {
             self.present.waiting.set(self.present.waiting.get() - 1);
         }
-        self.present.visits.borrow_mut().retain(|(_, _, visit)| !Rc::ptr_eq(visit, &self.visit));
+        self.present.visits.borrow_mut().retain(|visit| !Rc::ptr_eq(visit, &self.visit));
     }
 }
 
@@ -112,23 +160,27 @@ impl<T: Transport> Client for Server<'_, T> {
         self.visit.ending.until(|| self.visit.over.get().then_some(())).await;
     }
 
-    async fn appear(&self) {}
+    async fn appear(&self, place: Place) {
+        self.has_come.set(true);
+        self.present.waiting.set(self.present.waiting.get() - 1);
+        self.visit.origin.set(place.origin());
+        self.visit.progress();
+        self.present.begin(&self.visit);
+    }
 
     fn connect(&self, other: &Publication, _place: Place, instance: u32) {
-        if !self.met.replace(true) {
-            self.present.waiting.set(self.present.waiting.get() - 1);
-        }
-        let mut visits = self.present.visits.borrow_mut();
+        let visit = &self.visit;
+        visit.progress();
         // What the same courier has sent before through another connection, and that was not
-        // handled yet, must not be handled after what he sends now.
-        for (_, _, former) in
-            visits.iter().filter(|(node, number, _)| (*node, *number) == (other.node, instance))
-        {
-            former.end();
+        // handled yet, must not be handled after what he sends now. Others may say that they are
+        // this courier, but not from the same place.
+        let courier = Some((other.node, instance));
+        for former in &*self.present.visits.borrow() {
+            if former.courier.get() == courier && former.origin == visit.origin {
+                former.end();
+            }
         }
-        visits.push((other.node, instance, self.visit.clone()));
-        self.present.new.set(true);
-        self.present.changed.wake_all();
+        visit.courier.set(courier);
     }
 
     async fn carry<L: Link>(&self, link: &mut L) -> Errno {
@@ -159,6 +211,7 @@ impl<T: Transport> Server<'_, T> {
         loop {
             writer.flush().await?;
             let header = read_header(reader, &head).await?;
+            self.visit.progress();
             let right = match header.kind {
                 Kind::Read => Rights::READ,
                 Kind::Write => Rights::WRITE,
@@ -174,7 +227,7 @@ impl<T: Transport> Server<'_, T> {
                 (Kind::Write, found) => {
                     self.take(found, &transfer, tag, reader, &head, &spare).await?
                 }
-                (_, Ok(entry)) => give(&entry, &transfer, tag, writer, &head, &spare).await?,
+                (_, Ok(entry)) => self.give(&entry, &transfer, tag, writer, &head, &spare).await?,
                 (_, Err(end)) => end,
             };
             let end = Header { kind: Kind::End, slot: tag, len: 0, code: end as u32 };
@@ -222,49 +275,52 @@ impl<T: Transport> Server<'_, T> {
                     Err(_) => reader.read(spare.slice(0..SPARE.min(len - read)).shared()).await?,
                 };
             }
+            self.visit.progress();
             done += len as u64;
         }
         Ok(result.err().unwrap_or(End::Done))
     }
-}
 
-/// Writes the bytes that are to be read from a buffer.
-async fn give(
-    entry: &Entry,
-    transfer: &Transfer,
-    tag: u16,
-    writer: &mut impl LinkWriter,
-    head: &LocalBuffer,
-    spare: &LocalBuffer,
-) -> Result<End, Errno> {
-    let mut done = 0;
-    while done < transfer.length {
-        let len = (transfer.length - done).min(u64::from(MAX_DATA)) as usize;
-        let data = Header { kind: Kind::Data, slot: tag, len: len as u32, code: 0 };
-        write_header(writer, head, data).await?;
-        let mut written = 0;
-        let mut revoked = false;
-        while written < len {
+    /// Writes the bytes that are to be read from a buffer.
+    async fn give(
+        &self,
+        entry: &Entry,
+        transfer: &Transfer,
+        tag: u16,
+        writer: &mut impl LinkWriter,
+        head: &LocalBuffer,
+        spare: &LocalBuffer,
+    ) -> Result<End, Errno> {
+        let mut done = 0;
+        while done < transfer.length {
+            let len = (transfer.length - done).min(u64::from(MAX_DATA)) as usize;
+            let data = Header { kind: Kind::Data, slot: tag, len: len as u32, code: 0 };
+            write_header(writer, head, data).await?;
+            let mut written = 0;
+            let mut revoked = false;
+            while written < len {
+                if revoked {
+                    // The frame has to be whole.
+                    let zeros = spare.slice(0..SPARE.min(len - written));
+                    zeros.shared().zero();
+                    written += writer.write(zeros.shared()).await?;
+                    continue;
+                }
+                let start = (transfer.offset + done) as usize + written;
+                let range = start..start + len - written;
+                match entry.access(range, async |from| writer.write(from).await).await {
+                    Some(count) => written += count?,
+                    None => revoked = true,
+                }
+            }
             if revoked {
-                // The frame has to be whole.
-                let zeros = spare.slice(0..SPARE.min(len - written));
-                zeros.shared().zero();
-                written += writer.write(zeros.shared()).await?;
-                continue;
+                return Ok(End::Revoked);
             }
-            let start = (transfer.offset + done) as usize + written;
-            let range = start..start + len - written;
-            match entry.access(range, async |from| writer.write(from).await).await {
-                Some(count) => written += count?,
-                None => revoked = true,
-            }
+            self.visit.progress();
+            done += len as u64;
         }
-        if revoked {
-            return Ok(End::Revoked);
-        }
-        done += len as u64;
+        Ok(End::Done)
     }
-    Ok(End::Done)
 }
 
 pub(super) async fn read_header(
