@@ -21,6 +21,7 @@
 //! | [`client`] | the asking end |
 //! | [`cache`] | the blocks that were used last |
 //! | [`neighbours`] | who talks with this domain, and how much |
+//! | [`page`] | that, over HTTP |
 #![no_std]
 #![forbid(unsafe_code)]
 #![allow(async_fn_in_trait, reason = "everything is for one thread")]
@@ -31,6 +32,7 @@ pub mod blocks;
 pub mod cache;
 pub mod client;
 pub mod neighbours;
+pub mod page;
 pub mod protocol;
 mod ranges;
 pub mod server;
