@@ -144,6 +144,11 @@ impl FakeStore {
         });
     }
 
+    /// The number of requests that were answered, of all clients.
+    pub fn requests(&self) -> u64 {
+        self.0.borrow().requests
+    }
+
     /// The number of registered watches, over all clients.
     pub fn watches(&self) -> usize {
         self.0.borrow().clients.values().map(|client| client.watches.len()).sum()

@@ -17,6 +17,7 @@ pub(super) struct Server {
     pub(super) last_client: u32,
     pub(super) last_transaction: u32,
     pub(super) paused: bool,
+    pub(super) requests: u64,
 }
 
 pub(super) struct Client {
@@ -57,7 +58,7 @@ fn absolute(domain: DomId, path: &str) -> String {
 impl Server {
     pub(super) fn new() -> Self {
         let (tree, clients) = (Tree::new(), BTreeMap::new());
-        Server { tree, clients, last_client: 0, last_transaction: 0, paused: false }
+        Server { tree, clients, last_client: 0, last_transaction: 0, paused: false, requests: 0 }
     }
 
     pub(super) fn connect(&mut self, domain: DomId) -> u32 {
@@ -90,6 +91,7 @@ impl Server {
                 return;
             }
             let message: Vec<u8> = client.input.drain(..HEADER_LEN + header.len).collect();
+            self.requests += 1;
             let mut fired = Events::new();
             let answer = self.handle(id, header, &message[HEADER_LEN..], &mut fired);
             let (kind, payload) = match answer {
