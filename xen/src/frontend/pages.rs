@@ -249,6 +249,12 @@ impl<M: Machine> PagePool<M> {
         }
     }
 
+    /// The pages in quarantine that were granted to `peer`.
+    pub fn quarantined(&self, peer: DomId) -> usize {
+        let quarantine = self.quarantine.borrow();
+        quarantine.iter().filter(|run| run.peer == peer).map(|run| run.pages.count()).sum()
+    }
+
     /// What the pool holds now.
     pub fn usage(&self) -> PageUsage {
         *self.usage.borrow()
