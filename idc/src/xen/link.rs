@@ -25,6 +25,9 @@ pub const MAX_ORDER: u32 = 9;
 const GRANTS: usize = 132;
 const _: () = assert!(GRANTS + (4 << MAX_ORDER) <= PAGE_SIZE);
 
+/// The most former links whose pages one domain may keep mapped before it gets no other link.
+const KEPT: usize = 4;
+
 /// After so many operations without waiting, a task lets other tasks run.
 const BURST: u32 = 32;
 
@@ -80,7 +83,7 @@ pub struct Reserve<M: Machine>(Option<Stock<M>>);
 struct Stock<M: Machine> {
     pool: Rc<PagePool<M>>,
     order: u32,
-    /// `None` if the peer of the former link still maps them: then others are needed.
+    /// `None` if they are lent, or if the peer of the latest link kept them.
     free: Option<ReservedPages>,
     /// Those of the latest link, which the peer may still map.
     lent: Option<Rc<Lent<M>>>,
@@ -103,7 +106,9 @@ impl<M: Machine> Reserve<M> {
         pool.map(stock).transpose().map(Reserve)
     }
 
-    /// Makes a link for `peer`, which can attach to it.
+    /// Makes a link for `peer`, which can attach to it. [`Errno::ENOMEM`] or [`Errno::ENOSPC`] if
+    /// something is short, and [`Errno::EBUSY`] if `peer` keeps too many pages of former links:
+    /// then another attempt may succeed later.
     pub(super) fn offer<N: Neighbour>(
         &mut self,
         peer: DomId,
@@ -111,7 +116,11 @@ impl<M: Machine> Reserve<M> {
         self.withdraw();
         let Stock { pool, order, free, lent } = self.0.as_mut().ok_or(Errno::EOPNOTSUPP)?;
         let (count, order) = (1 + (1 << *order), *order);
-        let pages = free.take().map_or_else(|| pool.reserve(count), Ok)?;
+        let pages = match free.take() {
+            Some(pages) => pages,
+            None if pool.quarantined(peer) < KEPT * count => pool.reserve(count)?,
+            None => return Err(Errno::EBUSY),
+        };
         let pages = pool.share_reserved(peer, pages).map_err(|(error, pages)| {
             *free = pages;
             error
@@ -138,16 +147,13 @@ impl<M: Machine> Reserve<M> {
         Ok((link, Offer { page: first, port, order }))
     }
 
-    /// Ends the grants of the latest link. Pages that the peer still maps are exchanged for others,
-    /// if there are any.
+    /// Ends the grants of the latest link. If the peer still maps pages, the next one takes others.
     pub(super) fn withdraw(&mut self) {
-        let Some(Stock { pool, order, free, lent }) = &mut self.0 else { return };
         // The pages of a link that is still there are withdrawn with it.
-        if let Some(lent) = lent.take() {
+        if let Some(Stock { free, lent, .. }) = &mut self.0
+            && let Some(lent) = lent.take()
+        {
             *free = Rc::into_inner(lent).and_then(Lent::end);
-        }
-        if free.is_none() {
-            *free = pool.reserve(1 + (1 << *order)).ok();
         }
     }
 }
