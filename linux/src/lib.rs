@@ -30,6 +30,7 @@ mod evtchn;
 #[allow(unsafe_code, reason = "ioctls of `/dev/xen/gntdev`, and mappings of other domains' pages")]
 mod gntdev;
 pub mod runtime;
+pub mod tcp;
 mod xenbus;
 mod xenstored;
 
