@@ -38,7 +38,7 @@ kernel::entry!(main);
 /// One page of words, and the largest data ring's.
 const PAGES: usize = 513;
 /// The events of an exchange, in each direction.
-const ROUNDS: u32 = 1000;
+const ROUNDS: u32 = 200;
 /// Words of the first page: the number of rounds that the granter and the mapper have begun.
 const TURNS: [usize; 2] = [0, 64];
 
