@@ -1,18 +1,25 @@
 //! Drives one end: through its meetings, and through the connections that come of them.
 
 use crate::address::{Address, Place};
+use crate::connection::yield_now;
 use crate::life::{Notice, Ours, Phase, Publication, Role, Step, View, next_step};
 use crate::node::Node;
+use crate::quiet::Quiet;
 use crate::quota::Quota;
 use crate::transport::{Link, Meeting, Transport};
 use core::future::Future;
 use core::pin::pin;
-use embassy_time::{Duration, Timer};
+use embassy_time::{Duration, Instant, Timer};
+use futures_util::FutureExt;
 use futures_util::future::{Either, select};
+use log::Level;
 use xen::Errno;
 
 /// How long a transport rests that could not do what it was asked to do.
 const RETRY: Duration = Duration::from_millis(200);
+
+/// How long a visitor may be there without a connection, at an end that waits for anyone.
+const CONNECT: Duration = Duration::from_secs(10);
 
 /// What uses the connections of one end: an endpoint, a courier, or the buffer service.
 pub(crate) trait Client {
@@ -57,6 +64,8 @@ pub(crate) async fn drive<T: Transport, C: Client>(
         seen: None,
         link: None,
         broken: false,
+        since: Instant::MIN,
+        quiet: Quiet::default(),
     };
     end.publish().await;
     while end.step().await {}
@@ -74,6 +83,9 @@ struct End<'a, T: Transport, C> {
     seen: Option<Publication>,
     link: Option<<T::Meeting as Meeting>::Link>,
     broken: bool,
+    /// Since when the other end has been there without a connection, if there is none.
+    since: Instant,
+    quiet: Quiet,
 }
 
 impl<T: Transport, C: Client> End<'_, T, C> {
@@ -112,7 +124,10 @@ impl<T: Transport, C: Client> End<'_, T, C> {
         let mut left = false;
         for notice in self.ours.take(step, self.seen.as_ref(), || self.node.next_epoch()) {
             match (notice, &self.seen) {
-                (Notice::Appear, _) => self.client.appear(self.meeting.place()).await,
+                (Notice::Appear, _) => {
+                    self.since = Instant::now();
+                    self.client.appear(self.meeting.place()).await;
+                }
                 (Notice::Connect, Some(other)) => {
                     self.client.connect(other, self.meeting.place(), self.meeting.instance());
                 }
@@ -126,6 +141,7 @@ impl<T: Transport, C: Client> End<'_, T, C> {
         }
         if left {
             self.client.disconnect().await;
+            self.since = Instant::now();
         }
         if self.ours.phase == Phase::Leaving {
             // Nothing is outstanding any more.
@@ -146,16 +162,34 @@ impl<T: Transport, C: Client> End<'_, T, C> {
             }
         };
         let mut carry = pin!(carry);
+        let waits = self.address.place == Place::Anyone && self.ours.appeared.is_some();
+        let late = async {
+            match waits && !connected {
+                true => Timer::at(self.since + CONNECT).await,
+                false => core::future::pending().await,
+            }
+        };
+        let mut late = pin!(late);
         // A change is often none that matters. It does not interrupt the link's use, which might be
         // in the middle of a frame.
         loop {
-            match first(carry.as_mut(), self.meeting.changed(), client.destroyed()).await {
+            let changed = self.meeting.changed();
+            match first(carry.as_mut(), changed, client.destroyed(), late.as_mut()).await {
                 Change::Broken(error) => {
                     log::debug!("{}: the link is broken: {error}", self.address);
                     self.broken = true;
                 }
-                Change::Seen(other) => self.seen = other,
+                Change::Seen(other) => {
+                    self.seen = other;
+                    // The next change may be there already, and so on for ever.
+                    yield_now().await;
+                }
                 Change::Destroyed => {}
+                Change::Late => {
+                    log::debug!("{}: a visitor does not connect", self.address);
+                    self.meeting.dismiss().await;
+                    self.seen = None;
+                }
             }
             let seen = self.seen.as_ref().filter(|_| !client.is_destroyed());
             let step = next_step_of(&self.ours, &self.meeting, seen, self.broken);
@@ -175,7 +209,8 @@ impl<T: Transport, C: Client> End<'_, T, C> {
 
     /// Logs an error, and waits a little.
     async fn rest(&self, what: &str, error: Errno) {
-        log::warn!("{}: {what}: {error}; trying again", self.address);
+        let level = self.quiet.level(Level::Warn);
+        log::log!(level, "{}: {what}: {error}; trying again", self.address);
         Timer::after(RETRY).await;
     }
 }
@@ -197,17 +232,22 @@ enum Change {
     Broken(Errno),
     Seen(Option<Publication>),
     Destroyed,
+    Late,
 }
 
 async fn first(
     carry: impl Future<Output = Errno> + Unpin,
     changed: impl Future<Output = Option<Publication>>,
     destroyed: impl Future<Output = ()>,
+    late: impl Future<Output = ()> + Unpin,
 ) -> Change {
+    let carry = carry.map(Change::Broken);
+    let (changed, destroyed) = (changed.map(Change::Seen), destroyed.map(|()| Change::Destroyed));
+    let late = late.map(|()| Change::Late);
     let (changed, destroyed) = (pin!(changed), pin!(destroyed));
-    match select(carry, select(changed, destroyed)).await {
-        Either::Left((error, _)) => Change::Broken(error),
-        Either::Right((Either::Left((other, _)), _)) => Change::Seen(other),
-        Either::Right((Either::Right(((), _)), _)) => Change::Destroyed,
+    let (one, other) = (select(carry, changed), select(destroyed, late));
+    match select(one, other).await {
+        Either::Left((one, _)) => one.factor_first().0,
+        Either::Right((other, _)) => other.factor_first().0,
     }
 }

@@ -124,6 +124,17 @@ impl<X: Meeting, T: Meeting> Meeting for EitherMeeting<X, T> {
         }
     }
 
+    async fn dismiss(&mut self) {
+        match self.by {
+            Some(By::Domain) => self.x.dismiss().await,
+            Some(By::Host) => self.t.dismiss().await,
+            None => {}
+        }
+        if self.is_open {
+            self.by = None;
+        }
+    }
+
     async fn part(self) -> Self::Reserve {
         (self.x.part().await, self.t.part().await)
     }

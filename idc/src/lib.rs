@@ -33,6 +33,7 @@ pub mod exam;
 pub mod life;
 pub mod node;
 pub mod publication;
+mod quiet;
 pub mod quota;
 mod slots;
 pub mod tcp;

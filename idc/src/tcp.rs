@@ -7,23 +7,25 @@
 
 use crate::address::{Address, Place, Service};
 use crate::buffer::RemoteBuffer;
+use crate::connection::yield_now;
 use crate::life::{Phase, Publication};
+use crate::quiet::Quiet;
 use crate::transport::{Link, LinkReader, LinkWriter, Meeting, Transport};
 use crate::wire::{HEADER_LEN, Header, Hello, Kind, MAX_HELLO};
-use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use alloc::string::ToString;
 use alloc::vec::Vec;
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use core::future::pending;
 use core::net::SocketAddr;
 use core::ops::Range;
 use core::pin::pin;
 use edge_nal::{TcpAccept, TcpConnect, TcpSplit};
-use embassy_time::{Duration, Timer, with_timeout};
+use embassy_time::{Duration, Instant, Timer, with_timeout};
 use embedded_io_async::{Error, ErrorKind, Read, Write};
 use futures_util::future::{Either, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use log::Level;
 use xen::{DomId, Errno, Shared, WaitList};
 
 /// Bytes of the buffers of a link, one for each direction.
@@ -39,9 +41,17 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const REDIAL: Duration = Duration::from_millis(50);
 const REDIAL_MAX: Duration = Duration::from_secs(2);
 
-/// The most visitors that say HELLO at a time, and that wait for an endpoint.
-const GREETED: usize = 16;
+/// How long a HELLO may wait for room in the socket's buffer. An end that reads has room for many.
+const SEND_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The most visitors that say HELLO or wait for an endpoint.
 const VISITORS: usize = 64;
+
+/// How often in a row `accept` may fail, with the same pauses as dialling.
+const ACCEPT_FAILURES: u32 = 32;
+
+/// After so many operations without waiting, a task lets other tasks run.
+const BURST: u32 = 32;
 
 /// Connects through a TCP stack. Clones are the same transport.
 ///
@@ -62,66 +72,141 @@ impl<S: TcpConnect, A: TcpAccept> Clone for Tcp<'_, S, A> {
 
 /// Where visitors wait.
 struct Door<'s, A: TcpAccept + 's> {
-    visitors: RefCell<VecDeque<Visitor<A::Socket<'s>>>>,
+    /// In the order in which they came.
+    visitors: RefCell<Vec<Rc<Visitor<A::Socket<'s>>>>>,
     /// Passive endpoints, which wait for a visitor.
     waiting: WaitList,
+    quiet: Quiet,
 }
 
-/// Somebody who has said HELLO.
+/// Somebody who has dialled.
 struct Visitor<S> {
     from: SocketAddr,
-    hello: Hello,
-    socket: S,
+    origin: Place,
+    /// What he says, and his connection.
+    said: RefCell<Option<(Hello, S)>>,
+    is_gone: Cell<bool>,
+    going: WaitList,
+}
+
+impl<S> Visitor<S> {
+    /// Whether he wants this service.
+    fn wants(&self, service: &Service) -> bool {
+        let said = self.said.borrow();
+        said.as_ref().is_some_and(|(hello, _)| hello.service.name() == service.name())
+    }
+
+    fn go(&self) {
+        self.is_gone.set(true);
+        self.going.wake_all();
+    }
+}
+
+impl<'s, A: TcpAccept + 's> Door<'s, A> {
+    /// How many visitors come from where this one does.
+    fn company(&self, visitor: &Visitor<A::Socket<'s>>) -> usize {
+        let visitors = self.visitors.borrow();
+        visitors.iter().filter(|other| other.origin == visitor.origin).count()
+    }
+
+    /// Adds a visitor. If there are too many, the first one leaves of the origin with the most.
+    fn enter(&self, visitor: Rc<Visitor<A::Socket<'s>>>) {
+        if self.visitors.borrow().len() >= VISITORS {
+            let visitors = self.visitors.borrow().clone();
+            let crowd = visitors.iter().rev().max_by_key(|visitor| self.company(visitor));
+            crowd.into_iter().for_each(|visitor| self.leave(visitor));
+        }
+        self.visitors.borrow_mut().push(visitor);
+    }
+
+    fn leave(&self, visitor: &Rc<Visitor<A::Socket<'s>>>) {
+        self.visitors.borrow_mut().retain(|other| !Rc::ptr_eq(other, visitor));
+        visitor.go();
+    }
+
+    /// Takes a visitor who wants the service: the first one of the origin with the fewest, so that
+    /// nobody waits behind many of one host.
+    fn take(&self, service: &Service) -> Option<(SocketAddr, Hello, A::Socket<'s>)> {
+        let visitors = self.visitors.borrow().clone();
+        let wanted = visitors.iter().filter(|visitor| visitor.wants(service));
+        let visitor = wanted.min_by_key(|visitor| self.company(visitor))?;
+        self.leave(visitor);
+        let (hello, socket) = visitor.said.take()?;
+        Some((visitor.from, hello, socket))
+    }
 }
 
 impl<'s, S: TcpConnect, A: TcpAccept + 's> Tcp<'s, S, A> {
     /// A transport over a stack. `here` is the address of [`serve`](Tcp::serve)'s acceptor as
     /// others see it, if there is one: they need it for the registered buffers of this end.
     pub fn new(stack: &'s S, here: Option<SocketAddr>) -> Self {
-        let door = Door { visitors: RefCell::default(), waiting: WaitList::default() };
+        let (visitors, waiting, quiet) = Default::default();
+        let door = Door { visitors, waiting, quiet };
         Tcp { stack, door: Rc::new(door), here }
     }
 
     /// Lets visitors in. Ends only if nobody can be accepted any more.
     pub async fn serve(&self, acceptor: &'s A) -> A::Error {
-        let mut greeted = FuturesUnordered::new();
+        let mut visitors = FuturesUnordered::new();
+        let (mut failures, mut rested) = (0, Instant::MIN);
         loop {
-            let room = greeted.len() < GREETED;
-            let accept = async { if room { acceptor.accept().await } else { pending().await } };
+            let accept = async {
+                Timer::at(rested).await;
+                acceptor.accept().await
+            };
+            // First, so that those who have come get further however many come.
             let greet = async {
-                if greeted.next().await.is_none() {
+                if visitors.next().await.is_none() {
                     pending().await
                 }
             };
-            let accepted = match select(pin!(accept), pin!(greet)).await {
-                Either::Left((accepted, _)) => accepted,
-                Either::Right(((), _)) => continue,
+            let accepted = match select(pin!(greet), pin!(accept)).await {
+                Either::Left(((), _)) => continue,
+                Either::Right((accepted, _)) => accepted,
             };
             match accepted {
-                Ok((from, socket)) => greeted.push(self.greet(from, socket)),
-                Err(error) => return error,
+                Ok((from, socket)) => {
+                    failures = 0;
+                    visitors.push(self.greet(from, socket));
+                }
+                Err(error) if failures == ACCEPT_FAILURES => return error,
+                Err(error) => {
+                    // A visitor that was gone before he was let in, perhaps.
+                    let level = self.door.quiet.level(Level::Warn);
+                    log::log!(level, "cannot accept a visitor: {error:?}; trying again");
+                    rested = Instant::now() + (REDIAL * (1 << failures.min(6))).min(REDIAL_MAX);
+                    failures += 1;
+                }
             }
+            yield_now().await;
         }
     }
 
     /// Reads what a visitor says, and lets him wait for an endpoint.
     async fn greet(&self, from: SocketAddr, mut socket: A::Socket<'s>) {
-        let mut bytes = Vec::with_capacity(HELLO);
-        let said = with_timeout(HELLO_TIMEOUT, hello(&mut socket, &mut bytes)).await;
-        match said.unwrap_or(Err(Errno::ETIMEDOUT)) {
-            Ok(hello) => self.admit(Visitor { from, hello, socket }),
-            Err(error) => log::info!("a visitor from {from} has said no HELLO: {error}"),
-        }
-    }
-
-    fn admit(&self, visitor: Visitor<A::Socket<'s>>) {
-        let mut visitors = self.door.visitors.borrow_mut();
-        visitors.push_back(visitor);
-        if visitors.len() > VISITORS {
-            visitors.pop_front();
-        }
-        drop(visitors);
-        self.door.waiting.wake_all();
+        let (said, is_gone, going) = Default::default();
+        let origin = Place::Host(from).origin();
+        let visitor = Rc::new(Visitor { from, origin, said, is_gone, going });
+        self.door.enter(visitor.clone());
+        let stay = async {
+            let mut bytes = Vec::with_capacity(HELLO);
+            let said = with_timeout(HELLO_TIMEOUT, hello(&mut socket, &mut bytes)).await;
+            match said.unwrap_or(Err(Errno::ETIMEDOUT)) {
+                Ok(hello) => {
+                    visitor.said.replace(Some((hello, socket)));
+                    self.door.waiting.wake_all();
+                    // He does not wait longer.
+                    Timer::after(HELLO_TIMEOUT).await;
+                }
+                Err(error) => {
+                    let level = self.door.quiet.level(Level::Info);
+                    log::log!(level, "a visitor from {from} has said no HELLO: {error}");
+                }
+            }
+        };
+        let gone = visitor.going.until(|| visitor.is_gone.get().then_some(()));
+        select(pin!(gone), pin!(stay)).await;
+        self.door.leave(&visitor);
     }
 }
 
@@ -290,7 +375,7 @@ impl<'s, S: TcpConnect, A: TcpAccept + 's> TcpMeeting<'s, S, A> {
                     }
                 },
                 Place::Anyone => {
-                    let Visitor { from, hello, socket } = self.visitor().await;
+                    let (from, hello, socket) = self.visitor().await;
                     self.place = Place::Host(from);
                     self.service = hello.service.clone();
                     (Socket::Visitor(socket), Some(hello))
@@ -319,16 +404,9 @@ impl<'s, S: TcpConnect, A: TcpAccept + 's> TcpMeeting<'s, S, A> {
     }
 
     /// Waits for somebody who wants this service.
-    async fn visitor(&self) -> Visitor<A::Socket<'s>> {
+    async fn visitor(&self) -> (SocketAddr, Hello, A::Socket<'s>) {
         let door = &self.transport.door;
-        let wanted =
-            |visitor: &Visitor<_>| visitor.hello.service.name() == self.address.service.name();
-        let take = || {
-            let mut visitors = door.visitors.borrow_mut();
-            let at = visitors.iter().position(wanted)?;
-            visitors.remove(at)
-        };
-        door.waiting.until(take).await
+        door.waiting.until(|| door.take(&self.address.service)).await
     }
 
     /// Says HELLO, and hears it. Returns also what was received after it.
@@ -385,9 +463,9 @@ impl<'s, S: TcpConnect, A: TcpAccept + 's> Meeting for TcpMeeting<'s, S, A> {
             (Phase::Up(_), _) => {}
             (_, Some(Conversation { socket, .. })) => {
                 let service = self.service.clone();
-                if let Err(error) =
-                    socket.send(&frame(&Hello { service, publication: *mine })).await
-                {
+                let hello = frame(&Hello { service, publication: *mine });
+                let sent = with_timeout(SEND_TIMEOUT, socket.send(&hello)).await;
+                if let Err(error) = sent.unwrap_or(Err(Errno::ETIMEDOUT)) {
                     log::debug!("{}: cannot publish: {error}", self.address);
                     return Ok(());
                 }
@@ -414,6 +492,11 @@ impl<'s, S: TcpConnect, A: TcpAccept + 's> Meeting for TcpMeeting<'s, S, A> {
         Ok(TcpLink { shelf: self.shelf.clone(), conversation: None, received, unsent })
     }
 
+    async fn dismiss(&mut self) {
+        drop(self.shelf.take());
+        self.seen = false;
+    }
+
     async fn part(self) {}
 }
 
@@ -431,6 +514,8 @@ struct Buffer {
     bytes: Vec<u8>,
     /// The bytes that were put in and not taken out.
     used: Range<usize>,
+    /// How often the socket was used without a pause.
+    burst: u32,
 }
 
 impl Buffer {
@@ -438,7 +523,16 @@ impl Buffer {
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(BUFFER).map_err(|_| Errno::ENOMEM)?;
         bytes.resize(BUFFER, 0);
-        Ok(Buffer { bytes, used: 0..0 })
+        Ok(Buffer { bytes, used: 0..0, burst: 0 })
+    }
+
+    /// Lets other tasks run from time to time. The socket may always be ready.
+    async fn pause(&mut self) {
+        self.burst += 1;
+        if self.burst == BURST {
+            self.burst = 0;
+            yield_now().await;
+        }
     }
 
     fn taken(&mut self, count: usize) {
@@ -511,7 +605,10 @@ pub struct TcpReader<'a, H> {
 
 impl<D: Read, V: Read> LinkReader for TcpReader<'_, Half<D, V>> {
     async fn read(&mut self, to: Shared<'_>) -> Result<usize, Errno> {
-        let Buffer { bytes, used } = &mut *self.received;
+        if self.received.used.start == self.received.used.end {
+            self.received.pause().await;
+        }
+        let Buffer { bytes, used, .. } = &mut *self.received;
         if used.start == used.end {
             let count = match &mut self.socket {
                 Half::Dialled(socket) => socket.read(bytes).await.map_err(errno)?,
@@ -541,7 +638,7 @@ impl<D: Write, V: Write> LinkWriter for TcpWriter<'_, Half<D, V>> {
         if self.unsent.used.end == BUFFER {
             self.send().await?;
         }
-        let Buffer { bytes, used } = &mut *self.unsent;
+        let Buffer { bytes, used, .. } = &mut *self.unsent;
         let count = from.len().min(BUFFER - used.end);
         from.read(0, &mut bytes[used.end..used.end + count]);
         used.end += count;
@@ -562,6 +659,7 @@ impl<D: Write, V: Write> TcpWriter<'_, Half<D, V>> {
     /// Gives all bytes to the socket.
     async fn send(&mut self) -> Result<(), Errno> {
         while !self.unsent.used.is_empty() {
+            self.unsent.pause().await;
             let bytes = &self.unsent.bytes[self.unsent.used.clone()];
             let count = match &mut self.socket {
                 Half::Dialled(socket) => socket.write(bytes).await.map_err(errno)?,

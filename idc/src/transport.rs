@@ -60,6 +60,9 @@ pub trait Meeting {
     /// one that the other end's latest publication offers.
     async fn link(&mut self) -> Result<Self::Link, Errno>;
 
+    /// Sends the other end away, if this end waits for anyone, and begins to wait for the next one.
+    async fn dismiss(&mut self);
+
     /// Withdraws the publication, for good.
     async fn part(self) -> Self::Reserve;
 }

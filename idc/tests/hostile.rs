@@ -7,7 +7,7 @@ mod suite;
 use edge_nal::{TcpAccept, TcpBind, TcpConnect};
 use embedded_io_async::{ErrorKind, Read, Write};
 use futures_executor::LocalSpawner;
-use futures_util::future::{Either, select};
+use futures_util::future::{Either, join, select};
 use idc::buffer::Key;
 use idc::life::{Epoch, NodeId, Phase, Publication};
 use idc::testing::{FakeNet, FakeSocket};
@@ -26,8 +26,13 @@ struct Stage {
 }
 
 fn stage<F: Future<Output = ()>>(test: impl FnOnce(Stage) -> F) {
+    stage_with(CAPACITY, test);
+}
+
+/// A stage whose connections buffer so many bytes.
+fn stage_with<F: Future<Output = ()>>(capacity: usize, test: impl FnOnce(Stage) -> F) {
     suite::run(|spawner| async move {
-        let net = FakeNet::new(CAPACITY);
+        let net = FakeNet::new(capacity);
         let node = node(&net, &spawner, SERVER).await;
         test(Stage { net, node, spawner }).await;
     });
@@ -39,6 +44,13 @@ impl Stage {
         let service = Service::new(service, 0).unwrap();
         let address = Address { place: Place::Anyone, service };
         create(&self.spawner, self.node.resource(quota).unwrap(), &address)
+    }
+
+    /// An honest client of another host, which meets the node's service `test`.
+    async fn visit(&self) -> End<Transport> {
+        let user = node(&self.net, &self.spawner, [10, 0, 0, 2]).await;
+        let at = "tcp:10.0.0.1:900/test".parse().unwrap();
+        create(&self.spawner, user.resource(suite::QUOTA).unwrap(), &at)
     }
 
     /// Somebody who has dialled the node.
@@ -261,5 +273,74 @@ fn a_courier_replaces_itself_and_none_of_another_host() {
         assert!(read(&mut again, &reference).await.is_some());
         assert!(read(&mut hostile, &reference).await.is_some());
         assert!(read(&mut courier, &reference).await.is_none());
+    });
+}
+
+#[test]
+fn a_visitor_that_does_not_connect_makes_room_for_the_next_one() {
+    stage(async |stage| {
+        let mut server = stage.serve("test", suite::QUOTA);
+        let mut visitors = Vec::new();
+        for _ in 0..3 {
+            let mut hostile = stage.hostile([10, 0, 0, 9]).await;
+            hostile.hello(&Service::new("test", 0).unwrap(), Phase::Idle).await.unwrap();
+            visitors.push(hostile);
+        }
+        server.expect("Appear").await;
+        let mut client = stage.visit().await;
+        server.expect("Disappear").await;
+        server.connected().await;
+        client.connected().await;
+    });
+}
+
+#[test]
+fn however_many_visitors_one_host_sends_those_of_others_are_let_in() {
+    for says_hello in [false, true] {
+        stage(async |stage| {
+            let (mut busy, mut client) = (stage.serve("test", suite::QUOTA), stage.visit().await);
+            join(busy.connected(), client.connected()).await;
+            let mut visitors = Vec::new();
+            for _ in 0..200 {
+                let mut hostile = stage.hostile([10, 0, 0, 9]).await;
+                if says_hello {
+                    hostile.hello(&Service::new("test", 0).unwrap(), Phase::Idle).await.unwrap();
+                }
+                visitors.push(hostile);
+            }
+            let mut honest = stage.hostile([10, 0, 0, 3]).await;
+            honest.hello(&Service::new("test", 0).unwrap(), Phase::Idle).await.unwrap();
+            embassy_time::Timer::after_millis(500).await;
+            let _next = stage.serve("test", suite::QUOTA);
+            let start = std::time::Instant::now();
+            honest.sees(Phase::Idle).await;
+            assert!(start.elapsed().as_secs() < 5, "it took {:?}", start.elapsed());
+        });
+    }
+}
+
+#[test]
+fn visitors_are_let_in_after_one_that_could_not_be_accepted() {
+    stage(async |stage| {
+        let mut server = stage.serve("test", suite::QUOTA);
+        for error in [ErrorKind::ConnectionAborted, ErrorKind::OutOfMemory, ErrorKind::Other] {
+            stage.net.fail_accept(address(SERVER), error);
+        }
+        let mut client = stage.visit().await;
+        join(server.connected(), client.connected()).await;
+    });
+}
+
+#[test]
+fn an_end_is_destroyed_though_the_other_end_reads_nothing() {
+    stage_with(64, async |stage| {
+        let server = stage.serve("test", suite::QUOTA);
+        let mut hostile = stage.hostile([10, 0, 0, 9]).await;
+        let service = Service::new("test", 0).unwrap();
+        hostile.hello(&service, Phase::Idle).await.unwrap();
+        let other = hostile.sees(Phase::Idle).await;
+        hostile.hello(&service, Phase::Offered(other.epoch)).await.unwrap();
+        embassy_time::Timer::after_millis(50).await;
+        server.destroy().await;
     });
 }

@@ -76,6 +76,8 @@ pub struct Meeting<M: Machine, N: Neighbour> {
     /// What the host showed when this end began the present attempt, until it shows something else.
     /// It may be a dead one's: then another one has to be told of this end.
     unanswered: Option<Option<Seen>>,
+    /// Whether there was a connection with this visitor.
+    has_connected: bool,
     warned: bool,
 }
 
@@ -158,8 +160,20 @@ impl<M: Machine, N: Neighbour> Meeting<M, N> {
         other: Option<Other>,
         visitors: Option<Waiting>,
     ) -> Self {
-        let (mine, offer, seen, told, unanswered, warned) = Default::default();
-        Meeting { core, reserve, other, visitors, mine, offer, seen, told, unanswered, warned }
+        let (mine, offer, seen, told, unanswered, has_connected, warned) = Default::default();
+        Meeting {
+            core,
+            reserve,
+            other,
+            visitors,
+            mine,
+            offer,
+            seen,
+            told,
+            unanswered,
+            has_connected,
+            warned,
+        }
     }
 
     /// What this end can do.
@@ -260,8 +274,8 @@ impl<M: Machine, N: Neighbour> Meeting<M, N> {
         self.offer = None;
         if let Some(visitors) = &self.visitors {
             self.other = None;
-            // Somebody who was not there at all.
-            visitors.dismiss(self.told.is_none());
+            // Somebody who came for nothing may come again, but not at once.
+            visitors.dismiss(!core::mem::take(&mut self.has_connected));
         }
     }
 
@@ -313,6 +327,7 @@ impl<M: Machine, N: Neighbour> transport::Meeting for Meeting<M, N> {
 
     async fn publish(&mut self, mine: &Publication) -> Result<(), Errno> {
         self.mine = Some(*mine);
+        self.has_connected |= mine.phase.is_connected();
         if !matches!(mine.phase, Phase::Offered(_) | Phase::Up(_)) {
             self.offer = None;
         }
@@ -353,6 +368,13 @@ impl<M: Machine, N: Neighbour> transport::Meeting for Meeting<M, N> {
         }
         let offer = seen.offer.ok_or(Errno::EPROTO)?;
         Link::attach(self.core.neighbour.as_ref().ok_or(Errno::EOPNOTSUPP)?, domain, offer)
+    }
+
+    async fn dismiss(&mut self) {
+        if self.visitors.is_some() {
+            self.leave().await;
+            (self.seen, self.told) = (None, None);
+        }
     }
 
     async fn part(mut self) -> Reserve<M> {
