@@ -9,7 +9,7 @@
 //! Who may create nodes in a folder may also remove it. So any domain can hinder others that want
 //! to be let in. It cannot pretend to be one of them, and ends that know each other need no door.
 
-use super::{Flag, PAUSE, folder, permissions};
+use super::{Flag, PAUSE, Pace, folder, permissions};
 use crate::Service;
 use crate::address::number;
 use alloc::collections::BTreeMap;
@@ -20,13 +20,20 @@ use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::convert::Infallible;
 use core::pin::pin;
-use embassy_time::{Instant, Timer};
+use embassy_time::{Duration, Instant, Timer, with_deadline};
+use futures_util::FutureExt;
 use futures_util::future::select;
 use xen::xenstore::{Access, Permission, Store};
 use xen::{DomId, Errno, WaitList};
 
 /// The name of the door. No service has it.
 pub(super) const DOOR: &str = "-door";
+
+/// What a look at a visitor's node costs.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// How long it is known which domains were refused.
+const REMEMBERED: Duration = Duration::from_secs(60);
 
 /// The name of a visitor's node in another domain's door.
 pub(super) fn knock(service: &Service, visitor: DomId) -> String {
@@ -109,49 +116,76 @@ impl Door {
         let ours = ours.map(|access| Permission { access, domain: self.domain });
         self.store.set_permissions(path, &ours).await?;
         let mut watch = self.store.watch(path).await?;
+        let mut pace = Pace::new();
+        let (mut looks, mut is_done) = (0, true);
         loop {
-            select(pin!(watch.next()), pin!(self.wanted.take())).await;
-            while !self.admit(path).await? {
-                Timer::after(PAUSE).await;
-            }
+            let again = if is_done { Instant::MAX } else { Instant::now() + PAUSE };
+            let changed = async {
+                select(pin!(watch.next()), pin!(self.wanted.take())).await;
+            };
+            let _ = with_deadline(again, changed).await;
+            pace.wait(LOOK * looks).await;
+            // Whatever has changed, one look is enough.
+            while watch.next().now_or_never().is_some() {}
+            (looks, is_done) = self.admit(path).await?;
         }
     }
 
     /// Gives visitors to the ends that wait for their services, but none of a domain that was
-    /// refused within the last [`PAUSE`]. Returns whether the others wait for nothing but such
-    /// ends.
-    async fn admit(&self, path: &str) -> Result<bool, Errno> {
-        let now = Instant::now();
-        self.refused.borrow_mut().retain(|_, at| now.duration_since(*at) < PAUSE);
-        let mut is_done = true;
+    /// refused within the last [`PAUSE`]. Those come first whose domain was not refused, or longest
+    /// ago, and then those whose domain has the fewest seats. Returns how many looks it took, and
+    /// whether the others wait for nothing but such ends.
+    async fn admit(&self, path: &str) -> Result<(u32, bool), Errno> {
+        self.refused.borrow_mut().retain(|_, at| at.elapsed() < REMEMBERED);
+        let (mut looks, mut is_done) = (1, true);
+        let mut visitors = Vec::new();
         for name in self.store.directory(path).await? {
             let knock = format!("{path}/{name}");
             let Some(service) = service(&name) else {
+                looks += 1;
                 is_done &= self.store.rm(&knock).await.is_ok();
                 continue;
             };
             if self.is_seated(&knock) || self.seat(&service).is_none() {
                 continue;
             }
-            let owner = match self.store.get_permissions(&knock).await {
-                Ok(permissions) => permissions.first().map(|owner| owner.domain),
-                Err(Errno::ENOENT) => continue,
-                Err(_) => None,
-            };
-            match owner {
-                // It is dom0's, which is about to say so.
-                Some(owner) if owner == self.domain => {}
-                Some(domain) if !self.refused.borrow().contains_key(&domain) => {
-                    // The end that waited may be gone.
-                    if let Some(seat) = self.seat(&service) {
-                        seat.visitor.replace(Some(Visitor { domain, service, knock }));
-                        seat.taken.wake_all();
-                    }
-                }
-                _ => is_done = false,
+            looks += 1;
+            match self.store.get_permissions(&knock).await {
+                Ok(permissions) => match permissions.first().map(|owner| owner.domain) {
+                    // It is dom0's, which is about to say so.
+                    Some(owner) if owner == self.domain => {}
+                    Some(domain) => visitors.push(Visitor { domain, service, knock }),
+                    None => is_done = false,
+                },
+                Err(Errno::ENOENT) => {}
+                Err(_) => is_done = false,
             }
         }
-        Ok(is_done)
+        loop {
+            // The end that waited may be gone.
+            visitors.retain(|visitor| self.seat(&visitor.service).is_some());
+            let refused = |visitor: &Visitor| self.refused.borrow().get(&visitor.domain).copied();
+            let rank = |visitor: &Visitor| (refused(visitor), self.seats_of(visitor.domain));
+            let Some(next) = (0..visitors.len()).min_by_key(|at| rank(&visitors[*at])) else {
+                return Ok((looks, is_done));
+            };
+            if refused(&visitors[next]).is_some_and(|at| at.elapsed() < PAUSE) {
+                return Ok((looks, false));
+            }
+            let visitor = visitors.remove(next);
+            if let Some(seat) = self.seat(&visitor.service) {
+                seat.visitor.replace(Some(visitor));
+                seat.taken.wake_all();
+            }
+        }
+    }
+
+    /// How many seats a domain has.
+    fn seats_of(&self, domain: DomId) -> usize {
+        let sits = |seat: &&Rc<Seat>| {
+            seat.visitor.borrow().as_ref().is_some_and(|visitor| visitor.domain == domain)
+        };
+        self.seats.borrow().iter().filter(sits).count()
     }
 
     /// A free seat for a visitor of this service.

@@ -34,7 +34,7 @@ use core::convert::Infallible;
 use core::future::Future;
 use core::net::SocketAddr;
 use door::Door;
-use embassy_time::Duration;
+use embassy_time::{Duration, Instant, Timer};
 use futures_util::future::join;
 use nodes::Other;
 use peers::Peers;
@@ -155,6 +155,27 @@ fn permissions(owner: DomId, default: Access) -> [Permission; 1] {
 /// The permissions of a node of `owner` that `other` may access, and nobody else.
 fn permissions_for(owner: DomId, access: Access, other: DomId) -> [Permission; 2] {
     [Permission { access: Access::None, domain: owner }, Permission { access, domain: other }]
+}
+
+/// Limits how often this domain looks at what another one has written, which may write without a
+/// pause.
+struct Pace(Instant);
+
+impl Pace {
+    /// What may be spent at once after a pause.
+    const BURST: Duration = Duration::from_millis(100);
+
+    fn new() -> Self {
+        Pace(Instant::MIN)
+    }
+
+    /// Waits as long as more was spent than time has passed, and spends `cost`. Can be dropped and
+    /// called again.
+    async fn wait(&mut self, cost: Duration) {
+        Timer::at(self.0).await;
+        let earliest = Instant::now().checked_sub(Self::BURST).unwrap_or(Instant::MIN);
+        self.0 = self.0.max(earliest) + cost;
+    }
 }
 
 /// What one task sets and another one waits for.

@@ -9,7 +9,7 @@
 use super::door::{DOOR, Visitor, Waiting, knock};
 use super::link::{Link, MAX_ORDER, Offer, Reserve};
 use super::peers::Watched;
-use super::{Core, PAUSE, folder, permissions, permissions_for};
+use super::{Core, PAUSE, Pace, folder, permissions, permissions_for};
 use crate::address::number;
 use crate::life::{Phase, Publication};
 use crate::transport;
@@ -19,9 +19,12 @@ use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use core::fmt;
 use core::future::pending;
-use embassy_time::Timer;
+use embassy_time::{Duration, Timer};
 use xen::xenstore::{Access, Store, Transaction};
 use xen::{DomId, Errno, GrantRef, Machine, Neighbour, Port};
+
+/// What a look at the other end's node costs. A connection takes about five.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// What an end can do with pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,6 +79,7 @@ pub struct Meeting<M: Machine, N: Neighbour> {
     /// What the host showed when this end began the present attempt, until it shows something else.
     /// It may be a dead one's: then another one has to be told of this end.
     unanswered: Option<Option<Seen>>,
+    pace: Pace,
     /// Whether there was a connection with this visitor.
     has_connected: bool,
     warned: bool,
@@ -171,6 +175,7 @@ impl<M: Machine, N: Neighbour> Meeting<M, N> {
             seen,
             told,
             unanswered,
+            pace: Pace::new(),
             has_connected,
             warned,
         }
@@ -306,6 +311,7 @@ impl<M: Machine, N: Neighbour> transport::Meeting for Meeting<M, N> {
                     }
                 }
                 (Some(_), _) => {
+                    self.pace.wait(LOOK).await;
                     if let Err(error) = self.look().await {
                         log::debug!("xenstore: {error}; retrying");
                         Timer::after(PAUSE).await;
