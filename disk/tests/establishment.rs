@@ -8,7 +8,7 @@ const MOST: usize = 40;
 
 /// What other code has for the same purpose: to find the other end, to allocate, grant and offer
 /// memory and event channels, to follow the other end's state, and to begin again.
-const OTHERS: [(&str, &[&str]); 4] = [
+const OTHERS: [(&str, &[&str]); 5] = [
     ("XenSock's frontend", &["xensock/src/front/session.rs", "xensock/src/front/rings.rs"]),
     ("netfront", &["netfront/src/vif/session.rs", "netfront/src/vif/features.rs"]),
     (
@@ -23,6 +23,15 @@ const OTHERS: [(&str, &[&str]); 4] = [
     (
         "what all users of IDC share, without transports",
         &["idc/src/driver.rs", "idc/src/life.rs", "idc/src/publication.rs"],
+    ),
+    (
+        "how users of IDC meet in xenstore",
+        &[
+            "idc/src/xen/mod.rs",
+            "idc/src/xen/nodes.rs",
+            "idc/src/xen/door.rs",
+            "idc/src/xen/peers.rs",
+        ],
     ),
 ];
 

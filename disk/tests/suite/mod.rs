@@ -11,7 +11,7 @@ use futures_executor::{LocalPool, LocalSpawner};
 use futures_util::future::{AbortHandle, Either, FutureExt, abortable, join, join_all, select};
 use futures_util::task::LocalSpawnExt;
 use idc::transport::Transport;
-use idc::{Address, Endpoint, Event, LocalBuffer, Node, Place, RemoteBuffer, Rights};
+use idc::{Address, Endpoint, Event, LocalBuffer, Node, Place, RemoteBuffer, Rights, Service};
 use sha2::{Digest, Sha256};
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -453,8 +453,10 @@ pub async fn what_a_client_may_not_ask_is_refused(server: Machine<impl Rig>) {
     assert!(memory.log.borrow().is_empty());
 
     // Requests that no client of ours makes.
+    // The first instance is the disk's.
+    let address = Address { service: Service::new("disk", 1).unwrap(), ..server.address() };
     let (endpoint, mut events, drive) =
-        Endpoint::create(client.node.resource(client_quota(4)).unwrap(), server.address());
+        Endpoint::create(client.node.resource(client_quota(4)).unwrap(), address);
     client.tasks.spawn(async { drop(drive.await) });
     while !matches!(events.next().await, Some(Event::Connect)) {}
     let readable = client.node.register(&one, Rights::READ).unwrap();
