@@ -1,10 +1,13 @@
-//! The processor: segments, the event interrupt, sleep, and values for a single CPU.
+//! The processor: segments, the event interrupt, sleep, random numbers, and values for a single
+//! CPU.
 //!
 //! Interrupts are enabled only while the CPU sleeps. The only interrupt is the event channels'
 //! upcall, which writes one byte and no Rust value (`upcall.S`).
 
+mod random;
 mod segments;
 
+pub use random::random;
 pub use segments::{Stack, init as init_segments};
 
 use core::arch::global_asm;

@@ -3,12 +3,15 @@
 #[cfg(not(any(feature = "netfront", feature = "xensock")))]
 compile_error!("the kernel needs a stack: the feature `xensock`, `netfront` or both");
 
+#[cfg(feature = "idc")]
+mod idc;
 pub(crate) mod life;
 #[cfg(feature = "netfront")]
 mod network;
 #[cfg(feature = "xensock")]
 mod sockets;
 
+use crate::cpu;
 use crate::executor::Spawner;
 use crate::machine::{self, Console, Domain, Guest};
 use crate::memory::{heap_figures, image, modules, pages};
@@ -191,6 +194,11 @@ impl System {
     /// [`Machine`](xen::Machine) and a [`Neighbour`](xen::Neighbour)).
     pub fn domain(&self) -> Domain {
         Domain::new(self.0.guest)
+    }
+
+    /// Numbers that nobody can guess, from the processor. [`Errno::ENODEV`] if it has no RDRAND.
+    pub fn random(&self) -> Result<impl FnMut() -> [u8; 16] + use<>, Errno> {
+        cpu::random().ok_or(Errno::ENODEV)
     }
 
     /// Xenstore.
