@@ -72,8 +72,9 @@ test: ## runs all checks and tests, or those in real Xen whose names contain TES
 	@.ci/check '$(TEST)'
 
 programs: setup ## builds the benchmarks' client, and the apps as a Linux program
-	$(CARGO) build -p xen-tests --example client -p apps --example linux --profile host
-	@strip --strip-debug target/host/examples/client target/host/examples/linux
+	$(CARGO) build -p xen-tests --example client -p apps --example linux \
+		-p xen-linux --example idc --profile host
+	@strip --strip-debug $(addprefix target/host/examples/,client linux idc)
 
 bench: kernel xensockd programs ## XenSock beside other stacks: ROUNDS=3 MB=192 IDLE=1000
 	cd kernel && $(CARGO) build --release --example hello

@@ -64,7 +64,7 @@ fn main() -> ExitCode {
         images::CASES,
         faults::CASES,
         events::CASES,
-        idc::CASES,
+        &idc::cases(),
         boot::CASES,
         memory::CASES,
         network::CASES,

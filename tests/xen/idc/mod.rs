@@ -1,0 +1,12 @@
+//! Communication between domains, in real Xen.
+
+mod ends;
+mod exam;
+mod neighbours;
+
+use crate::fixture::Case;
+
+/// The tests of this module's files.
+pub fn cases() -> Vec<(&'static str, Case)> {
+    [neighbours::CASES, exam::CASES].concat()
+}
