@@ -7,13 +7,16 @@ mod suite;
 use edge_nal::{TcpAccept, TcpBind, TcpConnect};
 use embedded_io_async::{ErrorKind, Read, Write};
 use futures_executor::LocalSpawner;
+use futures_util::FutureExt;
 use futures_util::future::{Either, join, select};
+use futures_util::task::LocalSpawnExt;
 use idc::buffer::Key;
 use idc::life::{Epoch, NodeId, Phase, Publication};
 use idc::testing::{FakeNet, FakeSocket};
 use idc::wire::{HEADER_LEN, Header, Hello, Kind, Transfer};
 use idc::{Address, Event, LocalBuffer, Node, Place, Quota, RemoteBuffer, Rights, Service};
 use net::{CAPACITY, SERVER, Transport, address, host, node};
+use proptest::prelude::*;
 use std::future::Future;
 use std::pin::pin;
 use suite::{Couriers, End, create};
@@ -343,4 +346,133 @@ fn an_end_is_destroyed_though_the_other_end_reads_nothing() {
         embassy_time::Timer::after_millis(50).await;
         server.destroy().await;
     });
+}
+
+/// What a hostile end does in a connection.
+#[derive(Clone, Debug)]
+enum Act {
+    /// Sends a frame: kind, slot, code, body, and what is added to its length.
+    Frame(Kind, u16, u32, Vec<u8>, u32),
+    Bytes(Vec<u8>),
+    Receive,
+    /// Answers what the node has sent.
+    Answer,
+    Close,
+}
+
+/// All kinds of frames, first those of endpoints.
+const KINDS: [Kind; 9] = [
+    Kind::Message,
+    Kind::Done,
+    Kind::Request,
+    Kind::Response,
+    Kind::Read,
+    Kind::Write,
+    Kind::Data,
+    Kind::End,
+    Kind::Hello,
+];
+
+fn acts() -> impl Strategy<Value = Act> {
+    let kind =
+        prop_oneof![4 => prop::sample::select(&KINDS[..4]), 1 => prop::sample::select(&KINDS)];
+    let (slot, code) =
+        (prop_oneof![9 => 0..4u16, 1 => any::<u16>()], prop_oneof![Just(0), 0..9u32]);
+    let body = prop::collection::vec(any::<u8>(), 0..50);
+    let more = prop_oneof![9 => Just(0), 1 => any::<u32>()];
+    let frame = (kind, slot, code, body, more)
+        .prop_map(|(kind, slot, code, body, more)| Act::Frame(kind, slot, code, body, more));
+    prop_oneof![
+        9 => frame,
+        1 => prop::collection::vec(any::<u8>(), 0..50).prop_map(Act::Bytes),
+        4 => Just(Act::Receive),
+        4 => Just(Act::Answer),
+        1 => Just(Act::Close),
+    ]
+}
+
+/// An application that keeps some of what it receives, submits now and then, and checks that its
+/// events are in the order that is promised. It ends when the other end is gone.
+async fn application(mut end: End<Transport>, spawner: LocalSpawner) {
+    let (mut kept, mut count, mut outstanding) = (Vec::new(), 0, Vec::new());
+    end.connected().await;
+    loop {
+        let event = end.event().await;
+        count += 1;
+        match event {
+            Event::Message(_) | Event::Transaction(_) if count % 3 == 0 => kept.push(event),
+            Event::Transaction(asked) => asked.complete(count, vec![7; 20]).unwrap(),
+            Event::Message(_) => kept.clear(),
+            Event::Disconnect(_) => break,
+            other => panic!("{other:?} in a connection"),
+        }
+        let endpoint = end.endpoint.clone();
+        let submit = async move {
+            if count % 2 == 0 {
+                endpoint.message(&[1; 9]).await.is_ok()
+            } else {
+                endpoint.transaction(&[1; 9]).await.is_ok_and(|answer| answer.status().len() <= 300)
+            }
+        };
+        outstanding.push(spawner.spawn_local_with_handle(submit).unwrap());
+    }
+    kept.clear();
+    end.expect("Disappear").await;
+    for submission in outstanding {
+        submission.await;
+    }
+    end.destroy().await;
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn whatever_frames_come_an_honest_connection_goes_on(
+        acts in prop::collection::vec(acts(), 1..60),
+    ) {
+        stage(async |stage| {
+            let (mut server, mut client) = (stage.serve("test", suite::QUOTA), stage.visit().await);
+            join(server.connected(), client.connected()).await;
+            let other = stage.serve("hostile", suite::QUOTA);
+            let application = application(other, stage.spawner.clone());
+            let application = stage.spawner.spawn_local_with_handle(application).unwrap();
+            let mut hostile = stage.hostile([10, 0, 0, 9]).await;
+            hostile.mine.quota = suite::QUOTA;
+            hostile.connect(&Service::new("hostile", 0).unwrap()).await;
+            for act in acts {
+                // The end may be gone already.
+                match act {
+                    Act::Frame(kind, slot, code, body, more) => {
+                        let len = (body.len() as u32).wrapping_add(more);
+                        let header = Header { kind, slot, len, code }.to_bytes();
+                        let bytes = [&header[..], &body].concat();
+                        let _ = hostile.send(&bytes).now_or_never();
+                    }
+                    Act::Bytes(bytes) => drop(hostile.send(&bytes).now_or_never()),
+                    Act::Receive => drop(hostile.socket.read(&mut [0; 100]).now_or_never()),
+                    Act::Answer => {
+                        let mut head = [0; HEADER_LEN];
+                        let received = hostile.socket.read_exact(&mut head).now_or_never();
+                        if let (Some(Ok(())), Ok(header)) = (received, Header::from_bytes(&head)) {
+                            let kind = match header.kind {
+                                Kind::Message => Kind::Done,
+                                Kind::Request => Kind::Response,
+                                _ => continue,
+                            };
+                            let mut body = vec![0; header.len as usize];
+                            let _ = hostile.socket.read_exact(&mut body).now_or_never();
+                            let _ = hostile.frame(kind, header.slot, 0, &[]).now_or_never();
+                        }
+                    }
+                    Act::Close => break,
+                }
+                let receive = async { drop(server.message().await) };
+                let (sent, ()) = join(client.endpoint.message(&[5]), receive).await;
+                assert_eq!(sent, Ok(()));
+            }
+            drop(hostile);
+            application.await;
+        });
+    }
 }
