@@ -326,7 +326,13 @@ impl<M: Machine, N: Neighbour> transport::Meeting for Meeting<M, N> {
                     let visitor = visitors.visitor().await;
                     self.other = Some(Other::visitor(&self.core, visitor));
                 }
-                (None, None) => pending().await,
+                (None, None) => {
+                    // Only now: of two transports, the other one may be meant.
+                    if !core::mem::replace(&mut self.warned, true) {
+                        log::error!("an end's address is not another domain of this host");
+                    }
+                    pending().await
+                }
             }
         }
     }
