@@ -30,7 +30,7 @@ LOOM_MAX_PREEMPTIONS ?= 3
 LAB ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel examples xensockd liar lab run shell test programs bench soak fuzz \
+.PHONY: help setup kernel examples xensockd liar lab disk run shell test programs bench soak fuzz \
 	loom clean
 
 help:
@@ -61,7 +61,12 @@ lab: setup ## builds the lab: target/lab; `target/lab help` explains it
 	$(CARGO) build -p lab
 	$(call stripped,debug/lab,lab,--strip-debug)
 
-run: kernel xensockd lab ## serves a guest: APP=http|echo PORT=8080 STACK=xensock|netfront
+disk: setup ## builds the programs for APP=disk: a server of a file, and a guest
+	$(CARGO) build -p xen-linux --example disk --profile host
+	cd kernel && $(CARGO) build --release --example disk
+
+run: $(filter disk,$(APP))
+run: kernel xensockd lab ## serves a guest: APP=http|echo|disk PORT=8080 STACK=xensock|netfront
 	@target/lab run --app '$(APP)' --port '$(PORT)' --stack '$(STACK)' $(LAB)
 
 shell: kernel xensockd lab ## boots Xen and opens a shell in dom0
@@ -73,8 +78,8 @@ test: ## runs all checks and tests, or those in real Xen whose names contain TES
 
 programs: setup ## builds the benchmarks' client, and the apps as a Linux program
 	$(CARGO) build -p xen-tests --example client -p apps --example linux \
-		-p xen-linux --example idc --profile host
-	@strip --strip-debug $(addprefix target/host/examples/,client linux idc)
+		-p xen-linux --example idc --example disk --profile host
+	@strip --strip-debug $(addprefix target/host/examples/,client linux idc disk)
 
 bench: kernel xensockd programs ## XenSock beside other stacks: ROUNDS=3 MB=192 IDLE=1000
 	cd kernel && $(CARGO) build --release --example hello

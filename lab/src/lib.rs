@@ -12,6 +12,7 @@
 mod archive;
 mod bridge;
 mod cache;
+mod disk;
 mod dom0;
 mod domain;
 mod image;
@@ -29,6 +30,7 @@ mod tree;
 mod xen_program;
 
 pub use bridge::Interface;
+pub use disk::{DiskChain, DiskPorts};
 pub use dom0::{Dom0, Output};
 pub use domain::Domain;
 pub use linux::LinuxEnds;

@@ -1,5 +1,6 @@
 //! The command line: one file for each command that is more than a call.
 
+mod disk;
 mod run;
 mod up;
 

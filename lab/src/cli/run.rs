@@ -1,7 +1,7 @@
 //! `lab run`: one guest, served on this machine's loopback until Ctrl-C. The other commands work
 //! while it runs, as after `lab up`.
 
-use super::say;
+use super::{disk, say};
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use lab::{Interface, Kept, Lab, Options, Tree, dom0_port};
@@ -25,7 +25,7 @@ const POLL: Duration = Duration::from_millis(100);
 /// Boots a lab, runs one guest in it, and ends both on Ctrl-C.
 #[derive(Args)]
 pub struct Run {
-    /// The guest: a file xensockd/dist/APP.cfg
+    /// The guest: a file xensockd/dist/APP.cfg, or disk: some guests that share one
     #[arg(long, default_value = "http")]
     app: String,
     /// The loopback port to forward to it
@@ -72,6 +72,9 @@ struct Service {
 impl Run {
     /// Runs the guest in the foreground. The machine's folder is `folder`.
     pub fn execute(mut self, tree: &Tree, folder: PathBuf) -> Result<ExitCode> {
+        if self.app == disk::APP {
+            return disk::run(tree, Options { folder, ..self.options }, self.port);
+        }
         let guest = self.guest(tree)?;
         let options = &mut self.options;
         options.folder = folder;
@@ -92,10 +95,7 @@ impl Run {
 
         // While Xen boots, signals end this process and so the machine.
         let lab = Lab::boot(tree, options, &say)?;
-        let interrupted = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
-            signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
-        }
+        let interrupted = interrupts()?;
         self.serve(&lab, &guest, &interrupted)
     }
 
@@ -104,7 +104,8 @@ impl Run {
         let apps = tree.guests()?;
         let Some(config) = apps.get(&self.app) else {
             let names: Vec<_> = apps.into_keys().collect();
-            bail!("unknown app {:?}; the apps are {}", self.app, names.join(", "));
+            let names = names.join(", ");
+            bail!("unknown app {:?}; the apps are {names} and {}", self.app, disk::APP);
         };
         let mut guest =
             Guest { name: self.app.clone(), config: fs::read_to_string(config)?, service: None };
@@ -184,6 +185,15 @@ impl Run {
         println!("    Ctrl-C ends the guest and Xen; below is the guest's console");
         println!();
     }
+}
+
+/// A flag that the signals to end set from now on.
+pub fn interrupts() -> Result<Arc<AtomicBool>> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
+    }
+    Ok(interrupted)
 }
 
 /// The last command line of a guest's configuration.

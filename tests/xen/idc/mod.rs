@@ -1,5 +1,6 @@
 //! Communication between domains, in real Xen.
 
+mod disk;
 mod ends;
 mod exam;
 mod neighbours;
@@ -8,5 +9,5 @@ use crate::fixture::Case;
 
 /// The tests of this module's files.
 pub fn cases() -> Vec<(&'static str, Case)> {
-    [neighbours::CASES, exam::CASES].concat()
+    [neighbours::CASES, exam::CASES, disk::CASES].concat()
 }
