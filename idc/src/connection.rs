@@ -15,11 +15,10 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::convert::Infallible;
-use core::future::poll_fn;
 use core::pin::pin;
 use core::task::{Context, Poll};
 use futures_util::future::{Either, select};
-use xen::{Errno, WaitList};
+use xen::{Errno, WaitList, yield_now};
 
 /// The most frames that are read or written before other tasks run.
 const BURST: u32 = 64;
@@ -325,17 +324,4 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         self.connection.outgoing(self.kind).forget(self.slot);
     }
-}
-
-/// Lets other tasks run.
-pub(crate) async fn yield_now() {
-    let mut yielded = false;
-    poll_fn(|cx| {
-        if core::mem::replace(&mut yielded, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }

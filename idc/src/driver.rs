@@ -1,7 +1,6 @@
 //! Drives one end: through its meetings, and through the connections that come of them.
 
 use crate::address::{Address, Place};
-use crate::connection::yield_now;
 use crate::life::{Notice, Ours, Phase, Publication, Role, Step, View, next_step};
 use crate::node::Node;
 use crate::quiet::Quiet;
@@ -13,7 +12,7 @@ use embassy_time::{Duration, Instant, Timer};
 use futures_util::FutureExt;
 use futures_util::future::{Either, select};
 use log::Level;
-use xen::Errno;
+use xen::{Errno, yield_now};
 
 /// How long a transport rests that could not do what it was asked to do.
 const RETRY: Duration = Duration::from_millis(200);

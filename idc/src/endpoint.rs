@@ -14,7 +14,7 @@ use alloc::rc::Rc;
 use core::cell::{Cell, RefCell};
 use core::fmt;
 use core::future::{Future, poll_fn};
-use xen::{Errno, WaitList};
+use xen::{Errno, Flag, WaitList};
 
 /// Why the transport did not carry something out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,8 +75,7 @@ struct Core {
     client: WaitList,
     /// The driver, which waits until events were taken.
     taken: WaitList,
-    destroyed: Cell<bool>,
-    destroying: WaitList,
+    destroyed: Flag,
     /// No more events come, or nobody takes them.
     closed: Cell<bool>,
 }
@@ -101,8 +100,7 @@ impl Endpoint {
             events: RefCell::new(VecDeque::with_capacity(events)),
             client: WaitList::default(),
             taken: WaitList::default(),
-            destroyed: Cell::new(false),
-            destroying: WaitList::default(),
+            destroyed: Flag::default(),
             closed: Cell::new(false),
         });
         let driven = core.clone();
@@ -217,8 +215,7 @@ impl Core {
     }
 
     fn destroy(&self) {
-        self.destroyed.set(true);
-        self.destroying.wake_all();
+        self.destroyed.raise();
     }
 
     fn push(&self, event: Event) {
@@ -233,7 +230,7 @@ impl Core {
     /// goes is faster than the client.
     async fn push_later(&self, event: Event) {
         let is_full = || self.events.borrow().len() == self.events.borrow().capacity();
-        self.taken.until(|| (!is_full() || self.destroyed.get()).then_some(())).await;
+        self.taken.until(|| (!is_full() || self.destroyed.is_raised()).then_some(())).await;
         self.push(event);
     }
 }
@@ -244,11 +241,11 @@ impl Client for Core {
     }
 
     fn is_destroyed(&self) -> bool {
-        self.destroyed.get()
+        self.destroyed.is_raised()
     }
 
     async fn destroyed(&self) {
-        self.destroying.until(|| self.destroyed.get().then_some(())).await;
+        self.destroyed.raised().await;
     }
 
     async fn appear(&self, _place: Place) {
@@ -272,9 +269,9 @@ impl Client for Core {
         let connection = self.connection.borrow_mut().take();
         let connection = connection.expect("`connect` has made it");
         connection.end();
-        let returned = Rc::new(Returned::default());
+        let returned = Rc::new(Flag::default());
         self.push(Event::Disconnect(Disconnect(returned.clone())));
-        returned.until().await;
+        returned.raised().await;
         *self.memory.borrow_mut() = connection.all_finished().await;
     }
 
@@ -285,7 +282,7 @@ impl Client for Core {
 
 /// The end of a connection. Dropping it says that the client is through with that: then, and when
 /// everything that was received is finished, the next event can come.
-pub struct Disconnect(Rc<Returned>);
+pub struct Disconnect(Rc<Flag>);
 
 impl fmt::Debug for Disconnect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -293,23 +290,9 @@ impl fmt::Debug for Disconnect {
     }
 }
 
-/// Whether the client has returned a [`Disconnect`].
-#[derive(Default)]
-struct Returned {
-    is: Cell<bool>,
-    waiting: WaitList,
-}
-
-impl Returned {
-    async fn until(&self) {
-        self.waiting.until(|| self.is.get().then_some(())).await;
-    }
-}
-
 impl Drop for Disconnect {
     fn drop(&mut self) {
-        self.0.is.set(true);
-        self.0.waiting.wake_all();
+        self.0.raise();
     }
 }
 

@@ -7,7 +7,6 @@
 
 use crate::address::{Address, Place, Service};
 use crate::buffer::RemoteBuffer;
-use crate::connection::yield_now;
 use crate::life::{Phase, Publication};
 use crate::quiet::Quiet;
 use crate::transport::{Link, LinkReader, LinkWriter, Meeting, Transport};
@@ -26,7 +25,7 @@ use embedded_io_async::{Error, ErrorKind, Read, Write};
 use futures_util::future::{Either, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use log::Level;
-use xen::{DomId, Errno, Shared, WaitList};
+use xen::{DomId, Errno, Shared, WaitList, yield_now};
 
 /// Bytes of the buffers of a link, one for each direction.
 const BUFFER: usize = 16 << 10;

@@ -15,9 +15,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt::Debug;
-use core::future::poll_fn;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use core::task::Poll;
 use embassy_time::{Duration, Timer, with_timeout};
 use kernel::System;
 use kernel::hypercall::Xen;
@@ -27,7 +25,7 @@ use xen::abi::xen::DOMID_SELF;
 use xen::event::{EventHandler, Priority};
 use xen::grant::Usage;
 use xen::hypercall::Operations;
-use xen::{DomId, Errno, PAGE_SIZE, Port};
+use xen::{DomId, Errno, PAGE_SIZE, Port, yield_now};
 
 kernel::entry!(main);
 
@@ -88,19 +86,6 @@ fn failed<E: Debug>(what: &str) -> impl Fn(E) -> String {
 
 fn expect<T: PartialEq + Debug>(what: &str, got: T, wanted: T) -> Outcome {
     if got == wanted { Ok(()) } else { Err(format!("{what}: {got:?} and not {wanted:?}")) }
-}
-
-/// Lets the executor handle events and run other tasks.
-async fn yield_now() {
-    let mut yielded = false;
-    poll_fn(|cx| {
-        if core::mem::replace(&mut yielded, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
 
 /// Counts a port's events.

@@ -13,7 +13,7 @@
 //! | [`lifecycle`] | the toolstack's requests to shut down or to suspend |
 //! | [`Machine`] | the memory, grants and ports of frontends |
 //! | [`Neighbour`] | other domains' pages and ports |
-//! | [`Signal`], [`WaitList`], [`Counter`] | wakers of tasks, statistics |
+//! | [`Signal`], [`WaitList`], [`Flag`], [`Counter`] | wakers of tasks, statistics |
 //! | [`balloon`] | returns memory to Xen and takes it back |
 //! | [`shared`] | access to memory that another domain can write |
 //! | `testing` | fakes of Xen for tests, with the feature `testing` |
@@ -64,7 +64,7 @@ pub use machine::{Machine, Pages};
 pub use neighbour::{Channel, Mapping, Neighbour};
 pub use shared::Shared;
 pub use signal::{Side, Signal};
-pub use wait::WaitList;
+pub use wait::{Flag, WaitList, yield_now};
 
 /// Bytes in a page, the unit of granting and mapping (`XEN_PAGE_SIZE`).
 pub const PAGE_SIZE: usize = 4096;

@@ -93,6 +93,57 @@ impl Drop for Place<'_> {
     }
 }
 
+/// Something that happens, for which tasks of one thread can wait.
+///
+/// ```
+/// # use futures_util::FutureExt;
+/// let stop = xen::Flag::default();
+/// assert_eq!(stop.raised().now_or_never(), None);
+/// stop.raise();
+/// assert_eq!(stop.raised().now_or_never(), Some(()));
+/// ```
+#[derive(Debug, Default)]
+pub struct Flag {
+    raised: Cell<bool>,
+    waiting: WaitList,
+}
+
+impl Flag {
+    /// Whether it has happened.
+    pub fn is_raised(&self) -> bool {
+        self.raised.get()
+    }
+
+    /// Notes that it has happened.
+    pub fn raise(&self) {
+        self.raised.set(true);
+        self.waiting.wake_all();
+    }
+
+    /// Waits until it has happened.
+    pub async fn raised(&self) {
+        self.waiting.until(|| self.raised.get().then_some(())).await;
+    }
+
+    /// Waits until it has happened, and forgets that: it can happen again.
+    pub async fn take(&self) {
+        self.waiting.until(|| self.raised.take().then_some(())).await;
+    }
+}
+
+/// Lets other tasks run.
+pub async fn yield_now() {
+    let mut yielded = false;
+    poll_fn(|cx| {
+        if core::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -18,8 +18,8 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use xen::Side;
-use xen_linux::runtime::{Flag, READABLE, Reactor, Runtime, Watched, timeout};
+use xen::{Flag, Side};
+use xen_linux::runtime::{READABLE, Reactor, Runtime, Watched, timeout};
 use xen_linux::{Domain, Driver};
 use xensock::wire::Dialect;
 

@@ -4,7 +4,6 @@
 use super::table::Entry;
 use super::{LocalBuffer, Rights};
 use crate::address::{Address, Place, Service};
-use crate::connection::yield_now;
 use crate::driver::{Client, drive};
 use crate::life::{NodeId, Publication};
 use crate::node::Node;
@@ -19,7 +18,7 @@ use core::pin::pin;
 use embassy_time::{Duration, Instant};
 use futures_util::future::{Either, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use xen::{Errno, WaitList};
+use xen::{Errno, Flag, yield_now};
 
 /// Bytes of the memory for what a transfer has left when the buffer is unregistered.
 const SPARE: usize = 4096;
@@ -54,8 +53,8 @@ impl<T: Transport> Node<T> {
                 let address = &address;
                 servers.push(async move { drive(self, address, reserve, &server).await });
             }
-            let changed = pin!(present.changed.until(|| present.new.take().then_some(())));
-            if let Either::Right((Some(free), _)) = select(changed, servers.next()).await {
+            let new = pin!(present.new.take());
+            if let Either::Right((Some(free), _)) = select(new, servers.next()).await {
                 reserve = Some(free);
             }
         }
@@ -71,9 +70,8 @@ struct Present {
     visits: RefCell<Vec<Rc<Visit>>>,
     /// The most visits.
     most: usize,
-    /// Whether a courier has come.
-    new: Cell<bool>,
-    changed: WaitList,
+    /// Raised when a courier has come.
+    new: Flag,
 }
 
 /// A courier's visit.
@@ -84,15 +82,14 @@ struct Visit {
     courier: Cell<Option<(NodeId, u32)>>,
     /// When it last made progress.
     last: Cell<Instant>,
-    over: Cell<bool>,
-    ending: WaitList,
+    over: Flag,
 }
 
 impl Default for Visit {
     fn default() -> Self {
-        let (courier, over, ending) = Default::default();
+        let (courier, over) = Default::default();
         let (origin, last) = (Cell::new(Place::Anyone), Cell::new(Instant::MIN));
-        Visit { origin, courier, last, over, ending }
+        Visit { origin, courier, last, over }
     }
 }
 
@@ -100,21 +97,15 @@ impl Visit {
     fn progress(&self) {
         self.last.set(Instant::now());
     }
-
-    fn end(&self) {
-        self.over.set(true);
-        self.ending.wake_all();
-    }
 }
 
 impl Present {
     /// Begins a visit. If there are too many, one ends.
     fn begin(&self, visit: &Rc<Visit>) {
         self.visits.borrow_mut().push(visit.clone());
-        self.new.set(true);
-        self.changed.wake_all();
+        self.new.raise();
         let visits = self.visits.borrow();
-        let visits: Vec<_> = visits.iter().filter(|visit| !visit.over.get()).collect();
+        let visits: Vec<_> = visits.iter().filter(|visit| !visit.over.is_raised()).collect();
         let same =
             |visit: &Visit| visits.iter().filter(|other| other.origin == visit.origin).count();
         let most = visits.iter().map(|visit| same(visit)).max().unwrap_or(0);
@@ -125,7 +116,7 @@ impl Present {
         {
             let is_busy = idlest.last.get().elapsed() < STALE;
             let leaves = if same(visit) == most && is_busy { visit } else { idlest };
-            leaves.end();
+            leaves.over.raise();
         }
     }
 }
@@ -153,11 +144,11 @@ impl<T: Transport> Client for Server<'_, T> {
     }
 
     fn is_destroyed(&self) -> bool {
-        self.visit.over.get()
+        self.visit.over.is_raised()
     }
 
     async fn destroyed(&self) {
-        self.visit.ending.until(|| self.visit.over.get().then_some(())).await;
+        self.visit.over.raised().await;
     }
 
     async fn appear(&self, place: Place) {
@@ -177,7 +168,7 @@ impl<T: Transport> Client for Server<'_, T> {
         let courier = Some((other.node, instance));
         for former in &*self.present.visits.borrow() {
             if former.courier.get() == courier && former.origin == visit.origin {
-                former.end();
+                former.over.raise();
             }
         }
         visit.courier.set(courier);
@@ -192,11 +183,11 @@ impl<T: Transport> Client for Server<'_, T> {
     }
 
     async fn disconnect(&self) {
-        self.visit.end();
+        self.visit.over.raise();
     }
 
     async fn disappear(&self) {
-        self.visit.end();
+        self.visit.over.raise();
     }
 }
 
@@ -257,7 +248,7 @@ impl<T: Transport> Server<'_, T> {
             }
             let mut read = 0;
             while read < len {
-                if self.visit.over.get() {
+                if self.visit.over.is_raised() {
                     return Err(Errno::EPIPE);
                 }
                 read += match &result {

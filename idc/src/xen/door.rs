@@ -9,7 +9,7 @@
 //! Who may create nodes in a folder may also remove it. So any domain can hinder others that want
 //! to be let in. It cannot pretend to be one of them, and ends that know each other need no door.
 
-use super::{Flag, PAUSE, Pace, folder, permissions};
+use super::{PAUSE, Pace, folder, permissions};
 use crate::Service;
 use crate::address::number;
 use alloc::collections::BTreeMap;
@@ -24,7 +24,7 @@ use embassy_time::{Duration, Instant, Timer, with_deadline};
 use futures_util::FutureExt;
 use futures_util::future::select;
 use xen::xenstore::{Access, Permission, Store};
-use xen::{DomId, Errno, WaitList};
+use xen::{DomId, Errno, Flag, WaitList};
 
 /// The name of the door. No service has it.
 pub(super) const DOOR: &str = "-door";
@@ -87,7 +87,7 @@ impl Door {
         let (visitor, taken) = Default::default();
         let seat = Rc::new(Seat { name, visitor, taken });
         self.seats.borrow_mut().push(seat.clone());
-        self.wanted.set();
+        self.wanted.raise();
         Waiting { door: self.clone(), seat }
     }
 
@@ -109,7 +109,7 @@ impl Door {
         let folder = folder(self.domain);
         self.store.mkdir(&folder).await?;
         self.store.set_permissions(&folder, &permissions(self.domain, Access::Read)).await?;
-        self.is_open.set();
+        self.is_open.raise();
         self.store.write(path, "").await?;
         // A node in it belongs to its creator, and inherits the other permission.
         let ours = [Access::Write, Access::Both];
@@ -224,7 +224,7 @@ impl Waiting {
         if let Some(visitor) = self.seat.visitor.take().filter(|_| is_refused) {
             self.door.refused.borrow_mut().insert(visitor.domain, Instant::now());
         }
-        self.door.wanted.set();
+        self.door.wanted.raise();
     }
 }
 

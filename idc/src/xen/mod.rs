@@ -29,7 +29,6 @@ use crate::transport::Transport;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::String;
-use core::cell::Cell;
 use core::convert::Infallible;
 use core::future::Future;
 use core::net::SocketAddr;
@@ -40,7 +39,7 @@ use nodes::Other;
 use peers::Peers;
 use xen::frontend::{PagePool, PageUsage};
 use xen::xenstore::{Access, Permission, Store};
-use xen::{DomId, Errno, Machine, Neighbour, WaitList};
+use xen::{DomId, Errno, Machine, Neighbour};
 
 /// The order of the links of a domain that has no wish: 64 KiB in each direction.
 pub const DEFAULT_ORDER: u32 = 5;
@@ -173,29 +172,5 @@ impl Pace {
         Timer::at(self.0).await;
         let earliest = Instant::now().checked_sub(Self::BURST).unwrap_or(Instant::MIN);
         self.0 = self.0.max(earliest) + cost;
-    }
-}
-
-/// What one task sets and another one waits for.
-#[derive(Default)]
-struct Flag {
-    is_set: Cell<bool>,
-    waiters: WaitList,
-}
-
-impl Flag {
-    fn set(&self) {
-        self.is_set.set(true);
-        self.waiters.wake_all();
-    }
-
-    /// Waits until it is set, and resets it.
-    async fn take(&self) {
-        self.waiters.until(|| self.is_set.take().then_some(())).await;
-    }
-
-    /// Waits until it is set.
-    async fn wait(&self) {
-        self.waiters.until(|| self.is_set.get().then_some(())).await;
     }
 }

@@ -230,7 +230,7 @@ impl<M: Machine, N: Neighbour> Meeting<M, N> {
         if other.is_shown && other.is_readable {
             return Ok(());
         }
-        self.core.door.is_open.wait().await;
+        self.core.door.is_open.raised().await;
         let (store, own) = (&self.core.store, self.core.domain);
         if !other.is_made {
             // Nobody can read what is new in this folder, so the node is complete when it appears.

@@ -1,7 +1,7 @@
 //! The watches of other domains' folders, one for each domain that somebody wants to meet.
 
 use super::door::DOOR;
-use super::{Flag, PAUSE, folder};
+use super::{PAUSE, folder};
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::string::String;
@@ -15,7 +15,7 @@ use futures_util::StreamExt;
 use futures_util::future::{Either, select};
 use futures_util::stream::FuturesUnordered;
 use xen::xenstore::Store;
-use xen::{DomId, WaitList};
+use xen::{DomId, Flag, WaitList};
 
 /// The domains that somebody wants to meet.
 pub(super) struct Peers {
@@ -67,7 +67,7 @@ impl Peers {
         let peer = self.all.borrow_mut().entry(domain).or_insert_with(add).clone();
         let interest = Rc::new(Interest { service, knock, changed: Flag::default() });
         // Its first look may come before the watch or long after it.
-        interest.changed.set();
+        interest.changed.raise();
         peer.interests.borrow_mut().push(interest.clone());
         Watched { peers: self.clone(), peer, interest }
     }
@@ -101,7 +101,7 @@ impl Peers {
                 Timer::after(PAUSE).await;
             }
         };
-        select(pin!(watch), pin!(peer.is_left.wait())).await;
+        select(pin!(watch), pin!(peer.is_left.raised())).await;
     }
 }
 
@@ -117,7 +117,7 @@ impl Peer {
                 Some(name) => name == interest.service,
             };
             if is_meant {
-                interest.changed.set();
+                interest.changed.raise();
             }
         }
     }
@@ -137,7 +137,7 @@ impl Drop for Watched {
         interests.retain(|other| !Rc::ptr_eq(other, interest));
         if interests.is_empty() {
             peers.all.borrow_mut().remove(&peer.domain);
-            peer.is_left.set();
+            peer.is_left.raise();
         }
     }
 }

@@ -12,7 +12,7 @@ use self::reactor::Interrupt;
 use futures_util::FutureExt;
 use futures_util::future::{AbortHandle, Either, abortable, select};
 use futures_util::stream::{FuturesUnordered, Stream};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::future::Future;
 use std::io;
 use std::panic::AssertUnwindSafe;
@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
-use xen::WaitList;
+use xen::Flag;
 
 /// How often woken tasks run before the files are looked at again. Tasks that wake each other, or
 /// themselves, need several rounds.
@@ -178,31 +178,6 @@ impl Task {
     /// Ends the task the next time that the loop runs it.
     pub fn abort(&self) {
         self.abort.abort();
-    }
-}
-
-/// Something that happens once, for which tasks of one thread can wait.
-#[derive(Default)]
-pub struct Flag {
-    raised: Cell<bool>,
-    waiting: WaitList,
-}
-
-impl Flag {
-    /// Whether it has happened.
-    pub fn is_raised(&self) -> bool {
-        self.raised.get()
-    }
-
-    /// Notes that it has happened.
-    pub fn raise(&self) {
-        self.raised.set(true);
-        self.waiting.wake_all();
-    }
-
-    /// Waits until it has happened.
-    pub async fn raised(&self) {
-        self.waiting.until(|| self.is_raised().then_some(())).await;
     }
 }
 

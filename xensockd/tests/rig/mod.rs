@@ -1,10 +1,10 @@
 //! A thread of the daemon and its guests, over fakes of xenstored and of the guests' memory.
 
 use std::rc::Rc;
-use xen::DomId;
 use xen::testing::{FakeMachine, FakeStore, World};
 use xen::xenstore::{self, Store};
-use xen_linux::runtime::{Flag, Spawner};
+use xen::{DomId, Flag};
+use xen_linux::runtime::Spawner;
 use xensock::back::{Limits, Network};
 use xensock::front::{Config, Driver, Frontend};
 use xensock::testing::FakeDom0;

@@ -9,7 +9,7 @@ mod server;
 mod tree;
 
 use crate::xenstore::{self, Access, Permission, Store};
-use crate::{DomId, Errno};
+use crate::{DomId, Errno, yield_now};
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
@@ -243,15 +243,7 @@ impl Write for PipeWriter {
     async fn write(&mut self, from: &[u8]) -> Result<usize, Errno> {
         let piece = &from[..from.len().min(PIECE)];
         // Lets other tasks run, as a real write may.
-        let mut waited = false;
-        poll_fn(|cx| {
-            if core::mem::replace(&mut waited, true) {
-                return Poll::Ready(());
-            }
-            cx.waker().wake_by_ref();
-            Poll::Pending
-        })
-        .await;
+        yield_now().await;
         self.store.input(self.client, piece);
         Ok(piece.len())
     }
