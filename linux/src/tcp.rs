@@ -9,6 +9,7 @@ use rustix::net::{
     self, AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, ipproto, sockopt,
 };
 use std::future::poll_fn;
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -63,7 +64,9 @@ impl Stack {
     }
 }
 
-fn open(address: SocketAddr) -> Result<OwnedFd, Errno> {
+/// Opens a socket for this address, which does not block. It sends small messages at once, and so
+/// do the connections that it accepts.
+pub fn open(address: SocketAddr) -> Result<OwnedFd, Errno> {
     let family = match address {
         SocketAddr::V4(_) => AddressFamily::INET,
         SocketAddr::V6(_) => AddressFamily::INET6,
@@ -71,9 +74,42 @@ fn open(address: SocketAddr) -> Result<OwnedFd, Errno> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP));
     let socket = socket.map_err(errno)?;
-    // The connections of a listening socket inherit this.
     sockopt::set_tcp_nodelay(&socket, true).map_err(errno)?;
     Ok(socket)
+}
+
+/// Connects a socket, and waits until it is connected.
+pub async fn connect(
+    reactor: &Reactor,
+    socket: OwnedFd,
+    remote: SocketAddr,
+) -> Result<Watched, Errno> {
+    match net::connect(&socket, &remote) {
+        Ok(()) | Err(Os::INPROGRESS) => {}
+        Err(error) => return Err(errno(error)),
+    }
+    // Registered only now: epoll reports a socket that was never connected as closed.
+    let socket = reactor.watch(Rc::new(socket), SOCKET).map_err(errno)?;
+    poll_fn(|cx| socket.poll_ready(cx, Side::Tx)).await;
+    sockopt::socket_error(&*socket).map_err(errno)?.map_err(errno)?;
+    Ok(socket)
+}
+
+/// Accepts a connection, for [`Watched::poll_io`]. The socket does not block.
+pub fn accept(listener: &OwnedFd) -> io::Result<(OwnedFd, Option<SocketAddr>)> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    match net::acceptfrom_with(listener, flags) {
+        // Retry: the peer aborted before accept.
+        Err(Os::CONNABORTED) => Err(Os::INTR.into()),
+        Err(error) => Err(error.into()),
+        Ok((socket, peer)) => Ok((socket, peer.and_then(|peer| peer.try_into().ok()))),
+    }
+}
+
+/// A socket's own address.
+pub fn local_addr(socket: &OwnedFd) -> Result<SocketAddr, Errno> {
+    let address = net::getsockname(socket).map_err(errno)?;
+    address.try_into().map_err(|_| Errno::EAFNOSUPPORT)
 }
 
 impl TcpConnect for Stack {
@@ -81,15 +117,7 @@ impl TcpConnect for Stack {
     type Socket<'a> = Stream<Socket>;
 
     async fn connect(&self, remote: SocketAddr) -> Result<Stream<Socket>, Errno> {
-        let socket = open(remote)?;
-        match net::connect(&socket, &remote) {
-            Ok(()) | Err(Os::INPROGRESS) => {}
-            Err(error) => return Err(errno(error)),
-        }
-        // Registered only now: epoll reports a socket that was never connected as closed.
-        let socket = self.0.watch(Rc::new(socket), SOCKET).map_err(errno)?;
-        poll_fn(|cx| socket.poll_ready(cx, Side::Tx)).await;
-        sockopt::socket_error(&*socket).map_err(errno)?.map_err(errno)?;
+        let socket = connect(&self.0, open(remote)?, remote).await?;
         Ok(Stream::new(Socket(socket)))
     }
 }
@@ -111,8 +139,7 @@ impl TcpBind for Stack {
 impl Listener {
     /// The address at which it listens.
     pub fn local_addr(&self) -> Result<SocketAddr, Errno> {
-        let address = net::getsockname(&*self.socket).map_err(errno)?;
-        address.try_into().map_err(|_| Errno::EAFNOSUPPORT)
+        local_addr(&self.socket)
     }
 }
 
@@ -123,22 +150,14 @@ impl TcpAccept for Listener {
     /// Waits for a connection, also while there are no file descriptors or no memory for it. At
     /// most one task may wait.
     async fn accept(&self) -> Result<(SocketAddr, Stream<Socket>), Errno> {
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let accept = |listener: &OwnedFd| match net::acceptfrom_with(listener, flags) {
-            // Retry: the peer aborted before accept.
-            Err(Os::CONNABORTED) => Err(Os::INTR.into()),
-            Err(error @ (Os::AGAIN | Os::INTR)) => Err(error.into()),
-            result => Ok(result),
-        };
         loop {
             let accepted = poll_fn(|cx| self.socket.poll_io(cx, Side::Rx, accept)).await;
-            match accepted.map_err(errno)? {
+            match accepted {
                 Ok((socket, peer)) => {
-                    let peer = peer.and_then(|peer| peer.try_into().ok());
                     let socket = self.reactor.watch(Rc::new(socket), SOCKET).map_err(errno)?;
                     return Ok((peer.ok_or(Errno::EAFNOSUPPORT)?, Stream::new(Socket(socket))));
                 }
-                Err(error @ (Os::MFILE | Os::NFILE | Os::NOMEM | Os::NOBUFS)) => {
+                Err(error) if is_short(&error) => {
                     log::warn!("cannot accept a connection: {error}; trying again");
                     self.reactor.sleep(REST).await;
                 }
@@ -146,6 +165,12 @@ impl TcpAccept for Listener {
             }
         }
     }
+}
+
+/// Whether there are no more file descriptors or no more memory.
+fn is_short(error: &io::Error) -> bool {
+    let short = [Os::MFILE, Os::NFILE, Os::NOMEM, Os::NOBUFS];
+    Os::from_io_error(error).is_some_and(|error| short.contains(&error))
 }
 
 impl PollSocket for Socket {

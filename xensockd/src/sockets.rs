@@ -6,9 +6,8 @@
 use crate::linux;
 use crate::options;
 use rustix::event::{PollFd, PollFlags};
-use rustix::net::{self, AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
+use rustix::net::{self, sockopt};
 use std::cell::OnceCell;
-use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -17,7 +16,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use xen::{DomId, Errno, Shared, Side};
 use xen_linux::runtime::{READABLE, Reactor, SOCKET, Watched};
-use xen_linux::{Count, Ticket, errno};
+use xen_linux::{Count, Ticket, errno, tcp};
 use xensock::back::{Listener, Network, Socket, Stream};
 use xensock::wire::{Options, Shutdown, SocketOption};
 
@@ -52,31 +51,19 @@ impl Network for Sockets {
         to: SocketAddr,
         options: &Options,
     ) -> Result<Connected, Errno> {
-        let socket = open(to)?;
-        sockopt::set_tcp_nodelay(&socket, true).map_err(errno)?;
+        let socket = tcp::open(to)?;
         set_all(&socket, options)?;
-        match net::connect(&socket, &to) {
-            Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
-            Err(error) => return Err(errno(error)),
-        }
-        // Registered only now: epoll reports a socket that was never connected as closed.
         let ticket = Ticket::new(self.counter.clone());
-        let connected = Connected::new(&self.reactor, socket, to, ticket)?;
-        poll_fn(|cx| connected.socket.poll_ready(cx, Side::Tx)).await;
-        match sockopt::socket_error(&*connected.socket).map_err(errno)? {
-            Ok(()) => Ok(connected),
-            Err(error) => Err(errno(error)),
-        }
+        let socket = tcp::connect(&self.reactor, socket, to).await?;
+        Ok(Connected { socket, peer: to, _ticket: ticket })
     }
 
     fn bind(&self, _: DomId, to: SocketAddr, options: &Options) -> Result<Bound, Errno> {
-        let socket = open(to)?;
+        let socket = tcp::open(to)?;
         sockopt::set_socket_reuseaddr(&socket, true).map_err(errno)?;
         if self.reuse_port {
             sockopt::set_socket_reuseport(&socket, true).map_err(errno)?;
         }
-        // The connections of a listening socket inherit this.
-        sockopt::set_tcp_nodelay(&socket, true).map_err(errno)?;
         set_all(&socket, options)?;
         net::bind(&socket, &to).map_err(errno)?;
         Ok(Bound {
@@ -89,24 +76,10 @@ impl Network for Sockets {
     }
 }
 
-fn open(address: SocketAddr) -> Result<OwnedFd, Errno> {
-    let family = match address {
-        SocketAddr::V4(_) => AddressFamily::INET,
-        SocketAddr::V6(_) => AddressFamily::INET6,
-    };
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP)).map_err(errno)
-}
-
 fn set_all(socket: &OwnedFd, options: &Options) -> Result<(), Errno> {
     options
         .iter()
         .try_for_each(|(option, value)| options::set(socket, option, value).map_err(errno))
-}
-
-fn local_addr(socket: &OwnedFd) -> Result<SocketAddr, Errno> {
-    let address = net::getsockname(socket).map_err(errno)?;
-    address.try_into().map_err(|_| Errno::EAFNOSUPPORT)
 }
 
 /// A connected socket.
@@ -114,18 +87,6 @@ pub struct Connected {
     socket: Watched,
     peer: SocketAddr,
     _ticket: Ticket,
-}
-
-impl Connected {
-    fn new(
-        reactor: &Reactor,
-        socket: OwnedFd,
-        peer: SocketAddr,
-        ticket: Ticket,
-    ) -> Result<Self, Errno> {
-        let socket = reactor.watch(Rc::new(socket), SOCKET).map_err(errno)?;
-        Ok(Connected { socket, peer, _ticket: ticket })
-    }
 }
 
 impl Stream for Connected {
@@ -172,7 +133,7 @@ impl Socket for Connected {
     }
 
     fn local_addr(&self) -> Result<SocketAddr, Errno> {
-        local_addr(&self.socket)
+        tcp::local_addr(&self.socket)
     }
 }
 
@@ -225,16 +186,10 @@ impl Listener for Bound {
     }
 
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<Result<Connected, Errno>> {
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let accept = |socket: &OwnedFd| match net::acceptfrom_with(socket, flags) {
-            // Retry: the peer aborted before accept.
-            Err(rustix::io::Errno::CONNABORTED) => Err(rustix::io::Errno::INTR.into()),
-            result => Ok(result?),
-        };
-        let (socket, peer) = ready!(self.poll_io(cx, accept))?;
-        let peer = peer.and_then(|peer| peer.try_into().ok()).ok_or(Errno::EAFNOSUPPORT)?;
-        let ticket = Ticket::new(self.counter.clone());
-        Poll::Ready(Connected::new(&self.reactor, socket, peer, ticket))
+        let (socket, peer) = ready!(self.poll_io(cx, tcp::accept))?;
+        let peer = peer.ok_or(Errno::EAFNOSUPPORT)?;
+        let socket = self.reactor.watch(Rc::new(socket), SOCKET).map_err(errno)?;
+        Poll::Ready(Ok(Connected { socket, peer, _ticket: Ticket::new(self.counter.clone()) }))
     }
 }
 
@@ -248,6 +203,6 @@ impl Socket for Bound {
     }
 
     fn local_addr(&self) -> Result<SocketAddr, Errno> {
-        local_addr(&self.socket)
+        tcp::local_addr(&self.socket)
     }
 }
