@@ -21,7 +21,7 @@ use core::ops::Range;
 use core::pin::pin;
 use edge_nal::{TcpAccept, TcpConnect, TcpSplit};
 use embassy_time::{Duration, Instant, Timer, with_timeout};
-use embedded_io_async::{Error, ErrorKind, Read, Write};
+use embedded_io_async::{Error, ErrorKind, ErrorType, Read, Write};
 use futures_util::future::{Either, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use log::Level;
@@ -277,25 +277,39 @@ struct Conversation<D, V> {
     received: Vec<u8>,
 }
 
-/// A socket that was dialled, or a visitor's.
-enum Socket<D, V> {
+/// A socket that was dialled, or a visitor's; or one direction of it.
+pub enum Socket<D, V> {
+    /// That was dialled.
     Dialled(D),
+    /// A visitor's.
     Visitor(V),
 }
 
-impl<D: Read + Write, V: Read + Write> Socket<D, V> {
-    async fn send(&mut self, bytes: &[u8]) -> Result<(), Errno> {
+impl<D, V> ErrorType for Socket<D, V> {
+    type Error = Errno;
+}
+
+impl<D: Read, V: Read> Read for Socket<D, V> {
+    async fn read(&mut self, to: &mut [u8]) -> Result<usize, Errno> {
         match self {
-            Socket::Dialled(socket) => send(socket, bytes).await,
-            Socket::Visitor(socket) => send(socket, bytes).await,
+            Socket::Dialled(socket) => socket.read(to).await.map_err(errno),
+            Socket::Visitor(socket) => socket.read(to).await.map_err(errno),
+        }
+    }
+}
+
+impl<D: Write, V: Write> Write for Socket<D, V> {
+    async fn write(&mut self, from: &[u8]) -> Result<usize, Errno> {
+        match self {
+            Socket::Dialled(socket) => socket.write(from).await.map_err(errno),
+            Socket::Visitor(socket) => socket.write(from).await.map_err(errno),
         }
     }
 
-    /// Waits for a HELLO. Can be dropped and called again.
-    async fn hello(&mut self, received: &mut Vec<u8>) -> Result<Hello, Errno> {
+    async fn flush(&mut self) -> Result<(), Errno> {
         match self {
-            Socket::Dialled(socket) => hello(socket, received).await,
-            Socket::Visitor(socket) => hello(socket, received).await,
+            Socket::Dialled(socket) => socket.flush().await.map_err(errno),
+            Socket::Visitor(socket) => socket.flush().await.map_err(errno),
         }
     }
 }
@@ -416,11 +430,11 @@ impl<'s, S: TcpConnect, A: TcpAccept + 's> TcpMeeting<'s, S, A> {
     ) -> Result<(Publication, Vec<u8>), Errno> {
         let service = self.service.clone();
         let publication = self.mine.expect("an end publishes before it meets");
-        socket.send(&frame(&Hello { service, publication })).await?;
+        send(socket, &frame(&Hello { service, publication })).await?;
         let mut received = Vec::with_capacity(HELLO);
         let hello = match visitor {
             Some(hello) => hello,
-            None => socket.hello(&mut received).await?,
+            None => hello(socket, &mut received).await?,
         };
         Ok((hello.publication, received))
     }
@@ -437,7 +451,7 @@ impl<'s, S: TcpConnect, A: TcpAccept + 's> Meeting for TcpMeeting<'s, S, A> {
         }
         let mut borrowed = Borrowed { shelf: &self.shelf, conversation: self.shelf.take() };
         if let Some(Conversation { socket, received }) = &mut borrowed.conversation {
-            match socket.hello(received).await {
+            match hello(socket, received).await {
                 Ok(hello) => return Some(hello.publication),
                 Err(error) => log::debug!("{}: no HELLO: {error}", self.address),
             }
@@ -463,7 +477,7 @@ impl<'s, S: TcpConnect, A: TcpAccept + 's> Meeting for TcpMeeting<'s, S, A> {
             (_, Some(Conversation { socket, .. })) => {
                 let service = self.service.clone();
                 let hello = frame(&Hello { service, publication: *mine });
-                let sent = with_timeout(SEND_TIMEOUT, socket.send(&hello)).await;
+                let sent = with_timeout(SEND_TIMEOUT, send(socket, &hello)).await;
                 if let Err(error) = sent.unwrap_or(Err(Errno::ETIMEDOUT)) {
                     log::debug!("{}: cannot publish: {error}", self.address);
                     return Ok(());
@@ -549,27 +563,17 @@ impl<D, V> Drop for TcpLink<D, V> {
     }
 }
 
-/// One direction of a socket that was dialled, or of a visitor's.
-pub enum Half<D, V> {
-    /// Of a socket that was dialled.
-    Dialled(D),
-    /// Of a visitor's.
-    Visitor(V),
-    /// The connection is gone.
-    Gone,
-}
-
 impl<D, V> Link for TcpLink<D, V>
 where
     D: Read + Write + TcpSplit,
     V: Read + Write + TcpSplit,
 {
     type Reader<'a>
-        = TcpReader<'a, Half<D::Read<'a>, V::Read<'a>>>
+        = TcpReader<'a, Socket<D::Read<'a>, V::Read<'a>>>
     where
         Self: 'a;
     type Writer<'a>
-        = TcpWriter<'a, Half<D::Write<'a>, V::Write<'a>>>
+        = TcpWriter<'a, Socket<D::Write<'a>, V::Write<'a>>>
     where
         Self: 'a;
 
@@ -583,13 +587,13 @@ where
         let (read, write) = match self.conversation.as_mut().map(|with| &mut with.socket) {
             Some(Socket::Dialled(socket)) => {
                 let (read, write) = socket.split();
-                (Half::Dialled(read), Half::Dialled(write))
+                (Some(Socket::Dialled(read)), Some(Socket::Dialled(write)))
             }
             Some(Socket::Visitor(socket)) => {
                 let (read, write) = socket.split();
-                (Half::Visitor(read), Half::Visitor(write))
+                (Some(Socket::Visitor(read)), Some(Socket::Visitor(write)))
             }
-            None => (Half::Gone, Half::Gone),
+            None => (None, None),
         };
         let reader = TcpReader { socket: read, received: &mut self.received };
         (reader, TcpWriter { socket: write, unsent: &mut self.unsent })
@@ -597,27 +601,23 @@ where
 }
 
 /// The stream from the other end.
-pub struct TcpReader<'a, H> {
-    socket: H,
+pub struct TcpReader<'a, S> {
+    /// `None` if the connection is gone.
+    socket: Option<S>,
     received: &'a mut Buffer,
 }
 
-impl<D: Read, V: Read> LinkReader for TcpReader<'_, Half<D, V>> {
+impl<S: Read<Error = Errno>> LinkReader for TcpReader<'_, S> {
     async fn read(&mut self, to: Shared<'_>) -> Result<usize, Errno> {
         if self.received.used.start == self.received.used.end {
             self.received.pause().await;
         }
         let Buffer { bytes, used, .. } = &mut *self.received;
         if used.start == used.end {
-            let count = match &mut self.socket {
-                Half::Dialled(socket) => socket.read(bytes).await.map_err(errno)?,
-                Half::Visitor(socket) => socket.read(bytes).await.map_err(errno)?,
-                Half::Gone => 0,
-            };
-            if count == 0 {
-                return Err(Errno::EPIPE);
+            match self.socket.as_mut().ok_or(Errno::EPIPE)?.read(bytes).await? {
+                0 => return Err(Errno::EPIPE),
+                count => *used = 0..count,
             }
-            *used = 0..count;
         }
         let count = to.len().min(used.len());
         to.write(0, &bytes[used.start..used.start + count]);
@@ -627,12 +627,13 @@ impl<D: Read, V: Read> LinkReader for TcpReader<'_, Half<D, V>> {
 }
 
 /// The stream to the other end.
-pub struct TcpWriter<'a, H> {
-    socket: H,
+pub struct TcpWriter<'a, S> {
+    /// `None` if the connection is gone.
+    socket: Option<S>,
     unsent: &'a mut Buffer,
 }
 
-impl<D: Write, V: Write> LinkWriter for TcpWriter<'_, Half<D, V>> {
+impl<S: Write<Error = Errno>> LinkWriter for TcpWriter<'_, S> {
     async fn write(&mut self, from: Shared<'_>) -> Result<usize, Errno> {
         if self.unsent.used.end == BUFFER {
             self.send().await?;
@@ -646,29 +647,20 @@ impl<D: Write, V: Write> LinkWriter for TcpWriter<'_, Half<D, V>> {
 
     async fn flush(&mut self) -> Result<(), Errno> {
         self.send().await?;
-        match &mut self.socket {
-            Half::Dialled(socket) => socket.flush().await.map_err(errno),
-            Half::Visitor(socket) => socket.flush().await.map_err(errno),
-            Half::Gone => Err(Errno::EPIPE),
-        }
+        self.socket.as_mut().ok_or(Errno::EPIPE)?.flush().await
     }
 }
 
-impl<D: Write, V: Write> TcpWriter<'_, Half<D, V>> {
+impl<S: Write<Error = Errno>> TcpWriter<'_, S> {
     /// Gives all bytes to the socket.
     async fn send(&mut self) -> Result<(), Errno> {
         while !self.unsent.used.is_empty() {
             self.unsent.pause().await;
             let bytes = &self.unsent.bytes[self.unsent.used.clone()];
-            let count = match &mut self.socket {
-                Half::Dialled(socket) => socket.write(bytes).await.map_err(errno)?,
-                Half::Visitor(socket) => socket.write(bytes).await.map_err(errno)?,
-                Half::Gone => 0,
-            };
-            if count == 0 {
-                return Err(Errno::EPIPE);
+            match self.socket.as_mut().ok_or(Errno::EPIPE)?.write(bytes).await? {
+                0 => return Err(Errno::EPIPE),
+                count => self.unsent.taken(count),
             }
-            self.unsent.taken(count);
         }
         Ok(())
     }
