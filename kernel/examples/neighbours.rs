@@ -27,6 +27,7 @@ use embassy_time::{Instant, Timer};
 use kernel::System;
 use kernel::hypercall;
 use kernel::machine::{Domain, ForeignPages, ForeignPort};
+use xen::xenbus::read_number;
 use xen::xenstore::{Access, Permission, Watch};
 use xen::{
     Channel, DomId, Errno, GrantRef, Machine, Mapping, Neighbour, PAGE_SIZE, Pages, Port, Shared,
@@ -150,8 +151,7 @@ impl Guest<'_> {
     async fn say(&self, word: &str, rest: &str) -> Outcome {
         let text = format!("{} {word} {rest}", self.order.number);
         let said = self.system.store().transact(async |nodes| {
-            let own = nodes.read_string("domid").await?;
-            let own = DomId(own.parse().map_err(|_| Errno::EPROTO)?);
+            let own = DomId(read_number(nodes, "domid").await?);
             nodes.write(SAID, &text).await?;
             let permissions = [
                 Permission { access: Access::None, domain: own },

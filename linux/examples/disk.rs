@@ -21,12 +21,13 @@ use rustix::fs::{FlockOperation, flock};
 use std::convert::Infallible;
 use std::error::Error;
 use std::fs::File;
-use std::io::Read;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
+use xen::DomId;
+use xen::xenbus::read_number;
 use xen_linux::runtime::{Reactor, Runtime, Spawner};
-use xen_linux::{Counts, Domain, tcp};
+use xen_linux::{Counts, Domain, random, tcp};
 
 const USAGE: &str = "write a file, then --xen, --tcp IP:PORT or both";
 
@@ -82,7 +83,7 @@ async fn run(
     let (domain, driver) = Domain::open(reactor, &Counts::default())?;
     spawner.spawn(async { end(&driver.run().await) });
     let store = domain.store().clone();
-    let id = xen::DomId(store.read_string("domid").await?.parse()?);
+    let id = DomId(read_number(&store, "domid").await?);
     // A process of Linux cannot grant its memory.
     let (domains, meet) =
         XenTransport::new(id, store, None::<Infallible>, Some(domain), DEFAULT_ORDER);
@@ -96,14 +97,6 @@ async fn share(disk: &Image, transport: impl Transport) -> Result<Infallible, Bo
     let address = "any/disk".parse()?;
     let error = serve(&node, &address, disk, Limits::default(), &Neighbours::default()).await;
     Err(format!("cannot serve: {error}").into())
-}
-
-/// Numbers that nobody can guess.
-fn random() -> [u8; 16] {
-    let mut bytes = [0; 16];
-    let read = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
-    read.expect("Linux has random numbers");
-    bytes
 }
 
 /// A file as a disk. The thread waits while Linux reads and writes.

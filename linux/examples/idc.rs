@@ -10,16 +10,16 @@ use idc::xen::{DEFAULT_ORDER, XenTransport};
 use idc::{Address, Node};
 use std::convert::Infallible;
 use std::fmt::Display;
-use std::io::Read;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 use xen::DomId;
+use xen::xenbus::read_number;
 use xen_linux::runtime::{Reactor, Runtime};
 use xen_linux::tcp::Stack;
-use xen_linux::{Counts, Domain};
+use xen_linux::{Counts, Domain, random};
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
@@ -51,8 +51,7 @@ async fn work(reactor: &Reactor) -> Result<(), String> {
     let (domain, driver) = Domain::open(reactor, &counts)?;
     let through_domain = async {
         let store = domain.store().clone();
-        let own = store.read_string("domid").await.map_err(text)?;
-        let own = DomId(own.parse().map_err(text)?);
+        let own = DomId(read_number(&store, "domid").await.map_err(text)?);
         let (transport, run_transport) =
             XenTransport::<Infallible, _>::new(own, store, None, Some(domain), DEFAULT_ORDER);
         let beside = join(run_transport, show_usage(reactor, &counts));
@@ -68,12 +67,7 @@ async fn work(reactor: &Reactor) -> Result<(), String> {
 }
 
 async fn run(transport: impl Transport) -> Result<(), String> {
-    let mut random = std::fs::File::open("/dev/urandom").map_err(text)?;
-    let node = Node::new(transport, move || {
-        let mut bytes = [0; 16];
-        random.read_exact(&mut bytes).expect("the kernel has random numbers");
-        bytes
-    });
+    let node = Node::new(transport, random);
     if let Some(address) = word::<Address>("serve=")? {
         let clients = word("clients=")?.unwrap_or(1);
         log::info!("serving at {address}");

@@ -39,7 +39,18 @@ pub use domain::{Domain, Driver};
 pub use evtchn::BoundPort;
 pub use gntdev::MappedPages;
 
+use rustix::io::retry_on_intr;
+use rustix::rand::{GetRandomFlags, getrandom};
 use xen::Errno;
+
+/// A number that nobody can guess. Waits until the kernel has collected enough for it, which it has
+/// soon after it has booted.
+pub fn random() -> [u8; 16] {
+    let mut bytes = [0; 16];
+    let count = retry_on_intr(|| getrandom(&mut bytes, GetRandomFlags::empty()));
+    assert_eq!(count, Ok(bytes.len()), "so few bytes come at once");
+    bytes
+}
 
 /// Linux's error numbers equal Xen's, as far as sockets and Xen's device files need them.
 pub fn errno(error: impl Into<std::io::Error>) -> Errno {

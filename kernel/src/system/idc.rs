@@ -8,7 +8,7 @@ use alloc::rc::Rc;
 use core::future::ready;
 use futures_util::future::LocalBoxFuture;
 use idc::xen::XenTransport;
-use xen::xenstore::Store;
+use xen::xenbus::read_number;
 use xen::{DomId, Errno};
 
 struct Idc(XenTransport<Domain, Domain>);
@@ -18,18 +18,12 @@ impl System {
     /// power of `order` pages.
     pub async fn idc(&self, order: u32) -> Result<XenTransport<Domain, Domain>, Errno> {
         let (store, domain) = (self.0.store.clone(), self.domain());
-        let own = own_id(&store).await?;
+        let own = DomId(read_number(&store, "domid").await?);
         let (transport, run) = XenTransport::new(own, store, Some(domain), Some(domain), order);
         self.0.devices.borrow_mut().push(Rc::new(Idc(transport.clone())));
         self.0.background.spawn(async move { match run.await {} });
         Ok(transport)
     }
-}
-
-/// This domain's number.
-async fn own_id(store: &Store) -> Result<DomId, Errno> {
-    let text = store.read_string("domid").await?;
-    text.parse().map(DomId).map_err(|_| Errno::EPROTO)
 }
 
 impl Device for Idc {
