@@ -2,7 +2,7 @@
 /*
  * The two ends of a libxenvchan, which `make bench` compares with IDC.
  *
- *   vchan serve PEER BYTES          offers rings of BYTES each to the domain PEER, serves one client
+ *   vchan serve PEER BYTES          offers rings of BYTES each to PEER, and serves one client
  *   vchan visit DOMAIN MIB COUNT    is that client, in dom0, and prints its figures
  *   vchan time DOMAIN...            prints the CPU time of domains, in nanoseconds (in dom0 only)
  *
