@@ -135,11 +135,14 @@ pub fn command(options: &Options) -> Result<Command> {
     // dom0_max_vcpus=1: while Linux patches its own code, a second one can run a stale
     // translation of the breakpoint that guards the patch, and dom0 panics in `exc_int3` once in a
     // few boots.
+    // sched=credit: the clocks of QEMU's processors drift apart, and Xen's default scheduler,
+    // credit2, then leaves dom0 waiting for minutes while both processors are idle.
     // gnttab_max_frames: a domain's configuration may raise its limit above the default of 64.
     // bootscrub=0: QEMU need not allocate memory that nobody uses.
     command.args(["-kernel", "xen", "-append"]).arg(format!(
-        "console=com1 com1=115200,8n1 console_timestamps=boot gnttab_max_frames=128 bootscrub=0 \
-         dom0_mem={DOM0_MEMORY}M,max:{DOM0_MEMORY}M dom0_max_vcpus=1 loglvl=all guest_loglvl=all"
+        "console=com1 com1=115200,8n1 console_timestamps=boot sched=credit gnttab_max_frames=128 \
+         bootscrub=0 dom0_mem={DOM0_MEMORY}M,max:{DOM0_MEMORY}M dom0_max_vcpus=1 loglvl=all \
+         guest_loglvl=all"
     ));
     command.args([
         "-initrd",
