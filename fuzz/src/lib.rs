@@ -8,8 +8,11 @@ pub mod command_line;
 mod environment;
 pub mod hostile_backend;
 pub mod hostile_frontend;
+pub mod hostile_idc;
 pub mod hostile_netback;
 mod input;
+#[allow(unsafe_code, reason = "is the global allocator")]
+mod memory;
 mod tasks;
 pub mod wire;
 pub mod xenstore;
@@ -25,9 +28,10 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     Target { name: "hostile_backend", run: hostile_backend::run, seeds: hostile_backend::seeds },
     Target { name: "hostile_frontend", run: hostile_frontend::run, seeds: hostile_frontend::seeds },
+    Target { name: "hostile_idc", run: hostile_idc::run, seeds: hostile_idc::seeds },
     Target { name: "hostile_netback", run: hostile_netback::run, seeds: hostile_netback::seeds },
     Target { name: "xenstore", run: xenstore::run, seeds: xenstore::seeds },
     Target { name: "wire", run: wire::run, seeds: wire::seeds },

@@ -4,7 +4,9 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Mutex;
-use xensock_fuzz::{TARGETS, Target, hostile_backend, hostile_frontend, hostile_netback};
+use xensock_fuzz::{
+    TARGETS, Target, hostile_backend, hostile_frontend, hostile_idc, hostile_netback,
+};
 
 /// Serialises the tests: the clock is global.
 static CLOCK: Mutex<()> = Mutex::new(());
@@ -116,4 +118,17 @@ fn the_seeds_reach_far() {
         let reached = hostile_frontend::play(&seed);
         assert!(reached.done > 1 && reached.sent > 0, "{seed:?}: {reached:?}");
     }
+    let mut best = hostile_idc::Reached::default();
+    for seed in hostile_idc::seeds() {
+        let reached = hostile_idc::play(&seed);
+        println!("{seed:?}: {reached:?}");
+        best.connections = best.connections.max(reached.connections);
+        best.received = best.received.max(reached.received);
+        best.answered = best.answered.max(reached.answered);
+        best.data = best.data.max(reached.data);
+        best.transfers = best.transfers.max(reached.transfers);
+    }
+    let hostile_idc::Reached { connections, received, answered, data, transfers } = best;
+    let enough = [connections > 1, received > 5, answered > 3, data > 2, transfers > 1];
+    assert_eq!(enough, [true; 5], "{best:?}");
 }

@@ -76,6 +76,13 @@ impl FakeNet {
         FakeHost { net: self.clone(), ip: Ipv4Addr::from(ip).into() }
     }
 
+    /// Forgets who has dialled and was not accepted.
+    pub fn clear(&self) {
+        for backlog in self.0.listeners.borrow().values() {
+            drop(backlog.waiting.take());
+        }
+    }
+
     /// Lets the next call of `accept` at an address fail.
     ///
     /// # Panics
