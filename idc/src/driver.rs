@@ -93,10 +93,14 @@ impl<T: Transport, C: Client> End<'_, T, C> {
         let seen = self.seen.as_ref().filter(|_| !self.client.is_destroyed());
         match next_step_of(&self.ours, &self.meeting, seen, self.broken) {
             Step::Wait if self.client.is_destroyed() => return false,
-            Step::Wait => self.wait().await,
+            Step::Wait => self.wait(Instant::MAX).await,
             Step::Offer => match self.meeting.link().await {
                 Ok(link) => self.take(Step::Offer, Some(link)).await,
-                Err(error) => self.rest("cannot make a link", error).await,
+                Err(error) => {
+                    self.log("cannot make a link", error);
+                    // Meanwhile the other end may go, or be sent away.
+                    self.wait(Instant::now() + RETRY).await;
+                }
             },
             Step::Attach => match self.meeting.link().await {
                 Ok(link) => self.take(Step::Attach, Some(link)).await,
@@ -149,8 +153,9 @@ impl<T: Transport, C: Client> End<'_, T, C> {
         }
     }
 
-    /// Waits until something has changed. While this end is connected, its link is in use.
-    async fn wait(&mut self) {
+    /// Waits until something has changed, or until `again`. While this end is connected, its link
+    /// is in use.
+    async fn wait(&mut self, again: Instant) {
         let connected = self.ours.phase.is_connected();
         let link = self.link.as_mut().filter(|_| connected);
         let client = self.client;
@@ -162,18 +167,19 @@ impl<T: Transport, C: Client> End<'_, T, C> {
         };
         let mut carry = pin!(carry);
         let waits = self.address.place == Place::Anyone && self.ours.appeared.is_some();
-        let late = async {
-            match waits && !connected {
-                true => Timer::at(self.since + CONNECT).await,
-                false => core::future::pending().await,
+        let late = if waits && !connected { self.since + CONNECT } else { Instant::MAX };
+        let timer = async {
+            match late.min(again) {
+                Instant::MAX => core::future::pending().await,
+                time => Timer::at(time).await,
             }
         };
-        let mut late = pin!(late);
+        let mut timer = pin!(timer);
         // A change is often none that matters. It does not interrupt the link's use, which might be
         // in the middle of a frame.
         loop {
             let changed = self.meeting.changed();
-            match first(carry.as_mut(), changed, client.destroyed(), late.as_mut()).await {
+            match first(carry.as_mut(), changed, client.destroyed(), timer.as_mut()).await {
                 Change::Broken(error) => {
                     log::debug!("{}: the link is broken: {error}", self.address);
                     self.broken = true;
@@ -184,7 +190,8 @@ impl<T: Transport, C: Client> End<'_, T, C> {
                     yield_now().await;
                 }
                 Change::Destroyed => {}
-                Change::Late => {
+                Change::Time if Instant::now() < late => return,
+                Change::Time => {
                     log::debug!("{}: a visitor does not connect", self.address);
                     self.meeting.dismiss().await;
                     self.seen = None;
@@ -208,9 +215,13 @@ impl<T: Transport, C: Client> End<'_, T, C> {
 
     /// Logs an error, and waits a little.
     async fn rest(&self, what: &str, error: Errno) {
+        self.log(what, error);
+        Timer::after(RETRY).await;
+    }
+
+    fn log(&self, what: &str, error: Errno) {
         let level = self.quiet.level(Level::Warn);
         log::log!(level, "{}: {what}: {error}; trying again", self.address);
-        Timer::after(RETRY).await;
     }
 }
 
@@ -231,20 +242,20 @@ enum Change {
     Broken(Errno),
     Seen(Option<Publication>),
     Destroyed,
-    Late,
+    Time,
 }
 
 async fn first(
     carry: impl Future<Output = Errno> + Unpin,
     changed: impl Future<Output = Option<Publication>>,
     destroyed: impl Future<Output = ()>,
-    late: impl Future<Output = ()> + Unpin,
+    timer: impl Future<Output = ()> + Unpin,
 ) -> Change {
     let carry = carry.map(Change::Broken);
     let (changed, destroyed) = (changed.map(Change::Seen), destroyed.map(|()| Change::Destroyed));
-    let late = late.map(|()| Change::Late);
+    let timer = timer.map(|()| Change::Time);
     let (changed, destroyed) = (pin!(changed), pin!(destroyed));
-    let (one, other) = (select(carry, changed), select(destroyed, late));
+    let (one, other) = (select(carry, changed), select(destroyed, timer));
     match select(one, other).await {
         Either::Left((one, _)) => one.factor_first().0,
         Either::Right((other, _)) => other.factor_first().0,
