@@ -216,11 +216,11 @@ impl Connection {
                 self.lent.set(self.lent.get() + 1);
                 event(Event::Transaction(Incoming::new(self.clone(), slot, parameters)));
             }
-            Kind::Done => self.sent_messages.answer(slot, Answer { code, len })?,
+            Kind::Done => self.sent_messages.answer(slot, Answer { code, status: None })?,
             Kind::Response if self.sent_requests.is_sent(slot) => {
                 let status = self.status(slot, len).ok_or(Errno::EPROTO)?;
                 link.read_exact(status.shared()).await?;
-                self.sent_requests.answer(slot, Answer { code, len })?;
+                self.sent_requests.answer(slot, Answer { code, status: Some(status) })?;
             }
             _ => return Err(Errno::EPROTO),
         }
@@ -233,14 +233,15 @@ impl Connection {
         ((len as usize) <= memory.len()).then(|| memory.slice(0..len as usize))
     }
 
-    /// The next frame to write. An answer frees its slot. An end that does not read them cannot use
-    /// the slots again, so there are never more answers than slots.
+    /// The next frame to write. The other end can use a slot again when its answer is written, and
+    /// answer what this end submits when that is. So there are never more frames than slots.
     fn next_frame(&self) -> Option<Frame> {
         let frame = self.out.borrow_mut().pop_front()?;
         match frame.header.kind {
             Kind::Done => self.messages.finish(frame.header.slot),
             Kind::Response => self.requests.finish(frame.header.slot),
-            _ => {}
+            Kind::Message => self.sent_messages.sent(frame.header.slot),
+            _ => self.sent_requests.sent(frame.header.slot),
         }
         Some(frame)
     }
@@ -310,13 +311,6 @@ impl Ticket {
             Poll::Pending if self.connection.over.get() => Poll::Ready(None),
             Poll::Pending => Poll::Pending,
         }
-    }
-
-    /// The status of the answer.
-    pub(crate) fn status(&self, len: u32) -> LocalBuffer {
-        let status = self.connection.status(self.slot, len);
-        // The memory is with the endpoint's next connection if this one is long over.
-        status.unwrap_or_else(|| LocalBuffer::new(0))
     }
 }
 

@@ -7,6 +7,7 @@ use crate::driver::{self, Client};
 use crate::life::Publication;
 use crate::node::Resource;
 use crate::quota::Quota;
+use crate::slots::Answer;
 use crate::transport::{Link, Transport};
 use crate::wire::ABANDONED;
 use alloc::collections::VecDeque;
@@ -180,7 +181,7 @@ impl Endpoint {
 /// Waits for the answer to a submission.
 async fn answered(ticket: Ticket) -> Result<Response, TransportError> {
     let answer = poll_fn(|cx| ticket.poll(cx)).await.ok_or(TransportError::Disconnected)?;
-    Ok(Response { error: answer.code, len: answer.len, ticket })
+    Ok(Response { answer, _ticket: ticket })
 }
 
 impl Events {
@@ -383,26 +384,25 @@ impl fmt::Debug for Incoming {
 
 /// The answer to a transaction. Its slot is free for another transaction when it is dropped.
 pub struct Response {
-    ticket: Ticket,
-    error: u32,
-    len: u32,
+    answer: Answer,
+    _ticket: Ticket,
 }
 
 impl Response {
     /// The application's error code: 0 is success, [`ABANDONED`] means that the other end has not
     /// completed the transaction.
     pub fn error(&self) -> u32 {
-        self.error
+        self.answer.code
     }
 
     /// The status.
     pub fn status(&self) -> LocalBuffer {
-        self.ticket.status(self.len)
+        self.answer.status.clone().unwrap_or_else(|| LocalBuffer::new(0))
     }
 }
 
 impl fmt::Debug for Response {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Response({}, {} bytes)", self.error, self.len)
+        write!(f, "Response({}, {} bytes)", self.error(), self.status().len())
     }
 }

@@ -21,19 +21,27 @@ pub(crate) struct Outgoing {
 /// A slot of the other end.
 enum Slot {
     Free,
-    /// Sent, and not answered. The waker is that of the submission, if it is waited for.
-    Sent(Option<Waker>),
-    /// Sent, and nobody waits for the answer any more.
-    Forgotten,
-    /// Answered with a code and the length of a status, which was not fetched yet.
+    /// A submission has it, which is not answered.
+    Taken(Taken),
+    /// Answered, and the answer was not fetched yet.
     Answered(Answer),
 }
 
+#[derive(Default)]
+struct Taken {
+    /// Whether it was sent. The other end cannot have answered it before.
+    is_sent: bool,
+    /// Whether nobody waits for the answer any more.
+    is_forgotten: bool,
+    waker: Option<Waker>,
+}
+
 /// How a submission was answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Answer {
     pub(crate) code: u32,
-    pub(crate) len: u32,
+    /// The status, if it was a transaction.
+    pub(crate) status: Option<LocalBuffer>,
 }
 
 impl Outgoing {
@@ -48,7 +56,7 @@ impl Outgoing {
     /// Takes a free slot. `None` if there is none now.
     pub(crate) fn take(&self) -> Option<u16> {
         let slot = self.free.borrow_mut().pop()?;
-        self.slots.borrow_mut()[usize::from(slot)] = Slot::Sent(None);
+        self.slots.borrow_mut()[usize::from(slot)] = Slot::Taken(Taken::default());
         Some(slot)
     }
 
@@ -57,20 +65,27 @@ impl Outgoing {
         self.waiting.until(|| if over.get() { Some(None) } else { self.take().map(Some) }).await
     }
 
+    /// Notes that what has this slot is sent now.
+    pub(crate) fn sent(&self, slot: u16) {
+        if let Slot::Taken(taken) = &mut self.slots.borrow_mut()[usize::from(slot)] {
+            taken.is_sent = true;
+        }
+    }
+
     /// Notes an answer. [`Errno::EPROTO`] if nothing was sent in this slot.
     pub(crate) fn answer(&self, slot: u16, answer: Answer) -> Result<(), Errno> {
         let mut slots = self.slots.borrow_mut();
         let state = slots.get_mut(usize::from(slot)).ok_or(Errno::EPROTO)?;
         match core::mem::replace(state, Slot::Answered(answer)) {
-            Slot::Sent(waker) => {
+            Slot::Taken(Taken { is_sent: true, is_forgotten: false, waker }) => {
                 drop(slots);
                 waker.into_iter().for_each(Waker::wake);
             }
-            Slot::Forgotten => {
+            Slot::Taken(Taken { is_sent: true, .. }) => {
                 drop(slots);
                 self.release(slot);
             }
-            former @ (Slot::Free | Slot::Answered(_)) => {
+            former => {
                 *state = former;
                 return Err(Errno::EPROTO);
             }
@@ -81,18 +96,18 @@ impl Outgoing {
     /// Whether the slot expects an answer.
     pub(crate) fn is_sent(&self, slot: u16) -> bool {
         let slots = self.slots.borrow();
-        matches!(slots.get(usize::from(slot)), Some(Slot::Sent(_) | Slot::Forgotten))
+        matches!(slots.get(usize::from(slot)), Some(Slot::Taken(Taken { is_sent: true, .. })))
     }
 
     /// Waits for the answer to what this end sent in a slot.
     pub(crate) fn poll(&self, slot: u16, cx: &mut Context<'_>) -> Poll<Answer> {
         match &mut self.slots.borrow_mut()[usize::from(slot)] {
-            Slot::Answered(answer) => Poll::Ready(*answer),
-            Slot::Sent(waker) => {
-                *waker = Some(cx.waker().clone());
+            Slot::Answered(answer) => Poll::Ready(answer.clone()),
+            Slot::Taken(taken) => {
+                taken.waker = Some(cx.waker().clone());
                 Poll::Pending
             }
-            Slot::Free | Slot::Forgotten => unreachable!("its submission still has the slot"),
+            Slot::Free => unreachable!("its submission still has the slot"),
         }
     }
 
@@ -104,7 +119,8 @@ impl Outgoing {
                 drop(slots);
                 self.release(slot);
             }
-            state => *state = Slot::Forgotten,
+            Slot::Taken(taken) => taken.is_forgotten = true,
+            Slot::Free => unreachable!("its submission still has the slot"),
         }
     }
 
@@ -117,8 +133,8 @@ impl Outgoing {
     /// Wakes everybody: the connection is over.
     pub(crate) fn wake_all(&self) {
         for slot in &mut *self.slots.borrow_mut() {
-            if let Slot::Sent(waker) = slot {
-                waker.take().into_iter().for_each(Waker::wake);
+            if let Slot::Taken(taken) = slot {
+                taken.waker.take().into_iter().for_each(Waker::wake);
             }
         }
         self.waiting.wake_all();
@@ -172,13 +188,21 @@ mod tests {
     use alloc::vec;
     use futures_util::FutureExt;
 
-    const DONE: Answer = Answer { code: 0, len: 0 };
+    const DONE: Answer = Answer { code: 0, status: None };
+
+    impl Outgoing {
+        fn send(&self) -> u16 {
+            let slot = self.take().unwrap();
+            self.sent(slot);
+            slot
+        }
+    }
 
     #[test]
     fn a_slot_is_free_again_after_its_answer_was_fetched() {
         let slots = Outgoing::new(1);
         let over = Cell::new(false);
-        let slot = slots.take().unwrap();
+        let slot = slots.send();
         assert_eq!(slots.take(), None);
         slots.answer(slot, DONE).unwrap();
         assert_eq!(slots.wait(&over).now_or_never(), None, "the answer was not fetched");
@@ -189,7 +213,7 @@ mod tests {
     #[test]
     fn a_forgotten_slot_is_free_when_the_answer_comes_and_not_before() {
         let slots = Outgoing::new(1);
-        let slot = slots.take().unwrap();
+        let slot = slots.send();
         slots.forget(slot);
         assert_eq!(slots.take(), None);
         slots.answer(slot, DONE).unwrap();
@@ -202,6 +226,8 @@ mod tests {
         assert_eq!(slots.answer(2, DONE), Err(Errno::EPROTO), "there is no such slot");
         assert_eq!(slots.answer(1, DONE), Err(Errno::EPROTO), "the slot is free");
         let slot = slots.take().unwrap();
+        assert_eq!(slots.answer(slot, DONE), Err(Errno::EPROTO), "it was not sent yet");
+        slots.sent(slot);
         slots.answer(slot, DONE).unwrap();
         assert_eq!(slots.answer(slot, DONE), Err(Errno::EPROTO), "it was answered");
     }

@@ -163,6 +163,24 @@ fn answers_do_not_pile_up_for_an_end_that_does_not_read_them() {
 }
 
 #[test]
+fn an_end_that_answers_what_was_not_sent_yet_loses_the_connection() {
+    stage(async |stage| {
+        let mut server = stage.serve("test", suite::QUOTA);
+        let mut hostile = stage.hostile([10, 0, 0, 9]).await;
+        // More than there is room for on the way.
+        hostile.mine.quota = Quota { messages: 100, message: 1000, ..suite::QUOTA };
+        hostile.connect(&Service::new("test", 0).unwrap()).await;
+        server.connected().await;
+        let message = || server.endpoint.try_message(LocalBuffer::new(1000)).unwrap();
+        let mut sent: Vec<_> = (0..100).map(|_| message()).collect();
+        embassy_time::Timer::after_millis(50).await;
+        hostile.frame(Kind::Done, 99, 0, &[]).await.unwrap();
+        assert!(sent.pop().unwrap().await.is_err(), "it is complete without being sent");
+        drop(server.disconnect().await);
+    });
+}
+
+#[test]
 fn however_many_slots_an_end_offers_the_other_end_uses_few_of_them() {
     stage(async |stage| {
         let quota = Quota { messages: 2, transactions: 2, ..Quota::default() };

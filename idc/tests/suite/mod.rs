@@ -237,6 +237,20 @@ pub async fn transactions_are_answered_in_any_order_with_error_and_status(
     futures_util::future::join(serve, answers).await;
 }
 
+pub async fn a_status_stays_when_the_connection_is_over(
+    rig: Rig<impl Transport + 'static, impl Transport + 'static>,
+) {
+    let (mut server, mut client) = rig.connect().await;
+    let serve = async { server.transaction().await.complete(7, &[5; 300]).unwrap() };
+    let (answer, ()) =
+        futures_util::future::join(client.endpoint.transaction(&[0; 0]), serve).await;
+    let answer = answer.unwrap();
+    server.destroy().await;
+    drop(client.disconnect().await);
+    client.expect("Disappear").await;
+    assert_eq!((answer.error(), answer.status().to_vec()), (7, vec![5; 300]));
+}
+
 pub async fn what_exceeds_the_other_ends_quota_is_refused_before_it_is_sent(
     rig: Rig<impl Transport + 'static, impl Transport + 'static>,
 ) {
@@ -522,6 +536,7 @@ macro_rules! suite {
             messages_arrive_in_order_and_are_complete_when_the_receiver_is_done
             a_receiver_gets_no_more_messages_than_its_quota
             transactions_are_answered_in_any_order_with_error_and_status
+            a_status_stays_when_the_connection_is_over
             what_exceeds_the_other_ends_quota_is_refused_before_it_is_sent
             a_disconnect_completes_everything_and_waits_for_the_client
             a_connection_does_not_begin_before_the_client_has_finished_the_former_one
