@@ -13,6 +13,7 @@ use alloc::rc::Rc;
 use core::cell::{Cell, RefCell};
 use core::fmt;
 use core::future::Future;
+use core::ops::Range;
 use embassy_time::{Duration, Instant, with_deadline};
 use xen::{Errno, WaitList};
 
@@ -247,36 +248,53 @@ impl<T: Transport> Visit<'_, T> {
     ) -> Result<Result<(), TransferError>, Errno> {
         let head = LocalBuffer::new(HEADER_LEN);
         let total = job.local.len();
-        let mut done = 0;
-        loop {
-            let length = (total - done).min(REQUEST);
-            let transfer = Transfer {
-                id: job.remote.id,
-                key: job.remote.key,
-                offset: job.at.saturating_add(done as u64),
-                length: length as u64,
-            };
-            let piece = job.local.slice(done..done + length);
-            let header = Header { kind: job.kind, slot: 0, len: Transfer::LEN as u32, code: 0 };
-            write_header(writer, &head, header).await?;
-            writer.write_all(LocalBuffer::from(&transfer.to_bytes()).shared()).await?;
-            if job.kind == Kind::Write {
-                for start in (0..length).step_by(MAX_DATA as usize) {
-                    let chunk = piece.slice(start..length.min(start + MAX_DATA as usize));
-                    let len = chunk.len() as u32;
-                    let data = Header { kind: Kind::Data, slot: 0, len, code: 0 };
-                    write_header(writer, &head, data).await?;
-                    writer.write_all(chunk.shared()).await?;
-                }
+        let starts = (0..total.max(1)).step_by(REQUEST);
+        let mut requests = starts.map(|start| start..total.min(start + REQUEST));
+        let mut outcome = Ok(());
+        let mut asked = requests.next();
+        if let Some(first) = &asked {
+            ask(job, first.clone(), &head, writer).await?;
+        }
+        while let Some(range) = asked {
+            // The owner finds the next request when it has answered this one, and need not wait.
+            asked = if outcome.is_ok() { requests.next() } else { None };
+            if let Some(next) = &asked {
+                ask(job, next.clone(), &head, writer).await?;
             }
             writer.flush().await?;
-            let result = result(receive(job.kind, &piece, &head, reader).await?);
-            done += length;
-            if result.is_err() || done == total {
-                return Ok(result);
-            }
+            let end = receive(job.kind, &job.local.slice(range), &head, reader).await?;
+            outcome = outcome.and(result(end));
+        }
+        Ok(outcome)
+    }
+}
+
+/// Requests a part of a transfer: for a WRITE, the bytes follow.
+async fn ask(
+    job: &Job,
+    range: Range<usize>,
+    head: &LocalBuffer,
+    writer: &mut impl LinkWriter,
+) -> Result<(), Errno> {
+    let transfer = Transfer {
+        id: job.remote.id,
+        key: job.remote.key,
+        offset: job.at.saturating_add(range.start as u64),
+        length: range.len() as u64,
+    };
+    let piece = job.local.slice(range);
+    let header = Header { kind: job.kind, slot: 0, len: Transfer::LEN as u32, code: 0 };
+    write_header(writer, head, header).await?;
+    writer.write_all(LocalBuffer::from(&transfer.to_bytes()).shared()).await?;
+    if job.kind == Kind::Write {
+        for start in (0..piece.len()).step_by(MAX_DATA as usize) {
+            let chunk = piece.slice(start..piece.len().min(start + MAX_DATA as usize));
+            let data = Header { kind: Kind::Data, slot: 0, len: chunk.len() as u32, code: 0 };
+            write_header(writer, head, data).await?;
+            writer.write_all(chunk.shared()).await?;
         }
     }
+    Ok(())
 }
 
 /// Receives the answer to a request: for a READ, the bytes.

@@ -419,6 +419,10 @@ pub async fn transfers_that_are_not_allowed_fail_and_touch_nothing(
     let beyond = Err(TransferError::OutOfRange);
     assert_eq!(courier.receive(&readable.reference(), 901, &some).await, beyond);
     assert_eq!(courier.send(&writable.reference(), u64::MAX, &some).await, beyond);
+    // The next request is on its way when the first one fails.
+    let long = LocalBuffer::new(3 << 20);
+    assert_eq!(courier.send(&readable.reference(), 0, &long).await, forbidden);
+    assert_eq!(courier.receive(&readable.reference(), 0, &long).await, beyond);
     let bytes = readable.reference().to_bytes();
     for forged in [32, 40, 47] {
         // The key is in bytes 32 to 48.
