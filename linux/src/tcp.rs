@@ -1,5 +1,8 @@
 //! TCP for tasks of a [`Runtime`](crate::runtime::Runtime): the traits of `edge-nal` over Linux's
 //! sockets. Nagle's algorithm is off, as in guests' stacks.
+//!
+//! A peer that is gone without a word, such as a destroyed guest with a network interface, is
+//! noticed in half a minute.
 
 use crate::errno;
 use crate::runtime::{READABLE, Reactor, SOCKET, Watched};
@@ -20,6 +23,13 @@ use xensock_stream::{PollSocket, Stream};
 
 /// The connections of a listener that Linux keeps until they are accepted.
 const BACKLOG: i32 = 128;
+
+/// After how long a silent peer is probed, and how often.
+const PROBE_AFTER: Duration = Duration::from_secs(10);
+const PROBES: u32 = 2;
+
+/// How long a peer may leave data unacknowledged, in milliseconds.
+const SILENCE: u32 = 30_000;
 
 /// How long a listener rests if there are no more file descriptors or no more memory.
 const REST: Duration = Duration::from_millis(100);
@@ -78,6 +88,18 @@ pub fn open(address: SocketAddr) -> Result<OwnedFd, Errno> {
     Ok(socket)
 }
 
+/// Opens a socket that notices when its peer is gone, as the connections that it accepts do.
+fn open_probed(address: SocketAddr) -> Result<OwnedFd, Errno> {
+    let socket = open(address)?;
+    sockopt::set_socket_keepalive(&socket, true)
+        .and_then(|()| sockopt::set_tcp_keepidle(&socket, PROBE_AFTER))
+        .and_then(|()| sockopt::set_tcp_keepintvl(&socket, PROBE_AFTER))
+        .and_then(|()| sockopt::set_tcp_keepcnt(&socket, PROBES))
+        .and_then(|()| sockopt::set_tcp_user_timeout(&socket, SILENCE))
+        .map_err(errno)?;
+    Ok(socket)
+}
+
 /// Connects a socket, and waits until it is connected.
 pub async fn connect(
     reactor: &Reactor,
@@ -117,7 +139,7 @@ impl TcpConnect for Stack {
     type Socket<'a> = Stream<Socket>;
 
     async fn connect(&self, remote: SocketAddr) -> Result<Stream<Socket>, Errno> {
-        let socket = connect(&self.0, open(remote)?, remote).await?;
+        let socket = connect(&self.0, open_probed(remote)?, remote).await?;
         Ok(Stream::new(Socket(socket)))
     }
 }
@@ -127,7 +149,7 @@ impl TcpBind for Stack {
     type Accept<'a> = Listener;
 
     async fn bind(&self, local: SocketAddr) -> Result<Listener, Errno> {
-        let socket = open(local)?;
+        let socket = open_probed(local)?;
         sockopt::set_socket_reuseaddr(&socket, true).map_err(errno)?;
         net::bind(&socket, &local).map_err(errno)?;
         net::listen(&socket, BACKLOG).map_err(errno)?;
@@ -296,6 +318,17 @@ mod tests {
             let mut bytes = [0; 1];
             assert_eq!(far.read(&mut bytes).await, Err(Errno::ECONNRESET));
             assert_eq!(far.write(b"x").await, Err(Errno::EPIPE));
+        });
+    }
+
+    #[test]
+    fn both_ends_of_a_connection_are_probed() {
+        connected(async |_, near, far| {
+            for stream in [&near, &far] {
+                assert!(sockopt::socket_keepalive(&*stream.0).unwrap());
+                assert_eq!(sockopt::tcp_keepidle(&*stream.0).unwrap(), PROBE_AFTER);
+                assert_eq!(sockopt::tcp_user_timeout(&*stream.0).unwrap(), SILENCE);
+            }
         });
     }
 
