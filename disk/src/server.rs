@@ -32,10 +32,6 @@ use idc::{
 };
 use xen::{Errno, WaitList};
 
-/// How long a client's buffer may take to send or receive the blocks of one request. Longer than a
-/// courier looks for the buffer's owner.
-const TRANSFER: Duration = Duration::from_secs(15);
-
 /// How often a transfer is begun if its connection ends.
 const TRANSFERS: u32 = 3;
 
@@ -49,11 +45,13 @@ pub struct Limits {
     pub clients: usize,
     /// The most transactions of a client's at a time.
     pub transactions: u16,
+    /// How long a client's buffer may take to send or receive the blocks of one request.
+    pub patience: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { clients: 8, transactions: 4 }
+        Limits { clients: 8, transactions: 4, patience: Duration::from_secs(15) }
     }
 }
 
@@ -64,6 +62,7 @@ struct Server<'b, B> {
     address: &'b Address,
     blocks: &'b B,
     neighbours: &'b Neighbours,
+    patience: Duration,
     ranges: Ranges,
     /// How many endpoints wait for a client.
     waiting: Cell<usize>,
@@ -83,7 +82,8 @@ pub async fn serve<T: Transport, B: Blocks>(
     neighbours: &Neighbours,
 ) -> Errno {
     let (ranges, waiting, taken) = Default::default();
-    let server = Server { address, blocks, neighbours, ranges, waiting, taken };
+    let patience = limits.patience;
+    let server = Server { address, blocks, neighbours, patience, ranges, waiting, taken };
     let clients = if address.place == Place::Anyone { limits.clients.max(1) } else { 1 };
     let resources = || -> Result<Resources<T>, Errno> {
         let endpoint = node.resource(server_quota(limits.transactions))?;
@@ -167,7 +167,7 @@ impl<B: Blocks> Server<'_, B> {
         let (courier, drive) = Courier::create(resource);
         let talk = async {
             let courier = Shared::new(courier);
-            let answerer = Answerer { server: self, endpoint, courier, client: &client };
+            let answerer = Answerer { server: self, courier, client: &client };
             let mut answers = FuturesUnordered::new();
             let disconnect = loop {
                 let answered = async {
@@ -200,7 +200,6 @@ impl<B: Blocks> Server<'_, B> {
 /// Answers a client's transactions.
 struct Answerer<'s, 'b, B> {
     server: &'s Server<'b, B>,
-    endpoint: &'s Endpoint,
     courier: Shared,
     client: &'s Rc<Neighbour>,
 }
@@ -266,18 +265,13 @@ impl<B: Blocks> Answerer<'_, '_, B> {
             }
             carry(courier.get()).await
         };
-        match with_timeout(TRANSFER, attempts).await {
+        match with_timeout(self.server.patience, attempts).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(TransferError::OutOfRange | TransferError::Forbidden)) => {
                 Err(Failure::Malformed)
             }
-            Ok(Err(error)) => {
-                log::debug!("{}: {error}", self.client.address);
-                Err(Failure::Unreachable)
-            }
-            Err(_) => {
-                log::warn!("{}: its buffer does not move; leaving it", self.client.address);
-                self.endpoint.destroy();
+            failed => {
+                log::debug!("{}: its buffer: {failed:?}", self.client.address);
                 Err(Failure::Unreachable)
             }
         }

@@ -82,13 +82,20 @@ impl<R: Rig> Machine<R> {
         let tasks = Tasks::new(spawner);
         let (transport, place) = rig.start(again, &tasks).await;
         let node = Node::new(transport, random(SEED.replace(SEED.get() + 1)));
-        let buffers = node.clone();
-        tasks.spawn(async move { panic!("no buffers: {}", buffers.serve_buffers(16).await) });
         Machine { rig: rig.clone(), node, place, tasks, neighbours: Neighbours::default() }
     }
 
     /// Another one.
     pub async fn another(&self) -> Self {
+        let another = Self::start_at(&self.rig, &self.tasks.spawner, None).await;
+        let buffers = another.node.clone();
+        let serve = async move { panic!("no buffers: {}", buffers.serve_buffers(16).await) };
+        another.tasks.spawn(serve);
+        another
+    }
+
+    /// Another one, of which nobody can reach the buffers.
+    pub async fn another_without_buffers(&self) -> Self {
         Self::start_at(&self.rig, &self.tasks.spawner, None).await
     }
 
@@ -384,7 +391,7 @@ pub async fn a_cache_serves_what_it_has_while_its_server_is_away(server: Machine
 pub async fn a_chain_of_three_caches_works_with_one_transaction_at_a_time(
     server: Machine<impl Rig>,
 ) {
-    let single = Limits { clients: 2, transactions: 1 };
+    let single = Limits { clients: 2, transactions: 1, ..Limits::default() };
     let memory = Memory::new();
     server.serve(memory.clone(), single);
     let mut machines = vec![server];
@@ -412,7 +419,7 @@ pub async fn a_chain_of_three_caches_works_with_one_transaction_at_a_time(
 }
 
 pub async fn more_clients_than_a_server_has_room_for_wait(server: Machine<impl Rig>) {
-    server.serve(Memory::new(), Limits { clients: 2, transactions: 1 });
+    server.serve(Memory::new(), Limits { clients: 2, transactions: 1, ..Limits::default() });
     let (mut machines, mut disks) = (Vec::new(), Vec::new());
     for _ in 0..2 {
         let client = server.another().await;
@@ -546,7 +553,7 @@ pub async fn a_client_that_leaves_makes_room_while_its_request_is_carried_out(
 ) {
     let memory = Memory::new();
     memory.delay.set(|_| Duration::from_secs(3600));
-    server.serve(memory.clone(), Limits { clients: 1, transactions: 1 });
+    server.serve(memory.clone(), Limits { clients: 1, transactions: 1, ..Limits::default() });
     let client = server.another().await;
     {
         let disk = client.open(&server, 1);
@@ -555,6 +562,23 @@ pub async fn a_client_that_leaves_makes_room_while_its_request_is_carried_out(
         assert!(matches!(select(write, pin!(Timer::after_millis(100))).await, Either::Right(_)));
     }
     assert_eq!(client.open(&server, 1).size().await, Ok(BLOCKS));
+    assert!(memory.log.borrow().is_empty());
+}
+
+pub async fn a_client_whose_buffers_are_silent_keeps_nobody_waiting_for_long(
+    server: Machine<impl Rig>,
+) {
+    let (memory, patience) = (Memory::new(), embassy_time::Duration::from_millis(50));
+    server.serve(memory.clone(), Limits { patience, ..Limits::default() });
+    let silent = server.another_without_buffers().await;
+    let client = server.another().await;
+    let (disk, other) = (silent.open(&server, 4), client.open(&server, 4));
+    let block = filled(1, 1);
+    let (refused, read) = join(disk.write(3, &block), whole(&other)).await;
+    assert_eq!(refused, Err(Failure::Unreachable));
+    assert_eq!(digest(&read), digest(&memory.bytes));
+    assert_eq!(disk.read(3, &block).await, Err(Failure::Unreachable));
+    assert_eq!(disk.size().await, Ok(BLOCKS));
     assert!(memory.log.borrow().is_empty());
 }
 
@@ -579,6 +603,7 @@ macro_rules! suite {
             what_a_client_may_not_ask_is_refused
             a_write_that_was_given_up_has_no_late_effect
             a_client_that_leaves_makes_room_while_its_request_is_carried_out
+            a_client_whose_buffers_are_silent_keeps_nobody_waiting_for_long
         );
     };
 }
