@@ -25,11 +25,11 @@ const HEAD: &str = "<!doctype html>
 <html lang=\"en\"><meta charset=\"utf-8\"><meta http-equiv=\"refresh\" content=\"2\">
 <meta name=\"viewport\" content=\"width=device-width\">
 <style>
-:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
-body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+:root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif }
+body { max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
 div { overflow-x: auto }
 table { border-collapse: collapse }
-th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #8884 }
+th, td { padding: .3rem .5rem; text-align: right; border-bottom: 1px solid #8884 }
 th:first-child, td:first-child, th:nth-child(2), td:nth-child(2),
 th:nth-child(3), td:nth-child(3) { text-align: left }
 .gone { opacity: .5 }
