@@ -1,20 +1,21 @@
-//! One end of the exam of IDC (`idc::exam`), or of its load, in a process of Linux under Xen. The
-//! other end is a guest: `kernel/examples/idc.rs`, whose words are also those of this program.
+//! One end of the exam of IDC, in a process of Linux under Xen. The other end is a guest:
+//! `kernel/examples/idc.rs`.
+//!
+//! The words are those of `idc::exam::run`. With `listen=IP:PORT`, the ends meet over TCP, and the
+//! other end can reach this one at this address.
 
 use edge_nal::TcpBind;
 use futures_util::future::{Either, join, select};
-use idc::exam::{examine, load, serve};
+use idc::Node;
+use idc::exam::{run, word};
 use idc::tcp::Tcp;
-use idc::transport::Transport;
 use idc::xen::{DEFAULT_ORDER, XenTransport};
-use idc::{Address, Node};
 use std::convert::Infallible;
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::process::ExitCode;
-use std::str::FromStr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use xen::DomId;
 use xen::xenbus::read_number;
 use xen_linux::runtime::{Reactor, Runtime};
@@ -23,9 +24,10 @@ use xen_linux::{Counts, Domain, random};
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    let words = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
     let result = Runtime::new().map_err(text).and_then(|mut runtime| {
         let reactor = runtime.reactor().clone();
-        runtime.block_on(work(&reactor)).map_err(text)?
+        runtime.block_on(work(&reactor, &words)).map_err(text)?
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -36,13 +38,13 @@ fn main() -> ExitCode {
     }
 }
 
-async fn work(reactor: &Reactor) -> Result<(), String> {
-    if let Some(listen) = word::<SocketAddr>("listen=")? {
+async fn work(reactor: &Reactor, words: &str) -> Result<(), String> {
+    if let Some(listen) = word::<SocketAddr>(words, "listen")? {
         let stack = Stack::new(reactor);
         let acceptor = stack.bind(listen).await.map_err(text)?;
         let transport = Tcp::new(&stack, Some(listen));
-        let door = transport.clone();
-        return match select(pin!(door.serve(&acceptor)), pin!(run(transport))).await {
+        let (door, node) = (transport.clone(), Node::new(transport, random));
+        return match select(pin!(door.serve(&acceptor)), pin!(run(&node, words))).await {
             Either::Left((error, _)) => Err(text(error)),
             Either::Right((result, _)) => result,
         };
@@ -54,8 +56,9 @@ async fn work(reactor: &Reactor) -> Result<(), String> {
         let own = DomId(read_number(&store, "domid").await.map_err(text)?);
         let (transport, run_transport) =
             XenTransport::<Infallible, _>::new(own, store, None, Some(domain), DEFAULT_ORDER);
+        let node = Node::new(transport, random);
         let beside = join(run_transport, show_usage(reactor, &counts));
-        match select(pin!(beside), pin!(run(transport))).await {
+        match select(pin!(beside), pin!(run(&node, words))).await {
             Either::Left(((never, _), _)) => match never {},
             Either::Right((result, _)) => result,
         }
@@ -66,39 +69,11 @@ async fn work(reactor: &Reactor) -> Result<(), String> {
     }
 }
 
-async fn run(transport: impl Transport) -> Result<(), String> {
-    let node = Node::new(transport, random);
-    if let Some(address) = word::<Address>("serve=")? {
-        let clients = word("clients=")?.unwrap_or(1);
-        log::info!("serving at {address}");
-        return Err(text(serve(&node, &address, clients).await));
-    }
-    if let Some(address) = word("examine=")? {
-        let start = Instant::now();
-        examine(&node, &address, |step| log::info!("passed: {step}")).await?;
-        log::info!("the exam is passed in {} ms", start.elapsed().as_millis());
-        return Ok(());
-    }
-    match word("load=")? {
-        Some(address) => {
-            let Err(error) = load(&node, &address, |load| log::info!("{load}")).await;
-            Err(error)
-        }
-        None => Err("write serve=, examine= or load=, and an address".to_string()),
-    }
-}
-
-/// The value of a word of the command line.
-fn word<T: FromStr<Err: Display>>(name: &str) -> Result<Option<T>, String> {
-    let value = std::env::args().find_map(|word| word.strip_prefix(name).map(str::to_owned));
-    value.map(|value| value.parse().map_err(text)).transpose()
-}
-
 fn text(error: impl Display) -> String {
     error.to_string()
 }
 
-/// Logs, again and again, what is in use.
+/// Logs what is in use, whenever it has changed.
 async fn show_usage(reactor: &Reactor, counts: &Counts) -> Infallible {
     let mut last = String::new();
     loop {
@@ -107,6 +82,6 @@ async fn show_usage(reactor: &Reactor, counts: &Counts) -> Infallible {
             log::info!("in use: {now}");
             last = now;
         }
-        reactor.sleep(Duration::from_millis(200)).await;
+        reactor.sleep(Duration::from_millis(100)).await;
     }
 }

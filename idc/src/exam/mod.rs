@@ -2,7 +2,8 @@
 //! two ends can see of each other. For those who write another transport or implementation.
 //!
 //! [`serve`] runs at one end and [`examine`] at the other one; each end should have its turn at
-//! both. [`load`] keeps a service busy while one of the ends is killed.
+//! both. [`load`] keeps a service busy while one of the ends is killed. [`run`] is a program of
+//! them.
 //!
 //! Every item begins with a head of 20 bytes, little-endian:
 //!
@@ -14,10 +15,12 @@
 
 mod examine;
 mod load;
+mod run;
 mod serve;
 
 pub use examine::examine;
 pub use load::{Load, load};
+pub use run::{run, word};
 pub use serve::serve;
 
 use crate::{Event, LocalBuffer, Node, Quota, transport::Transport};
