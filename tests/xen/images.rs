@@ -2,10 +2,12 @@
 
 use crate::fixture::{Fixture, build_examples, cases, example};
 use crate::service::PATIENCE;
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use lab::{Domain, Tree, dom0_port};
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::net::TcpStream;
+use std::sync::Mutex;
 
 cases![
     the_example_of_the_readme_sends_its_greeting,
@@ -15,10 +17,15 @@ cases![
     without_xen_the_kernel_prints_its_requirements,
 ];
 
-/// Copies an example's image into dom0, and returns a configuration that runs it.
+/// Copies an example's image into dom0, unless it is there already, and returns a configuration
+/// that runs it.
 pub fn image(fixture: &Fixture, name: &str, cmdline: &str) -> Result<String> {
-    let built = example(name)?;
-    fixture.lab()?.push(&built, &format!("/root/{name}"))?;
+    static COPIED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let mut copied = COPIED.lock().map_err(|_| anyhow!("another test panicked here"))?;
+    if !copied.contains(name) {
+        fixture.lab()?.push(&example(name)?, &format!("/root/{name}"))?;
+        copied.insert(name.to_owned());
+    }
     Ok(format!(
         "type = \"pvh\"\nkernel = \"/root/{name}\"\ncmdline = \"{cmdline}\"\nmemory = 32\n\
          pvcalls = [\"backend=0\"]\ntsc_mode = \"native\"\n"
