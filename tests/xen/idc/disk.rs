@@ -51,6 +51,16 @@ impl Served {
         }
     }
 
+    /// Pauses the clients, wherever they are, and waits until the server has done what it was asked
+    /// to do.
+    fn pause_clients(&self, dom0: &Dom0) -> Result<()> {
+        for client in [&self.chain.near, &self.chain.far] {
+            dom0.run(&format!("xl pause {}", client.name()))?;
+        }
+        thread::sleep(Duration::from_secs(1));
+        Ok(())
+    }
+
     /// The digest of those blocks of the file that are only read, and each own block's round.
     fn file(&self) -> Result<(String, [Vec<u64>; 2])> {
         let folder = tempfile::tempdir()?;
@@ -103,6 +113,7 @@ fn two_guests_read_a_file_of_dom0_through_one_cache(fixture: &Fixture) -> Result
     let chain = &served.chain;
     let clients = [&chain.near, &chain.far];
     clients.iter().try_for_each(|client| wait_for(client, 2))?;
+    served.pause_clients(fixture.lab()?)?;
     let (digest, written) = served.file()?;
     for (client, written) in clients.iter().zip(written) {
         let read = finished(client)?;
@@ -151,10 +162,7 @@ fn a_file_loses_nothing_while_its_server_is_killed_again_and_again(
     }
     let server = &served.neighbours()?[0];
     ensure!(server["connections"].as_u64() > Some(KILLS), "{server}");
-    // They stop wherever they are. The server ends what it has begun.
-    let lab = fixture.lab()?;
-    clients.iter().try_for_each(|one| lab.run(&format!("xl pause {}", one.name())).map(drop))?;
-    thread::sleep(Duration::from_secs(1));
+    served.pause_clients(fixture.lab()?)?;
     let (digest, written) = served.file()?;
     for (client, written) in clients.iter().zip(written) {
         let read = finished(client)?;
