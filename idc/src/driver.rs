@@ -3,8 +3,8 @@
 use crate::address::{Address, Place};
 use crate::life::{Notice, Ours, Phase, Publication, Role, Step, View, next_step};
 use crate::node::Node;
-use crate::quiet::Quiet;
 use crate::quota::Quota;
+use crate::time::{Quiet, at};
 use crate::transport::{Link, Meeting, Transport};
 use core::future::Future;
 use core::pin::pin;
@@ -168,13 +168,7 @@ impl<T: Transport, C: Client> End<'_, T, C> {
         let mut carry = pin!(carry);
         let waits = self.address.place == Place::Anyone && self.ours.appeared.is_some();
         let late = if waits && !connected { self.since + CONNECT } else { Instant::MAX };
-        let timer = async {
-            match late.min(again) {
-                Instant::MAX => core::future::pending().await,
-                time => Timer::at(time).await,
-            }
-        };
-        let mut timer = pin!(timer);
+        let mut timer = pin!(at(late.min(again)));
         // A change is often none that matters. It does not interrupt the link's use, which might be
         // in the middle of a frame.
         loop {

@@ -33,12 +33,12 @@ pub mod exam;
 pub mod life;
 pub mod node;
 pub mod publication;
-mod quiet;
 pub mod quota;
 mod slots;
 pub mod tcp;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod time;
 pub mod transport;
 pub mod wire;
 pub mod xen;

@@ -8,7 +8,7 @@
 use crate::address::{Address, Place, Service};
 use crate::buffer::RemoteBuffer;
 use crate::life::{Phase, Publication};
-use crate::quiet::Quiet;
+use crate::time::{Quiet, at};
 use crate::transport::{Link, LinkReader, LinkWriter, Meeting, Transport};
 use crate::wire::{HEADER_LEN, Header, Hello, Kind, MAX_HELLO};
 use alloc::rc::Rc;
@@ -25,7 +25,7 @@ use embedded_io_async::{Error, ErrorKind, ErrorType, Read, Write};
 use futures_util::future::{Either, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use log::Level;
-use xen::{DomId, Errno, Shared, WaitList, yield_now};
+use xen::{DomId, Errno, Flag, Shared, WaitList, yield_now};
 
 /// Bytes of the buffers of a link, one for each direction.
 const BUFFER: usize = 16 << 10;
@@ -84,20 +84,20 @@ struct Visitor<S> {
     origin: Place,
     /// What he says, and his connection.
     said: RefCell<Option<(Hello, S)>>,
-    is_gone: Cell<bool>,
-    going: WaitList,
+    /// Until when he may say HELLO, and then wait for an endpoint.
+    until: Cell<Instant>,
+    gone: Flag,
 }
 
 impl<S> Visitor<S> {
+    fn may_stay(&self) {
+        self.until.set(Instant::now() + HELLO_TIMEOUT);
+    }
+
     /// Whether he wants this service.
     fn wants(&self, service: &Service) -> bool {
         let said = self.said.borrow();
         said.as_ref().is_some_and(|(hello, _)| hello.service.name() == service.name())
-    }
-
-    fn go(&self) {
-        self.is_gone.set(true);
-        self.going.wake_all();
     }
 }
 
@@ -120,7 +120,19 @@ impl<'s, A: TcpAccept + 's> Door<'s, A> {
 
     fn leave(&self, visitor: &Rc<Visitor<A::Socket<'s>>>) {
         self.visitors.borrow_mut().retain(|other| !Rc::ptr_eq(other, visitor));
-        visitor.go();
+        visitor.gone.raise();
+    }
+
+    /// Waits until somebody has been there for too long, who leaves. One timer is enough: those of
+    /// the visitors would stay when they have gone.
+    async fn dismiss(&self) {
+        let until = |visitor: &Rc<Visitor<A::Socket<'s>>>| visitor.until.get();
+        let first = self.visitors.borrow().iter().map(until).min();
+        at(first.unwrap_or(Instant::MAX)).await;
+        let late: Vec<_> = self.visitors.borrow().clone();
+        for visitor in late.iter().filter(|visitor| until(visitor) <= Instant::now()) {
+            self.leave(visitor);
+        }
     }
 
     /// Takes a visitor who wants the service: the first one of the origin with the fewest, so that
@@ -159,8 +171,9 @@ impl<'s, S: TcpConnect, A: TcpAccept + 's> Tcp<'s, S, A> {
                     pending().await
                 }
             };
-            let accepted = match select(pin!(greet), pin!(accept)).await {
-                Either::Left(((), _)) => continue,
+            let (greet, dismiss) = (pin!(greet), pin!(self.door.dismiss()));
+            let accepted = match select(select(greet, dismiss), pin!(accept)).await {
+                Either::Left(_) => continue,
                 Either::Right((accepted, _)) => accepted,
             };
             match accepted {
@@ -183,19 +196,19 @@ impl<'s, S: TcpConnect, A: TcpAccept + 's> Tcp<'s, S, A> {
 
     /// Reads what a visitor says, and lets him wait for an endpoint.
     async fn greet(&self, from: SocketAddr, mut socket: A::Socket<'s>) {
-        let (said, is_gone, going) = Default::default();
+        let (said, gone, until) = (RefCell::default(), Flag::default(), Cell::new(Instant::MAX));
         let origin = Place::Host(from).origin();
-        let visitor = Rc::new(Visitor { from, origin, said, is_gone, going });
+        let visitor = Rc::new(Visitor { from, origin, said, until, gone });
+        visitor.may_stay();
         self.door.enter(visitor.clone());
         let stay = async {
             let mut bytes = Vec::with_capacity(HELLO);
-            let said = with_timeout(HELLO_TIMEOUT, hello(&mut socket, &mut bytes)).await;
-            match said.unwrap_or(Err(Errno::ETIMEDOUT)) {
+            match hello(&mut socket, &mut bytes).await {
                 Ok(hello) => {
                     visitor.said.replace(Some((hello, socket)));
+                    visitor.may_stay();
                     self.door.waiting.wake_all();
-                    // He does not wait longer.
-                    Timer::after(HELLO_TIMEOUT).await;
+                    pending().await
                 }
                 Err(error) => {
                     let level = self.door.quiet.level(Level::Info);
@@ -203,8 +216,7 @@ impl<'s, S: TcpConnect, A: TcpAccept + 's> Tcp<'s, S, A> {
                 }
             }
         };
-        let gone = visitor.going.until(|| visitor.is_gone.get().then_some(()));
-        select(pin!(gone), pin!(stay)).await;
+        select(pin!(visitor.gone.raised()), pin!(stay)).await;
         self.door.leave(&visitor);
     }
 }

@@ -14,11 +14,9 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::convert::Infallible;
-use core::pin::pin;
 use embassy_time::{Duration, Instant};
-use futures_util::future::{Either, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use xen::{Errno, Flag, yield_now};
+use xen::{Errno, Flag, WaitList, yield_now};
 
 /// Bytes of the memory for what a transfer has left when the buffer is unregistered.
 const SPARE: usize = 4096;
@@ -35,28 +33,37 @@ impl<T: Transport> Node<T> {
     /// transfer.
     pub async fn serve_buffers(&self, visitors: usize) -> Errno {
         let address = Address { place: Place::Anyone, service: Service::buffers(0) };
-        let present = Rc::new(Present { most: visitors, ..Present::default() });
-        let mut servers = FuturesUnordered::new();
-        let mut reserve = match self.transport().reserve() {
-            Ok(reserve) => Some(reserve),
+        let present = Present { most: visitors, ..Present::default() };
+        let spare = match self.transport().reserve() {
+            Ok(reserve) => RefCell::new(Some(reserve)),
             Err(error) => return error,
         };
+        // One more than may stay: who that is turns out when he is there.
+        let servers = (0..=visitors).map(|_| self.serve_couriers(&address, &present, &spare));
+        match servers.collect::<FuturesUnordered<_>>().next().await {
+            Some(never) => match never {},
+            None => unreachable!("there is always one"),
+        }
+    }
+
+    /// Serves one courier after another, forever: a task that ended would leave its timers.
+    async fn serve_couriers(
+        &self,
+        address: &Address,
+        present: &Present,
+        spare: &RefCell<Option<T::Reserve>>,
+    ) -> Infallible {
         loop {
-            // One more than may stay: who that is turns out when he is there.
-            if present.waiting.get() == 0
-                && servers.len() <= visitors
-                && let Some(reserve) = reserve.take().or_else(|| self.transport().reserve().ok())
-            {
-                present.waiting.set(present.waiting.get() + 1);
-                let (visit, present) = (Rc::default(), present.clone());
-                let server = Server { node: self, present, visit, has_come: Cell::new(false) };
-                let address = &address;
-                servers.push(async move { drive(self, address, reserve, &server).await });
-            }
-            let new = pin!(present.new.take());
-            if let Either::Right((Some(free), _)) = select(new, servers.next()).await {
-                reserve = Some(free);
-            }
+            let begin = || {
+                let reserve = || spare.take().or_else(|| self.transport().reserve().ok());
+                let reserve = if present.waits.get() { None } else { reserve() }?;
+                present.waits.set(true);
+                Some(reserve)
+            };
+            let reserve = present.turn.until(begin).await;
+            let (visit, has_come) = (Rc::default(), Cell::new(false));
+            let server = Server { node: self, present, visit, has_come };
+            spare.replace(Some(drive(self, address, reserve, &server).await));
         }
     }
 }
@@ -64,14 +71,14 @@ impl<T: Transport> Node<T> {
 /// The couriers that are served.
 #[derive(Default)]
 struct Present {
-    /// The servers that wait for a courier.
-    waiting: Cell<usize>,
+    /// Whether a server waits for a courier. There is one at a time.
+    waits: Cell<bool>,
     /// In the order in which they began.
     visits: RefCell<Vec<Rc<Visit>>>,
     /// The most visits.
     most: usize,
-    /// Raised when a courier has come.
-    new: Flag,
+    /// Servers that wait until no other one waits.
+    turn: WaitList,
 }
 
 /// A courier's visit.
@@ -103,7 +110,6 @@ impl Present {
     /// Begins a visit. If there are too many, one ends.
     fn begin(&self, visit: &Rc<Visit>) {
         self.visits.borrow_mut().push(visit.clone());
-        self.new.raise();
         let visits = self.visits.borrow();
         let visits: Vec<_> = visits.iter().filter(|visit| !visit.over.is_raised()).collect();
         let same =
@@ -124,7 +130,7 @@ impl Present {
 /// Serves one courier, then ends.
 struct Server<'n, T: Transport> {
     node: &'n Node<T>,
-    present: Rc<Present>,
+    present: &'n Present,
     visit: Rc<Visit>,
     has_come: Cell<bool>,
 }
@@ -132,8 +138,9 @@ struct Server<'n, T: Transport> {
 impl<T: Transport> Drop for Server<'_, T> {
     fn drop(&mut self) {
         if !self.has_come.get() {
-            self.present.waiting.set(self.present.waiting.get() - 1);
+            self.present.waits.set(false);
         }
+        self.present.turn.wake_all();
         self.present.visits.borrow_mut().retain(|visit| !Rc::ptr_eq(visit, &self.visit));
     }
 }
@@ -153,7 +160,8 @@ impl<T: Transport> Client for Server<'_, T> {
 
     async fn appear(&self, place: Place) {
         self.has_come.set(true);
-        self.present.waiting.set(self.present.waiting.get() - 1);
+        self.present.waits.set(false);
+        self.present.turn.wake_all();
         self.visit.origin.set(place.origin());
         self.visit.progress();
         self.present.begin(&self.visit);

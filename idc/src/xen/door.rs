@@ -12,6 +12,7 @@
 use super::{PAUSE, Pace, folder, permissions};
 use crate::Service;
 use crate::address::number;
+use crate::time::at;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::rc::Rc;
@@ -20,7 +21,7 @@ use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::convert::Infallible;
 use core::pin::pin;
-use embassy_time::{Duration, Instant, Timer, with_deadline};
+use embassy_time::{Duration, Instant, Timer};
 use futures_util::FutureExt;
 use futures_util::future::select;
 use xen::xenstore::{Access, Permission, Store};
@@ -123,7 +124,7 @@ impl Door {
             let changed = async {
                 select(pin!(watch.next()), pin!(self.wanted.take())).await;
             };
-            let _ = with_deadline(again, changed).await;
+            select(pin!(changed), pin!(at(again))).await;
             pace.wait(LOOK * looks).await;
             // Whatever has changed, one look is enough.
             while watch.next().now_or_never().is_some() {}

@@ -1,8 +1,18 @@
-//! Log lines that another end can cause as often as it wants.
+//! Times to wait, and log lines that another end can cause as often as it wants.
 
 use core::cell::Cell;
-use embassy_time::{Duration, Instant};
+use core::future::pending;
+use embassy_time::{Duration, Instant, Timer};
 use log::Level;
+
+/// Waits until `time`, which never comes if it is [`Instant::MAX`]: a timer's entry stays until
+/// its time.
+pub(crate) async fn at(time: Instant) {
+    match time {
+        Instant::MAX => pending().await,
+        time => Timer::at(time).await,
+    }
+}
 
 /// The least time between two lines that everybody sees.
 const PAUSE: Duration = Duration::from_secs(10);
