@@ -25,6 +25,9 @@ pub(crate) trait Client {
     /// What this end is ready to receive.
     fn quota(&self) -> Quota;
 
+    /// Limits the log lines of all visits that the client has had.
+    fn quiet(&self) -> &Quiet;
+
     /// Whether this end is to end for good.
     fn is_destroyed(&self) -> bool;
 
@@ -64,7 +67,6 @@ pub(crate) async fn drive<T: Transport, C: Client>(
         link: None,
         broken: false,
         since: Instant::MIN,
-        quiet: Quiet::default(),
     };
     end.publish().await;
     while end.step().await {}
@@ -84,7 +86,6 @@ struct End<'a, T: Transport, C> {
     broken: bool,
     /// Since when the other end has been there without a connection, if there is none.
     since: Instant,
-    quiet: Quiet,
 }
 
 impl<T: Transport, C: Client> End<'_, T, C> {
@@ -214,7 +215,7 @@ impl<T: Transport, C: Client> End<'_, T, C> {
     }
 
     fn log(&self, what: &str, error: Errno) {
-        let level = self.quiet.level(Level::Warn);
+        let level = self.client.quiet().level(Level::Warn);
         log::log!(level, "{}: {what}: {error}; trying again", self.address);
     }
 }

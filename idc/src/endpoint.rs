@@ -8,6 +8,7 @@ use crate::life::Publication;
 use crate::node::Resource;
 use crate::quota::Quota;
 use crate::slots::Answer;
+use crate::time::Quiet;
 use crate::transport::{Link, Transport};
 use crate::wire::ABANDONED;
 use alloc::collections::VecDeque;
@@ -79,6 +80,7 @@ struct Core {
     destroyed: Flag,
     /// No more events come, or nobody takes them.
     closed: Cell<bool>,
+    quiet: Quiet,
 }
 
 impl Endpoint {
@@ -103,6 +105,7 @@ impl Endpoint {
             taken: WaitList::default(),
             destroyed: Flag::default(),
             closed: Cell::new(false),
+            quiet: Quiet::default(),
         });
         let driven = core.clone();
         let drive = async move {
@@ -239,6 +242,10 @@ impl Core {
 impl Client for Core {
     fn quota(&self) -> Quota {
         self.quota
+    }
+
+    fn quiet(&self) -> &Quiet {
+        &self.quiet
     }
 
     fn is_destroyed(&self) -> bool {

@@ -14,7 +14,7 @@ use idc::wire::{Header, Kind};
 use idc::xen::XenTransport;
 use idc::{Address, Event, LocalBuffer, Node, Place, Quota, Rights, Service};
 use proptest::prelude::*;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use suite::{Couriers, End, QUOTA, create};
@@ -80,9 +80,35 @@ impl Stage {
     }
 }
 
+/// Counts the lines that everybody sees.
+struct Logger(env_logger::Logger);
+
+thread_local! {
+    static LINES: Cell<usize> = const { Cell::new(0) };
+}
+
+impl log::Log for Logger {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::Level::Warn || self.0.enabled(metadata)
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if record.level() <= log::Level::Warn {
+            LINES.set(LINES.get() + 1);
+        }
+        self.0.log(record);
+    }
+
+    fn flush(&self) {}
+}
+
 /// Runs a test, and checks that no domain has left anything behind.
 fn stage(test: impl AsyncFnOnce(&Stage)) {
-    let _ = env_logger::builder().is_test(true).try_init();
+    let logger = env_logger::builder().is_test(true).build();
+    let level = logger.filter().max(log::LevelFilter::Warn);
+    if log::set_boxed_logger(Box::new(Logger(logger))).is_ok() {
+        log::set_max_level(level);
+    }
     let mut pool = LocalPool::new();
     let spawner = pool.spawner();
     let (world, store) = (World::new(), FakeStore::new());
@@ -603,6 +629,27 @@ fn visits_of_one_domain_do_not_keep_others_from_the_buffers() {
         drop((courier, links));
         drop(driver.await);
         handle.abort();
+    });
+}
+
+#[test]
+fn a_visitor_of_the_buffers_that_comes_again_and_again_is_logged_once() {
+    stage(async |stage| {
+        let node = stage.node.clone();
+        let serve = async move { panic!("not served: {}", node.serve_buffers(2).await) };
+        let (serve, handle) = abortable(serve);
+        stage.spawner.spawn_local(serve.map(drop)).unwrap();
+        // Neither end could map the other's pages, or it offers none.
+        for (number, can) in [(1, "none"), (2, "none"), (3, "grant"), (4, "grant")] {
+            let mut hostile = stage.hostile();
+            (hostile.service, hostile.can) = (format!("-buffers@{number}"), can);
+            let other = hostile.meet().await;
+            hostile.publish(Phase::Offered(other.epoch)).await;
+            Timer::after_millis(300).await;
+            hostile.vanish().await;
+        }
+        handle.abort();
+        assert!((1..=2).contains(&LINES.get()), "{} lines", LINES.get());
     });
 }
 

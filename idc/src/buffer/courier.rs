@@ -7,6 +7,7 @@ use crate::driver::{Client, drive};
 use crate::life::{NodeId, Publication};
 use crate::node::{Node, Resource};
 use crate::quota::Quota;
+use crate::time::Quiet;
 use crate::transport::{Link, LinkReader, LinkWriter, Transport};
 use crate::wire::{End, HEADER_LEN, Header, Kind, MAX_DATA, Transfer};
 use alloc::rc::Rc;
@@ -90,6 +91,7 @@ struct Core {
     /// The user, who waits for a result.
     user: WaitList,
     destroyed: Cell<bool>,
+    quiet: Quiet,
 }
 
 /// A transfer.
@@ -118,6 +120,7 @@ impl Courier {
             driver: WaitList::default(),
             user: WaitList::default(),
             destroyed: Cell::new(false),
+            quiet: Quiet::default(),
         });
         let driven = core.clone();
         (Courier { core }, async move { driven.drive(resource).await })
@@ -326,6 +329,10 @@ async fn receive(
 impl<T: Transport> Client for Visit<'_, T> {
     fn quota(&self) -> Quota {
         Quota::default()
+    }
+
+    fn quiet(&self) -> &Quiet {
+        &self.core.quiet
     }
 
     fn is_destroyed(&self) -> bool {

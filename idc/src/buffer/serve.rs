@@ -8,6 +8,7 @@ use crate::driver::{Client, drive};
 use crate::life::{NodeId, Publication};
 use crate::node::Node;
 use crate::quota::Quota;
+use crate::time::Quiet;
 use crate::transport::{Link, LinkReader, LinkWriter, Transport};
 use crate::wire::{End, HEADER_LEN, Header, Kind, MAX_DATA, Transfer};
 use alloc::rc::Rc;
@@ -77,6 +78,7 @@ struct Present {
     visits: RefCell<Vec<Rc<Visit>>>,
     /// The most visits.
     most: usize,
+    quiet: Quiet,
     /// Servers that wait until no other one waits.
     turn: WaitList,
 }
@@ -148,6 +150,10 @@ impl<T: Transport> Drop for Server<'_, T> {
 impl<T: Transport> Client for Server<'_, T> {
     fn quota(&self) -> Quota {
         Quota::default()
+    }
+
+    fn quiet(&self) -> &Quiet {
+        &self.present.quiet
     }
 
     fn is_destroyed(&self) -> bool {

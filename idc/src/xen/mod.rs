@@ -25,6 +25,7 @@ pub use nodes::Meeting;
 
 use crate::address::{Address, Place};
 use crate::buffer::RemoteBuffer;
+use crate::time::Quiet;
 use crate::transport::Transport;
 use alloc::format;
 use alloc::rc::Rc;
@@ -62,6 +63,7 @@ struct Core<M: Machine, N: Neighbour> {
     order: u32,
     peers: Rc<Peers>,
     door: Rc<Door>,
+    quiet: Quiet,
 }
 
 impl<M: Machine, N: Neighbour> XenTransport<M, N> {
@@ -80,8 +82,8 @@ impl<M: Machine, N: Neighbour> XenTransport<M, N> {
         assert!((1..=link::MAX_ORDER).contains(&order), "links of order {order}");
         let pool = machine.map(|machine| Rc::new(PagePool::new(machine)));
         let (peers, door) = (Rc::new(Peers::new(store.clone())), Door::new(domain, store.clone()));
-        let core = Core { domain, store, pool, neighbour, order, peers, door: Rc::new(door) };
-        let core = Rc::new(core);
+        let (door, quiet) = (Rc::new(door), Quiet::default());
+        let core = Rc::new(Core { domain, store, pool, neighbour, order, peers, door, quiet });
         let transport = XenTransport(core.clone());
         let run = async move {
             let work = join(core.door.run(), core.peers.run());

@@ -20,6 +20,7 @@ use alloc::string::{String, ToString};
 use core::fmt;
 use core::future::pending;
 use embassy_time::{Duration, Timer};
+use log::Level;
 use xen::xenstore::{Access, Store, Transaction};
 use xen::{DomId, Errno, GrantRef, Machine, Neighbour, Port};
 
@@ -289,7 +290,10 @@ impl<M: Machine, N: Neighbour> Meeting<M, N> {
         if let (Some(other), Some(_), (false, false)) = (&self.other, &self.seen, self.may_lead())
             && !core::mem::replace(&mut self.warned, true)
         {
-            log::error!(
+            // Each visitor of the buffers has a meeting of its own.
+            let level = self.core.quiet.level(Level::Error);
+            log::log!(
+                level,
                 "{}: neither end can map the other's pages, so they cannot connect",
                 other.theirs
             );
