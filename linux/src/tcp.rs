@@ -11,6 +11,7 @@ use rustix::io::Errno as Os;
 use rustix::net::{
     self, AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, ipproto, sockopt,
 };
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
@@ -62,6 +63,8 @@ pub struct Stack(Reactor);
 pub struct Listener {
     socket: Watched,
     reactor: Reactor,
+    /// Whether that was logged.
+    is_short: Cell<bool>,
 }
 
 /// A connected socket.
@@ -154,7 +157,7 @@ impl TcpBind for Stack {
         net::bind(&socket, &local).map_err(errno)?;
         net::listen(&socket, BACKLOG).map_err(errno)?;
         let socket = self.0.watch(Rc::new(socket), READABLE).map_err(errno)?;
-        Ok(Listener { socket, reactor: self.0.clone() })
+        Ok(Listener { socket, reactor: self.0.clone(), is_short: Cell::new(false) })
     }
 }
 
@@ -176,11 +179,14 @@ impl TcpAccept for Listener {
             let accepted = poll_fn(|cx| self.socket.poll_io(cx, Side::Rx, accept)).await;
             match accepted {
                 Ok((socket, peer)) => {
+                    self.is_short.set(false);
                     let socket = self.reactor.watch(Rc::new(socket), SOCKET).map_err(errno)?;
                     return Ok((peer.ok_or(Errno::EAFNOSUPPORT)?, Stream::new(Socket(socket))));
                 }
                 Err(error) if is_short(&error) => {
-                    log::warn!("cannot accept a connection: {error}; trying again");
+                    if !self.is_short.replace(true) {
+                        log::warn!("cannot accept a connection: {error}; trying again");
+                    }
                     self.reactor.sleep(REST).await;
                 }
                 Err(error) => return Err(errno(error)),
