@@ -107,7 +107,11 @@ impl Application {
                     self.done.reach(|reached| reached.received += 1);
                     self.submit(count);
                     match event {
-                        kept_for_long if count.is_multiple_of(3) => kept.push(kept_for_long),
+                        kept_for_long if count.is_multiple_of(3) => {
+                            kept.push(kept_for_long);
+                            let most = usize::from(QUOTA.messages + QUOTA.transactions);
+                            assert!(kept.len() <= most, "more is received than the quota");
+                        }
                         Event::Transaction(asked) => drop(asked.complete(count, vec![7; 20])),
                         _ => kept.truncate(1),
                     }
