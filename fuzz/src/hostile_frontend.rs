@@ -25,6 +25,10 @@ const LIMITS: Limits = Limits {
     sockets: 8,
     pages: 160,
     max_ring_order: 2,
+    // More than an honest guest would notice, and less than a storm.
+    connections_per_second: Some(100),
+    bytes_in_per_second: Some(1 << 20),
+    bytes_out_per_second: Some(1 << 20),
     linger: std::time::Duration::from_millis(150),
 };
 

@@ -39,6 +39,10 @@ impl Host for Dom0 {
         self.sockets.reactor().sleep(time).await;
     }
 
+    fn now(&self) -> Duration {
+        self.sockets.start().elapsed()
+    }
+
     fn copy(&self, guest: DomId, page: GrantRef, to: &mut [u8]) -> Result<(), Errno> {
         self.domain.copy(guest, page, to)
     }

@@ -14,6 +14,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 use xen::{DomId, Errno, Shared, Side};
 use xen_linux::runtime::{READABLE, Reactor, SOCKET, Watched};
 use xen_linux::{Count, Ticket, errno, tcp};
@@ -26,18 +27,24 @@ pub struct Sockets {
     reactor: Reactor,
     counter: Arc<Count>,
     reuse_port: bool,
+    start: Instant,
 }
 
 impl Sockets {
     /// Sockets counted in `counter`. With `reuse_port`, any number of listening sockets may have
     /// the same address and share its connections.
     pub fn new(reactor: &Reactor, counter: Arc<Count>, reuse_port: bool) -> Self {
-        Sockets { reactor: reactor.clone(), counter, reuse_port }
+        Sockets { reactor: reactor.clone(), counter, reuse_port, start: Instant::now() }
     }
 
     /// The thread's reactor.
     pub fn reactor(&self) -> &Reactor {
         &self.reactor
+    }
+
+    /// A moment from which time can be measured.
+    pub fn start(&self) -> Instant {
+        self.start
     }
 }
 

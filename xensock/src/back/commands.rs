@@ -2,12 +2,11 @@
 
 use super::connection::{self, Origin};
 use super::engine::{Engine, Reply, Task};
-use super::host::{Host, Network, Socket as _};
+use super::host::{Host, Limit, Network, Socket as _};
 use super::listener::BoundSocket;
 use super::socket::{Mailbox, Operation, Release, Settings, Socket};
 use crate::wire::{Call, Header, Options, Request, RingOffer, SocketOption};
 use alloc::boxed::Box;
-use alloc::collections::btree_map::Entry;
 use alloc::rc::Rc;
 use core::future::poll_fn;
 use core::net::SocketAddr;
@@ -61,15 +60,15 @@ impl<H: Host> Engine<'_, H> {
 
     fn insert(&self, id: u64, socket: Socket<H>) -> Result<(), Errno> {
         let mut sockets = self.sockets.borrow_mut();
-        let count = sockets.len();
-        match sockets.entry(id) {
-            Entry::Occupied(_) => Err(Errno::EEXIST),
-            Entry::Vacant(_) if count >= self.limits.sockets => Err(Errno::EMFILE),
-            Entry::Vacant(entry) => {
-                entry.insert(socket);
-                Ok(())
-            }
+        if sockets.get(id).is_some() {
+            return Err(Errno::EEXIST);
         }
+        let Some(share) = self.account.take_socket() else {
+            self.host.limited(self.guest, Limit::Sockets);
+            return Err(Errno::EMFILE);
+        };
+        sockets.add(id, socket, share);
+        Ok(())
     }
 
     /// Creates the socket if it does not exist and the dialect has no command for that.
@@ -86,15 +85,15 @@ impl<H: Host> Engine<'_, H> {
     /// Undoes what a failed CONNECT or BIND made of a socket.
     pub(super) fn reset(&self, id: u64, settings: Settings) {
         if self.protocol.dialect.has_socket_command() {
-            self.sockets.borrow_mut().insert(id, Socket::New(settings));
+            self.sockets.borrow_mut().replace(id, Socket::New(settings));
         } else {
-            self.sockets.borrow_mut().remove(&id);
+            self.sockets.borrow_mut().remove(id);
         }
     }
 
     fn bind(&self, id: u64, addr: SocketAddr) -> Result<Step<'_>, Errno> {
         self.ensure_exists(id)?;
-        let settings = match self.sockets.borrow().get(&id) {
+        let settings = match self.sockets.borrow().get(id) {
             Some(Socket::New(settings)) => *settings,
             _ => return Err(Errno::EINVAL),
         };
@@ -105,7 +104,7 @@ impl<H: Host> Engine<'_, H> {
             .inspect_err(|_| self.reset(id, settings))?;
         let addr = socket.local_addr().ok();
         let socket = Rc::new(BoundSocket::new(socket, settings.options));
-        self.sockets.borrow_mut().insert(id, Socket::Bound(socket));
+        self.sockets.borrow_mut().replace(id, Socket::Bound(socket));
         Ok(Step::Done(Reply { value: 0, addr }))
     }
 
@@ -117,7 +116,7 @@ impl<H: Host> Engine<'_, H> {
     ) -> Result<Step<'_>, Errno> {
         let id = header.socket;
         self.ensure_exists(id)?;
-        let settings = match self.sockets.borrow().get(&id) {
+        let settings = match self.sockets.borrow().get(id) {
             Some(Socket::New(settings)) => *settings,
             Some(Socket::Connection(_)) => return Err(Errno::EISCONN),
             Some(Socket::Bound(_)) => return Err(Errno::EOPNOTSUPP),
@@ -125,7 +124,7 @@ impl<H: Host> Engine<'_, H> {
         };
         settings.check_family(addr).inspect_err(|_| self.reset(id, settings))?;
         let mailbox = Rc::new(Mailbox::default());
-        self.sockets.borrow_mut().insert(id, Socket::Connection(mailbox.clone()));
+        self.sockets.borrow_mut().replace(id, Socket::Connection(mailbox.clone()));
         let origin = Origin::Connect(addr, settings);
         Ok(Step::Spawn(Box::pin(connection::run(self, id, mailbox, origin, ring, header))))
     }
@@ -149,10 +148,10 @@ impl<H: Host> Engine<'_, H> {
     fn release(&self, release: Release) -> Result<Step<'_>, Errno> {
         let id = release.header.socket;
         let mut sockets = self.sockets.borrow_mut();
-        let socket = sockets.get_mut(&id).ok_or(Errno::EINVAL)?;
+        let socket = sockets.get_mut(id).ok_or(Errno::EINVAL)?;
         match core::mem::replace(socket, Socket::Releasing) {
             Socket::New(_) => {
-                sockets.remove(&id);
+                sockets.remove(id);
                 Ok(DONE)
             }
             Socket::Connection(mailbox) => {
@@ -163,7 +162,7 @@ impl<H: Host> Engine<'_, H> {
                 socket.close().await;
                 // This is the last reference, so it closes the host's socket.
                 drop(socket);
-                self.sockets.borrow_mut().remove(&id);
+                self.sockets.borrow_mut().remove(id);
                 self.answer(release.header, Ok(Reply::default()));
             }))),
             Socket::Releasing => Err(Errno::EINVAL),
@@ -177,7 +176,7 @@ impl<H: Host> Engine<'_, H> {
         value: u32,
     ) -> Result<Step<'_>, Errno> {
         self.ensure_exists(header.socket)?;
-        match self.sockets.borrow_mut().get_mut(&header.socket) {
+        match self.sockets.borrow_mut().get_mut(header.socket) {
             Some(Socket::New(settings)) => settings.options.set(option, value),
             Some(Socket::Bound(socket)) => socket.set_option(option, value)?,
             Some(Socket::Connection(mailbox)) => {
@@ -190,7 +189,7 @@ impl<H: Host> Engine<'_, H> {
     }
 
     fn option(&self, header: Header, option: SocketOption) -> Result<Step<'_>, Errno> {
-        let value = match self.sockets.borrow().get(&header.socket) {
+        let value = match self.sockets.borrow().get(header.socket) {
             // The defaults are unknown until the host has a socket.
             Some(Socket::New(settings)) => settings.options.get(option).ok_or(Errno::ENOTCONN)?,
             Some(Socket::Bound(socket)) => socket.option(option)?,
@@ -200,7 +199,7 @@ impl<H: Host> Engine<'_, H> {
     }
 
     fn local_addr(&self, header: Header) -> Result<Step<'_>, Errno> {
-        match self.sockets.borrow().get(&header.socket) {
+        match self.sockets.borrow().get(header.socket) {
             Some(Socket::Bound(socket)) => {
                 let addr = Some(socket.local_addr()?);
                 Ok(Step::Done(Reply { value: 0, addr }))
@@ -211,7 +210,7 @@ impl<H: Host> Engine<'_, H> {
 
     /// Hands a request over to the connection that it is about.
     fn hand_over(&self, header: Header, operation: Operation) -> Result<Step<'_>, Errno> {
-        match self.sockets.borrow().get(&header.socket) {
+        match self.sockets.borrow().get(header.socket) {
             Some(Socket::Connection(mailbox)) => mailbox.hand_over(header, operation)?,
             Some(Socket::New(_) | Socket::Bound(_)) => return Err(Errno::ENOTCONN),
             Some(Socket::Releasing) | None => return Err(Errno::EINVAL),
@@ -220,7 +219,7 @@ impl<H: Host> Engine<'_, H> {
     }
 
     fn bound(&self, id: u64) -> Result<Rc<BoundSocket<H>>, Errno> {
-        match self.sockets.borrow().get(&id) {
+        match self.sockets.borrow().get(id) {
             Some(Socket::Bound(socket)) => Ok(socket.clone()),
             _ => Err(Errno::EINVAL),
         }

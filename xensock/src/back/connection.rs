@@ -1,7 +1,9 @@
 //! A connection, from the CONNECT or ACCEPT that opens it to the response to its RELEASE.
 
+use super::account::Flow;
 use super::engine::{Engine, Reply};
-use super::host::{Host, Network, Socket, Stream, StreamOf};
+use super::gate::Place;
+use super::host::{Host, Limit, Network, Socket, Stream, StreamOf};
 use super::listener::Turn;
 use super::pump::Pumps;
 use super::socket::{Mailbox, Release, Settings};
@@ -10,7 +12,7 @@ use alloc::rc::Rc;
 use core::future::{Future, poll_fn};
 use core::net::SocketAddr;
 use core::pin::pin;
-use core::task::Poll;
+use core::task::{Poll, ready};
 use core::time::Duration;
 use xen::Errno;
 
@@ -80,13 +82,13 @@ pub(super) async fn run<H: Host>(
                 (Some(release), _) => release,
                 (None, Some(settings)) => return engine.reset(id, settings),
                 (None, None) => {
-                    engine.sockets.borrow_mut().remove(&id);
+                    engine.sockets.borrow_mut().remove(id);
                     return;
                 }
             }
         }
     };
-    engine.sockets.borrow_mut().remove(&id);
+    engine.sockets.borrow_mut().remove(id);
     engine.answer(release.header, Ok(Reply::default()));
 }
 
@@ -104,9 +106,25 @@ async fn open<H: Host>(
     let mut opening = pin!(async {
         match origin {
             Origin::Connect(to, settings) => {
+                if engine.account.permitted(Flow::Connections, || engine.host.now()).is_err() {
+                    engine.host.limited(engine.guest, Limit::Connections);
+                    return Err(Errno::ENOBUFS);
+                }
+                engine.account.take(Flow::Connections, 1);
                 engine.host.network().connect(engine.guest, to, &settings.options).await
             }
-            Origin::Accept(turn) => poll_fn(|cx| turn.poll_accept(cx)).await,
+            Origin::Accept(turn) => {
+                // The host's socket keeps connections that come too fast.
+                let mut place = Place::default();
+                let stream = poll_fn(|cx| {
+                    ready!(turn.poll_acceptable(cx))?;
+                    ready!(engine.poll_permitted(cx, Flow::Connections, &mut place));
+                    turn.poll_accept(cx)
+                });
+                let stream = stream.await?;
+                engine.account.take(Flow::Connections, 1);
+                Ok(stream)
+            }
         }
     });
     poll_fn(|cx| {
@@ -121,7 +139,7 @@ async fn open<H: Host>(
 
 /// Sends, for a bounded time, the bytes that the guest wrote before it requested the RELEASE.
 async fn drain<H: Host>(engine: &Engine<'_, H>, pumps: &mut Pumps<H>) {
-    let limit = engine.limits.linger;
+    let limit = engine.account.limits().linger;
     let requested = pumps.linger.map(|seconds| Duration::from_secs(seconds.into()));
     let patience = requested.unwrap_or(limit).min(limit);
     if patience.is_zero() {

@@ -1,13 +1,14 @@
 //! The data rings of a guest: the pages and event channels that it offered.
 
-use super::host::{Host, Limits};
+use super::account::{Account, Share};
+use super::host::{Host, Limit};
 use crate::ring::Notify;
 use crate::wire::{Layout, Protocol, RING_LIST, Region, RingGrants, RingOffer};
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::cell::{Cell, RefCell};
+use core::cell::RefCell;
 use xen::{Channel, DomId, Errno, GrantRef, Mapping, Signal};
 
 /// The most rings that stay mapped for the guest to use again.
@@ -18,16 +19,14 @@ pub(super) struct Rings<'h, H: Host> {
     host: &'h H,
     guest: DomId,
     protocol: Protocol,
-    limits: Limits,
-    /// The number of mapped pages.
-    pages: Rc<Cell<usize>>,
+    account: Rc<Account>,
     /// Rings that the guest will use again, the latest one last.
     parked: RefCell<VecDeque<(RingOffer, DataRing<H>)>>,
 }
 
 impl<'h, H: Host> Rings<'h, H> {
-    pub(super) fn new(host: &'h H, guest: DomId, protocol: Protocol, limits: Limits) -> Self {
-        Rings { host, guest, protocol, limits, pages: Rc::default(), parked: RefCell::default() }
+    pub(super) fn new(host: &'h H, guest: DomId, protocol: Protocol, account: Rc<Account>) -> Self {
+        Rings { host, guest, protocol, account, parked: RefCell::default() }
     }
 
     /// Maps the pages and binds the event channel of `offer`, unless they are parked.
@@ -46,8 +45,8 @@ impl<'h, H: Host> Rings<'h, H> {
     /// Maps the pages of a ring. [`Errno::EINVAL`] for an order that the guest may not use,
     /// [`Errno::ENOMEM`] beyond its limit of pages.
     pub(super) fn map(&self, grants: &RingGrants) -> Result<RingMemory<H>, Errno> {
-        let Rings { host, guest, protocol, limits, .. } = self;
-        let max_order = protocol.max_order(limits.max_ring_order);
+        let Rings { host, guest, protocol, account, .. } = self;
+        let max_order = protocol.max_order(account.limits().max_ring_order);
         let (order, refs) = match grants {
             RingGrants::Indexes(page) => {
                 let mut list = [0; RING_LIST];
@@ -70,16 +69,18 @@ impl<'h, H: Host> Rings<'h, H> {
     }
 
     /// Reserves pages that are about to be mapped.
-    fn take_pages(&self, count: usize) -> Result<PageShare, Errno> {
-        let mut all = self.pages.get().saturating_add(count);
-        while all > self.limits.pages {
+    fn take_pages(&self, count: usize) -> Result<Share, Errno> {
+        loop {
+            if let Some(share) = self.account.take_pages(count) {
+                return Ok(share);
+            }
             // Parked rings give way to rings in use.
             let parked = self.parked.borrow_mut().pop_front();
-            drop(parked.ok_or(Errno::ENOMEM)?);
-            all = self.pages.get().saturating_add(count);
+            if parked.is_none() {
+                self.host.limited(self.guest, Limit::Pages);
+                return Err(Errno::ENOMEM);
+            }
         }
-        self.pages.set(all);
-        Ok(PageShare { all: self.pages.clone(), count })
     }
 
     /// Keeps the ring of a released connection mapped: the guest will use it again.
@@ -107,25 +108,13 @@ impl<'h, H: Host> Rings<'h, H> {
     }
 }
 
-/// A share of the pages that a guest may have mapped, given back when dropped.
-struct PageShare {
-    all: Rc<Cell<usize>>,
-    count: usize,
-}
-
-impl Drop for PageShare {
-    fn drop(&mut self) {
-        self.all.set(self.all.get() - self.count);
-    }
-}
-
 /// The pages of a data ring, mapped one after the other. Dropping it unmaps them.
 pub(super) struct RingMemory<H: Host> {
     pages: H::Mapping,
     pub(super) layout: Layout,
     order: u32,
     refs: Vec<GrantRef>,
-    _share: PageShare,
+    _share: Share,
 }
 
 impl<H: Host> RingMemory<H> {

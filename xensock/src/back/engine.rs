@@ -1,12 +1,15 @@
 //! The engine of one device: the loop over its command ring, and the state that its tasks share.
 
+use super::account::{Account, Flow};
 use super::data_ring::Rings;
-use super::host::{Host, Limits};
-use super::socket::Socket;
+use super::gate::Gate;
+use super::host::Host;
+use super::socket::Sockets;
 use crate::ring::CommandBack;
 use crate::wire::{Header, Protocol, Response};
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::VecDeque;
+use alloc::rc::Rc;
 use alloc::sync::Arc;
 use core::cell::{Cell, RefCell};
 use core::fmt;
@@ -64,37 +67,43 @@ pub(super) struct Engine<'h, H: Host> {
     pub(super) rings: Rings<'h, H>,
     pub(super) guest: DomId,
     pub(super) protocol: Protocol,
-    pub(super) limits: Limits,
-    pub(super) sockets: RefCell<BTreeMap<u64, Socket<H>>>,
+    pub(super) account: Rc<Account>,
+    pub(super) sockets: RefCell<Sockets<H>>,
+    pub(super) gates: [Gate; 3],
     responses: RefCell<VecDeque<Response>>,
     /// What is left of the budget of this poll.
     budget: Cell<usize>,
 }
 
-/// Serves a guest's device with the protocol that both ends agreed on. Returns only if the guest
-/// writes impossible indexes to the command ring.
+/// Serves a guest's device with the protocol that both ends agreed on. `account` is the guest's,
+/// or its limits if the device is its only one. Returns only if the guest writes impossible indexes
+/// to the command ring.
 pub async fn serve<H: Host>(
     host: &H,
     guest: DomId,
     link: CommandLink<H>,
     protocol: impl Into<Protocol>,
-    limits: Limits,
+    account: impl Into<Rc<Account>>,
 ) -> Violation {
-    let protocol = protocol.into();
+    let (protocol, account) = (protocol.into(), account.into());
     let slots = protocol.slots().count as usize;
     let engine = Engine {
         host,
-        rings: Rings::new(host, guest, protocol, limits),
+        rings: Rings::new(host, guest, protocol, account.clone()),
         guest,
         protocol,
-        limits,
+        account,
         sockets: RefCell::default(),
+        gates: Default::default(),
         // Each response has a slot, so this never grows.
         responses: RefCell::new(VecDeque::with_capacity(slots)),
         budget: Cell::new(0),
     };
     let mut commands = CommandBack::new(protocol);
-    let mut tasks = FuturesUnordered::new();
+    let mut tasks = FuturesUnordered::<Task<'_>>::new();
+    for flow in [Flow::In, Flow::Out, Flow::Connections] {
+        tasks.push(Box::pin(engine.keep_gate(flow)));
+    }
     poll_fn(|cx| {
         link.signal.register(Side::Rx, cx.waker());
         engine.budget.set(BUDGET);
@@ -163,8 +172,9 @@ impl<H: Host> Engine<'_, H> {
         Poll::Pending
     }
 
-    /// Takes a socket operation that moved `count` bytes from the budget.
-    pub(super) fn spend(&self, count: usize) {
+    /// Takes a socket operation that moved `count` bytes from the budget and from the flow.
+    pub(super) fn spend(&self, flow: Flow, count: usize) {
+        self.account.take(flow, count);
         self.budget.set(self.budget.get().saturating_sub(OPERATION + count));
     }
 }

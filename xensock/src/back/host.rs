@@ -7,7 +7,7 @@ use core::task::{Context, Poll};
 use core::time::Duration;
 use xen::{DomId, Errno, GrantRef, Neighbour, Shared};
 
-/// The limits of one device of a guest.
+/// The limits of a guest, over all of its devices.
 ///
 /// ```
 /// use xensock::back::Limits;
@@ -25,6 +25,12 @@ pub struct Limits {
     /// The largest order of a data ring, which has two to that power pages. Plain draft 1, whose
     /// only order is 6, is exempt.
     pub max_ring_order: u32,
+    /// The connections that are opened per second. Beyond that a CONNECT fails and an ACCEPT waits.
+    pub connections_per_second: Option<u32>,
+    /// The bytes per second that are received for the guest.
+    pub bytes_in_per_second: Option<u64>,
+    /// The bytes per second that the guest sends.
+    pub bytes_out_per_second: Option<u64>,
     /// How long a released socket may send the bytes left in its ring without progress. It is
     /// closed after four times this long in any case.
     pub linger: Duration,
@@ -32,8 +38,27 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { sockets: 1024, pages: 32768, max_ring_order: 9, linger: Duration::from_secs(30) }
+        Limits {
+            sockets: 1024,
+            pages: 32768,
+            max_ring_order: 9,
+            connections_per_second: None,
+            bytes_in_per_second: None,
+            bytes_out_per_second: None,
+            linger: Duration::from_secs(30),
+        }
     }
+}
+
+/// A limit that a guest has reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// [`Limits::sockets`].
+    Sockets,
+    /// [`Limits::pages`].
+    Pages,
+    /// [`Limits::connections_per_second`].
+    Connections,
 }
 
 /// A socket of the host's operating system. Dropping it closes it.
@@ -119,8 +144,14 @@ pub trait Host: Neighbour {
     /// The host's sockets.
     fn network(&self) -> &Self::Network;
 
-    /// Waits for this long. The engine has no other clock.
+    /// Waits for this long.
     fn sleep(&self, time: Duration) -> impl Future<Output = ()>;
+
+    /// The time since any moment that stays the same. Read only for limits by the second.
+    fn now(&self) -> Duration;
+
+    /// Reports that a request failed because the guest has reached a limit.
+    fn limited(&self, _guest: DomId, _limit: Limit) {}
 
     /// Copies the first bytes of a page that `guest` granted to private memory, at most a page.
     fn copy(&self, guest: DomId, page: GrantRef, to: &mut [u8]) -> Result<(), Errno>;

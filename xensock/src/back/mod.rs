@@ -8,8 +8,8 @@
 //! It trusts nothing that the guest writes. A malformed request is answered with an error;
 //! impossible indexes on a data ring close that connection; impossible indexes on the command ring
 //! end the future. [`Limits`] and the slots of the command ring bound what a guest can make it
-//! hold. The work per poll is bounded too, so that other guests on the same executor get their
-//! turns.
+//! hold; its devices share an [`Account`], which keeps count. The work per poll is bounded too, so
+//! that other guests on the same executor get their turns.
 //!
 //! An example with the host of `xensock::testing`:
 //!
@@ -49,14 +49,17 @@
 //! # Ok::<(), xen::Errno>(())
 //! ```
 
+mod account;
 mod commands;
 mod connection;
 mod data_ring;
 mod engine;
+mod gate;
 mod host;
 mod listener;
 mod pump;
 mod socket;
 
+pub use account::Account;
 pub use engine::{CommandLink, Violation, serve};
-pub use host::{Host, Limits, Listener, Network, Socket, Stream};
+pub use host::{Host, Limit, Limits, Listener, Network, Socket, Stream};

@@ -3,14 +3,16 @@
 //! The directions are independent: a peer that has sent everything can still be written to. An
 //! error word is set after the last byte that came before the error.
 
+use super::account::Flow;
 use super::data_ring::{DataRing, EventChannel, RingMemory};
 use super::engine::{Engine, Reply};
+use super::gate::Place;
 use super::host::{Host, Socket, Stream, StreamOf};
 use super::socket::Operation;
 use crate::ring::{Consumer, Notify, NotifyPolicy, Producer, len};
 use crate::wire::{RingGrants, Shutdown, SocketOption};
 use core::task::{Context, Poll, ready};
-use xen::{Errno, Side};
+use xen::{Errno, Shared, Side};
 
 /// The two pumps of one connection.
 pub(super) struct Pumps<H: Host> {
@@ -24,6 +26,8 @@ pub(super) struct Pumps<H: Host> {
     stream: Option<StreamOf<H>>,
     receiving: bool,
     sending: bool,
+    /// The places of `in` and `out` at their gates.
+    places: [Place; 2],
     /// Whether sending ends when the ring is empty.
     finishing: bool,
     /// The error that ended sending, unless the peer only stopped receiving. The guest gets it
@@ -43,6 +47,12 @@ fn output<H: Host>(memory: &RingMemory<H>) -> Consumer {
     Consumer::new(memory.layout.output, NotifyPolicy::FullOrEmpty)
 }
 
+/// The first bytes of two pieces, at most so many.
+fn first([one, two]: [Shared<'_>; 2], most: usize) -> [Shared<'_>; 2] {
+    let count = one.len().min(most);
+    [one.slice(0, count), two.slice(0, two.len().min(most - count))]
+}
+
 impl<H: Host> Pumps<H> {
     /// Pumps between a socket and an unused ring.
     pub(super) fn new(ring: DataRing<H>, stream: StreamOf<H>, linger: Option<u32>) -> Self {
@@ -56,6 +66,7 @@ impl<H: Host> Pumps<H> {
             stream: Some(stream),
             receiving: true,
             sending: true,
+            places: Default::default(),
             finishing: false,
             broken: None,
             errors: [None; 2],
@@ -105,7 +116,7 @@ impl<H: Host> Pumps<H> {
 
     fn option(&self, engine: &Engine<'_, H>, option: SocketOption) -> Result<u32, Errno> {
         if option == SocketOption::Linger {
-            let longest = engine.limits.linger.as_secs() as u32;
+            let longest = engine.account.limits().linger.as_secs() as u32;
             return Ok(self.linger.map_or(longest, |seconds| seconds.min(longest)));
         }
         self.stream()?.option(option)
@@ -198,8 +209,9 @@ impl<H: Host> Pumps<H> {
                 }
             };
             ready!(engine.poll_budget(cx));
-            let received = ready!(stream.poll_recv(cx, room));
-            engine.spend(*received.as_ref().unwrap_or(&0));
+            let most = ready!(engine.poll_permitted(cx, Flow::In, &mut self.places[0]));
+            let received = ready!(stream.poll_recv(cx, first(room, most)));
+            engine.spend(Flow::In, *received.as_ref().unwrap_or(&0));
             match received {
                 Ok(0) => self.end_receiving(self.broken.unwrap_or(Errno::ENOTCONN)),
                 Ok(count) => self.channel.notify(self.input.advance(region, count)),
@@ -247,8 +259,9 @@ impl<H: Host> Pumps<H> {
             }
         };
         ready!(engine.poll_budget(cx));
-        let sent = ready!(stream.poll_send(cx, data));
-        engine.spend(*sent.as_ref().unwrap_or(&0));
+        let most = ready!(engine.poll_permitted(cx, Flow::Out, &mut self.places[1]));
+        let sent = ready!(stream.poll_send(cx, first(data, most)));
+        engine.spend(Flow::Out, *sent.as_ref().unwrap_or(&0));
         match sent {
             Ok(count) => {
                 self.sent += count as u64;

@@ -1,9 +1,10 @@
 //! The state of a guest's socket.
 
+use super::account::Share;
 use super::host::Host;
 use super::listener::BoundSocket;
 use crate::wire::{Family, Header, Options, RingGrants, Shutdown, SocketOption};
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::rc::Rc;
 use core::cell::{Cell, RefCell};
 use core::net::SocketAddr;
@@ -20,6 +21,41 @@ pub(super) enum Socket<H: Host> {
     Bound(Rc<BoundSocket<H>>),
     /// Being released.
     Releasing,
+}
+
+/// A device's sockets, by the guest's ids, each with its share of what the guest may have.
+pub(super) struct Sockets<H: Host>(BTreeMap<u64, (Socket<H>, Share)>);
+
+impl<H: Host> Default for Sockets<H> {
+    fn default() -> Self {
+        Sockets(BTreeMap::new())
+    }
+}
+
+impl<H: Host> Sockets<H> {
+    pub(super) fn get(&self, id: u64) -> Option<&Socket<H>> {
+        self.0.get(&id).map(|(socket, _)| socket)
+    }
+
+    pub(super) fn get_mut(&mut self, id: u64) -> Option<&mut Socket<H>> {
+        self.0.get_mut(&id).map(|(socket, _)| socket)
+    }
+
+    /// Adds a socket whose id is free.
+    pub(super) fn add(&mut self, id: u64, socket: Socket<H>, share: Share) {
+        self.0.insert(id, (socket, share));
+    }
+
+    /// Changes what a socket is.
+    pub(super) fn replace(&mut self, id: u64, socket: Socket<H>) {
+        if let Some(entry) = self.get_mut(id) {
+            *entry = socket;
+        }
+    }
+
+    pub(super) fn remove(&mut self, id: u64) {
+        self.0.remove(&id);
+    }
 }
 
 /// The properties of a socket for which the host has none yet.

@@ -47,6 +47,10 @@ impl<N: Network> Host for FakeDom0<N> {
         embassy_time::Timer::after_micros(micros).await;
     }
 
+    fn now(&self) -> Duration {
+        Duration::from_micros(embassy_time::Instant::now().as_micros())
+    }
+
     fn copy(&self, guest: DomId, page: GrantRef, to: &mut [u8]) -> Result<(), Errno> {
         self.peer.map(guest, &[page])?.shared().read(0, to);
         Ok(())

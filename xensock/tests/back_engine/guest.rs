@@ -31,7 +31,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub const LINGER: core::time::Duration = core::time::Duration::from_millis(150);
 
 pub fn limits() -> Limits {
-    Limits { sockets: 16, pages: 512, max_ring_order: 4, linger: LINGER }
+    Limits { sockets: 16, pages: 512, max_ring_order: 4, linger: LINGER, ..Limits::default() }
 }
 
 /// An address of the fake network.

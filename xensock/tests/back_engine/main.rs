@@ -4,4 +4,5 @@
 mod guest;
 mod hostile;
 mod listeners;
+mod rates;
 mod streams;
