@@ -38,6 +38,7 @@ const OUR_FILES: &[(&str, &str, u32)] = &[
     ("lab/dom0/start-dnsmasq", "/usr/sbin/start-dnsmasq", EXECUTABLE),
     ("lab/dom0/stop-dnsmasq", "/usr/sbin/stop-dnsmasq", EXECUTABLE),
     ("lab/dom0/start-xensockd", "/usr/sbin/start-xensockd", EXECUTABLE),
+    ("lab/dom0/xensockd.toml", "/etc/xensockd.toml", READABLE),
     ("xensockd/dist/attach-sockets", "/usr/sbin/attach-sockets", EXECUTABLE),
     ("xensockd/dist/detach-sockets", "/usr/sbin/detach-sockets", EXECUTABLE),
 ];

@@ -142,7 +142,7 @@ impl<'a> Bench<'a> {
     }
 
     fn start_xensockd(&self) -> Result<()> {
-        self.dom0.run("ulimit -n 200000; start-xensockd --max-sockets 20000").map(drop)
+        self.dom0.run("ulimit -n 200000; start-xensockd").map(drop)
     }
 
     /// The bytes of a guest's files: the stripped images of this project, or Linux and its

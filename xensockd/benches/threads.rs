@@ -9,7 +9,7 @@ mod rig;
 
 use embedded_io_async::Write;
 use futures_util::future::{join, join_all, select};
-use rig::{DOM0, Guest, back, backend, client, front, frontend};
+use rig::{DOM0, Guest, OPEN, back, backend, client, front, frontend};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::{Arc, Barrier};
@@ -71,7 +71,8 @@ fn serve(seat: &Seat, ready: &Barrier) {
     tree.add_domain(DOM0);
     let store = client(&tree, DOM0, &spawner);
     let counts = Counts::default();
-    let backend = backend(&world, store, net.clone(), &counts, &stop, seat.clone());
+    let backend =
+        backend(&world, store, net.clone(), rig::guests(OPEN), &counts, &stop, seat.clone());
     let mut finder = Finder::new(backend, &spawner, Dialect::PvCalls);
     let stopping = stop.clone();
     let finding = spawner.spawn(async move {

@@ -1,9 +1,8 @@
 //! The command line.
 
-use clap::Parser;
 use clap::builder::RangedU64ValueParser;
+use clap::{Parser, Subcommand};
 use std::path::PathBuf;
-use xensock::back::Limits;
 use xensock::wire::Extensions;
 
 /// The most threads that are started without `--threads`.
@@ -12,36 +11,29 @@ const MAX_DEFAULT_THREADS: usize = 4;
 /// Serves the sockets of Xen guests (PV Calls, XenSock) from this domain.
 ///
 /// Requires root, the kernel modules xen-evtchn and xen-gntdev, and a running xenstored. A line
-/// `pvcalls=["backend=0"]` in a guest's configuration gives it a device. SIGUSR1 logs what is in
-/// use; SIGTERM and SIGINT close all guests' sockets and stop the daemon.
+/// `pvcalls=["backend=0"]` in a guest's configuration gives it a device. A file of rules says what
+/// each guest may do. SIGHUP reads it again; SIGUSR1 logs what is in use; SIGTERM and SIGINT close
+/// all guests' sockets and stop the daemon.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "xensockd", version)]
+#[command(name = "xensockd", version, args_conflicts_with_subcommands = true)]
 pub struct Arguments {
+    /// What to do instead of serving guests
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// The file of rules, which must exist [default: /etc/xensockd.toml, which need not]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
     /// The least severe messages to log: off, error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: log::LevelFilter,
-
-    /// The largest data ring of a connection: two to this power pages. Rings begin small and grow
-    /// under load. Linux's frontend requires at least 4. XenSock draft 1 without extensions always
-    /// uses 6
-    #[arg(long, value_name = "ORDER", default_value = "9",
-          value_parser = RangedU64ValueParser::<u32>::new().range(1..=9))]
-    pub max_page_order: u32,
-
-    /// The most sockets that each device of a guest may have at a time
-    #[arg(long, value_name = "COUNT", default_value = "1024",
-          value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
-    pub max_sockets: usize,
 
     /// The threads that serve guests, each guest by one of them [default: one for each processor,
     /// at most 4]
     #[arg(long, value_name = "COUNT",
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
     pub threads: Option<usize>,
-
-    /// Let several guests listen on the same port and share its connections
-    #[arg(long)]
-    pub reuse_port: bool,
 
     /// Offer no extensions: only PV Calls version 1 and XenSock draft 1
     #[arg(long)]
@@ -50,6 +42,17 @@ pub struct Arguments {
     /// The lock file, which prevents a second daemon
     #[arg(long, value_name = "FILE", default_value = "/run/xensockd.lock")]
     pub lock_file: PathBuf,
+}
+
+/// What the program does besides serving guests.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Check a file of rules: prints the first mistake and its place, and exits with 1 if there is
+    /// one
+    Check {
+        /// The file
+        file: PathBuf,
+    },
 }
 
 impl Arguments {
@@ -63,15 +66,6 @@ impl Arguments {
     pub fn extensions(&self) -> Extensions {
         if self.plain { Extensions::empty() } else { Extensions::all() }
     }
-
-    /// The limits of each device.
-    pub fn limits(&self) -> Limits {
-        Limits {
-            sockets: self.max_sockets,
-            max_ring_order: self.max_page_order,
-            ..Limits::default()
-        }
-    }
 }
 
 #[cfg(test)]
@@ -81,21 +75,15 @@ mod tests {
     #[test]
     fn without_arguments_the_defaults_hold() {
         let arguments = Arguments::try_parse_from(["xensockd"]).unwrap();
-        assert_eq!(arguments.limits().max_ring_order, 9);
-        assert_eq!(arguments.limits().sockets, 1024);
+        assert!(arguments.command.is_none() && arguments.config.is_none());
         assert_eq!(arguments.log_level, log::LevelFilter::Info);
         assert!((1..=4).contains(&arguments.threads()));
     }
 
     #[test]
     fn invalid_values_are_refused() {
-        for wrong in [
-            ["--max-page-order", "0"],
-            ["--max-page-order", "10"],
-            ["--max-sockets", "0"],
-            ["--threads", "0"],
-            ["--log-level", "loud"],
-        ] {
+        for wrong in [["--threads", "0"], ["--log-level", "loud"], ["--config", ""], ["check", ""]]
+        {
             assert!(Arguments::try_parse_from(["xensockd", wrong[0], wrong[1]]).is_err());
         }
     }

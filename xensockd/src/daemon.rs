@@ -1,35 +1,50 @@
 //! The daemon: opens what it needs, serves guests, and closes their devices when it stops.
 
+use crate::addresses::Addresses;
 use crate::arguments::Arguments;
 use crate::counts::Counts;
 use crate::device::Backend;
 use crate::dom0::Dom0;
 use crate::finder::Finder;
+use crate::guests::{Guests, Shared};
 use crate::lock::{Lock, check_kernel_backend};
+use crate::rules::Policy;
 use crate::sockets::Sockets;
-use crate::threads::{Placement, StopAll};
-use futures_util::future::{Either, join_all, select, select_all};
+use crate::threads::{Current, Placement, StopAll};
+use futures_util::future::{Either, join_all, select, select_all, try_join3};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 use xen::{Flag, Side};
 use xen_linux::runtime::{READABLE, Reactor, Runtime, Watched, timeout};
 use xen_linux::{Domain, Driver};
 use xensock::wire::Dialect;
 
+/// How long xenstored may take for its first answer.
+const XENSTORED_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// How long closing all guests' devices may take.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What the threads share.
-struct Shared<'a> {
+/// The reason why the daemon does not start without xenstored.
+const NO_XENSTORED: &str = "xenstored does not answer: start it, by `systemctl start xenstored` or \
+                            `/etc/init.d/xen start`, and then xensockd";
+
+/// What the threads have in common.
+struct Common<'a> {
     arguments: &'a Arguments,
     counts: Counts,
+    policy: Current<Policy>,
+    reload: UnixStream,
+    shared: Shared,
     placement: Arc<Placement>,
     stop: StopAll,
 }
@@ -37,28 +52,33 @@ struct Shared<'a> {
 /// Runs until a signal stops the daemon. An error is a line for the user.
 pub fn run(arguments: &Arguments) -> Result<(), String> {
     let threads = arguments.threads();
-    let shared = Shared {
+    let policy = Policy::read(arguments.config.as_deref())?;
+    // From now on, it does not end the daemon.
+    let reload = receive(&[SIGHUP]).map_err(|error| format!("cannot receive signals: {error}"))?;
+    let rules = policy.to_string();
+    let common = Common {
         arguments,
         counts: Counts::default(),
+        policy: Current::new(policy, threads),
+        reload,
+        shared: Shared::default(),
         placement: Placement::new(threads),
         stop: StopAll::new(threads),
     };
-    let first = Worker::open(&shared, 0)?;
+    let first = Worker::open(&common, 0)?;
     let _lock = Lock::take(&arguments.lock_file)?;
     check_kernel_backend()?;
     raise_file_limit();
     log::info!(
-        "xensockd {} serves {}; {threads} threads, rings up to order {}, {} sockets per guest",
+        "xensockd {} serves {}; {threads} threads; {rules}",
         env!("CARGO_PKG_VERSION"),
-        Dialect::ALL.map(Dialect::device).join(" and "),
-        arguments.max_page_order,
-        arguments.max_sockets
+        Dialect::ALL.map(Dialect::device).join(" and ")
     );
     std::thread::scope(|scope| {
         let others: Vec<_> = (1..threads)
             .map(|thread| {
-                let shared = &shared;
-                scope.spawn(move || Worker::open(shared, thread)?.run())
+                let common = &common;
+                scope.spawn(move || Worker::open(common, thread)?.run())
             })
             .collect();
         let ended = first.run();
@@ -71,12 +91,14 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
 
 /// One thread, with its own event loop, device files and connection to xenstored.
 struct Worker<'s> {
-    shared: &'s Shared<'s>,
+    common: &'s Common<'s>,
     _stops_all: StopsAll<'s>,
     thread: usize,
     runtime: Runtime,
     host: Dom0,
     driver: Driver,
+    /// The first thread keeps the list of this domain's addresses.
+    addresses: Option<Addresses>,
 }
 
 /// Stops the other threads when this one ends for any reason.
@@ -89,37 +111,60 @@ impl Drop for StopsAll<'_> {
 }
 
 impl<'s> Worker<'s> {
-    fn open(shared: &'s Shared<'s>, thread: usize) -> Result<Self, String> {
-        let stops_all = StopsAll(&shared.stop);
+    fn open(common: &'s Common<'s>, thread: usize) -> Result<Self, String> {
+        let stops_all = StopsAll(&common.stop);
         let runtime = Runtime::new().map_err(|error| format!("cannot start: {error}"))?;
         let reactor = runtime.reactor();
-        let (domain, driver) = Domain::open(reactor, &shared.counts.xen)?;
-        let sockets =
-            Sockets::new(reactor, shared.counts.sockets.clone(), shared.arguments.reuse_port);
+        let (domain, driver) = Domain::open(reactor, &common.counts.xen)?;
+        let guests = Guests::new(common.policy.get(), common.shared.clone());
+        let sockets = Sockets::new(reactor, common.counts.sockets.clone(), guests);
         let host = Dom0 { domain, sockets };
-        Ok(Worker { shared, _stops_all: stops_all, thread, runtime, host, driver })
+        let addresses = (thread == 0).then(|| Addresses::new(reactor, common.shared.own.clone()));
+        let addresses = addresses
+            .transpose()
+            .map_err(|error| format!("cannot read this domain's addresses: {error}"))?;
+        Ok(Worker { common, _stops_all: stops_all, thread, runtime, host, driver, addresses })
     }
 
     fn run(self) -> Result<(), String> {
-        let Worker { shared, thread, mut runtime, host, driver, .. } = self;
+        let Worker { common, thread, mut runtime, host, driver, addresses, .. } = self;
         let (reactor, spawner) = (runtime.reactor().clone(), runtime.spawner().clone());
         let stop = Rc::new(Flag::default());
+        let (store, guests) = (host.domain.store().clone(), host.sockets.guests().clone());
         let backend = Rc::new(Backend {
-            store: host.domain.store().clone(),
+            store: store.clone(),
             host,
-            limits: shared.arguments.limits(),
-            extensions: shared.arguments.extensions(),
-            guests: shared.counts.guests.clone(),
+            guests: guests.clone(),
+            extensions: common.arguments.extensions(),
+            connected: common.counts.guests.clone(),
             stop: stop.clone(),
-            seat: shared.placement.seat(thread),
+            seat: common.placement.seat(thread),
         });
         let mut finders =
             Dialect::ALL.map(|dialect| Finder::new(backend.clone(), &spawner, dialect));
         let served = runtime.block_on(async {
             let mut driver = pin!(driver.run());
+            let answer = pin!(timeout(&reactor, XENSTORED_TIMEOUT, store.read("domid")));
+            match select(driver.as_mut(), answer).await {
+                Either::Left((failure, _)) => return Err(failure),
+                Either::Right((Some(_), _)) => {}
+                Either::Right((None, _)) => return Err(NO_XENSTORED.to_string()),
+            }
             {
                 let finding = select_all(finders.iter_mut().map(|finder| Box::pin(finder.run())));
-                let asked = pin!(asked_to_stop(shared, &reactor, thread));
+                // The rules may have changed since the guests were made.
+                let mut seen = 0;
+                let mut rules = pin!(async {
+                    loop {
+                        let policy = common.policy.changed(thread, &mut seen).await;
+                        guests.apply(&store, policy).await;
+                    }
+                });
+                let mut asked = pin!(asked_to_stop(common, &reactor, thread, addresses));
+                let asked = poll_fn(|cx| {
+                    let Poll::Pending = rules.as_mut().poll(cx);
+                    asked.as_mut().poll(cx)
+                });
                 match select(driver.as_mut(), select(finding, asked)).await {
                     Either::Left((failure, _)) => return Err(failure),
                     Either::Right((Either::Left(((error, ..), _)), _)) => {
@@ -131,8 +176,8 @@ impl<'s> Worker<'s> {
                 }
             }
             if thread == 0 {
-                log::info!("stopping; in use: {}", shared.counts);
-                shared.stop.request();
+                log::info!("stopping; in use: {}", common.counts);
+                common.stop.request();
             }
             stop.raise();
             let stopped = join_all(finders.iter_mut().map(Finder::stopped));
@@ -149,27 +194,57 @@ impl<'s> Worker<'s> {
 }
 
 /// Waits for the request to stop, which the first thread also gets by SIGTERM or SIGINT. The first
-/// thread logs the counts at each SIGUSR1.
-async fn asked_to_stop(shared: &Shared<'_>, reactor: &Reactor, thread: usize) -> io::Result<()> {
-    let requested = pin!(shared.stop.requested(thread));
-    if thread > 0 {
+/// thread also does what the other signals ask for, and watches this domain's addresses.
+async fn asked_to_stop(
+    common: &Common<'_>,
+    reactor: &Reactor,
+    thread: usize,
+    addresses: Option<Addresses>,
+) -> io::Result<()> {
+    let requested = pin!(common.stop.requested(thread));
+    let Some(addresses) = addresses else {
         requested.await;
         return Ok(());
-    }
-    let reports = async {
-        let mut report = Signals::new(reactor, &[SIGUSR1])?;
-        loop {
-            report.next().await?;
-            log::info!("{}", shared.counts);
-        }
     };
+    let served = pin!(try_join3(report(common, reactor), reload(common, reactor), addresses.run()));
     let mut end = Signals::new(reactor, &[SIGTERM, SIGINT])?;
     let end = pin!(end.next());
-    let ended = select(end, requested);
-    match select(pin!(reports), ended).await {
-        Either::Left((result, _)) => result,
+    match select(served, select(end, requested)).await {
+        Either::Left((result, _)) => result.map(|(never, ..)| match never {}),
         Either::Right((Either::Left((result, _)), _)) => result,
         Either::Right((Either::Right(_), _)) => Ok(()),
+    }
+}
+
+/// Logs the counts at each SIGUSR1.
+async fn report(common: &Common<'_>, reactor: &Reactor) -> io::Result<Infallible> {
+    let mut signals = Signals::new(reactor, &[SIGUSR1])?;
+    loop {
+        signals.next().await?;
+        log::info!("{}", common.counts);
+    }
+}
+
+/// Reads the rules again at each SIGHUP.
+async fn reload(common: &Common<'_>, reactor: &Reactor) -> io::Result<Infallible> {
+    let mut signals = Signals::watch(reactor, common.reload.try_clone()?)?;
+    loop {
+        signals.next().await?;
+        reload_rules(common);
+    }
+}
+
+/// Reads the rules again. If there is a mistake, the former ones stay.
+fn reload_rules(common: &Common<'_>) {
+    let former = common.policy.get();
+    // A file that existed must not vanish: without it, the rules would be others.
+    let named = former.is_from_file().then(|| former.path());
+    match Policy::read(named.or(common.arguments.config.as_deref())) {
+        Ok(policy) => {
+            log::info!("reloaded: {policy}");
+            common.policy.set(policy);
+        }
+        Err(reason) => log::error!("{reason}; the former rules stay"),
     }
 }
 
@@ -178,11 +253,10 @@ struct Signals(Watched);
 
 impl Signals {
     fn new(reactor: &Reactor, signals: &[i32]) -> io::Result<Self> {
-        let (receiver, sender) = UnixStream::pair()?;
-        for signal in signals {
-            signal_hook::low_level::pipe::register(*signal, sender.try_clone()?)?;
-        }
-        receiver.set_nonblocking(true)?;
+        Signals::watch(reactor, receive(signals)?)
+    }
+
+    fn watch(reactor: &Reactor, receiver: UnixStream) -> io::Result<Self> {
         reactor.watch(Rc::new(receiver.into()), READABLE).map(Signals)
     }
 
@@ -193,6 +267,16 @@ impl Signals {
             .await
             .map(drop)
     }
+}
+
+/// A socket that becomes readable at each of these signals.
+fn receive(signals: &[i32]) -> io::Result<UnixStream> {
+    let (receiver, sender) = UnixStream::pair()?;
+    for signal in signals {
+        signal_hook::low_level::pipe::register(*signal, sender.try_clone()?)?;
+    }
+    receiver.set_nonblocking(true)?;
+    Ok(receiver)
 }
 
 /// Raises the limit of open files to its maximum: each socket is a file.

@@ -4,6 +4,7 @@
 //! it may miss changes. If a guest breaks the protocol, its device closes and the log has a
 //! warning. The guest may connect again after a while.
 
+use crate::guests::{Guest, Guests};
 use crate::states::{Step, View, next_step};
 use crate::threads::Seat;
 use std::fmt::Display;
@@ -17,7 +18,7 @@ use xen::xenbus::{OtherEnd, State, read_number, read_state, switch_state};
 use xen::xenstore::{Store, Watch};
 use xen::{DomId, Errno, Flag, GrantRef, Port, Signal};
 use xen_linux::{Count, Ticket};
-use xensock::back::{CommandLink, Host, Limits, Violation, serve};
+use xensock::back::{CommandLink, Host, Violation, serve};
 use xensock::wire::{Dialect, Extensions, Protocol};
 
 /// How long a guest that broke the protocol must wait before it can connect again.
@@ -39,12 +40,12 @@ pub struct Backend<H> {
     pub store: Store,
     /// The domain of the sockets.
     pub host: H,
-    /// The limits of each device.
-    pub limits: Limits,
+    /// The guests, with their rules.
+    pub guests: Guests,
     /// The extensions to offer.
     pub extensions: Extensions,
     /// Counts the connected devices.
-    pub guests: Arc<Count>,
+    pub connected: Arc<Count>,
     /// Raised when the daemon is to stop.
     pub stop: Rc<Flag>,
     /// This thread's place among the daemon's threads.
@@ -100,6 +101,7 @@ impl<H: Host> Device<H> {
             request @ (State::Closing | State::Closed) => request,
             _ => State::Unknown,
         };
+        let mut guest = self.backend.guests.meet(store, self.guest).await;
         let mut service: Option<Service<'_>> = None;
         let mut last_connected: Option<Instant> = None;
         let mut closing_since: Option<Instant> = None;
@@ -140,7 +142,9 @@ impl<H: Host> Device<H> {
                 }
                 Step::Offer => {
                     service = None;
-                    let nodes = self.protocol().backend_nodes(self.backend.limits.max_ring_order);
+                    guest = self.backend.guests.meet(store, self.guest).await;
+                    let limits = guest.account().limits();
+                    let nodes = self.protocol().backend_nodes(limits.max_ring_order);
                     for (name, value) in nodes {
                         store.write(&format!("{}/{name}", self.path), value).await?;
                     }
@@ -151,18 +155,18 @@ impl<H: Host> Device<H> {
                 {
                     host.sleep(CONNECT_INTERVAL / 4).await;
                 }
-                Step::Connect => match self.connect(&other).await {
+                Step::Connect => match self.connect(&other, &guest).await {
                     Ok(connected) => {
                         last_connected = Some(Instant::now());
                         service = Some(connected);
                         mine = self.switch(State::Connected).await?;
-                        log::info!("domain {}: connected ({})", self.guest, self.dialect.device());
+                        log::info!("{guest}: connected ({})", self.dialect.device());
                     }
                     Err(reason) => mine = self.close_after(reason).await?,
                 },
                 Step::Close => {
                     if service.take().is_some() {
-                        log::info!("domain {}: disconnected", self.guest);
+                        log::info!("{guest}: disconnected");
                     }
                     mine = self.switch(State::Closing).await?;
                 }
@@ -211,8 +215,8 @@ impl<H: Host> Device<H> {
 
     /// Maps the command ring and binds the event channel that the frontend's nodes name. An error
     /// describes the guest's mistake.
-    async fn connect(&self, other: &OtherEnd) -> Result<Service<'_>, String> {
-        let Backend { store, host, limits, guests, .. } = &*self.backend;
+    async fn connect(&self, other: &OtherEnd, guest: &Guest) -> Result<Service<'_>, String> {
+        let Backend { store, host, connected, .. } = &*self.backend;
         let node =
             async |name: &str| store.read_string(&format!("{}/{name}", other.path)).await.ok();
         let protocol = self.protocol().with_frontend(node).await?;
@@ -230,10 +234,10 @@ impl<H: Host> Device<H> {
             .bind_port(self.guest, port, signal.clone())
             .map_err(|error| format!("its port {} cannot be bound: {error}", port.0))?;
         let link = CommandLink { ring, channel, signal };
-        let engine = Box::pin(serve(host, self.guest, link, protocol, *limits));
+        let engine = Box::pin(serve(host, self.guest, link, protocol, guest.account().clone()));
         let extensions = protocol.extensions.names().join(", ");
         log::debug!("domain {}: extensions: {extensions}", self.guest);
-        Ok(Service { engine, _ticket: Ticket::new(guests.clone()) })
+        Ok(Service { engine, _ticket: Ticket::new(connected.clone()) })
     }
 
     /// Closes the device when the daemon stops, and waits for a short time for the frontend to

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use xen::{DomId, Errno, GrantRef, Neighbour, Port, Signal};
 use xen_linux::{BoundPort, Domain, MappedPages};
-use xensock::back::Host;
+use xensock::back::{Host, Limit};
 
 /// The domain in which the daemon runs.
 pub struct Dom0 {
@@ -41,6 +41,12 @@ impl Host for Dom0 {
 
     fn now(&self) -> Duration {
         self.sockets.start().elapsed()
+    }
+
+    fn limited(&self, guest: DomId, limit: Limit) {
+        if let Ok(guest) = self.sockets.guests().get(guest) {
+            guest.report_limit(limit);
+        }
     }
 
     fn copy(&self, guest: DomId, page: GrantRef, to: &mut [u8]) -> Result<(), Errno> {

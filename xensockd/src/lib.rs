@@ -5,16 +5,20 @@
 //! requests and moves bytes between Linux's sockets and memory that the guest shares. The protocol
 //! engine is [`xensock::back`]; this crate connects it to Linux, through [`xen_linux`].
 
+pub mod addresses;
 pub mod arguments;
 pub mod counts;
 pub mod daemon;
 pub mod device;
 pub mod dom0;
 pub mod finder;
+pub mod guests;
 #[allow(unsafe_code, reason = "sockets on a guest's ring, `SO_BUSY_POLL`")]
 mod linux;
+pub mod listeners;
 pub mod lock;
 mod options;
+pub mod rules;
 pub mod sockets;
 mod states;
 pub mod threads;

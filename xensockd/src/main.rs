@@ -2,8 +2,9 @@
 
 use clap::Parser;
 use std::process::ExitCode;
-use xensockd::arguments::Arguments;
+use xensockd::arguments::{Arguments, Command};
 use xensockd::daemon;
+use xensockd::rules::Policy;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -12,7 +13,13 @@ fn main() -> ExitCode {
         .format_timestamp_millis()
         .format_target(false)
         .init();
-    match daemon::run(&arguments) {
+    let result = match &arguments.command {
+        Some(Command::Check { file }) => Policy::read(Some(file)).map(|policy| {
+            println!("{}: no mistakes, {} entries for guests", file.display(), policy.guests());
+        }),
+        None => daemon::run(&arguments),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
             eprintln!("xensockd: {reason}");

@@ -3,15 +3,17 @@
 //! A call that moves less than it could leaves the socket empty or full, so the next call waits for
 //! the reactor's word and not for EAGAIN.
 
+use crate::guests::{Guest, Guests, Listed, Open};
 use crate::linux;
+use crate::listeners::{Claim, Holder, Taken};
 use crate::options;
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::{self, sockopt};
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
@@ -21,25 +23,29 @@ use xen_linux::{Count, Ticket, errno, tcp};
 use xensock::back::{Listener, Network, Socket, Stream};
 use xensock::wire::{Options, Shutdown, SocketOption};
 
-/// Opens sockets.
+/// Opens sockets, as the guests' rules allow.
 #[derive(Clone)]
 pub struct Sockets {
     reactor: Reactor,
     counter: Arc<Count>,
-    reuse_port: bool,
+    guests: Guests,
     start: Instant,
 }
 
 impl Sockets {
-    /// Sockets counted in `counter`. With `reuse_port`, any number of listening sockets may have
-    /// the same address and share its connections.
-    pub fn new(reactor: &Reactor, counter: Arc<Count>, reuse_port: bool) -> Self {
-        Sockets { reactor: reactor.clone(), counter, reuse_port, start: Instant::now() }
+    /// Sockets of these guests, counted in `counter`.
+    pub fn new(reactor: &Reactor, counter: Arc<Count>, guests: Guests) -> Self {
+        Sockets { reactor: reactor.clone(), counter, guests, start: Instant::now() }
     }
 
     /// The thread's reactor.
     pub fn reactor(&self) -> &Reactor {
         &self.reactor
+    }
+
+    /// The thread's guests.
+    pub fn guests(&self) -> &Guests {
+        &self.guests
     }
 
     /// A moment from which time can be measured.
@@ -54,66 +60,183 @@ impl Network for Sockets {
 
     async fn connect(
         &self,
-        _: DomId,
+        guest: DomId,
         to: SocketAddr,
         options: &Options,
     ) -> Result<Connected, Errno> {
+        let guest = self.guests.get(guest)?;
+        guest.check_connect(to)?;
         let socket = tcp::open(to)?;
-        set_all(&socket, options)?;
+        set_all(&guest, &socket, options)?;
         let ticket = Ticket::new(self.counter.clone());
         let socket = tcp::connect(&self.reactor, socket, to).await?;
-        Ok(Connected { socket, peer: to, _ticket: ticket })
+        // The rules may have changed meanwhile.
+        guest.check_connect(to)?;
+        Ok(Connected::new(socket, to, Origin::Connect(to), guest, ticket))
     }
 
-    fn bind(&self, _: DomId, to: SocketAddr, options: &Options) -> Result<Bound, Errno> {
-        let socket = tcp::open(to)?;
+    fn bind(&self, guest: DomId, asked: SocketAddr, options: &Options) -> Result<Bound, Errno> {
+        let guest = self.guests.get(guest)?;
+        // Linux chooses a port for port 0, and the rules decide about that.
+        let any = asked.port() == 0;
+        let at = if any { asked } else { guest.check_listen(asked)? };
+        let socket = tcp::open(at)?;
         sockopt::set_socket_reuseaddr(&socket, true).map_err(errno)?;
-        if self.reuse_port {
+        let sharing = guest.sharing().filter(|_| !any);
+        if sharing.is_some() {
             sockopt::set_socket_reuseport(&socket, true).map_err(errno)?;
         }
-        set_all(&socket, options)?;
-        net::bind(&socket, &to).map_err(errno)?;
-        Ok(Bound {
+        set_all(&guest, &socket, options)?;
+        let holder = Holder { guest: guest.id(), name: guest.to_string(), at, sharing };
+        let bound = guest.listeners().claim(holder, || {
+            net::bind(&socket, &at).map_err(errno)?;
+            tcp::local_addr(&socket)
+        });
+        let claim = bound.map_err(|taken| report(&guest, at, taken))?;
+        let asked = if any { claim.at() } else { asked };
+        if any && !is_same(guest.check_listen(asked)?, asked) {
+            return Err(Errno::EACCES);
+        }
+        let ticket = Ticket::new(self.counter.clone());
+        let inner = Rc::new(Listening {
             socket: Rc::new(socket),
             reactor: self.reactor.clone(),
             ready: OnceCell::new(),
-            counter: self.counter.clone(),
-            _ticket: Ticket::new(self.counter.clone()),
-        })
+            asked,
+            claim,
+            ended: Cell::new(false),
+        });
+        let open: Weak<dyn Open> = Rc::downgrade(&inner) as _;
+        let listed = guest.list(open);
+        Ok(Bound { inner, guest, _listed: listed, counter: self.counter.clone(), _ticket: ticket })
     }
 }
 
-fn set_all(socket: &OwnedFd, options: &Options) -> Result<(), Errno> {
-    options
-        .iter()
-        .try_for_each(|(option, value)| options::set(socket, option, value).map_err(errno))
+fn set_all(guest: &Guest, socket: &OwnedFd, options: &Options) -> Result<(), Errno> {
+    options.iter().try_for_each(|(option, value)| set(guest, socket, option, value))
+}
+
+/// Sets an option, if the guest may.
+fn set(guest: &Guest, socket: &OwnedFd, option: SocketOption, value: u32) -> Result<(), Errno> {
+    if option == SocketOption::ReusePort && value != 0 {
+        guest.check_sharing()?;
+    }
+    options::set(socket, option, value).map_err(errno)
+}
+
+/// Whether both are the same place, whatever scope and flow they have.
+fn is_same(one: SocketAddr, other: SocketAddr) -> bool {
+    (one.ip(), one.port()) == (other.ip(), other.port())
+}
+
+/// Logs why an address cannot be bound.
+fn report(guest: &Guest, at: SocketAddr, taken: Taken) -> Errno {
+    let (reason, error) = match taken {
+        Taken::By(other) => (format!("{other} listens there"), Errno::EADDRINUSE),
+        Taken::Refused(error @ Errno::EADDRINUSE) => {
+            let port = at.port();
+            let reason = format!("another program does; `ss -ltnp sport = {port}` shows it");
+            (reason, error)
+        }
+        Taken::Refused(error @ Errno::EADDRNOTAVAIL) => {
+            ("this domain does not have the address".into(), error)
+        }
+        Taken::Refused(error @ Errno::EACCES) => {
+            ("the daemon lacks the capability CAP_NET_BIND_SERVICE".into(), error)
+        }
+        Taken::Refused(error) => (error.to_string(), error),
+    };
+    guest.report_taken(at, &reason);
+    error
+}
+
+/// Where a connection comes from.
+#[derive(Clone, Copy, Debug)]
+enum Origin {
+    /// The guest has connected to this address.
+    Connect(SocketAddr),
+    /// A peer has connected to a listener, which the guest asked for at the first address, and
+    /// which is at the second.
+    Accept(SocketAddr, SocketAddr),
 }
 
 /// A connected socket.
 pub struct Connected {
+    inner: Rc<Connection>,
+    guest: Rc<Guest>,
+    _listed: Listed,
+    _ticket: Ticket,
+}
+
+struct Connection {
     socket: Watched,
     peer: SocketAddr,
-    _ticket: Ticket,
+    origin: Origin,
+    /// Whether the rules ended it.
+    ended: Cell<bool>,
+}
+
+impl Connected {
+    fn new(
+        socket: Watched,
+        peer: SocketAddr,
+        origin: Origin,
+        guest: Rc<Guest>,
+        ticket: Ticket,
+    ) -> Self {
+        let inner = Rc::new(Connection { socket, peer, origin, ended: Cell::new(false) });
+        let open: Weak<dyn Open> = Rc::downgrade(&inner) as _;
+        Connected { inner, _listed: guest.list(open), guest, _ticket: ticket }
+    }
+}
+
+impl Connection {
+    /// The result of an operation. What the rules ended looks as if the peer had closed it.
+    fn result(&self, result: io::Result<usize>) -> Result<usize, Errno> {
+        match result {
+            Ok(0) | Err(_) if self.ended.get() => Err(Errno::EACCES),
+            result => result.map_err(errno),
+        }
+    }
+}
+
+impl Open for Connection {
+    fn is_allowed(&self, guest: &Guest) -> bool {
+        match self.origin {
+            Origin::Connect(to) => guest.is_connect_allowed(to),
+            Origin::Accept(asked, at) => {
+                guest.rules().listens(asked).is_some_and(|now| is_same(now, at))
+            }
+        }
+    }
+
+    fn end(&self) {
+        self.ended.set(true);
+        // The peer gets a reset when the socket is closed. Shutting it down wakes its task.
+        let _ = options::set(&self.socket, SocketOption::Linger, 0);
+        let _ = net::shutdown(&*self.socket, net::Shutdown::Both);
+    }
 }
 
 impl Stream for Connected {
     fn poll_recv(&self, cx: &mut Context<'_>, room: [Shared<'_>; 2]) -> Poll<Result<usize, Errno>> {
+        let Connection { socket, .. } = &*self.inner;
         let size = xensock::ring::len(&room);
-        let received = self.socket.poll_io(cx, Side::Rx, |socket| linux::receive(socket, room));
-        let result = ready!(received);
+        let result = ready!(socket.poll_io(cx, Side::Rx, |socket| linux::receive(socket, room)));
         if matches!(result, Ok(count) if count < size) {
-            self.socket.clear_after_short_read();
+            socket.clear_after_short_read();
         }
-        Poll::Ready(result.map_err(errno))
+        Poll::Ready(self.inner.result(result))
     }
 
     fn poll_send(&self, cx: &mut Context<'_>, data: [Shared<'_>; 2]) -> Poll<Result<usize, Errno>> {
+        let Connection { socket, .. } = &*self.inner;
         let size = xensock::ring::len(&data);
-        let result = ready!(self.socket.poll_io(cx, Side::Tx, |socket| linux::send(socket, data)));
+        let result = ready!(socket.poll_io(cx, Side::Tx, |socket| linux::send(socket, data)));
         if matches!(result, Ok(count) if count < size) {
-            self.socket.clear(Side::Tx);
+            socket.clear(Side::Tx);
         }
-        Poll::Ready(result.map_err(errno))
+        Poll::Ready(self.inner.result(result))
     }
 
     fn shutdown(&self, how: Shutdown) -> Result<(), Errno> {
@@ -122,48 +245,72 @@ impl Stream for Connected {
             Shutdown::Write => net::Shutdown::Write,
             Shutdown::Both => net::Shutdown::Both,
         };
-        net::shutdown(&*self.socket, how).map_err(errno)
+        net::shutdown(&*self.inner.socket, how).map_err(errno)
     }
 
     fn peer_addr(&self) -> Result<SocketAddr, Errno> {
-        Ok(self.peer)
+        Ok(self.inner.peer)
     }
 }
 
 impl Socket for Connected {
     fn set_option(&self, option: SocketOption, value: u32) -> Result<(), Errno> {
-        options::set(&self.socket, option, value).map_err(errno)
+        set(&self.guest, &self.inner.socket, option, value)
     }
 
     fn option(&self, option: SocketOption) -> Result<u32, Errno> {
-        options::get(&self.socket, option).map_err(errno)
+        options::get(&self.inner.socket, option).map_err(errno)
     }
 
     fn local_addr(&self) -> Result<SocketAddr, Errno> {
-        tcp::local_addr(&self.socket)
+        tcp::local_addr(&self.inner.socket)
     }
 }
 
 /// A bound socket, which may listen.
 pub struct Bound {
-    socket: Rc<OwnedFd>,
-    reactor: Reactor,
-    /// Registered once the socket listens: epoll reports it as closed before.
-    ready: OnceCell<Watched>,
+    inner: Rc<Listening>,
+    guest: Rc<Guest>,
+    _listed: Listed,
     counter: Arc<Count>,
     _ticket: Ticket,
 }
 
-impl Bound {
+struct Listening {
+    socket: Rc<OwnedFd>,
+    reactor: Reactor,
+    /// Registered once the socket listens: epoll reports it as closed before.
+    ready: OnceCell<Watched>,
+    /// The address that the guest asked for.
+    asked: SocketAddr,
+    claim: Claim,
+    /// Whether the rules ended it.
+    ended: Cell<bool>,
+}
+
+impl Listening {
     fn poll_io<T>(
         &self,
         cx: &mut Context<'_>,
         io: impl Fn(&OwnedFd) -> io::Result<T>,
     ) -> Poll<Result<T, Errno>> {
         match self.ready.get() {
+            _ if self.ended.get() => Poll::Ready(Err(Errno::EACCES)),
             Some(socket) => socket.poll_io(cx, Side::Rx, io).map_err(errno),
             None => Poll::Ready(Err(Errno::EINVAL)),
         }
+    }
+}
+
+impl Open for Listening {
+    fn is_allowed(&self, guest: &Guest) -> bool {
+        guest.rules().listens(self.asked).is_some_and(|now| is_same(now, self.claim.at()))
+    }
+
+    fn end(&self) {
+        self.ended.set(true);
+        // Clients are refused from now on, and the task that waits for them wakes.
+        let _ = net::shutdown(&self.socket, net::Shutdown::Both);
     }
 }
 
@@ -171,10 +318,19 @@ impl Listener for Bound {
     type Stream = Connected;
 
     fn listen(&self, backlog: u32) -> Result<(), Errno> {
-        net::listen(&self.socket, i32::try_from(backlog).unwrap_or(i32::MAX)).map_err(errno)?;
-        if self.ready.get().is_none() {
-            let ready = self.reactor.watch(self.socket.clone(), READABLE);
-            let _ = self.ready.set(ready.map_err(errno)?);
+        let Listening { socket, ready, asked, claim, .. } = &*self.inner;
+        // The rules may have changed since the socket was bound.
+        if !is_same(self.guest.check_listen(*asked)?, claim.at()) {
+            return Err(Errno::EACCES);
+        }
+        let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+        net::listen(socket, backlog).map_err(|error| {
+            let error = errno(error);
+            report(&self.guest, claim.at(), Taken::Refused(error))
+        })?;
+        if ready.get().is_none() {
+            let watched = self.inner.reactor.watch(socket.clone(), READABLE);
+            let _ = ready.set(watched.map_err(errno)?);
         }
         Ok(())
     }
@@ -189,27 +345,30 @@ impl Listener for Bound {
                 Err(error) => Err(error.into()),
             }
         };
-        self.poll_io(cx, waiting)
+        self.inner.poll_io(cx, waiting)
     }
 
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<Result<Connected, Errno>> {
-        let (socket, peer) = ready!(self.poll_io(cx, tcp::accept))?;
+        let Listening { reactor, asked, claim, .. } = &*self.inner;
+        let (socket, peer) = ready!(self.inner.poll_io(cx, tcp::accept))?;
         let peer = peer.ok_or(Errno::EAFNOSUPPORT)?;
-        let socket = self.reactor.watch(Rc::new(socket), SOCKET).map_err(errno)?;
-        Poll::Ready(Ok(Connected { socket, peer, _ticket: Ticket::new(self.counter.clone()) }))
+        let socket = reactor.watch(Rc::new(socket), SOCKET).map_err(errno)?;
+        let (origin, guest) = (Origin::Accept(*asked, claim.at()), self.guest.clone());
+        let ticket = Ticket::new(self.counter.clone());
+        Poll::Ready(Ok(Connected::new(socket, peer, origin, guest, ticket)))
     }
 }
 
 impl Socket for Bound {
     fn set_option(&self, option: SocketOption, value: u32) -> Result<(), Errno> {
-        options::set(&self.socket, option, value).map_err(errno)
+        set(&self.guest, &self.inner.socket, option, value)
     }
 
     fn option(&self, option: SocketOption) -> Result<u32, Errno> {
-        options::get(&self.socket, option).map_err(errno)
+        options::get(&self.inner.socket, option).map_err(errno)
     }
 
     fn local_addr(&self) -> Result<SocketAddr, Errno> {
-        tcp::local_addr(&self.socket)
+        Ok(self.inner.claim.at())
     }
 }

@@ -1,4 +1,5 @@
-//! What the daemon's threads share: which thread serves which guest, and the request to stop.
+//! What the daemon's threads share: which thread serves which guest, values that change, and the
+//! request to stop.
 //!
 //! Each thread has its own event loop, device files and connection to xenstored, and looks for
 //! guests by itself. The first thread that finds a new guest places it: the thread with the fewest
@@ -126,6 +127,54 @@ impl StopAll {
             if self.requested.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
+    }
+}
+
+/// A value that is replaced now and then, and that all threads use.
+pub struct Current<T> {
+    /// The value, and how often it was replaced.
+    value: Mutex<(u64, Arc<T>)>,
+    /// Each thread's task that waits for another one.
+    waiting: Vec<AtomicWaker>,
+}
+
+impl<T> Current<T> {
+    /// For this many threads.
+    pub fn new(value: T, threads: usize) -> Self {
+        let waiting = (0..threads).map(|_| AtomicWaker::new()).collect();
+        Current { value: Mutex::new((0, Arc::new(value))), waiting }
+    }
+
+    /// The value.
+    pub fn get(&self) -> Arc<T> {
+        self.lock().1.clone()
+    }
+
+    /// Replaces the value.
+    pub fn set(&self, value: T) {
+        let mut current = self.lock();
+        *current = (current.0 + 1, Arc::new(value));
+        drop(current);
+        self.waiting.iter().for_each(AtomicWaker::wake);
+    }
+
+    /// Waits, in the thread of this number, for a value that it has not seen. `seen` begins with 0,
+    /// which is the first value.
+    pub async fn changed(&self, thread: usize, seen: &mut u64) -> Arc<T> {
+        poll_fn(|cx| {
+            self.waiting[thread].register(cx.waker());
+            let (number, value) = &*self.lock();
+            if number == seen {
+                return Poll::Pending;
+            }
+            *seen = *number;
+            Poll::Ready(value.clone())
+        })
+        .await
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (u64, Arc<T>)> {
+        self.value.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -12,7 +12,7 @@ fn version_and_help_are_printed() {
     let version = String::from_utf8(xensockd(&["--version"]).stdout).unwrap();
     assert_eq!(version, format!("xensockd {}\n", env!("CARGO_PKG_VERSION")));
     let help = String::from_utf8(xensockd(&["--help"]).stdout).unwrap();
-    for option in ["--log-level", "--max-page-order", "--max-sockets", "--reuse-port"] {
+    for option in ["--log-level", "--config", "--threads", "check"] {
         assert!(help.contains(option), "{help}");
     }
 }
@@ -32,7 +32,37 @@ fn without_xen_one_line_names_the_missing_device_and_the_remedy() {
 
 #[test]
 fn an_invalid_option_is_refused() {
-    let output = xensockd(&["--max-page-order", "12"]);
+    let output = xensockd(&["--threads", "65"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8(output.stderr).unwrap().contains("1..=9"));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("1..=64"));
+}
+
+#[test]
+fn a_file_of_rules_is_checked_and_a_mistake_has_its_place() {
+    let folder = std::env::temp_dir().join(format!("xensockd-rules-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("rules.toml");
+    let name = file.to_str().unwrap();
+    let checked = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        let output = xensockd(&["check", name]);
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(said).unwrap())
+    };
+    let (status, said) = checked("[guest.web]\nlisten = { 80 = \"10.0.0.5:8080\" }\n");
+    assert_eq!(
+        (status, &*said),
+        (Some(0), &*format!("{name}: no mistakes, 1 entries for guests\n"))
+    );
+    let (status, said) = checked("[guest.web]\n  conect = [\"any\"]\n");
+    assert_eq!(status, Some(1));
+    assert!(said.contains(&format!("{name}:2:3: unknown key `conect`")), "{said}");
+    std::fs::write(&file, "[guest.web]\nsockets = 0\n").unwrap();
+    for arguments in [["--config", name], ["--config", "/no/such/file"]] {
+        let output = xensockd(&arguments);
+        assert_eq!(output.status.code(), Some(1));
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.lines().count() == 1 && said.contains(arguments[1]), "{said}");
+    }
+    std::fs::remove_dir_all(folder).unwrap();
 }

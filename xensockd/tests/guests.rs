@@ -1,11 +1,14 @@
 //! The life of devices: the daemon's own code and real sockets on the loopback interface, over
 //! fakes of xenstored and of the guests' memory and events.
 
+#[allow(dead_code, reason = "other tests use the rest")]
 mod rig;
 
 use embedded_io_async::{Read, Write};
-use futures_util::future::{Either, select};
-use rig::{DOM0, Guest, back, backend, client, front, frontend};
+use futures_util::future::{Either, join, select};
+use rig::{
+    DOM0, Guest, OPEN, back, back_of, backend, client, front, front_of, frontend_of, guests,
+};
 use std::cell::Cell;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::pin::pin;
@@ -37,26 +40,32 @@ struct Rig {
 
 /// Runs a test, and checks that the daemon holds nothing afterwards.
 fn run<F: Future<Output = ()>>(test: impl FnOnce(Rc<Rig>) -> F) {
+    run_with(OPEN, test);
+}
+
+fn run_with<F: Future<Output = ()>>(rules: &str, test: impl FnOnce(Rc<Rig>) -> F) {
     let mut runtime = Runtime::new().unwrap();
     let (reactor, spawner) = (runtime.reactor().clone(), runtime.spawner().clone());
     let (world, tree) = (World::new(), FakeStore::new());
     tree.add_domain(DOM0);
     let counts = Counts::default();
     let stop = Rc::new(Flag::default());
-    let sockets = Sockets::new(&reactor, counts.sockets.clone(), false);
+    let guests = guests(rules);
+    let sockets = Sockets::new(&reactor, counts.sockets.clone(), guests.clone());
     let store = client(&tree, DOM0, &spawner);
     let seat = Placement::new(1).seat(0);
-    let backend = backend(&world, store, sockets, &counts, &stop, seat);
-    let mut finder = Finder::new(backend, &spawner, Dialect::PvCalls);
+    let backend = backend(&world, store, sockets, guests, &counts, &stop, seat);
+    let [mut finder, mut second] =
+        Dialect::ALL.map(|dialect| Finder::new(backend.clone(), &spawner, dialect));
     let stopping = stop.clone();
     let daemon = spawner.spawn(async move {
         {
-            let (finding, stopping) = (pin!(finder.run()), pin!(stopping.raised()));
-            if let Either::Left((error, _)) = select(finding, stopping).await {
-                panic!("the finder failed: {error}");
+            let finding = select(Box::pin(finder.run()), Box::pin(second.run()));
+            if let Either::Left(_) = select(finding, pin!(stopping.raised())).await {
+                panic!("a finder failed");
             }
         }
-        finder.stopped().await;
+        join(finder.stopped(), second.stopped()).await;
     });
     let rig = Rc::new(Rig { world, tree, counts, stop, daemon, reactor, spawner });
     let whole = async {
@@ -97,8 +106,12 @@ impl Rig {
 
     /// Boots a guest with a frontend.
     fn boot(&self, guest: DomId) -> (Guest, Driver) {
+        self.boot_over(guest, Dialect::PvCalls)
+    }
+
+    fn boot_over(&self, guest: DomId, dialect: Dialect) -> (Guest, Driver) {
         let store = client(&self.tree, guest, &self.spawner);
-        let (frontend, driver) = frontend(&self.world, store, guest);
+        let (frontend, driver) = frontend_of(&self.world, store, guest, dialect);
         let ended = Rc::new(Cell::new(None));
         let end = ended.clone();
         let task = self.spawner.spawn(async move { end.set(Some(driver.run().await)) });
@@ -328,5 +341,39 @@ fn stopping_the_daemon_closes_sockets_and_devices() {
         drop(stream);
         frontend.shutdown().await;
         assert_eq!(driver.finished().await, Some(Errno::ENODEV));
+    });
+}
+
+#[test]
+fn limits_hold_for_all_devices_of_a_guest_together() {
+    run_with(&format!("{OPEN}sockets = 3"), |rig| async move {
+        let guest = DomId(7);
+        rig.create(guest);
+        let (front, back) = (front_of(guest, Dialect::Draft1), back_of(guest, Dialect::Draft1));
+        rig.tree.add_device((&front, guest), (&back, DOM0));
+        let (first, driver) = rig.boot(guest);
+        let (second, other) = rig.boot_over(guest, Dialect::Draft1);
+        let any = "127.0.0.1:0".parse().unwrap();
+        let mut held = vec![first.bind(any).await.unwrap(), second.bind(any).await.unwrap()];
+        held.push(first.bind(any).await.unwrap());
+        for frontend in [&first, &second] {
+            assert_eq!(frontend.bind(any).await.err(), Some(Errno::EMFILE));
+        }
+        drop(held.pop());
+        // Any device may have the socket that the other one gave back.
+        let retried = async {
+            loop {
+                match second.bind(any).await {
+                    Err(Errno::EMFILE) => rig.sleep(Duration::from_millis(2)).await,
+                    result => return result,
+                }
+            }
+        };
+        held.push(retried.await.unwrap());
+        drop(held);
+        for (frontend, driver) in [(first, driver), (second, other)] {
+            frontend.shutdown().await;
+            assert_eq!(driver.finished().await, Some(Errno::ENODEV));
+        }
     });
 }

@@ -1,15 +1,22 @@
 //! Real sockets on the loopback interface, through the traits of the engine.
 
+#[allow(dead_code, reason = "other tests use the rest")]
+mod rig;
+
+use rig::{DOM0, OPEN, client, guests, policy};
 use std::future::poll_fn;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::rc::Rc;
 use std::time::Duration;
 use std::{io::Read, io::Write, thread};
-use xen::testing::memory;
+use xen::testing::{FakeStore, memory};
+use xen::xenstore::{Access, Permission, Store};
 use xen::{DomId, Errno, Shared};
 use xen_linux::runtime::{Reactor, Runtime, timeout};
 use xensock::back::{Listener, Network, Socket as _, Stream};
-use xensock::wire::Options;
+use xensock::wire::{Options, SocketOption};
 use xensockd::counts::Counts;
+use xensockd::guests::{Guest, Guests};
 use xensockd::sockets::{Bound, Connected, Sockets};
 
 const GUEST: DomId = DomId(7);
@@ -17,21 +24,60 @@ const GUEST: DomId = DomId(7);
 const LONG: Duration = Duration::from_secs(60);
 
 fn run<F: Future<Output = ()>>(test: impl FnOnce(Rig) -> F) {
+    run_with(OPEN, test);
+}
+
+/// Runs a test with these rules and a guest, whose name is `web`.
+fn run_with<F: Future<Output = ()>>(rules: &str, test: impl FnOnce(Rig) -> F) {
     let mut runtime = Runtime::new().unwrap();
-    let (reactor, counts) = (runtime.reactor().clone(), Counts::default());
-    let sockets = Sockets::new(&reactor, counts.sockets.clone(), false);
-    let test = test(Rig { reactor: reactor.clone(), counts, sockets });
-    let test = async { timeout(&reactor, LONG, test).await.expect("the test takes too long") };
+    let (reactor, counts, guests) = (runtime.reactor().clone(), Counts::default(), guests(rules));
+    let sockets = Sockets::new(&reactor, counts.sockets.clone(), guests.clone());
+    let tree = FakeStore::new();
+    let store = client(&tree, DOM0, runtime.spawner());
+    let test = async {
+        let guest = meet(&tree, &store, &guests, GUEST, "web").await;
+        let rig = Rig { reactor: reactor.clone(), counts, sockets, guests, tree, store, guest };
+        timeout(&reactor, LONG, test(rig)).await.expect("the test takes too long")
+    };
     runtime.block_on(test).unwrap();
+}
+
+/// A guest with this name.
+async fn meet(
+    tree: &FakeStore,
+    store: &Store,
+    guests: &Guests,
+    id: DomId,
+    name: &str,
+) -> Rc<Guest> {
+    tree.add_domain(id);
+    let node = format!("/local/domain/{id}/name");
+    tree.write(&node, name);
+    let readable = [(Access::None, DOM0), (Access::Read, id)];
+    let readable = readable.map(|(access, domain)| Permission { access, domain });
+    tree.set_permissions(&node, &readable);
+    guests.meet(store, id).await
 }
 
 struct Rig {
     reactor: Reactor,
     counts: Counts,
     sockets: Sockets,
+    guests: Guests,
+    tree: FakeStore,
+    store: Store,
+    guest: Rc<Guest>,
 }
 
 impl Rig {
+    async fn meet(&self, id: DomId, name: &str) -> Rc<Guest> {
+        meet(&self.tree, &self.store, &self.guests, id, name).await
+    }
+
+    async fn reload(&self, rules: &str) {
+        self.guests.apply(&self.store, policy(rules)).await;
+    }
+
     async fn connect(&self, addr: SocketAddr) -> Result<Connected, Errno> {
         self.sockets.connect(GUEST, addr, &Options::new()).await
     }
@@ -68,7 +114,11 @@ async fn send(stream: &Connected, data: [Shared<'_>; 2]) -> Result<usize, Errno>
 }
 
 async fn accept(listener: &Bound) -> Connected {
-    poll_fn(|cx| listener.poll_accept(cx)).await.unwrap()
+    accept_result(listener).await.unwrap()
+}
+
+async fn accept_result(listener: &Bound) -> Result<Connected, Errno> {
+    poll_fn(|cx| listener.poll_accept(cx)).await
 }
 
 fn any() -> SocketAddr {
@@ -201,17 +251,173 @@ fn a_listener_accepts_and_can_be_polled_without_accepting() {
 }
 
 #[test]
-fn an_address_in_use_cannot_be_bound_unless_ports_are_shared() {
+fn guests_share_a_port_only_if_their_rules_are_of_one_section_that_says_so() {
+    const RULES: &str = r#"
+        [guest."web*"]
+        share-ports = true
+        [guest."other*"]
+        share-ports = true
+        [guest.alone]
+        "#;
+    run_with(RULES, async |rig| {
+        let ids = [DomId(8), DomId(9), DomId(10)];
+        let names = ["web-2", "other", "alone"];
+        let mut _kept = Vec::new();
+        for (id, name) in ids.into_iter().zip(names) {
+            _kept.push(rig.meet(id, name).await);
+        }
+        let any = "127.0.0.1:0".parse().unwrap();
+        // Linux chooses a free port; nobody else takes it in between.
+        let port = rig.sockets.bind(GUEST, any, &Options::new()).unwrap().local_addr().unwrap();
+        let bind = |id, at| {
+            let bound = rig.sockets.bind(id, at, &Options::new())?;
+            bound.listen(1).map(|()| bound)
+        };
+        let first = bind(GUEST, port).unwrap();
+        let _second = bind(ids[0], port).unwrap();
+        for taken in [port, format!("0.0.0.0:{}", port.port()).parse().unwrap()] {
+            for id in &ids[1..] {
+                assert_eq!(bind(*id, taken).err(), Some(Errno::EADDRINUSE));
+            }
+        }
+        // A guest cannot choose to share.
+        let shared = Options::new().with(SocketOption::ReusePort, 1);
+        assert_eq!(rig.sockets.bind(ids[2], any, &shared).err(), Some(Errno::EPERM));
+        let own = rig.sockets.bind(ids[2], any, &Options::new()).unwrap();
+        assert_eq!(own.set_option(SocketOption::ReusePort, 1), Err(Errno::EPERM));
+        assert_eq!(own.set_option(SocketOption::ReusePort, 0), Ok(()));
+        assert_eq!(first.set_option(SocketOption::ReusePort, 1), Ok(()));
+        // A socket that does not listen yet keeps its port, too.
+        assert_eq!(bind(ids[1], own.local_addr().unwrap()).err(), Some(Errno::EADDRINUSE));
+    });
+}
+
+#[test]
+fn an_address_in_use_cannot_be_bound() {
     run(async |rig| {
         let first = rig.bind(any()).unwrap();
         first.listen(1).unwrap();
         let taken = first.local_addr().unwrap();
         assert_eq!(rig.bind(taken).err(), Some(Errno::EADDRINUSE));
+        // Nor is that of another program.
+        let other = TcpListener::bind(any()).unwrap();
+        assert_eq!(rig.bind(other.local_addr().unwrap()).err(), Some(Errno::EADDRINUSE));
+    });
+}
 
-        let sharing = Sockets::new(&rig.reactor, Counts::default().sockets, true);
-        let first = sharing.bind(GUEST, any(), &Options::new()).unwrap();
-        first.listen(1).unwrap();
-        let second = sharing.bind(GUEST, first.local_addr().unwrap(), &Options::new()).unwrap();
-        second.listen(1).unwrap();
+#[test]
+fn without_rules_a_guest_reaches_no_server_of_this_domain() {
+    run_with("", async |rig| {
+        let server = TcpListener::bind("[::]:0").unwrap();
+        let port = server.local_addr().unwrap().port();
+        for ip in ["127.0.0.1", "0.0.0.0", "[::1]", "[::]", "[::ffff:127.0.0.1]", "127.255.0.1"] {
+            let to = format!("{ip}:{port}").parse().unwrap();
+            assert_eq!(rig.connect(to).await.err(), Some(Errno::EACCES), "{ip}");
+        }
+        server.set_nonblocking(true).unwrap();
+        assert_eq!(server.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+        let privileged = rig.bind("127.0.0.1:80".parse().unwrap());
+        assert_eq!(privileged.err(), Some(Errno::EACCES));
+        rig.bind(any()).unwrap();
+    });
+}
+
+#[test]
+fn a_port_chosen_by_linux_must_be_allowed_too() {
+    run_with("[defaults]\nlisten = [80]", async |rig| {
+        assert_eq!(rig.bind(any()).err(), Some(Errno::EACCES));
+        assert_eq!(rig.counts.sockets.get(), 0);
+    });
+}
+
+#[test]
+fn a_mapped_port_is_served_elsewhere() {
+    let free = TcpListener::bind(any()).unwrap().local_addr().unwrap();
+    let rules = format!("[guest.web]\nlisten = {{ 80 = \"{free}\" }}");
+    run_with(&rules, async |rig| {
+        for asked in ["0.0.0.0:80", "127.0.0.7:80", "[::]:80"] {
+            let listener = rig.bind(asked.parse().unwrap()).unwrap();
+            listener.listen(1).unwrap();
+            let peer = TcpStream::connect(free).unwrap();
+            let stream = accept(&listener).await;
+            let from = stream.peer_addr().unwrap();
+            assert_eq!(from.is_ipv6(), asked.starts_with('['), "the family that was asked for");
+            assert_eq!(from.ip().to_canonical(), peer.local_addr().unwrap().ip());
+        }
+        assert_eq!(rig.bind(free).err(), Some(Errno::EACCES), "the guest has no other port");
+    });
+}
+
+#[test]
+fn new_rules_hold_for_the_next_call_and_leave_open_what_is() {
+    run(async |rig| {
+        let (stream, mut peer) = rig.connected().await;
+        let listener = rig.bind(any()).unwrap();
+        let bound = rig.bind(any()).unwrap();
+        listener.listen(4).unwrap();
+        rig.reload("[guest.web]\nlisten = []\nsockets = 3").await;
+        assert_eq!(rig.guest.account().limits().sockets, 3);
+        let server = TcpListener::bind(any()).unwrap().local_addr().unwrap();
+        assert_eq!(rig.connect(server).await.err(), Some(Errno::EACCES));
+        assert_eq!(rig.bind(any()).err(), Some(Errno::EACCES));
+        assert_eq!(bound.listen(4), Err(Errno::EACCES));
+        let data = memory(1);
+        assert_eq!(send(&stream, [data, data.slice(0, 0)]).await, Ok(1));
+        peer.read_exact(&mut [0]).unwrap();
+        let _peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        accept(&listener).await;
+    });
+}
+
+#[test]
+fn strict_rules_end_what_they_do_not_allow_and_nothing_else() {
+    const STRICT: &str = "strict = true\n[guest.web]\nconnect = []\nlisten = [80]\n[guest.db]\n";
+    run(async |rig| {
+        let other = rig.meet(DomId(9), "db").await;
+        let (stream, mut peer) = rig.connected().await;
+        let listener = rig.bind(any()).unwrap();
+        listener.listen(4).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut client = TcpStream::connect(address).unwrap();
+        let accepted = accept(&listener).await;
+        let kept = rig.sockets.bind(other.id(), any(), &Options::new()).unwrap();
+        kept.listen(4).unwrap();
+        let room = memory(8);
+        let pieces = [room, room.slice(0, 0)];
+        let mut waiting = Box::pin(receive(&stream, pieces));
+        assert!(rig.within(20, waiting.as_mut()).await.is_none());
+        let mut next = Box::pin(accept_result(&listener));
+        assert!(rig.within(20, next.as_mut()).await.is_none());
+
+        rig.reload(STRICT).await;
+        assert_eq!(waiting.await, Err(Errno::EACCES));
+        assert_eq!(next.await.err(), Some(Errno::EACCES));
+        assert_eq!(send(&accepted, pieces).await, Err(Errno::EACCES));
+        assert_eq!(listener.listen(4), Err(Errno::EACCES));
+        assert!(TcpStream::connect(address).is_err(), "clients are refused");
+        drop((stream, accepted));
+        for end in [&mut peer, &mut client] {
+            assert!(!matches!(end.read(&mut [0]), Ok(1..)), "nothing more comes");
+        }
+        let _peer = TcpStream::connect(kept.local_addr().unwrap()).unwrap();
+        accept(&kept).await;
+    });
+}
+
+#[test]
+fn a_name_that_the_guest_can_write_has_no_rules() {
+    const RULES: &str = "[guest.admin]\nconnect = [\"any\"]";
+    run_with(RULES, async |rig| {
+        let id = DomId(8);
+        let trusted = rig.meet(id, "admin").await;
+        assert_eq!(trusted.to_string(), "domain 8 (admin)");
+        assert!(trusted.is_connect_allowed(any()));
+        // The domain owns its home, and here also what is in it.
+        let node = "/local/domain/9/name";
+        rig.tree.add_domain(DomId(9));
+        rig.tree.write(node, "admin");
+        let forged = rig.guests.meet(&rig.store, DomId(9)).await;
+        assert_eq!(forged.to_string(), "domain 9");
+        assert!(!forged.is_connect_allowed(any()));
     });
 }

@@ -10,13 +10,17 @@ mod lies;
 use backend::Liar;
 use clap::{Parser, ValueEnum};
 use lies::Lie;
+use std::path::Path;
 use std::pin::pin;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 use xen_linux::Domain;
 use xen_linux::runtime::{Reactor, Runtime, Spawner, timeout};
 use xensockd::counts::Counts;
 use xensockd::dom0::Dom0;
+use xensockd::guests::{Guests, Shared};
+use xensockd::rules::{DEFAULT, Policy};
 use xensockd::sockets::Sockets;
 
 /// How long a guest may take to react.
@@ -58,7 +62,9 @@ async fn tell_all(
     spawner: &Spawner,
 ) -> Result<(), String> {
     let counts = Counts::default();
-    let sockets = Sockets::new(reactor, counts.sockets.clone(), false);
+    let policy = Arc::new(Policy::built_in(Path::new(DEFAULT)));
+    let guests = Guests::new(policy, Shared::default());
+    let sockets = Sockets::new(reactor, counts.sockets.clone(), guests);
     let (domain, driver) = Domain::open(reactor, &counts.xen)?;
     spawner.spawn(async move {
         eprintln!("liar: {}", driver.run().await);

@@ -1,19 +1,35 @@
 //! A thread of the daemon and its guests, over fakes of xenstored and of the guests' memory.
 
+use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 use xen::testing::{FakeMachine, FakeStore, World};
 use xen::xenstore::{self, Store};
 use xen::{DomId, Flag};
 use xen_linux::runtime::Spawner;
-use xensock::back::{Limits, Network};
+use xensock::back::Network;
 use xensock::front::{Config, Driver, Frontend};
 use xensock::testing::FakeDom0;
-use xensock::wire::Extensions;
+use xensock::wire::{Dialect, Extensions};
 use xensockd::counts::Counts;
 use xensockd::device::Backend;
+use xensockd::guests::{Guests, Shared};
+use xensockd::rules::Policy;
 use xensockd::threads::Seat;
 
 pub const DOM0: DomId = DomId(0);
+
+/// Rules that allow everything.
+pub const OPEN: &str = "[defaults]\nconnect = [\"any\"]\nlisten = [\"1-65535\"]\n";
+
+/// Guests with these rules.
+pub fn guests(rules: &str) -> Guests {
+    Guests::new(policy(rules), Shared::default())
+}
+
+pub fn policy(rules: &str) -> Arc<Policy> {
+    Arc::new(Policy::parse(Path::new("rules.toml"), rules).unwrap())
+}
 
 /// A frontend of the fake machine.
 pub type Guest = Frontend<FakeMachine>;
@@ -28,11 +44,19 @@ pub fn client(tree: &FakeStore, domain: DomId, spawner: &Spawner) -> Store {
 }
 
 pub fn front(guest: DomId) -> String {
-    format!("/local/domain/{guest}/device/pvcalls/0")
+    front_of(guest, Dialect::PvCalls)
 }
 
 pub fn back(guest: DomId) -> String {
-    format!("/local/domain/0/backend/pvcalls/{guest}/0")
+    back_of(guest, Dialect::PvCalls)
+}
+
+pub fn front_of(guest: DomId, dialect: Dialect) -> String {
+    format!("/local/domain/{guest}/device/{}/0", dialect.device())
+}
+
+pub fn back_of(guest: DomId, dialect: Dialect) -> String {
+    format!("/local/domain/0/backend/{}/{guest}/0", dialect.device())
 }
 
 /// What the devices of a thread have in common, with these sockets.
@@ -40,6 +64,7 @@ pub fn backend<N: Network>(
     world: &World,
     store: Store,
     sockets: N,
+    guests: Guests,
     counts: &Counts,
     stop: &Rc<Flag>,
     seat: Seat,
@@ -47,9 +72,9 @@ pub fn backend<N: Network>(
     Rc::new(Backend {
         store,
         host: FakeDom0::new(world, DOM0, sockets),
-        limits: Limits::default(),
+        guests,
         extensions: Extensions::all(),
-        guests: counts.guests.clone(),
+        connected: counts.guests.clone(),
         stop: stop.clone(),
         seat,
     })
@@ -57,5 +82,15 @@ pub fn backend<N: Network>(
 
 /// A guest's frontend, whose driver the caller runs.
 pub fn frontend(world: &World, store: Store, guest: DomId) -> (Guest, Driver<FakeMachine>) {
-    Frontend::new(world.machine(guest), store, &front(guest), Config::default())
+    frontend_of(world, store, guest, Dialect::PvCalls)
+}
+
+pub fn frontend_of(
+    world: &World,
+    store: Store,
+    guest: DomId,
+    dialect: Dialect,
+) -> (Guest, Driver<FakeMachine>) {
+    let config = Config { dialect, ..Config::default() };
+    Frontend::new(world.machine(guest), store, &front_of(guest, dialect), config)
 }
