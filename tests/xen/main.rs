@@ -21,6 +21,7 @@ mod linux_frontend;
 mod machine;
 mod memory;
 mod network;
+mod operators;
 mod page;
 mod platform;
 mod reconnect;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
         boot::CASES,
         memory::CASES,
         network::CASES,
+        operators::CASES,
         benchmark::CASES,
         linux_frontend::CASES,
         linux_backend::CASES,
