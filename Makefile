@@ -49,8 +49,9 @@ kernel: setup ## builds the guest: target/xensock-kernel
 examples: setup ## builds the images of kernel/examples
 	cd kernel && $(CARGO) build --release --examples
 
-xensockd: setup ## builds the backend daemon: target/xensockd
+xensockd: setup ## builds the backend daemon: target/xensockd, and target/xensockctl
 	$(CARGO) build -p xensockd --profile host
+	$(call stripped,host/xensockctl,xensockctl,--strip-debug)
 	$(call stripped,host/xensockd,xensockd,--strip-debug)
 
 liar: setup ## builds a backend that tests guests with invalid answers

@@ -104,6 +104,11 @@ impl Base {
         if let Some(xensockd) = &options.xensockd {
             let there = fs::read_to_string(self.cache.join("base.libraries"))?;
             archive.copy(xensockd, "/usr/sbin/xensockd", EXECUTABLE)?;
+            // It needs no other libraries.
+            let control = xensockd.with_file_name("xensockctl");
+            if control.is_file() {
+                archive.copy(&control, "/usr/sbin/xensockctl", EXECUTABLE)?;
+            }
             for (name, from) in self.packages.libraries(xensockd)? {
                 if !there.lines().any(|line| line == name) {
                     archive.copy(&from, &library_path(&name), EXECUTABLE)?;

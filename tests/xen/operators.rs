@@ -2,7 +2,7 @@
 
 use crate::fixture::{Fixture, Ports, cases, wait_until};
 use crate::images::image;
-use crate::service::{HTTP, PATIENCE, Service};
+use crate::service::{ECHO, HTTP, PATIENCE, Service, echo};
 use anyhow::{Context, Result, ensure};
 use lab::{Dom0, Domain};
 use std::io::{Read, Write};
@@ -11,6 +11,7 @@ cases![
     without_rules_a_guest_is_confined_and_the_log_says_what_to_write,
     a_mapped_port_is_served_until_strict_rules_end_it,
     limits_hold_for_both_devices_of_a_guest_that_is_known_by_its_uuid,
+    xensockctl_shows_guests_ends_their_sockets_and_reloads_the_rules,
 ];
 
 /// Addresses of dom0, where its ssh server listens, as a guest may write them.
@@ -197,5 +198,67 @@ fn limits_hold_for_both_devices_of_a_guest_that_is_known_by_its_uuid(
     ensure!(console.contains("7 sockets, then EMFILE"), "{console}");
     let line = format!("({}): a socket is refused: sockets is 7", guest.name());
     ensure!(daemon.log()?.contains(&line), "no {line:?} in {}", daemon.log()?);
+    Ok(())
+}
+
+fn xensockctl_shows_guests_ends_their_sockets_and_reloads_the_rules(
+    fixture: &Fixture,
+) -> Result<()> {
+    let dom0 = fixture.lab()?;
+    let daemon = Daemon::start(dom0, "")?;
+    let guest = Service::start(fixture, ECHO, "echo", "")?;
+    let (name, port) = (guest.domain.name(), guest.inner_port);
+    let (mut stream, mut other) = (guest.connect()?, guest.connect()?);
+    echo(&mut stream)?;
+    echo(&mut other)?;
+
+    let said = dom0.run("xensockctl status")?;
+    ensure!(said.lines().any(|line| line.contains(name) && line.ends_with("  3")), "{said}");
+    ensure!(said.lines().all(|line| line.chars().count() <= 80), "{said}");
+    let said = dom0.run(&format!("xensockctl guest {name}"))?;
+    ensure!(said.contains(&format!("0.0.0.0:{port} ")) && said.contains("[defaults]"), "{said}");
+    let sockets = || -> Result<Vec<serde_json::Value>> {
+        let said = dom0.run(&format!("xensockctl guest {name} --json"))?;
+        let guest: serde_json::Value = serde_json::from_str(&said)?;
+        Ok(guest["sockets"].as_array().context(said)?.clone())
+    };
+    let accepted: Vec<_> =
+        sockets()?.into_iter().filter(|socket| socket["kind"] == "accept").collect();
+    ensure!(accepted.len() == 2, "{accepted:?}");
+    for socket in &accepted {
+        ensure!(socket["bytes_in"] == 4 && socket["bytes_out"] == 4, "{socket}");
+    }
+
+    let first = &accepted[0]["number"];
+    dom0.run(&format!("xensockctl close {name} {first}"))?;
+    ensure!(!matches!(stream.read(&mut [0]), Ok(1..)), "the connection goes on");
+    echo(&mut other)?;
+    wait_until("the guest releases it", PATIENCE, || Ok(sockets()?.len() == 2))?;
+    for (line, reason) in [
+        (format!("xensockctl close {name} {first}"), "has no socket"),
+        ("xensockctl close nobody 1".into(), "no guest nobody"),
+        ("xensockctl guest nobody".into(), "no guest nobody"),
+        ("xensockctl --socket /no/such status".into(), "is xensockd running?"),
+    ] {
+        let output = dom0.exec(&line)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status == 1 && said.contains(reason), "{line}: {output:?}");
+    }
+
+    dom0.write(RULES, "strict = 1")?;
+    let output = dom0.exec("xensockctl reload")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status == 1 && said.contains(&format!("{RULES}:1:10: ")), "{output:?}");
+    dom0.write(RULES, "[guest.a]")?;
+    let said = dom0.run("xensockctl reload")?;
+    ensure!(said.contains("1 entries"), "{said}");
+    ensure!(!daemon.log()?.contains("TRACE]"), "{}", daemon.log()?);
+    dom0.run("xensockctl log-level trace")?;
+    // Its device makes steps, each of which is a line of this level.
+    dom0.run(&format!("detach-sockets {name}"))?;
+    dom0.run("xensockctl log-level info")?;
+    ensure!(daemon.log()?.contains("TRACE]"), "{}", daemon.log()?);
+    let mode = dom0.run("stat -c '%a %U' /run/xensockd /run/xensockd/control")?;
+    ensure!(mode == "750 root\n660 root", "{mode}");
     Ok(())
 }

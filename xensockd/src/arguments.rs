@@ -39,6 +39,10 @@ pub struct Arguments {
     #[arg(long)]
     pub plain: bool,
 
+    /// The control socket, for xensockctl
+    #[arg(long, value_name = "FILE", default_value = crate::control::DEFAULT)]
+    pub control: PathBuf,
+
     /// The lock file, which prevents a second daemon
     #[arg(long, value_name = "FILE", default_value = "/run/xensockd.lock")]
     pub lock_file: PathBuf,

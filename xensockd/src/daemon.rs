@@ -2,6 +2,7 @@
 
 use crate::addresses::Addresses;
 use crate::arguments::Arguments;
+use crate::control::{Reply, Request, Server, Status};
 use crate::counts::Counts;
 use crate::device::Backend;
 use crate::dom0::Dom0;
@@ -10,8 +11,10 @@ use crate::guests::{Guests, Shared};
 use crate::lock::{Lock, check_kernel_backend};
 use crate::rules::Policy;
 use crate::sockets::Sockets;
-use crate::threads::{Current, Placement, StopAll};
-use futures_util::future::{Either, join_all, select, select_all, try_join3};
+use crate::threads::{Mailboxes, Message, Placement, StopAll};
+use futures_channel::mpsc::UnboundedReceiver;
+use futures_util::StreamExt;
+use futures_util::future::{Either, join_all, select, select_all, try_join, try_join3};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use std::convert::Infallible;
@@ -20,10 +23,10 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::task::Poll;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use xen::{Flag, Side};
+use xen::xenstore::Store;
+use xen::{DomId, Flag, Side};
 use xen_linux::runtime::{READABLE, Reactor, Runtime, Watched, timeout};
 use xen_linux::{Domain, Driver};
 use xensock::wire::Dialect;
@@ -42,11 +45,19 @@ const NO_XENSTORED: &str = "xenstored does not answer: start it, by `systemctl s
 struct Common<'a> {
     arguments: &'a Arguments,
     counts: Counts,
-    policy: Current<Policy>,
+    /// The rules that hold. Each thread has them, too.
+    policy: Mutex<Arc<Policy>>,
+    mailboxes: Mailboxes,
     reload: UnixStream,
     shared: Shared,
     placement: Arc<Placement>,
     stop: StopAll,
+}
+
+impl Common<'_> {
+    fn policy(&self) -> Arc<Policy> {
+        self.policy.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// Runs until a signal stops the daemon. An error is a line for the user.
@@ -56,18 +67,23 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
     // From now on, it does not end the daemon.
     let reload = receive(&[SIGHUP]).map_err(|error| format!("cannot receive signals: {error}"))?;
     let rules = policy.to_string();
+    let (mailboxes, mut inboxes) = Mailboxes::new(threads);
+    let others = inboxes.split_off(1);
     let common = Common {
         arguments,
         counts: Counts::default(),
-        policy: Current::new(policy, threads),
+        policy: Mutex::new(Arc::new(policy)),
+        mailboxes,
         reload,
         shared: Shared::default(),
         placement: Placement::new(threads),
         stop: StopAll::new(threads),
     };
     let first = Worker::open(&common, 0)?;
+    let first_inbox = inboxes.remove(0);
     let _lock = Lock::take(&arguments.lock_file)?;
     check_kernel_backend()?;
+    let control = Server::open(first.runtime.reactor(), &arguments.control)?;
     raise_file_limit();
     log::info!(
         "xensockd {} serves {}; {threads} threads; {rules}",
@@ -75,13 +91,14 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
         Dialect::ALL.map(Dialect::device).join(" and ")
     );
     std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads)
-            .map(|thread| {
+        let others: Vec<_> = (1..)
+            .zip(others)
+            .map(|(thread, inbox)| {
                 let common = &common;
-                scope.spawn(move || Worker::open(common, thread)?.run())
+                scope.spawn(move || Worker::open(common, thread)?.run(inbox, None))
             })
             .collect();
-        let ended = first.run();
+        let ended = first.run(first_inbox, Some(control));
         let failed = |_| Err("a thread panicked; its message is above".to_string());
         let others = others.into_iter().map(|other| other.join().unwrap_or_else(failed));
         // The first error counts, but all threads have ended.
@@ -116,7 +133,7 @@ impl<'s> Worker<'s> {
         let runtime = Runtime::new().map_err(|error| format!("cannot start: {error}"))?;
         let reactor = runtime.reactor();
         let (domain, driver) = Domain::open(reactor, &common.counts.xen)?;
-        let guests = Guests::new(common.policy.get(), common.shared.clone());
+        let guests = Guests::new(common.policy(), common.shared.clone());
         let sockets = Sockets::new(reactor, common.counts.sockets.clone(), guests);
         let host = Dom0 { domain, sockets };
         let addresses = (thread == 0).then(|| Addresses::new(reactor, common.shared.own.clone()));
@@ -126,8 +143,13 @@ impl<'s> Worker<'s> {
         Ok(Worker { common, _stops_all: stops_all, thread, runtime, host, driver, addresses })
     }
 
-    fn run(self) -> Result<(), String> {
+    fn run(
+        self,
+        mut inbox: UnboundedReceiver<Message>,
+        control: Option<Server>,
+    ) -> Result<(), String> {
         let Worker { common, thread, mut runtime, host, driver, addresses, .. } = self;
+        let first = addresses.zip(control);
         let (reactor, spawner) = (runtime.reactor().clone(), runtime.spawner().clone());
         let stop = Rc::new(Flag::default());
         let (store, guests) = (host.domain.store().clone(), host.sockets.guests().clone());
@@ -152,17 +174,15 @@ impl<'s> Worker<'s> {
             }
             {
                 let finding = select_all(finders.iter_mut().map(|finder| Box::pin(finder.run())));
-                // The rules may have changed since the guests were made.
-                let mut seen = 0;
-                let mut rules = pin!(async {
-                    loop {
-                        let policy = common.policy.changed(thread, &mut seen).await;
-                        guests.apply(&store, policy).await;
+                let mut messages = pin!(async {
+                    while let Some(message) = inbox.next().await {
+                        receive_message(message, &guests, &store).await;
                     }
                 });
-                let mut asked = pin!(asked_to_stop(common, &reactor, thread, addresses));
+                let mut asked = pin!(asked_to_stop(common, &reactor, thread, first));
                 let asked = poll_fn(|cx| {
-                    let Poll::Pending = rules.as_mut().poll(cx);
+                    // The messages never end before the daemon does.
+                    let _ = messages.as_mut().poll(cx);
                     asked.as_mut().poll(cx)
                 });
                 match select(driver.as_mut(), select(finding, asked)).await {
@@ -199,18 +219,20 @@ async fn asked_to_stop(
     common: &Common<'_>,
     reactor: &Reactor,
     thread: usize,
-    addresses: Option<Addresses>,
+    first: Option<(Addresses, Server)>,
 ) -> io::Result<()> {
     let requested = pin!(common.stop.requested(thread));
-    let Some(addresses) = addresses else {
+    let Some((addresses, control)) = first else {
         requested.await;
         return Ok(());
     };
-    let served = pin!(try_join3(report(common, reactor), reload(common, reactor), addresses.run()));
+    let signals = try_join(report(common, reactor), reload(common, reactor));
+    let controlled = control.run(async |request| answer(common, request).await);
+    let served = pin!(try_join3(signals, controlled, addresses.run()));
     let mut end = Signals::new(reactor, &[SIGTERM, SIGINT])?;
     let end = pin!(end.next());
     match select(served, select(end, requested)).await {
-        Either::Left((result, _)) => result.map(|(never, ..)| match never {}),
+        Either::Left((result, _)) => result.map(|(_, never, _)| match never {}),
         Either::Right((Either::Left((result, _)), _)) => result,
         Either::Right((Either::Right(_), _)) => Ok(()),
     }
@@ -230,21 +252,90 @@ async fn reload(common: &Common<'_>, reactor: &Reactor) -> io::Result<Infallible
     let mut signals = Signals::watch(reactor, common.reload.try_clone()?)?;
     loop {
         signals.next().await?;
-        reload_rules(common);
+        // The log says what came of it.
+        let _ = reload_rules(common);
     }
 }
 
-/// Reads the rules again. If there is a mistake, the former ones stay.
-fn reload_rules(common: &Common<'_>) {
-    let former = common.policy.get();
+/// Carries out a message from another thread.
+async fn receive_message(message: Message, guests: &Guests, store: &Store) {
+    match message {
+        Message::Rules(policy) => guests.apply(store, policy).await,
+        Message::Status(to) => {
+            let _ = to.send(guests.status());
+        }
+        Message::Close(guest, socket, to) => {
+            if let Ok(guest) = guests.get(guest) {
+                let _ = to.send(guest.close(socket));
+            }
+        }
+    }
+}
+
+/// Answers a request on the control socket.
+async fn answer(common: &Common<'_>, request: Request) -> Reply {
+    let done = match request {
+        Request::Status => return Reply::Status(status(common).await),
+        Request::Reload => reload_rules(common),
+        Request::LogLevel(level) => match level.parse() {
+            Ok(level) => {
+                log::set_max_level(level);
+                Ok(format!("the log level is {level}"))
+            }
+            Err(_) => Err(format!("`{level}` is not a log level")),
+        },
+        Request::Close { guest, socket } => {
+            let domain = status(common).await.guest(&guest).map(|guest| DomId(guest.domain));
+            let closed = match domain {
+                Some(domain) => {
+                    let ask = |to| Message::Close(domain, socket, to);
+                    common.mailboxes.ask(ask).await.contains(&true)
+                }
+                None => false,
+            };
+            match (domain, closed) {
+                (None, _) => Err(format!("no guest {guest} has a device for sockets")),
+                (_, false) => Err(format!("{guest} has no socket {socket}")),
+                (_, true) => Ok(format!("socket {socket} of {guest} has ended")),
+            }
+        }
+    };
+    done.map_or_else(Reply::Failed, Reply::Done)
+}
+
+async fn status(common: &Common<'_>) -> Status {
+    let all = common.mailboxes.ask(Message::Status).await;
+    let mut guests: Vec<_> = all.into_iter().flatten().collect();
+    guests.sort_by_key(|guest| guest.domain);
+    Status {
+        version: env!("CARGO_PKG_VERSION").into(),
+        rules: common.policy().to_string(),
+        mappings: common.counts.xen.mappings.get(),
+        ports: common.counts.xen.ports.get(),
+        guests,
+    }
+}
+
+/// Reads the rules again. If there is a mistake, the former ones stay. The result is a line for the
+/// user.
+fn reload_rules(common: &Common<'_>) -> Result<String, String> {
+    let former = common.policy();
     // A file that existed must not vanish: without it, the rules would be others.
     let named = former.is_from_file().then(|| former.path());
     match Policy::read(named.or(common.arguments.config.as_deref())) {
         Ok(policy) => {
-            log::info!("reloaded: {policy}");
-            common.policy.set(policy);
+            let said = format!("reloaded: {policy}");
+            log::info!("{said}");
+            let policy = Arc::new(policy);
+            *common.policy.lock().unwrap_or_else(PoisonError::into_inner) = policy.clone();
+            common.mailboxes.send(|| Message::Rules(policy.clone()));
+            Ok(said)
         }
-        Err(reason) => log::error!("{reason}; the former rules stay"),
+        Err(reason) => {
+            let reason = format!("{reason}; the former rules stay");
+            log::error!("{reason}");
+            Err(reason)
+        }
     }
 }
 

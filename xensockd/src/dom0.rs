@@ -1,6 +1,6 @@
 //! This domain as the engine's host: its sockets, and what it has of the guests.
 
-use crate::sockets::Sockets;
+use crate::sockets::{Sockets, now};
 use std::sync::Arc;
 use std::time::Duration;
 use xen::{DomId, Errno, GrantRef, Neighbour, Port, Signal};
@@ -40,7 +40,7 @@ impl Host for Dom0 {
     }
 
     fn now(&self) -> Duration {
-        self.sockets.start().elapsed()
+        now()
     }
 
     fn limited(&self, guest: DomId, limit: Limit) {

@@ -1,10 +1,10 @@
 //! The guests of a thread: their names, rules and accounts.
 
+use crate::control::{GuestStatus, SocketStatus};
 use crate::listeners::Listeners;
-use crate::rules::{Destination, Identity, OwnAddresses, Policy, Refusal, Rules, Section};
-use slab::Slab;
+use crate::rules::{Destination, Identity, OwnAddresses, Policy, Refusal, Rules, Section, Target};
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
@@ -44,7 +44,10 @@ pub struct Guest {
     rules: RefCell<Rc<Rules>>,
     account: Rc<Account>,
     shared: Shared,
-    open: RefCell<Slab<Weak<dyn Open>>>,
+    /// The open sockets by their numbers.
+    open: RefCell<BTreeMap<u64, Weak<dyn Open>>>,
+    /// The number of the next one.
+    next: Cell<u64>,
     log: Log,
 }
 
@@ -55,12 +58,15 @@ pub trait Open {
 
     /// Ends it: the guest gets [`Errno::EACCES`].
     fn end(&self);
+
+    /// Its status, with this number.
+    fn status(&self, number: u64) -> SocketStatus;
 }
 
 /// A socket's place among those of its guest, until it is dropped.
 pub struct Listed {
     guest: Rc<Guest>,
-    key: usize,
+    number: u64,
 }
 
 impl Guests {
@@ -93,6 +99,7 @@ impl Guests {
             identity: RefCell::new(identity),
             shared: shared.clone(),
             open: RefCell::default(),
+            next: Cell::new(1),
             log: Log::default(),
         });
         log::info!("{guest}: its rules are those of {}", guest.rules().section);
@@ -102,12 +109,20 @@ impl Guests {
         guest
     }
 
+    /// The status of all guests.
+    pub fn status(&self) -> Vec<GuestStatus> {
+        self.all().iter().map(|guest| guest.status()).collect()
+    }
+
+    fn all(&self) -> Vec<Rc<Guest>> {
+        self.0.guests.borrow().values().filter_map(Weak::upgrade).collect()
+    }
+
     /// Replaces the rules of all guests. They hold for the next call, and if they are strict for
     /// what is open, too.
     pub async fn apply(&self, store: &Store, policy: Arc<Policy>) {
         *self.0.policy.borrow_mut() = policy.clone();
-        let all: Vec<_> = self.0.guests.borrow().values().filter_map(Weak::upgrade).collect();
-        for guest in all {
+        for guest in self.all() {
             guest.adopt(&policy, identify(store, guest.id).await);
             if policy.is_strict() {
                 guest.end_forbidden();
@@ -145,8 +160,7 @@ impl Guest {
     }
 
     fn end_forbidden(&self) {
-        let all: Vec<_> =
-            self.open.borrow().iter().filter_map(|(_, open)| open.upgrade()).collect();
+        let all: Vec<_> = self.open.borrow().values().filter_map(Weak::upgrade).collect();
         let forbidden = all.iter().filter(|open| !open.is_allowed(self));
         let count = forbidden.map(|open| open.end()).count();
         if count > 0 {
@@ -156,8 +170,38 @@ impl Guest {
 
     /// Lists a socket while the result exists.
     pub fn list(self: &Rc<Self>, open: Weak<dyn Open>) -> Listed {
-        let key = self.open.borrow_mut().insert(open);
-        Listed { guest: self.clone(), key }
+        let number = self.next.get();
+        self.next.set(number + 1);
+        self.open.borrow_mut().insert(number, open);
+        Listed { guest: self.clone(), number }
+    }
+
+    /// Ends a socket. Returns whether it existed.
+    pub fn close(&self, number: u64) -> bool {
+        let open = self.open.borrow().get(&number).and_then(Weak::upgrade);
+        open.map(|open| open.end()).is_some()
+    }
+
+    /// What it may do and has.
+    pub fn status(&self) -> GuestStatus {
+        let (rules, identity) = (self.rules(), self.identity.borrow());
+        let list = |targets: &[Target]| targets.iter().map(Target::to_string).collect();
+        let open = self.open.borrow();
+        let sockets = open.iter().filter_map(|(number, open)| Some((*number, open.upgrade()?)));
+        GuestStatus {
+            domain: self.id.0,
+            name: identity.name.clone(),
+            uuid: identity.uuid.clone(),
+            section: rules.section.to_string(),
+            listen: rules.listen.to_string(),
+            connect: list(&rules.connect),
+            connect_deny: list(&rules.connect_deny),
+            sockets_used: self.account.sockets(),
+            sockets_limit: rules.limits.sockets,
+            ring_pages_used: self.account.pages(),
+            ring_pages_limit: rules.limits.pages,
+            sockets: sockets.map(|(number, open)| open.status(number)).collect(),
+        }
     }
 
     /// Whether the rules allow connections to this address.
@@ -236,7 +280,7 @@ impl fmt::Display for Guest {
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        self.guest.open.borrow_mut().remove(self.key);
+        self.guest.open.borrow_mut().remove(&self.number);
     }
 }
 

@@ -7,6 +7,7 @@
 
 pub mod addresses;
 pub mod arguments;
+pub mod control;
 pub mod counts;
 pub mod daemon;
 pub mod device;

@@ -9,10 +9,12 @@ use xensockd::rules::Policy;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     env_logger::Builder::new()
-        .filter_level(arguments.log_level)
+        .filter_level(log::LevelFilter::max())
         .format_timestamp_millis()
         .format_target(false)
         .init();
+    // It may be changed while the daemon runs.
+    log::set_max_level(arguments.log_level);
     let result = match &arguments.command {
         Some(Command::Check { file }) => Policy::read(Some(file)).map(|policy| {
             println!("{}: no mistakes, {} entries for guests", file.display(), policy.guests());

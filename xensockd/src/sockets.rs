@@ -3,12 +3,14 @@
 //! A call that moves less than it could leaves the socket empty or full, so the next call waits for
 //! the reactor's word and not for EAGAIN.
 
+use crate::control::{Kind, SocketStatus};
 use crate::guests::{Guest, Guests, Listed, Open};
 use crate::linux;
 use crate::listeners::{Claim, Holder, Taken};
 use crate::options;
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::{self, sockopt};
+use rustix::time::{ClockId, clock_gettime};
 use std::cell::{Cell, OnceCell};
 use std::io;
 use std::net::SocketAddr;
@@ -16,12 +18,19 @@ use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::Duration;
 use xen::{DomId, Errno, Shared, Side};
 use xen_linux::runtime::{READABLE, Reactor, SOCKET, Watched};
 use xen_linux::{Count, Ticket, errno, tcp};
 use xensock::back::{Listener, Network, Socket, Stream};
 use xensock::wire::{Options, Shutdown, SocketOption};
+
+/// The time since the host booted, which may be some milliseconds ago. Reading it is never a system
+/// call, while a PV domain may need one for the exact time.
+pub fn now() -> Duration {
+    let now = clock_gettime(ClockId::MonotonicCoarse);
+    Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
+}
 
 /// Opens sockets, as the guests' rules allow.
 #[derive(Clone)]
@@ -29,13 +38,12 @@ pub struct Sockets {
     reactor: Reactor,
     counter: Arc<Count>,
     guests: Guests,
-    start: Instant,
 }
 
 impl Sockets {
     /// Sockets of these guests, counted in `counter`.
     pub fn new(reactor: &Reactor, counter: Arc<Count>, guests: Guests) -> Self {
-        Sockets { reactor: reactor.clone(), counter, guests, start: Instant::now() }
+        Sockets { reactor: reactor.clone(), counter, guests }
     }
 
     /// The thread's reactor.
@@ -46,11 +54,6 @@ impl Sockets {
     /// The thread's guests.
     pub fn guests(&self) -> &Guests {
         &self.guests
-    }
-
-    /// A moment from which time can be measured.
-    pub fn start(&self) -> Instant {
-        self.start
     }
 }
 
@@ -104,6 +107,7 @@ impl Network for Sockets {
             ready: OnceCell::new(),
             asked,
             claim,
+            since: now(),
             ended: Cell::new(false),
         });
         let open: Weak<dyn Open> = Rc::downgrade(&inner) as _;
@@ -172,7 +176,10 @@ struct Connection {
     socket: Watched,
     peer: SocketAddr,
     origin: Origin,
-    /// Whether the rules ended it.
+    since: Duration,
+    received: Cell<u64>,
+    sent: Cell<u64>,
+    /// Whether the operator ended it.
     ended: Cell<bool>,
 }
 
@@ -184,19 +191,30 @@ impl Connected {
         guest: Rc<Guest>,
         ticket: Ticket,
     ) -> Self {
-        let inner = Rc::new(Connection { socket, peer, origin, ended: Cell::new(false) });
+        let inner = Rc::new(Connection {
+            socket,
+            peer,
+            origin,
+            since: now(),
+            received: Cell::new(0),
+            sent: Cell::new(0),
+            ended: Cell::new(false),
+        });
         let open: Weak<dyn Open> = Rc::downgrade(&inner) as _;
         Connected { inner, _listed: guest.list(open), guest, _ticket: ticket }
     }
 }
 
 impl Connection {
-    /// The result of an operation. What the rules ended looks as if the peer had closed it.
-    fn result(&self, result: io::Result<usize>) -> Result<usize, Errno> {
+    /// The result of an operation, which is added to `total`. To Linux, what the operator ended
+    /// looks as if the peer had closed it.
+    fn result(&self, total: &Cell<u64>, result: io::Result<usize>) -> Result<usize, Errno> {
         match result {
-            Ok(0) | Err(_) if self.ended.get() => Err(Errno::EACCES),
-            result => result.map_err(errno),
+            Ok(0) | Err(_) if self.ended.get() => return Err(Errno::EACCES),
+            Ok(count) => total.set(total.get() + count as u64),
+            Err(_) => {}
         }
+        result.map_err(errno)
     }
 }
 
@@ -216,6 +234,21 @@ impl Open for Connection {
         let _ = options::set(&self.socket, SocketOption::Linger, 0);
         let _ = net::shutdown(&*self.socket, net::Shutdown::Both);
     }
+
+    fn status(&self, number: u64) -> SocketStatus {
+        SocketStatus {
+            number,
+            kind: match self.origin {
+                Origin::Connect(_) => Kind::Connect,
+                Origin::Accept(..) => Kind::Accept,
+            },
+            local: tcp::local_addr(&self.socket).ok(),
+            remote: self.peer,
+            age: now().saturating_sub(self.since).as_secs(),
+            bytes_in: self.received.get(),
+            bytes_out: self.sent.get(),
+        }
+    }
 }
 
 impl Stream for Connected {
@@ -226,7 +259,7 @@ impl Stream for Connected {
         if matches!(result, Ok(count) if count < size) {
             socket.clear_after_short_read();
         }
-        Poll::Ready(self.inner.result(result))
+        Poll::Ready(self.inner.result(&self.inner.received, result))
     }
 
     fn poll_send(&self, cx: &mut Context<'_>, data: [Shared<'_>; 2]) -> Poll<Result<usize, Errno>> {
@@ -236,7 +269,7 @@ impl Stream for Connected {
         if matches!(result, Ok(count) if count < size) {
             socket.clear(Side::Tx);
         }
-        Poll::Ready(self.inner.result(result))
+        Poll::Ready(self.inner.result(&self.inner.sent, result))
     }
 
     fn shutdown(&self, how: Shutdown) -> Result<(), Errno> {
@@ -284,7 +317,8 @@ struct Listening {
     /// The address that the guest asked for.
     asked: SocketAddr,
     claim: Claim,
-    /// Whether the rules ended it.
+    since: Duration,
+    /// Whether the operator ended it.
     ended: Cell<bool>,
 }
 
@@ -311,6 +345,18 @@ impl Open for Listening {
         self.ended.set(true);
         // Clients are refused from now on, and the task that waits for them wakes.
         let _ = net::shutdown(&self.socket, net::Shutdown::Both);
+    }
+
+    fn status(&self, number: u64) -> SocketStatus {
+        SocketStatus {
+            number,
+            kind: Kind::Listen,
+            local: Some(self.claim.at()),
+            remote: self.asked,
+            age: now().saturating_sub(self.since).as_secs(),
+            bytes_in: 0,
+            bytes_out: 0,
+        }
     }
 }
 

@@ -1,10 +1,15 @@
-//! What the daemon's threads share: which thread serves which guest, values that change, and the
+//! What the daemon's threads share: which thread serves which guest, their mailboxes, and the
 //! request to stop.
 //!
 //! Each thread has its own event loop, device files and connection to xenstored, and looks for
 //! guests by itself. The first thread that finds a new guest places it: the thread with the fewest
 //! guests serves it, and the others ignore it. So the threads share nothing while they serve.
 
+use crate::control::GuestStatus;
+use crate::rules::Policy;
+use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
+use futures_channel::oneshot;
+use futures_util::future::join_all;
 use futures_util::task::AtomicWaker;
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -130,51 +135,43 @@ impl StopAll {
     }
 }
 
-/// A value that is replaced now and then, and that all threads use.
-pub struct Current<T> {
-    /// The value, and how often it was replaced.
-    value: Mutex<(u64, Arc<T>)>,
-    /// Each thread's task that waits for another one.
-    waiting: Vec<AtomicWaker>,
+/// A message to a thread.
+pub enum Message {
+    /// Other rules hold.
+    Rules(Arc<Policy>),
+    /// Asks for the status of the thread's guests.
+    Status(oneshot::Sender<Vec<GuestStatus>>),
+    /// Asks to end a socket of a domain. Answered by the thread that serves it.
+    Close(DomId, u64, oneshot::Sender<bool>),
 }
 
-impl<T> Current<T> {
-    /// For this many threads.
-    pub fn new(value: T, threads: usize) -> Self {
-        let waiting = (0..threads).map(|_| AtomicWaker::new()).collect();
-        Current { value: Mutex::new((0, Arc::new(value))), waiting }
+/// The way to all threads.
+pub struct Mailboxes(Vec<UnboundedSender<Message>>);
+
+impl Mailboxes {
+    /// For this many threads, with what each of them receives.
+    pub fn new(threads: usize) -> (Self, Vec<UnboundedReceiver<Message>>) {
+        let (senders, receivers) = (0..threads).map(|_| unbounded()).unzip();
+        (Mailboxes(senders), receivers)
     }
 
-    /// The value.
-    pub fn get(&self) -> Arc<T> {
-        self.lock().1.clone()
+    /// Sends a message to each thread.
+    pub fn send(&self, message: impl Fn() -> Message) {
+        for mailbox in &self.0 {
+            // A thread that has ended needs no message.
+            let _ = mailbox.unbounded_send(message());
+        }
     }
 
-    /// Replaces the value.
-    pub fn set(&self, value: T) {
-        let mut current = self.lock();
-        *current = (current.0 + 1, Arc::new(value));
-        drop(current);
-        self.waiting.iter().for_each(AtomicWaker::wake);
-    }
-
-    /// Waits, in the thread of this number, for a value that it has not seen. `seen` begins with 0,
-    /// which is the first value.
-    pub async fn changed(&self, thread: usize, seen: &mut u64) -> Arc<T> {
-        poll_fn(|cx| {
-            self.waiting[thread].register(cx.waker());
-            let (number, value) = &*self.lock();
-            if number == seen {
-                return Poll::Pending;
-            }
-            *seen = *number;
-            Poll::Ready(value.clone())
-        })
-        .await
-    }
-
-    fn lock(&self) -> MutexGuard<'_, (u64, Arc<T>)> {
-        self.value.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Asks all threads, and returns the answers of those that answer.
+    pub async fn ask<T>(&self, message: impl Fn(oneshot::Sender<T>) -> Message) -> Vec<T> {
+        let asked = self.0.iter().map(|mailbox| {
+            let (sender, receiver) = oneshot::channel();
+            let _ = mailbox.unbounded_send(message(sender));
+            receiver
+        });
+        let answers = join_all(asked.collect::<Vec<_>>()).await;
+        answers.into_iter().flatten().collect()
     }
 }
 

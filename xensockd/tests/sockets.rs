@@ -15,6 +15,7 @@ use xen::{DomId, Errno, Shared};
 use xen_linux::runtime::{Reactor, Runtime, timeout};
 use xensock::back::{Listener, Network, Socket as _, Stream};
 use xensock::wire::{Options, SocketOption};
+use xensockd::control::Kind;
 use xensockd::counts::Counts;
 use xensockd::guests::{Guest, Guests};
 use xensockd::sockets::{Bound, Connected, Sockets};
@@ -419,5 +420,39 @@ fn a_name_that_the_guest_can_write_has_no_rules() {
         let forged = rig.guests.meet(&rig.store, DomId(9)).await;
         assert_eq!(forged.to_string(), "domain 9");
         assert!(!forged.is_connect_allowed(any()));
+    });
+}
+
+#[test]
+fn the_status_of_a_guest_lists_its_sockets_and_each_can_be_ended() {
+    run(async |rig| {
+        let listener = rig.bind(any()).unwrap();
+        listener.listen(4).unwrap();
+        let address = listener.local_addr().unwrap();
+        let _client = TcpStream::connect(address).unwrap();
+        let accepted = accept(&listener).await;
+        let (stream, mut peer) = rig.connected().await;
+        peer.write_all(b"hello").unwrap();
+        let room = memory(8);
+        let pieces = [room, room.slice(0, 0)];
+        assert_eq!(receive(&stream, pieces).await, Ok(5));
+        assert_eq!(send(&stream, pieces).await, Ok(8));
+
+        let status = rig.guests.status();
+        assert_eq!((status.len(), status[0].name.as_deref()), (1, Some("web")));
+        let [first, second, third] = &status[0].sockets[..] else { panic!("{status:?}") };
+        assert_eq!((first.kind, first.local), (Kind::Listen, Some(address)));
+        assert_eq!((second.kind, second.local), (Kind::Accept, Some(address)));
+        assert_eq!((third.kind, third.remote), (Kind::Connect, peer.local_addr().unwrap()));
+        assert_eq!((third.bytes_in, third.bytes_out), (5, 8));
+
+        assert!(rig.guest.close(third.number));
+        assert_eq!(receive(&stream, pieces).await, Err(Errno::EACCES));
+        assert_eq!(send(&stream, pieces).await, Err(Errno::EACCES));
+        assert_eq!(send(&accepted, pieces).await, Ok(8), "the others stay");
+        drop(stream);
+        assert!(!rig.guest.close(third.number), "its number is not used again");
+        assert!(rig.guest.close(first.number));
+        assert!(TcpStream::connect(address).is_err());
     });
 }
