@@ -26,7 +26,7 @@ const BUSY_PAUSE: Duration = Duration::from_millis(800);
 #[derive(Debug, Error)]
 #[expect(missing_docs, reason = "the messages explain them")]
 pub enum ServeError {
-    #[error("cannot listen on port {port}: {reason}; is another server there?")]
+    #[error("cannot listen on port {port}: {reason}")]
     Bind { port: u16, reason: String },
     #[error("cannot accept connections any more: {reason}")]
     Accept { reason: String },
