@@ -1,4 +1,4 @@
-//! One end of the exam of IDC, in a guest. The other end is another guest, or
+//! One end of the exam of IDC, or of its benchmark, in a guest. The other end is another guest, or
 //! `linux/examples/idc.rs`.
 //!
 //! The command line has the words of `idc::exam::run`. With `listen=IP:PORT`, the ends meet over
@@ -6,6 +6,7 @@
 //! `order=` is the order of the links.
 #![no_std]
 #![no_main]
+#![allow(unsafe_code, reason = "asks Xen for the processor's time")]
 
 extern crate alloc;
 
@@ -13,13 +14,18 @@ use alloc::string::{String, ToString};
 use core::fmt::Display;
 use core::net::SocketAddr;
 use core::pin::pin;
+use core::time::Duration;
 use embassy_time::Timer;
 use futures_util::future::{Either, select};
 use idc::Node;
+use idc::exam::bench::Used;
 use idc::exam::{run, word};
 use idc::tcp::Tcp;
 use idc::xen::DEFAULT_ORDER;
 use kernel::System;
+use kernel::machine::guest;
+use xen::abi::xen::__HYPERVISOR_VCPU_OP;
+use xen::hypercall::Hypervisor;
 
 kernel::entry!(main);
 
@@ -30,13 +36,14 @@ async fn main(system: System) -> Result<(), String> {
     let Some(listen) = word::<SocketAddr>(words, "listen")? else {
         let order = word(words, "order")?.unwrap_or(DEFAULT_ORDER);
         let transport = system.idc(order).await.map_err(text)?;
-        return run(&Node::new(transport, random), words).await;
+        return run(&Node::new(transport, random), words, || used(&system)).await;
     };
     let sockets = system.sockets(Default::default()).await.map_err(text)?;
     let acceptor = sockets.bind(listen).await.map_err(text)?;
     let transport = Tcp::new(&sockets, Some(listen));
     let (door, node) = (transport.clone(), Node::new(transport, random));
-    match select(pin!(door.serve(&acceptor)), pin!(run(&node, words))).await {
+    let run = run(&node, words, || used(&system));
+    match select(pin!(door.serve(&acceptor)), pin!(run)).await {
         Either::Left((error, _)) => Err(text(error)),
         Either::Right((result, _)) => result,
     }
@@ -44,6 +51,36 @@ async fn main(system: System) -> Result<(), String> {
 
 fn text(error: impl Display) -> String {
     error.to_string()
+}
+
+/// `struct vcpu_runstate_info` of `vcpu.h`.
+#[derive(Default)]
+#[repr(C)]
+struct RunState {
+    state: i32,
+    since: u64,
+    /// The nanoseconds in each state, of which the first one is to run.
+    times: [u64; 4],
+}
+
+/// `VCPUOP_get_runstate_info`.
+const GET_RUN_STATE: u64 = 4;
+
+/// What this guest has used up.
+fn used(system: &System) -> Used {
+    let now = system.snapshot();
+    let mut state = RunState::default();
+    let to = (&raw mut state).expose_provenance() as u64;
+    if let Some(guest) = guest() {
+        // SAFETY: the hypervisor writes `state`, which has this operation's layout, and nothing
+        // else, before it returns.
+        unsafe { guest.xen.call(__HYPERVISOR_VCPU_OP, [GET_RUN_STATE, 0, to, 0]) };
+    }
+    Used {
+        cpu: Duration::from_nanos(state.times[0]),
+        hypercalls: now.hypercalls_total,
+        notifications: now.notifications_total,
+    }
 }
 
 /// Logs what is in use, whenever it has changed.

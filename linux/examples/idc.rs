@@ -1,12 +1,14 @@
-//! One end of the exam of IDC, in a process of Linux under Xen. The other end is a guest:
-//! `kernel/examples/idc.rs`.
+//! One end of the exam of IDC, or of its benchmark, in a process of Linux under Xen. The other end
+//! is a guest: `kernel/examples/idc.rs`.
 //!
 //! The words are those of `idc::exam::run`. With `listen=IP:PORT`, the ends meet over TCP, and the
-//! other end can reach this one at this address.
+//! other end can reach this one at this address. `CLOCK` in the environment is a command that
+//! prints how many nanoseconds of the processor's time this domain has used up.
 
 use edge_nal::TcpBind;
 use futures_util::future::{Either, join, select};
 use idc::Node;
+use idc::exam::bench::Used;
 use idc::exam::{run, word};
 use idc::tcp::Tcp;
 use idc::xen::{DEFAULT_ORDER, XenTransport};
@@ -14,7 +16,7 @@ use std::convert::Infallible;
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 use xen::DomId;
 use xen::xenbus::read_number;
@@ -44,7 +46,7 @@ async fn work(reactor: &Reactor, words: &str) -> Result<(), String> {
         let acceptor = stack.bind(listen).await.map_err(text)?;
         let transport = Tcp::new(&stack, Some(listen));
         let (door, node) = (transport.clone(), Node::new(transport, random));
-        return match select(pin!(door.serve(&acceptor)), pin!(run(&node, words))).await {
+        return match select(pin!(door.serve(&acceptor)), pin!(run(&node, words, used))).await {
             Either::Left((error, _)) => Err(text(error)),
             Either::Right((result, _)) => result,
         };
@@ -58,7 +60,7 @@ async fn work(reactor: &Reactor, words: &str) -> Result<(), String> {
             XenTransport::<Infallible, _>::new(own, store, None, Some(domain), DEFAULT_ORDER);
         let node = Node::new(transport, random);
         let beside = join(run_transport, show_usage(reactor, &counts));
-        match select(pin!(beside), pin!(run(&node, words))).await {
+        match select(pin!(beside), pin!(run(&node, words, used))).await {
             Either::Left(((never, _), _)) => match never {},
             Either::Right((result, _)) => result,
         }
@@ -71,6 +73,17 @@ async fn work(reactor: &Reactor, words: &str) -> Result<(), String> {
 
 fn text(error: impl Display) -> String {
     error.to_string()
+}
+
+/// What this domain has used up, as far as the clock tells.
+fn used() -> Used {
+    let clock = std::env::var("CLOCK").unwrap_or_default();
+    let mut words = clock.split_whitespace();
+    let Some(program) = words.next() else { return Used::default() };
+    let output = Command::new(program).args(words).output().expect("the clock starts");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let cpu = Duration::from_nanos(text.trim().parse().expect("the clock prints a number"));
+    Used { cpu, ..Used::default() }
 }
 
 /// Logs what is in use, whenever it has changed.

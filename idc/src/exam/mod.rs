@@ -2,8 +2,8 @@
 //! two ends can see of each other. For those who write another transport or implementation.
 //!
 //! [`serve`] runs at one end and [`examine`] at the other one; each end should have its turn at
-//! both. [`load`] keeps a service busy while one of the ends is killed. [`run`] is a program of
-//! them.
+//! both. [`load`] keeps a service busy while one of the ends is killed. [`bench`] measures what two
+//! ends can do. [`run`] is a program of them all.
 //!
 //! Every item begins with a head of 20 bytes, little-endian:
 //!
@@ -13,6 +13,7 @@
 //! | 12..16 | the item's number within the connection, of messages and transactions together |
 //! | 16..20 | what is to be done |
 
+pub mod bench;
 mod examine;
 mod load;
 mod run;

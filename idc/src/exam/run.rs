@@ -1,5 +1,6 @@
 //! An end of the exam as a program.
 
+use super::bench::{self, Plan, Used};
 use super::{Load, examine, load, serve};
 use crate::transport::Transport;
 use crate::{Address, Node, Service};
@@ -20,7 +21,25 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 /// | `examine=ADDRESS` | examines the service at an address, such as `xen:7/exam`, and ends |
 /// | `load=ADDRESS` | keeps the service at an address busy |
 /// | `instances=N` | through so many endpoints |
-pub async fn run<T: Transport>(node: &Node<T>, words: &str) -> Result<(), String> {
+/// | `bench=ADDRESS` | serves the benchmark at an address |
+/// | `measure=ADDRESS` | measures the benchmark at an address, and ends |
+/// | `mib=N`, `count=N` | transfers so many MiB, and makes so many round trips |
+///
+/// `used` tells the benchmark what this end has used up.
+pub async fn run<T: Transport>(
+    node: &Node<T>,
+    words: &str,
+    used: impl Fn() -> Used,
+) -> Result<(), String> {
+    if let Some(address) = word::<Address>(words, "bench")? {
+        log::info!("serving at {address}");
+        return Err(bench::serve(node, &address, used).await.to_string());
+    }
+    if let Some(address) = word(words, "measure")? {
+        let (mib, count) = (word(words, "mib")?.unwrap_or(8), word(words, "count")?.unwrap_or(10));
+        let print = |way, name: &str, value: f64| log::info!("figure: {way} {name} {value:.6}");
+        return bench::visit(node, &address, Plan { mib, count }, used, print).await;
+    }
     if let Some(address) = word::<Address>(words, "serve")? {
         let clients = word(words, "clients")?.unwrap_or(1);
         log::info!("serving at {address}");
@@ -32,7 +51,7 @@ pub async fn run<T: Transport>(node: &Node<T>, words: &str) -> Result<(), String
         log::info!("the exam is passed in {} ms", start.elapsed().as_millis());
         return Ok(());
     }
-    let address: Address = word(words, "load")?.ok_or("write serve=, examine= or load=")?;
+    let address: Address = word(words, "load")?.ok_or("write serve=, examine=, load=, bench= or measure=")?;
     let instances = word(words, "instances")?.unwrap_or(1);
     let busy = Cell::new(0);
     let report = |load: &Load| {

@@ -8,7 +8,8 @@ use idc::{
     Address, Courier, Disconnect, Endpoint, Event, Events, Incoming, LocalBuffer, Node, Place,
     Quota, Received, RemoteBuffer, Resource, Rights, TransferError, TransportError,
 };
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::pin;
 use std::rc::Rc;
@@ -525,6 +526,26 @@ pub async fn the_exam_is_passed(rig: Rig<impl Transport + 'static, impl Transpor
     }
 }
 
+pub async fn the_benchmark_has_all_its_figures(
+    rig: Rig<impl Transport + 'static, impl Transport + 'static>,
+) {
+    use idc::exam::bench::{Plan, Used, Way, serve, visit};
+    let figures = RefCell::new(BTreeSet::new());
+    let print = |way, name: &str, value: f64| {
+        println!("{way:?} {name} {value}");
+        assert!(value.is_finite() && value >= 0.0, "{name}: {value}");
+        assert!(figures.borrow_mut().insert((way == Way::Ring, name.to_owned())), "{name} twice");
+    };
+    let plan = Plan { mib: 8, count: 10 };
+    let visits = visit(&rig.client, &rig.at.1, plan, Used::default, print);
+    match select(pin!(serve(&rig.server, &rig.at.0, Used::default)), pin!(visits)).await {
+        Either::Left((error, _)) => panic!("the service has ended: {error}"),
+        Either::Right((outcome, _)) => outcome.unwrap(),
+    }
+    // 5 of time, and for each of 4 measurements and 2 ends, the processor's time and 2 counts.
+    assert_eq!(figures.borrow().len(), 2 * (5 + 4 * 2 * 3));
+}
+
 /// Makes a test of each of the above with what `$rig` makes.
 #[macro_export]
 macro_rules! suite {
@@ -550,6 +571,7 @@ macro_rules! suite {
             a_buffer_of_another_run_of_its_owner_cannot_be_reached
             an_unregistered_buffer_is_not_accessed_again_in_the_middle_of_a_transfer
             the_exam_is_passed
+            the_benchmark_has_all_its_figures
         );
     };
 }
