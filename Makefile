@@ -18,10 +18,12 @@ STACK ?= xensock
 FUZZ_SECONDS ?= 60
 TARGET ?=
 # The rounds of `make bench`, the MiB of its transfers, and its connections that stay open, of which
-# ten thousand take minutes.
+# ten thousand take minutes. The order of IDC's rings. One part (sockets or idc) instead of both.
 ROUNDS ?= 3
 MB ?= 192
 IDLE ?= 1000
+ORDER ?= 5
+ONLY ?=
 # How often `make soak` kills the backend and saves the guest.
 SOAK_ROUNDS ?= 100
 # The preemptions in a model of `make loom`. Each one more takes ten times longer.
@@ -82,8 +84,8 @@ programs: setup ## builds the benchmarks' client, and the apps as a Linux progra
 		-p xen-linux --example idc --example disk --profile host
 	@strip --strip-debug $(addprefix target/host/examples/,client linux idc disk)
 
-bench: kernel xensockd programs ## XenSock beside other stacks: ROUNDS=3 MB=192 IDLE=1000
-	cd kernel && $(CARGO) build --release --example hello
+bench: kernel xensockd programs ## XenSock and IDC beside others: ROUNDS=3 MB=192 IDLE=1000 ONLY=idc
+	cd kernel && $(CARGO) build --release --example hello --example idc
 	$(call stripped,x86_64-xen-pvh/release/examples/hello,hello,--strip-all)
 	@mkdir -p target/bench
 	$(CARGO) bench -p xensock --features testing --bench pair --profile host \
@@ -91,7 +93,8 @@ bench: kernel xensockd programs ## XenSock beside other stacks: ROUNDS=3 MB=192 
 	@cat target/bench/pair.txt
 	$(CARGO) bench -p xen-idc --bench pair --profile host
 	$(CARGO) bench -p xensockd --bench threads --profile host
-	ROUNDS='$(ROUNDS)' MB='$(MB)' IDLE='$(IDLE)' $(CARGO) bench -p xen-tests --profile host
+	ROUNDS='$(ROUNDS)' MB='$(MB)' IDLE='$(IDLE)' ORDER='$(ORDER)' ONLY='$(ONLY)' \
+		$(CARGO) bench -p xen-tests --profile host
 
 soak: setup ## kills the backend and saves the guest under load: SOAK_ROUNDS=100
 	SOAK_ROUNDS='$(SOAK_ROUNDS)' .ci/check under_load

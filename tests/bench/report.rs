@@ -1,6 +1,6 @@
 //! The table of the medians, and the comparison with the targets.
 
-use crate::idc::VCHAN;
+use crate::idc::COLUMNS;
 use crate::{Figures, Rival};
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
@@ -66,6 +66,18 @@ const IDC_ROWS: &[(&str, &str)] = &[
     ("in_client_cpu_s_per_gib", "client's CPU per GiB in, s"),
     ("round_trip_client_cpu_ms_each", "client's CPU per round trip, ms"),
     ("message_client_cpu_ms_each", "client's CPU per message, ms"),
+    ("out_guest_hypercalls_per_mib", "guest's hypercalls per MiB out"),
+    ("in_guest_hypercalls_per_mib", "guest's hypercalls per MiB in"),
+    ("round_trip_guest_hypercalls_each", "guest's hypercalls per round trip"),
+    ("message_guest_hypercalls_each", "guest's hypercalls per message"),
+    ("out_guest_notifications_per_mib", "guest's notifications per MiB out"),
+    ("in_guest_notifications_per_mib", "guest's notifications per MiB in"),
+    ("round_trip_guest_notifications_each", "guest's notifications per round trip"),
+    ("message_guest_notifications_each", "guest's notifications per message"),
+    ("out_client_notifications_per_mib", "client's notifications per MiB out"),
+    ("in_client_notifications_per_mib", "client's notifications per MiB in"),
+    ("round_trip_client_notifications_each", "client's notifications per round trip"),
+    ("message_client_notifications_each", "client's notifications per message"),
 ];
 
 /// The table of the sockets. Each figure is followed by its ratio to that of dom0's loopback, or to
@@ -77,12 +89,19 @@ pub fn table(results: &Results) -> String {
 
 /// The table of IDC.
 pub fn idc_table(results: &Results) -> String {
-    grid(results, &[VCHAN], IDC_ROWS, &[])
+    grid(results, &COLUMNS, IDC_ROWS, &["ring"])
 }
 
 /// A table of some figures, of which some are the `bases`: the first one that has a figure is what
 /// the others are divided by.
 fn grid(results: &Results, columns: &[&str], rows: &[(&str, &str)], bases: &[&str]) -> String {
+    let has_row = |(name, _): &&(&str, &str)| {
+        columns.iter().any(|column| results.get(*column).is_some_and(|all| all.contains_key(*name)))
+    };
+    let rows: Vec<_> = rows.iter().filter(has_row).collect();
+    if rows.is_empty() {
+        return String::new();
+    }
     let mut text = format!("{:42}", "");
     for column in columns {
         text += &format!("{column:>20}");
@@ -90,9 +109,6 @@ fn grid(results: &Results, columns: &[&str], rows: &[(&str, &str)], bases: &[&st
     text.push('\n');
     for (name, meaning) in rows {
         let value = |column: &str| results.get(column)?.get(*name).copied();
-        if columns.iter().all(|column| value(column).is_none()) {
-            continue;
-        }
         let base = bases.iter().find_map(|base| value(base));
         text += &format!("{meaning:42}");
         for column in columns {
@@ -121,7 +137,8 @@ fn short(value: f64) -> String {
 /// A target, and the value that it is compared with.
 pub struct Target {
     what: String,
-    value: Option<f64>,
+    /// What was measured, if it was.
+    pub value: Option<f64>,
     limit: Limit,
 }
 
@@ -209,6 +226,22 @@ pub fn targets(results: &Results) -> Vec<Target> {
         value.map(|(ours, theirs)| ours / theirs),
         AtMost(0.04),
     );
+    let ratio = |name: &str, idc: &str, to: &str| {
+        let of = |column: &str| results.get(column)?.get(name).copied();
+        Some(of(idc)? / of(to)?)
+    };
+    for (idc, ring, least) in
+        [("idc", "ring", 0.8), ("idc", "vchan", 1.0), ("idc-guests", "ring-guests", 0.8)]
+    {
+        for way in ["out", "in"] {
+            let value = ratio(&format!("{way}_mib_per_s"), idc, ring);
+            add(format!("bulk {way} of {idc}, in that of {ring}"), value, AtLeast(least));
+        }
+    }
+    for (idc, ring) in [("idc", "ring"), ("idc-guests", "ring-guests")] {
+        let what = format!("transaction of {idc}, in a round trip of {ring}");
+        add(what, ratio("round_trip_us", idc, ring), AtMost(1.3));
+    }
     list
 }
 

@@ -2,7 +2,7 @@
 /*
  * The two ends of a libxenvchan, which `make bench` compares with IDC.
  *
- *   vchan serve PEER BYTES          offers rings of BYTES each to PEER, and serves one client
+ *   vchan serve PEER BYTES          offers rings of BYTES each to the domain PEER
  *   vchan visit DOMAIN MIB COUNT    is that client, in dom0, and prints its figures
  *   vchan time DOMAIN...            prints the CPU time of domains, in nanoseconds (in dom0 only)
  *
@@ -23,8 +23,8 @@
 /* The bytes of one transfer, as IDC's couriers transfer them. */
 #define PIECE (1 << 20)
 #define MESSAGE 64
-/* The round trips before those that are measured. */
-#define WARM_UP 50
+/* The rounds of each measurement, of which the medians count. */
+#define ROUNDS 10
 
 static char piece[PIECE];
 
@@ -156,56 +156,6 @@ static xc_interface *hypervisor(void)
 	return xc;
 }
 
-struct client {
-	struct libxenvchan *chan;
-	xc_interface *xc;
-	int domain;
-	uint64_t guest, own, since;
-};
-
-static void begin(struct client *client)
-{
-	client->guest = cpu_time(client->xc, client->domain);
-	client->own = cpu_time(client->xc, 0);
-	client->since = now();
-}
-
-/* Ends a measurement. Prints its CPU time in nanoseconds times `factor`, and returns its time. */
-static double end(struct client *client, const char *name, const char *unit, double factor)
-{
-	uint64_t time = now() - client->since;
-	uint64_t own = cpu_time(client->xc, 0) - client->own;
-	uint64_t guest = cpu_time(client->xc, client->domain) - client->guest;
-
-	printf("%s_guest_cpu_%s %.6f\n", name, unit, guest * factor);
-	printf("%s_client_cpu_%s %.6f\n", name, unit, own * factor);
-	return time;
-}
-
-static void command(struct client *client, enum op op, uint32_t size, uint64_t count)
-{
-	struct command command = { .op = op, .size = size, .count = count };
-
-	send_all(client->chan, &command, sizeof(command));
-}
-
-static void bulk(struct client *client, enum op op, const char *name, uint64_t mib)
-{
-	uint64_t bytes = mib << 20;
-	double time;
-
-	begin(client);
-	command(client, op, PIECE, bytes);
-	if (op == OP_SOURCE) {
-		receive_bytes(client->chan, bytes, PIECE);
-	} else {
-		send_bytes(client->chan, bytes, PIECE);
-		receive_all(client->chan, piece, 1);
-	}
-	time = end(client, name, "s_per_gib", 1024.0 / mib / 1e9);
-	printf("%s_mib_per_s %.3f\n", name, mib / time * 1e9);
-}
-
 static int compare(const void *one, const void *other)
 {
 	uint64_t a = *(const uint64_t *)one, b = *(const uint64_t *)other;
@@ -213,57 +163,110 @@ static int compare(const void *one, const void *other)
 	return a < b ? -1 : a > b;
 }
 
-static void round_trips(struct client *client, uint64_t count)
+static void command(struct libxenvchan *chan, enum op op, uint32_t size, uint64_t count)
 {
-	uint64_t *times = calloc(count, sizeof(*times));
-	uint64_t since, each;
+	struct command command = { .op = op, .size = size, .count = count };
 
-	if (!times)
-		die("no memory");
-	command(client, OP_ECHO, MESSAGE, WARM_UP + count);
-	for (each = 0; each < WARM_UP + count; each++) {
-		if (each == WARM_UP)
-			begin(client);
+	send_all(chan, &command, sizeof(command));
+}
+
+static void out(struct libxenvchan *chan, uint64_t mib, uint64_t *time)
+{
+	uint64_t since = now();
+
+	command(chan, OP_SOURCE, PIECE, mib << 20);
+	receive_bytes(chan, mib << 20, PIECE);
+	*time = now() - since;
+}
+
+static void in(struct libxenvchan *chan, uint64_t mib, uint64_t *time)
+{
+	uint64_t since = now();
+
+	command(chan, OP_SINK, PIECE, mib << 20);
+	send_bytes(chan, mib << 20, PIECE);
+	receive_all(chan, piece, 1);
+	*time = now() - since;
+}
+
+static void round_trips(struct libxenvchan *chan, uint64_t count, uint64_t *times)
+{
+	uint64_t since;
+
+	command(chan, OP_ECHO, MESSAGE, count);
+	while (count--) {
 		since = now();
-		send_all(client->chan, piece, MESSAGE);
-		receive_all(client->chan, piece, MESSAGE);
-		if (each >= WARM_UP)
-			times[each - WARM_UP] = now() - since;
+		send_all(chan, piece, MESSAGE);
+		receive_all(chan, piece, MESSAGE);
+		*times++ = now() - since;
 	}
-	end(client, "round_trip", "ms_each", 1e-6 / count);
-	qsort(times, count, sizeof(*times), compare);
-	printf("round_trip_us %.1f\n", times[count / 2] / 1e3);
-	printf("round_trip_p99_us %.1f\n", times[count * 99 / 100] / 1e3);
-	free(times);
 }
 
 /* One-way messages, until the server has taken the last one. */
-static void messages(struct client *client, uint64_t count)
+static void messages(struct libxenvchan *chan, uint64_t count, uint64_t *time)
 {
-	double time;
+	uint64_t since = now();
 
-	begin(client);
-	command(client, OP_SINK, MESSAGE, count * MESSAGE);
-	send_bytes(client->chan, count * MESSAGE, MESSAGE);
-	receive_all(client->chan, piece, 1);
-	time = end(client, "message", "ms_each", 1e-6 / count);
-	printf("messages_per_s %.1f\n", count / time * 1e9);
+	command(chan, OP_SINK, MESSAGE, count * MESSAGE);
+	send_bytes(chan, count * MESSAGE, MESSAGE);
+	receive_all(chan, piece, 1);
+	*time = now() - since;
+}
+
+typedef void work(struct libxenvchan *chan, uint64_t count, uint64_t *times);
+
+struct client {
+	struct libxenvchan *chan;
+	xc_interface *xc;
+	int domain;
+};
+
+/*
+ * Does a work in rounds, each of which takes `each` times. Prints the processor's time of both ends
+ * in nanoseconds times `factor`, for one of `count`. Returns the times, sorted.
+ */
+static uint64_t *measure(struct client *client, work *work, uint64_t count, uint64_t each,
+			 double factor, const char *format)
+{
+	uint64_t *times = calloc(ROUNDS * each, sizeof(*times));
+	uint64_t guest = cpu_time(client->xc, client->domain), own = cpu_time(client->xc, 0);
+
+	if (!times)
+		die("no memory");
+	for (int round = 0; round < ROUNDS; round++)
+		work(client->chan, count, times + round * each);
+	factor /= ROUNDS * count;
+	printf(format, "guest", (cpu_time(client->xc, client->domain) - guest) * factor);
+	printf(format, "client", (cpu_time(client->xc, 0) - own) * factor);
+	qsort(times, ROUNDS * each, sizeof(*times), compare);
+	return times;
 }
 
 static void visit(int domain, uint64_t mib, uint64_t count)
 {
 	struct client client = { .xc = hypervisor(), .domain = domain };
+	double gib = 1024e-9;
 	char path[64];
+	uint64_t *times;
 
 	snprintf(path, sizeof(path), "/local/domain/%d/data/vchan", domain);
 	client.chan = libxenvchan_client_init(NULL, domain, path);
 	if (!client.chan)
 		die("cannot connect to domain %d", domain);
 	client.chan->blocking = 1;
-	bulk(&client, OP_SOURCE, "out", mib);
-	bulk(&client, OP_SINK, "in", mib);
-	round_trips(&client, count);
-	messages(&client, 10 * count);
+	mib = (mib + ROUNDS - 1) / ROUNDS;
+	count = (count + ROUNDS - 1) / ROUNDS;
+
+	times = measure(&client, out, mib, 1, gib, "out_%s_cpu_s_per_gib %.6f\n");
+	printf("out_mib_per_s %.3f\n", mib * 1e9 / times[ROUNDS / 2]);
+	times = measure(&client, in, mib, 1, gib, "in_%s_cpu_s_per_gib %.6f\n");
+	printf("in_mib_per_s %.3f\n", mib * 1e9 / times[ROUNDS / 2]);
+	times = measure(&client, round_trips, count, count, 1e-6,
+			"round_trip_%s_cpu_ms_each %.6f\n");
+	printf("round_trip_us %.1f\n", times[ROUNDS * count / 2] / 1e3);
+	printf("round_trip_p99_us %.1f\n", times[ROUNDS * count * 99 / 100] / 1e3);
+	times = measure(&client, messages, 10 * count, 1, 1e-6, "message_%s_cpu_ms_each %.6f\n");
+	printf("messages_per_s %.1f\n", 10 * count * 1e9 / times[ROUNDS / 2]);
 	libxenvchan_close(client.chan);
 }
 

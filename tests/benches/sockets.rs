@@ -1,11 +1,18 @@
 //! `make bench`: all rivals side by side, in one boot of the lab.
 //!
 //! The rivals take turns, so that a disturbance of the machine meets them all, and the table has
-//! the medians. `ROUNDS`, `MB` and `IDLE` in the environment change the number of rounds, the size
-//! of a bulk transfer, and the number of connections that stay open.
+//! the medians. The environment changes what is measured:
+//!
+//! | variable | |
+//! |---|---|
+//! | `ROUNDS` | the number of rounds |
+//! | `MB` | the MiB of a bulk transfer |
+//! | `IDLE` | the number of connections that stay open |
+//! | `ORDER` | IDC's rings have two to that power pages |
+//! | `ONLY` | `sockets` or `idc`: one part instead of both |
 
-use anyhow::{Context, Result};
-use bench::idc::{Idc, VCHAN};
+use anyhow::{Context, Result, bail};
+use bench::idc::{self, Idc, Pair};
 use bench::report::{self, NATIVE, Results};
 use bench::{Bench, Figures, Plan, Rival, Work, chart, medians, sum};
 use lab::{Lab, LinuxEnds, Options, Tree};
@@ -24,28 +31,38 @@ const TRACED_COUNT: u32 = 300;
 fn main() -> Result<()> {
     let rounds = variable("ROUNDS", 3)?;
     let (mb, idle) = (variable("MB", 192)?, variable("IDLE", 1000)?);
+    let order = variable("ORDER", 5)?;
     let plan = Plan { mb, count: COUNT, idle };
+    let only = std::env::var("ONLY").unwrap_or_default();
+    let (rivals, pairs): (&[Rival], &[Pair]) = match only.as_str() {
+        "sockets" => (&Rival::ALL, &[]),
+        "idc" => (&[], &Pair::ALL),
+        "" => (&Rival::ALL, &Pair::ALL),
+        other => bail!("ONLY={other}: write sockets or idc"),
+    };
     let since = Instant::now();
     let say = |text: &str| println!("{:4} s  {text}", since.elapsed().as_secs());
     let tree = Tree::here();
     let folder = tree.target().join("bench");
     fs::create_dir_all(&folder)?;
-    // Built before Xen runs. If that fails, each turn of the rival reports it.
-    let _ = LinuxEnds::get(&tree, &|text| say(&format!("lab: {text}")));
+    if !rivals.is_empty() {
+        // Built before Xen runs. If that fails, each turn of the rival reports it.
+        let _ = LinuxEnds::get(&tree, &|text| say(&format!("lab: {text}")));
+    }
     let mut options = Options::new(tree.target().join("bench-lab"));
     options.add_built(&tree)?;
     let lab = Lab::boot(&tree, &options, &|text| say(&format!("lab: {text}")))?;
     let bench = Bench::prepare(&lab, &|text| say(&format!("lab: {text}")))?;
-    let idc = Idc::prepare(&lab, &|text| say(&format!("lab: {text}")))?;
+    let idc = Idc::prepare(&lab, order, &|text| say(&format!("lab: {text}")))?;
     bench.tune()?;
-    for rival in Rival::ALL {
+    for rival in rivals {
         say(&format!("{}: {}", rival.name(), rival.meaning()));
     }
 
     let mut all: BTreeMap<&str, Vec<Figures>> = BTreeMap::new();
     let mut results = Results::new();
     for round in 1..=rounds {
-        for rival in Rival::ALL {
+        for &rival in rivals {
             say(&format!("round {round} of {rounds}: {}", rival.name()));
             match bench.measure(rival, plan) {
                 Ok(turn) => {
@@ -64,12 +81,18 @@ fn main() -> Result<()> {
                 Err(error) => say(&format!("  {} failed: {error:#}", rival.name())),
             }
         }
-        say(&format!("round {round} of {rounds}: {VCHAN}"));
-        match idc.vchan(plan) {
-            Ok(turn) => all.entry(VCHAN).or_default().push(turn.figures),
-            Err(error) => say(&format!("  {VCHAN} failed: {error:#}")),
+        for &pair in pairs {
+            say(&format!("round {round} of {rounds}: {}", pair.meaning()));
+            match idc.measure(pair, plan) {
+                Ok(results) => {
+                    for (name, figures) in results {
+                        all.entry(name).or_default().push(figures);
+                    }
+                }
+                Err(error) => say(&format!("  failed: {error:#}")),
+            }
         }
-        if round == rounds {
+        if round == rounds && rivals.contains(&Rival::XenSock) {
             say("counting xensockd's system calls");
             let mut figures = Figures::new();
             for work in Work::ALL {
@@ -88,7 +111,8 @@ fn main() -> Result<()> {
 
     println!("\n{}\n{}", report::table(&results), report::idc_table(&results));
     println!("{:62} {:>15} {:>8}", "target", "limit", "figure");
-    for target in report::targets(&results) {
+    let measured = |target: &report::Target| target.value.is_some() || only.is_empty();
+    for target in report::targets(&results).into_iter().filter(measured) {
         println!("{target}");
     }
     println!("\nresults.json and results.svg are in {}", folder.display());
@@ -109,8 +133,10 @@ fn summary(
             results.insert(rival.name().to_owned(), figures);
         }
     }
-    if let Some(rounds) = all.get(VCHAN) {
-        results.insert(VCHAN.to_owned(), medians(rounds));
+    for name in idc::COLUMNS {
+        if let Some(rounds) = all.get(name) {
+            results.insert(name.to_owned(), medians(rounds));
+        }
     }
     if let Ok(output) = fs::read_to_string(folder.join("pair.txt")) {
         results.insert(NATIVE.to_owned(), report::native(&output));

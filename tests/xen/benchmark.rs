@@ -3,10 +3,12 @@
 
 use crate::fixture::{Fixture, build_examples, cases};
 use anyhow::{Context, Result, ensure};
+use bench::idc::{Idc, Pair};
 use bench::{Bench, Plan, Rival, Work, sum};
 
 cases![
     the_benchmark_has_each_figure_of_xensock_and_of_loopback,
+    the_benchmark_has_each_figure_of_idc_and_of_its_links,
     a_round_trip_takes_the_daemon_seven_system_calls,
     bulk_takes_the_daemon_no_needless_system_calls,
     the_daemon_makes_no_system_calls_for_idle_connections,
@@ -73,6 +75,30 @@ fn the_benchmark_has_each_figure_of_xensock_and_of_loopback(fixture: &Fixture) -
         ensure!(figures.len() == names.len(), "{} has others, too: {figures:?}", rival.name());
         ensure!(figures["round_trip_us"] <= figures["round_trip_p99_us"]);
         ensure!(figures["idle_connections"] == f64::from(plan.idle));
+    }
+    Ok(())
+}
+
+fn the_benchmark_has_each_figure_of_idc_and_of_its_links(fixture: &Fixture) -> Result<()> {
+    build_examples()?;
+    let idc = Idc::prepare(fixture.lab()?, 5, &|text| println!("lab: {text}"))?;
+    let plan = Plan { mb: 10, count: 20, idle: 0 };
+    for pair in [Pair::Dom0, Pair::Guests] {
+        let results = idc.measure(pair, plan)?;
+        ensure!(results.len() == 2, "{results:?}");
+        for (column, figures) in results {
+            // Those of time, and the CPU time, hypercalls and notifications of both ends.
+            ensure!(figures.len() == 5 + 4 * 2 * 3, "{column}: {figures:?}");
+            ensure!(figures.values().all(|value| value.is_finite()), "{column}: {figures:?}");
+            for name in ["out_mib_per_s", "in_mib_per_s", "round_trip_us", "messages_per_s"] {
+                ensure!(figures[name] > 0.0, "{column}: {name}: {figures:?}");
+            }
+            // One event wakes the other end.
+            let each = figures["round_trip_guest_notifications_each"];
+            ensure!((0.1..=1.0 + SLACK).contains(&each), "{column}: {figures:?}");
+            let each = figures["message_guest_notifications_each"];
+            ensure!(each < 0.5, "{column}: {figures:?}");
+        }
     }
     Ok(())
 }

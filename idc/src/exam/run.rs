@@ -51,7 +51,8 @@ pub async fn run<T: Transport>(
         log::info!("the exam is passed in {} ms", start.elapsed().as_millis());
         return Ok(());
     }
-    let address: Address = word(words, "load")?.ok_or("write serve=, examine=, load=, bench= or measure=")?;
+    let address: Address =
+        word(words, "load")?.ok_or("write serve=, examine=, load=, bench= or measure=")?;
     let instances = word(words, "instances")?.unwrap_or(1);
     let busy = Cell::new(0);
     let report = |load: &Load| {
