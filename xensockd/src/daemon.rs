@@ -319,10 +319,7 @@ async fn status(common: &Common<'_>) -> Status {
 /// Reads the rules again. If there is a mistake, the former ones stay. The result is a line for the
 /// user.
 fn reload_rules(common: &Common<'_>) -> Result<String, String> {
-    let former = common.policy();
-    // A file that existed must not vanish: without it, the rules would be others.
-    let named = former.is_from_file().then(|| former.path());
-    match Policy::read(named.or(common.arguments.config.as_deref())) {
+    match common.policy().read_again() {
         Ok(policy) => {
             let said = format!("reloaded: {policy}");
             log::info!("{said}");

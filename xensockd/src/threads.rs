@@ -178,6 +178,8 @@ impl Mailboxes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::{FutureExt, StreamExt};
+    use std::pin::pin;
 
     #[test]
     fn new_guests_go_to_the_thread_with_the_fewest() {
@@ -195,6 +197,24 @@ mod tests {
         assert_eq!(leases.each_ref().map(|lease| lease.0), [0, 1, 0, 1]);
         drop(leases);
         assert!(placement.guests().is_empty());
+    }
+
+    #[test]
+    fn all_threads_are_asked_and_those_that_answer_count() {
+        let (mailboxes, mut inboxes) = Mailboxes::new(3);
+        drop(inboxes.pop());
+        let close = |to| Message::Close(DomId(7), 1, to);
+        let mut asked = pin!(mailboxes.ask(close));
+        assert!(asked.as_mut().now_or_never().is_none(), "nobody has answered");
+        for (thread, inbox) in inboxes.iter_mut().enumerate() {
+            let message = inbox.next().now_or_never().flatten();
+            let Some(Message::Close(DomId(7), 1, to)) = message else { panic!("no message") };
+            // The first thread does not serve the guest.
+            if thread == 1 {
+                to.send(true).unwrap();
+            }
+        }
+        assert_eq!(asked.now_or_never(), Some(vec![true]));
     }
 
     #[test]

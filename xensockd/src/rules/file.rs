@@ -70,10 +70,19 @@ impl Policy {
     /// Reads the rules from a file, or from the default one if it exists. An error is a line for
     /// the user.
     pub fn read(path: Option<&Path>) -> Result<Self, String> {
-        let (path, named) = (path.unwrap_or(Path::new(DEFAULT)), path.is_some());
+        Policy::read_at(path.unwrap_or(Path::new(DEFAULT)), path.is_some())
+    }
+
+    /// Reads the rules again. A file that there was must not vanish, as the rules without it are
+    /// others.
+    pub fn read_again(&self) -> Result<Self, String> {
+        Policy::read_at(&self.path, self.is_from_file)
+    }
+
+    fn read_at(path: &Path, must_exist: bool) -> Result<Self, String> {
         match std::fs::read_to_string(path) {
             Ok(text) => Policy::parse(path, &text),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !named => {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => {
                 Ok(Policy::built_in(path))
             }
             Err(error) => Err(format!("cannot read the rules in {}: {error}", path.display())),
@@ -132,16 +141,6 @@ impl Policy {
     /// Whether connections and listeners that other rules no longer allow are to end.
     pub fn is_strict(&self) -> bool {
         self.strict
-    }
-
-    /// The file that they are from, or would be.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Whether there is a file that they are from.
-    pub fn is_from_file(&self) -> bool {
-        self.is_from_file
     }
 
     /// The number of entries for guests.
@@ -438,6 +437,20 @@ mod tests {
         for block in blocks {
             parse(block).unwrap();
         }
+    }
+
+    #[test]
+    fn a_file_that_appears_is_read_and_one_that_vanishes_is_missed() {
+        let path = std::env::temp_dir().join(format!("xensockd-again-{}", std::process::id()));
+        let without = Policy::built_in(&path);
+        assert_eq!(without.read_again().unwrap().guests(), 0);
+        std::fs::write(&path, "[guest.web]").unwrap();
+        let with = without.read_again().unwrap();
+        assert_eq!(with.guests(), 1);
+        std::fs::write(&path, "[guest.web").unwrap();
+        assert!(with.read_again().is_err());
+        std::fs::remove_file(&path).unwrap();
+        assert!(with.read_again().is_err());
     }
 
     #[test]
