@@ -117,7 +117,7 @@ async fn open<H: Host>(
                 // The host's socket keeps connections that come too fast.
                 let mut place = Place::default();
                 let stream = poll_fn(|cx| {
-                    ready!(turn.poll_acceptable(cx))?;
+                    ready!(turn.poll_first(cx))?;
                     ready!(engine.poll_permitted(cx, Flow::Connections, &mut place));
                     turn.poll_accept(cx)
                 });

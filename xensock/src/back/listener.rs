@@ -118,7 +118,7 @@ impl<H: Host> Turn<H> {
     }
 
     /// Waits for this place to be the first. [`Errno::ECONNABORTED`] if the socket is released.
-    fn poll_first(&self, cx: &mut Context<'_>) -> Poll<Result<(), Errno>> {
+    pub(super) fn poll_first(&self, cx: &mut Context<'_>) -> Poll<Result<(), Errno>> {
         if self.socket.closing.get() {
             return Poll::Ready(Err(Errno::ECONNABORTED));
         }
