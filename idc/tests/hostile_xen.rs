@@ -633,6 +633,25 @@ fn visits_of_one_domain_do_not_keep_others_from_the_buffers() {
 }
 
 #[test]
+fn many_nodes_of_one_domain_in_the_door_cost_few_looks() {
+    stage(async |stage| {
+        let mut pair = stage.pair().await;
+        let door = format!("/local/domain/{NODE}/data/idc/-door");
+        for number in 1..=300 {
+            stage.hostile.write(&format!("{door}/hostile@{number}@{HOSTILE}"), "").await.unwrap();
+        }
+        let before = stage.store.requests();
+        let (mut server, mut client) = (stage.serve("hostile"), stage.visit("hostile"));
+        join(server.connected(), client.connected()).await;
+        let requests = stage.store.requests() - before;
+        assert!(requests < 150, "{requests} requests");
+        pair.goes_on().await;
+        Pair { server, client }.end().await;
+        pair.end().await;
+    });
+}
+
+#[test]
 fn a_visitor_of_the_buffers_that_comes_again_and_again_is_logged_once() {
     stage(async |stage| {
         let node = stage.node.clone();

@@ -1,10 +1,10 @@
 //! The door: a folder in which all domains can create nodes, to tell that they want to meet this
 //! one, which may not know them.
 //!
-//! The name of such a node is the service and the visitor's domain, `disk@2@7`. Only the service is
-//! believed. Who the visitor is follows from the owner of the node, which only dom0 can change. The
-//! node stays until an end waits for the service, and goes with its owner: so the queue is
-//! xenstored's, and counts towards the visitor's quota.
+//! The name of such a node is the service and the visitor's domain, `disk@2@7`. The owner of the
+//! node, which only dom0 can change, must be that domain: a node that lies is removed. Others stay
+//! until an end waits for the service, and go with their owner: so the queue is xenstored's, and
+//! counts towards the visitor's quota.
 //!
 //! Who may create nodes in a folder may also remove it. So any domain can hinder others that want
 //! to be let in. It cannot pretend to be one of them, and ends that know each other need no door.
@@ -142,24 +142,15 @@ impl Door {
         let mut visitors = Vec::new();
         for name in self.store.directory(path).await? {
             let knock = format!("{path}/{name}");
-            let Some(service) = service(&name) else {
-                looks += 1;
-                is_done &= self.store.rm(&knock).await.is_ok();
-                continue;
-            };
-            if self.is_seated(&knock) || self.seat(&service).is_none() {
-                continue;
-            }
-            looks += 1;
-            match self.store.get_permissions(&knock).await {
-                Ok(permissions) => match permissions.first().map(|owner| owner.domain) {
-                    // It is dom0's, which is about to say so.
-                    Some(owner) if owner == self.domain => {}
-                    Some(domain) => visitors.push(Visitor { domain, service, knock }),
-                    None => is_done = false,
-                },
-                Err(Errno::ENOENT) => {}
-                Err(_) => is_done = false,
+            match visitor(&name) {
+                Some((service, domain)) if !self.is_seated(&knock) => {
+                    visitors.push(Visitor { domain, service, knock });
+                }
+                Some(_) => {}
+                None => {
+                    looks += 1;
+                    is_done &= self.store.rm(&knock).await.is_ok();
+                }
             }
         }
         loop {
@@ -173,10 +164,29 @@ impl Door {
             if refused(&visitors[next]).is_some_and(|at| at.elapsed() < PAUSE) {
                 return Ok((looks, false));
             }
-            let visitor = visitors.remove(next);
-            if let Some(seat) = self.seat(&visitor.service) {
-                seat.visitor.replace(Some(visitor));
-                seat.taken.wake_all();
+            let visitor = visitors.swap_remove(next);
+            // Only now, as a domain may have made many nodes.
+            looks += 1;
+            let permissions = match self.store.get_permissions(&visitor.knock).await {
+                Ok(permissions) => permissions,
+                Err(error) => {
+                    is_done &= error == Errno::ENOENT;
+                    continue;
+                }
+            };
+            match permissions.first().map(|owner| owner.domain) {
+                Some(owner) if owner == visitor.domain => {
+                    if let Some(seat) = self.seat(&visitor.service) {
+                        seat.visitor.replace(Some(visitor));
+                        seat.taken.wake_all();
+                    }
+                }
+                // It is dom0's, which is about to say so.
+                Some(owner) if owner == self.domain => {}
+                _ => {
+                    looks += 1;
+                    is_done &= self.store.rm(&visitor.knock).await.is_ok();
+                }
             }
         }
     }
@@ -204,13 +214,15 @@ impl Door {
     }
 }
 
-/// The service of a node in the door.
-fn service(node: &str) -> Option<Service> {
-    let text = node.rsplit_once('@')?.0;
+/// The service and the domain in the name of a node in the door.
+fn visitor(node: &str) -> Option<(Service, DomId)> {
+    let (text, domain) = node.rsplit_once('@')?;
+    let domain = DomId(number(domain)?);
     let instance = text.split_once('@').map_or(Some(0), |(_, instance)| number(instance))?;
     // Only a node has this service, so its text is not that of a user's.
     let buffers = Service::buffers(instance);
-    if text == buffers.to_string() { Some(buffers) } else { text.parse().ok() }
+    let service = if text == buffers.to_string() { buffers } else { text.parse().ok()? };
+    Some((service, domain))
 }
 
 impl Waiting {
