@@ -64,6 +64,13 @@ impl Process {
             .with_context(|| self.log().unwrap_or_default())
     }
 
+    /// The KiB of its memory.
+    pub fn memory(&self) -> Result<u64> {
+        let line = self.dom0.run(&format!("grep VmRSS /proc/{}/status", self.id))?;
+        let kib = line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok());
+        kib.with_context(|| format!("{line:?} has no memory"))
+    }
+
     /// Kills it, as nothing else does.
     pub fn kill(self) {}
 }

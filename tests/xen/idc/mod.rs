@@ -3,11 +3,12 @@
 mod disk;
 mod ends;
 mod exam;
+mod hostile;
 mod neighbours;
 
 use crate::fixture::Case;
 
 /// The tests of this module's files.
 pub fn cases() -> Vec<(&'static str, Case)> {
-    [neighbours::CASES, exam::CASES, disk::CASES].concat()
+    [neighbours::CASES, exam::CASES, disk::CASES, hostile::CASES].concat()
 }
