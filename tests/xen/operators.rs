@@ -12,10 +12,11 @@ cases![
     a_mapped_port_is_served_until_strict_rules_end_it,
     limits_hold_for_both_devices_of_a_guest_that_is_known_by_its_uuid,
     xensockctl_shows_guests_ends_their_sockets_and_reloads_the_rules,
+    what_keeps_the_daemon_from_starting_is_one_line,
 ];
 
 /// Addresses of dom0, where its ssh server listens, as a guest may write them.
-const DOM0: [&str; 9] = [
+const DOM0: [&str; 11] = [
     "127.0.0.1:22",
     "0.0.0.0:22",
     "10.0.2.15:22",
@@ -25,6 +26,9 @@ const DOM0: [&str; 9] = [
     "[::ffff:127.0.0.1]:22",
     "[::ffff:10.0.2.15]:22",
     "[fd00::1]:22",
+    "10.77.0.1:22",
+    // All of a loopback interface's network leads to dom0.
+    "10.77.0.9:22",
 ];
 
 /// The daemon with rules of its own. The lab's rules come back when it is dropped.
@@ -102,13 +106,18 @@ fn over_both(console: &str, call: &str, outcome: &str) -> Result<()> {
 fn without_rules_a_guest_is_confined_and_the_log_says_what_to_write(
     fixture: &Fixture,
 ) -> Result<()> {
-    let daemon = Daemon::start(fixture.lab()?, "")?;
+    let dom0 = fixture.lab()?;
+    let daemon = Daemon::start(dom0, "")?;
     let port = fixture.port()?.inner;
     let mut calls = format!("bind=0.0.0.0:80 bind=[::]:1023 bind=0.0.0.0:{port}");
     for address in DOM0 {
         calls += &format!(" connect={address}");
     }
-    let (guest, console) = call(fixture, &calls)?;
+    // The daemon follows changes of dom0's addresses.
+    dom0.run("ip addr add 10.77.0.1/24 dev lo")?;
+    let called = call(fixture, &calls);
+    dom0.run("ip addr del 10.77.0.1/24 dev lo")?;
+    let (guest, console) = called?;
     over_both(&console, &format!("bind 0.0.0.0:{port}"), "ok")?;
     over_both(&console, "bind 0.0.0.0:80", "EACCES")?;
     over_both(&console, "bind [::]:1023", "EACCES")?;
@@ -261,4 +270,34 @@ fn xensockctl_shows_guests_ends_their_sockets_and_reloads_the_rules(
     let mode = dom0.run("stat -c '%a %U' /run/xensockd /run/xensockd/control")?;
     ensure!(mode == "750 root\n660 root", "{mode}");
     Ok(())
+}
+
+fn what_keeps_the_daemon_from_starting_is_one_line(fixture: &Fixture) -> Result<()> {
+    let dom0 = fixture.lab()?;
+    dom0.write(RULES, "[defaults]\nsockets = -1\n")?;
+    let away = "mv /dev/xen/gntdev /dev/xen/away";
+    let back = "mv /dev/xen/away /dev/xen/gntdev";
+    let stop = "kill -STOP $(cat /run/xen/xenstored.pid)";
+    let go = "kill -CONT $(cat /run/xen/xenstored.pid)";
+    let other = "xensockd --lock-file /run/other.lock --control /run/other/control";
+    for (before, line, after, reason) in [
+        ("true", "xensockd", "true", "already running as process "),
+        ("true", "xensockd --config /root/rules.toml", "true", "/root/rules.toml:2:11: -1 is not"),
+        ("true", "xensockd --config /root/none.toml", "true", "/root/none.toml: No such file"),
+        (away, other, back, "load the kernel module xen-gntdev"),
+        (stop, other, go, "xenstored does not answer: start it"),
+    ] {
+        let line = format!(
+            "{before}; timeout 60 {line} 2>&1 >/dev/null; status=$?; {after}; exit $status"
+        );
+        let output = dom0.exec(&line)?;
+        let text = output.text();
+        // Lines of the log begin with the time.
+        let mut lines = text.lines().filter(|line| !line.starts_with('['));
+        let said = lines.next().unwrap_or_default();
+        ensure!(output.status == 1 && lines.next().is_none(), "{line}: {output:?}");
+        ensure!(said.starts_with("xensockd: ") && said.contains(reason), "{line}: {output:?}");
+    }
+    // The daemon that runs is not disturbed.
+    dom0.run("xensockctl status").map(drop)
 }
