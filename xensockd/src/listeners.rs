@@ -24,6 +24,15 @@ pub struct Holder {
     pub at: SocketAddr,
     /// The section whose guests share ports, if they do.
     pub sharing: Option<Section>,
+    /// Whether the guest itself wants several sockets at the address.
+    pub reuses: bool,
+}
+
+impl Holder {
+    fn shares_with(&self, other: &Holder) -> bool {
+        let sharing = self.sharing.is_some() && self.sharing == other.sharing;
+        sharing && (self.guest != other.guest || (self.reuses && other.reuses))
+    }
 }
 
 /// Why an address cannot be bound.
@@ -52,10 +61,8 @@ impl Listeners {
         // Locked during the call, as another thread may bind the same address.
         let mut all = self.lock();
         let others = all.get(&holder.at.port()).map_or(&[][..], Vec::as_slice);
-        let excludes = |other: &&Holder| {
-            covers(other.at.ip(), holder.at.ip())
-                && (holder.sharing.is_none() || other.sharing != holder.sharing)
-        };
+        let excludes =
+            |other: &&Holder| covers(other.at.ip(), holder.at.ip()) && !holder.shares_with(other);
         if let Some(other) = others.iter().find(excludes) {
             return Err(Taken::By(other.name.clone()));
         }
@@ -100,7 +107,11 @@ mod tests {
     fn holder(guest: u16, at: &str, sharing: Option<&str>) -> Holder {
         let name = format!("domain {guest}");
         let sharing = sharing.map(|key| Section::Guest(Key::Pattern(key.into())));
-        Holder { guest: DomId(guest), name, at: at.parse().unwrap(), sharing }
+        Holder { guest: DomId(guest), name, at: at.parse().unwrap(), sharing, reuses: false }
+    }
+
+    fn reuses(holder: Holder) -> Holder {
+        Holder { reuses: true, ..holder }
     }
 
     #[test]
@@ -115,6 +126,14 @@ mod tests {
             (holder(1, "[::ffff:10.0.0.5]:80", None), holder(2, "10.0.0.5:80", None), false),
             (holder(1, "[::1]:80", None), holder(2, "0.0.0.0:80", None), true),
             (holder(1, "[::]:80", Some("a*")), holder(2, "[::]:80", Some("a*")), true),
+            (holder(1, "[::]:80", Some("a*")), holder(1, "[::]:80", Some("a*")), false),
+            (reuses(holder(1, "[::]:80", Some("a*"))), holder(1, "[::]:80", Some("a*")), false),
+            (
+                reuses(holder(1, "[::]:80", Some("a*"))),
+                reuses(holder(1, "[::]:80", Some("a*"))),
+                true,
+            ),
+            (reuses(holder(1, "[::]:80", None)), reuses(holder(1, "[::]:80", None)), false),
             (holder(1, "[::]:80", Some("a*")), holder(2, "[::]:80", Some("b*")), false),
             (holder(1, "[::]:80", Some("a*")), holder(2, "[::]:80", None), false),
             (holder(1, "[::]:80", None), holder(2, "[::]:80", Some("a*")), false),

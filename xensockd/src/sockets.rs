@@ -90,7 +90,8 @@ impl Network for Sockets {
             sockopt::set_socket_reuseport(&socket, true).map_err(errno)?;
         }
         set_all(&guest, &socket, options)?;
-        let holder = Holder { guest: guest.id(), name: guest.to_string(), at, sharing };
+        let reuses = options.get(SocketOption::ReusePort) == Some(1);
+        let holder = Holder { guest: guest.id(), name: guest.to_string(), at, sharing, reuses };
         let bound = guest.listeners().claim(holder, || {
             net::bind(&socket, &at).map_err(errno)?;
             tcp::local_addr(&socket)
