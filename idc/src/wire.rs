@@ -30,7 +30,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, transmute};
 pub const HEADER_LEN: usize = 16;
 
 /// The most bytes of a DATA frame.
-pub const MAX_DATA: u32 = 64 << 10;
+pub const MAX_DATA: u32 = 1 << 20;
 
 /// The most bytes of a HELLO.
 pub const MAX_HELLO: u32 = 64 + MAX_TEXT as u32;
