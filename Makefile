@@ -96,7 +96,8 @@ bench: kernel xensockd programs ## XenSock and IDC beside others: ROUNDS=3 MB=19
 	ROUNDS='$(ROUNDS)' MB='$(MB)' IDLE='$(IDLE)' ORDER='$(ORDER)' ONLY='$(ONLY)' \
 		$(CARGO) bench -p xen-tests --profile host
 
-soak: setup ## kills the backend and saves the guest under load: SOAK_ROUNDS=100
+soak: setup ## kills ends and the backend, saves guests under load: SOAK_ROUNDS=100
+	SOAK_ROUNDS='$(SOAK_ROUNDS)' $(CARGO) test -p xen-idc under_load
 	SOAK_ROUNDS='$(SOAK_ROUNDS)' .ci/check under_load
 
 fuzz: setup ## tries hostile inputs by libFuzzer: FUZZ_SECONDS=60 TARGET=one

@@ -74,3 +74,21 @@ fn three_over_rings<F: Future<Output = ()>>(test: impl Fn(Net<Transport>) -> F) 
 }
 
 problems!(three_over_rings);
+
+#[test]
+fn what_a_killed_process_has_left_for_a_dead_domain_is_removed() {
+    suite::run(|spawner| async move {
+        let (world, store) = (World::new(), FakeStore::new());
+        store.add_domain(DomId(0));
+        store.add_domain(DomId(7));
+        for node in ["disk/7", "disk/8", "other@/8"] {
+            store.write(&format!("/local/domain/0/data/idc/{node}"), "left");
+        }
+        let process = domain(&world, &store, &spawner, DomId(0), Can::Map);
+        embassy_time::Timer::after_millis(50).await;
+        let left = |node| store.read(&format!("/local/domain/0/data/idc/{node}"));
+        assert_eq!(left("disk/7").as_deref(), Some("left"));
+        assert_eq!((left("disk/8"), left("other@/8"), left("other@")), (None, None, None));
+        drop(process);
+    });
+}

@@ -9,6 +9,7 @@
 //! Who may create nodes in a folder may also remove it. So any domain can hinder others that want
 //! to be let in. It cannot pretend to be one of them, and ends that know each other need no door.
 
+use super::nodes::sweep;
 use super::{PAUSE, Pace, folder, permissions};
 use crate::Service;
 use crate::address::number;
@@ -111,6 +112,7 @@ impl Door {
         self.store.mkdir(&folder).await?;
         self.store.set_permissions(&folder, &permissions(self.domain, Access::Read)).await?;
         self.is_open.raise();
+        sweep(&self.store, self.domain).await?;
         self.store.write(path, "").await?;
         // A node in it belongs to its creator, and inherits the other permission.
         let ours = [Access::Write, Access::Both];

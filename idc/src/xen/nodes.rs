@@ -17,6 +17,7 @@ use crate::{Place, Service};
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 use core::fmt;
 use core::future::pending;
 use embassy_time::{Duration, Timer};
@@ -262,17 +263,8 @@ impl<M: Machine, N: Neighbour> Meeting<M, N> {
     async fn leave(&mut self) {
         let Some(other) = &self.other else { return };
         let store = &self.core.store;
-        if other.is_made {
-            let remove = async |nodes: &Transaction| {
-                nodes.rm(&other.mine).await?;
-                match nodes.directory(&other.folder).await?.is_empty() {
-                    true => nodes.rm(&other.folder).await,
-                    false => Ok(()),
-                }
-            };
-            if store.transact(remove).await.is_err() {
-                let _ = store.rm(&other.mine).await;
-            }
+        if other.is_made && remove(store, &other.folder, &other.mine).await.is_err() {
+            let _ = store.rm(&other.mine).await;
         }
         if other.is_knocked {
             let _ = store.rm(&other.knock).await;
@@ -409,6 +401,35 @@ impl fmt::Display for Can {
             (false, false) => "none",
         })
     }
+}
+
+/// Removes a node of this domain, and its folder if that was the last one in it.
+async fn remove(store: &Store, folder: &str, node: &str) -> Result<(), Errno> {
+    let remove = async |nodes: &Transaction| {
+        nodes.rm(node).await?;
+        match nodes.directory(folder).await?.is_empty() {
+            true => nodes.rm(folder).await,
+            false => Ok(()),
+        }
+    };
+    store.transact(remove).await
+}
+
+/// Removes this domain's nodes for domains that are gone. A process that is killed leaves some.
+pub(super) async fn sweep(store: &Store, own: DomId) -> Result<(), Errno> {
+    let own = folder(own);
+    for service in store.directory(&own).await? {
+        let folder = format!("{own}/{service}");
+        // What is in the door goes with its owner, and what is gone need not be removed.
+        let peers = if service == DOOR { Ok(Vec::new()) } else { store.directory(&folder).await };
+        for peer in peers.unwrap_or_default() {
+            let home = store.directory(&format!("/local/domain/{peer}")).await;
+            if home == Err(Errno::ENOENT) {
+                let _ = remove(store, &folder, &format!("{folder}/{peer}")).await;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Reads a node's text. `None` if it makes no sense.

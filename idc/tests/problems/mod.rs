@@ -1,6 +1,6 @@
 //! The problems of more than two ends, and of ends that die: the same tests for each transport.
 
-use super::suite::{Couriers, End, courier, create, pattern, serve_buffers};
+use super::suite::{Couriers, End, courier, create, pattern, serve_buffers, soak_rounds};
 use futures_executor::LocalSpawner;
 use futures_util::future::{Either, RemoteHandle, join, join_all, join3, select};
 use futures_util::task::LocalSpawnExt;
@@ -13,6 +13,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 /// A quota that makes everybody wait.
 const ONE: Quota = Quota { messages: 1, message: 72, transactions: 1, parameters: 72, status: 72 };
@@ -84,8 +85,11 @@ fn submitter<T: Transport + 'static>(spawner: &LocalSpawner, end: End<T>) -> End
 
 /// Asks many times, some at a time, and expects the number of hops that the question took.
 async fn ask(endpoint: &Endpoint, times: u32, hops: u8) {
+    let soak = Duration::from_secs(if soak_rounds().is_some() { 60 } else { 0 });
+    let start = Instant::now();
+    let goes_on = |number: &u32| *number < times || start.elapsed() < soak;
     let ask = |worker: u32| async move {
-        for number in (worker..times).step_by(4) {
+        for number in (worker..).step_by(4).take_while(goes_on) {
             let question = [&number.to_le_bytes()[..], &[0]].concat();
             let answer = endpoint.transaction(question).await.unwrap();
             let expected = [&number.to_le_bytes()[..], &[hops]].concat();
@@ -106,7 +110,7 @@ async fn pass_on(endpoint: &Endpoint, question: LocalBuffer) -> Option<LocalBuff
     endpoint.transaction(hop(&question)).await.ok().map(|answer: Response| answer.status())
 }
 
-pub async fn a_chain_of_three_with_quota_1_goes_on(net: Net<impl Transport + 'static>) {
+pub async fn a_chain_of_three_with_quota_1_goes_on_under_load(net: Net<impl Transport + 'static>) {
     let (a, b_up) = net.pair(0, 1, "lower").await;
     let (b, c) = net.pair(1, 2, "upper").await;
     net.answer(a, |question| async move { Some(hop(&question)) });
@@ -118,7 +122,7 @@ pub async fn a_chain_of_three_with_quota_1_goes_on(net: Net<impl Transport + 'st
     ask(&submitter(&net.spawner, c), 400, 2).await;
 }
 
-pub async fn a_ring_of_three_with_quota_1_goes_on(net: Net<impl Transport + 'static>) {
+pub async fn a_ring_of_three_with_quota_1_goes_on_under_load(net: Net<impl Transport + 'static>) {
     // Each node offers a leaf, and a level above that needs the next node's leaf.
     let mut clients = Vec::new();
     for node in 0..3 {
@@ -136,7 +140,9 @@ pub async fn a_ring_of_three_with_quota_1_goes_on(net: Net<impl Transport + 'sta
     join3(ask(&clients[0], 300, 2), ask(&clients[1], 300, 2), ask(&clients[2], 300, 2)).await;
 }
 
-pub async fn two_nodes_serve_each_other_with_quota_1(net: Net<impl Transport + 'static>) {
+pub async fn two_nodes_serve_each_other_with_quota_1_under_load(
+    net: Net<impl Transport + 'static>,
+) {
     let (serves_0, visits_1) = net.pair(0, 1, "disk").await;
     let (serves_1, visits_0) = net.pair(1, 0, "disk").await;
     net.answer(serves_0, |question| async move { Some(hop(&question)) });
@@ -321,7 +327,8 @@ pub async fn kill(net: Net<impl Transport + 'static>, times: usize) {
 }
 
 pub async fn either_end_is_killed_many_times_under_load(net: Net<impl Transport + 'static>) {
-    kill(net, 60).await;
+    // Over both transports, and with the ends in Xen, this makes 100 deaths, and 1,000 in a soak.
+    kill(net, soak_rounds().map_or(40, |rounds| 3 * rounds)).await;
 }
 
 pub async fn two_paths_are_cut_at_will_and_each_block_is_written_once(
@@ -392,9 +399,9 @@ macro_rules! problems {
     )* };
     ($with:ident) => {
         problems!($with:
-            a_chain_of_three_with_quota_1_goes_on
-            a_ring_of_three_with_quota_1_goes_on
-            two_nodes_serve_each_other_with_quota_1
+            a_chain_of_three_with_quota_1_goes_on_under_load
+            a_ring_of_three_with_quota_1_goes_on_under_load
+            two_nodes_serve_each_other_with_quota_1_under_load
             one_endpoint_for_two_levels_sticks_until_it_is_disconnected
             a_reference_is_forwarded_twice_and_outlives_its_forwarder
             a_request_to_one_node_is_answered_by_another

@@ -48,12 +48,18 @@ pub fn random(seed: u64) -> impl FnMut() -> [u8; 16] {
     }
 }
 
+/// The rounds of `make soak`, if it runs this.
+pub fn soak_rounds() -> Option<usize> {
+    std::env::var("SOAK_ROUNDS").ok().map(|rounds| rounds.parse().unwrap())
+}
+
 /// Runs a test until it ends.
 pub fn run<F: Future<Output = ()>>(test: impl FnOnce(LocalSpawner) -> F) {
     let _ = env_logger::builder().is_test(true).try_init();
     let mut pool = LocalPool::new();
     let test = test(pool.spawner());
-    let patience = embassy_time::Timer::after(PATIENCE.try_into().unwrap());
+    let patience = if soak_rounds().is_some() { 10 * PATIENCE } else { PATIENCE };
+    let patience = embassy_time::Timer::after(patience.try_into().unwrap());
     let test = async {
         match select(pin!(test), pin!(patience)).await {
             Either::Left(_) => {}

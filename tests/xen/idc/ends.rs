@@ -10,10 +10,38 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A guest with these words. It has sockets in dom0 only if it listens.
 pub fn guest(fixture: &Fixture, words: &str) -> Result<Domain> {
-    let sockets = if words.contains("listen=") { "[\"backend=0\"]" } else { "[]" };
     // With less memory, Xen 4.17 does not restore a guest.
-    let config = image(fixture, "idc", words)? + &format!("memory = 48\npvcalls = {sockets}\n");
-    Domain::create(fixture.lab()?, "idc", &config)
+    guest_with(fixture, words, 48)
+}
+
+/// A guest with this much memory, in MiB.
+pub fn guest_with(fixture: &Fixture, words: &str, memory: u32) -> Result<Domain> {
+    let sockets = if words.contains("listen=") { "[\"backend=0\"]" } else { "[]" };
+    // By default, Xen has too little memory for a guest's page tables to migrate it while it maps
+    // another one's pages.
+    let settings = format!("memory = {memory}\nshadow_memory = 8\npvcalls = {sockets}\n");
+    Domain::create(fixture.lab()?, "idc", &(image(fixture, "idc", words)? + &settings))
+}
+
+/// Waits until a client in a guest has been busy in so many connections.
+pub fn is_busy(client: &Domain, connections: usize) -> Result<()> {
+    has_said(client, "is busy", connections)
+}
+
+/// Waits until so many connections of a client in a guest are over.
+pub fn is_over(client: &Domain, connections: usize) -> Result<()> {
+    has_said(client, "is over", connections)
+}
+
+fn has_said(client: &Domain, text: &str, times: usize) -> Result<()> {
+    let says = || Ok(lines(&client.console()?, text).len() >= times);
+    wait_until(&format!("the client says {text:?}"), PATIENCE, says)
+        .with_context(|| client.console().unwrap_or_default())
+}
+
+/// The lines of a guest's console, or of a process's log, that contain a text.
+pub fn lines<'l>(log: &'l str, text: &str) -> Vec<&'l str> {
+    log.lines().filter(|line| line.contains(text)).collect()
 }
 
 /// A guest's number.
@@ -71,7 +99,17 @@ impl Process {
         kib.with_context(|| format!("{line:?} has no memory"))
     }
 
-    /// Kills it, as nothing else does.
+    /// Waits until it has mapped no page and bound no port.
+    pub fn holds_nothing(&self) -> Result<()> {
+        let holds_nothing = || {
+            let log = self.log()?;
+            let last = lines(&log, "in use: ").last().copied().unwrap_or_default();
+            Ok(last.ends_with("mappings=0 ports=0"))
+        };
+        wait_until("the process holds nothing", PATIENCE, holds_nothing)
+    }
+
+    /// Kills it with a signal that it cannot catch.
     pub fn kill(self) {}
 }
 

@@ -1,5 +1,6 @@
 //! Communication between domains, in real Xen.
 
+mod deaths;
 mod disk;
 mod ends;
 mod exam;
@@ -10,5 +11,5 @@ use crate::fixture::Case;
 
 /// The tests of this module's files.
 pub fn cases() -> Vec<(&'static str, Case)> {
-    [neighbours::CASES, exam::CASES, disk::CASES, hostile::CASES].concat()
+    [neighbours::CASES, exam::CASES, disk::CASES, deaths::CASES, hostile::CASES].concat()
 }
