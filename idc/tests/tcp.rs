@@ -56,7 +56,8 @@ fn three_over_tcp<F: Future<Output = ()>>(test: impl FnOnce(Net<Transport>) -> F
     suite::run(|spawner| async move {
         let mut nodes = Vec::new();
         for seed in 1..4 {
-            nodes.push(node(&spawner, seed).await);
+            let (node, place) = node(&spawner, seed).await;
+            nodes.push((node, [place; 2]));
         }
         test(Net { nodes, spawner }).await;
     });

@@ -120,6 +120,11 @@ impl Flag {
         self.waiting.wake_all();
     }
 
+    /// Forgets that it has happened.
+    pub fn lower(&self) {
+        self.raised.set(false);
+    }
+
     /// Waits until it has happened.
     pub async fn raised(&self) {
         self.waiting.until(|| self.raised.get().then_some(())).await;

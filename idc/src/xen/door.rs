@@ -19,12 +19,12 @@ use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use core::convert::Infallible;
 use core::pin::pin;
 use embassy_time::{Duration, Instant, Timer};
 use futures_util::FutureExt;
-use futures_util::future::select;
+use futures_util::future::{Either, select};
 use xen::xenstore::{Access, Permission, Store};
 use xen::{DomId, Errno, Flag, WaitList};
 
@@ -44,7 +44,9 @@ pub(super) fn knock(service: &Service, visitor: DomId) -> String {
 
 /// This domain's folder and its door.
 pub(super) struct Door {
-    domain: DomId,
+    pub(super) domain: Cell<DomId>,
+    /// Raised when the domain goes on after it was saved.
+    resumed: Flag,
     store: Store,
     /// Set once the folder is there.
     pub(super) is_open: Flag,
@@ -79,8 +81,15 @@ pub(super) struct Waiting {
 
 impl Door {
     pub(super) fn new(domain: DomId, store: Store) -> Self {
-        let (is_open, seats, wanted, refused) = Default::default();
-        Door { domain, store, is_open, seats, wanted, refused }
+        let (resumed, is_open, seats, wanted, refused) = Default::default();
+        Door { domain: Cell::new(domain), resumed, store, is_open, seats, wanted, refused }
+    }
+
+    /// Makes the folder and the door again, of what is perhaps another domain.
+    pub(super) fn resume(&self, domain: DomId) {
+        self.domain.set(domain);
+        self.is_open.lower();
+        self.resumed.raise();
     }
 
     /// Begins to wait for visitors of any instance of the service.
@@ -95,11 +104,14 @@ impl Door {
 
     /// Makes the folder and the door, and lets visitors in.
     pub(super) async fn run(&self) -> Infallible {
-        let path = format!("{}/{DOOR}", folder(self.domain));
         let mut warned = false;
         loop {
+            let path = format!("{}/{DOOR}", folder(self.domain.get()));
             // Another domain may have removed the door.
-            let Err(error) = self.attend(&path).await;
+            let error = match select(pin!(self.attend(&path)), pin!(self.resumed.take())).await {
+                Either::Left((Err(error), _)) => error,
+                Either::Right(_) => continue,
+            };
             if !core::mem::replace(&mut warned, true) {
                 log::warn!("{path}: {error}; making it again");
             }
@@ -108,15 +120,16 @@ impl Door {
     }
 
     async fn attend(&self, path: &str) -> Result<Infallible, Errno> {
-        let folder = folder(self.domain);
+        let domain = self.domain.get();
+        let folder = folder(domain);
         self.store.mkdir(&folder).await?;
-        self.store.set_permissions(&folder, &permissions(self.domain, Access::Read)).await?;
+        self.store.set_permissions(&folder, &permissions(domain, Access::Read)).await?;
         self.is_open.raise();
-        sweep(&self.store, self.domain).await?;
+        sweep(&self.store, domain).await?;
         self.store.write(path, "").await?;
         // A node in it belongs to its creator, and inherits the other permission.
         let ours = [Access::Write, Access::Both];
-        let ours = ours.map(|access| Permission { access, domain: self.domain });
+        let ours = ours.map(|access| Permission { access, domain });
         self.store.set_permissions(path, &ours).await?;
         let mut watch = self.store.watch(path).await?;
         let mut pace = Pace::new();
@@ -184,7 +197,7 @@ impl Door {
                     }
                 }
                 // It is dom0's, which is about to say so.
-                Some(owner) if owner == self.domain => {}
+                Some(owner) if owner == self.domain.get() => {}
                 _ => {
                     looks += 1;
                     is_done &= self.store.rm(&visitor.knock).await.is_ok();

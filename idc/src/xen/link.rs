@@ -193,6 +193,8 @@ pub struct Link<M: Machine, N: Neighbour> {
     producer: Producer,
     /// Whether the other end waits for bytes that were written.
     due: bool,
+    /// For as long as the pages are mapped.
+    pub(super) counted: Rc<()>,
 }
 
 /// The pages and the event channel, at either end.
@@ -205,7 +207,8 @@ impl<M: Machine, N: Neighbour> Link<M, N> {
     fn new(memory: Memory<M, N>, signal: Arc<Signal>, order: u32) -> Self {
         let (input, output) = (memory.part().input(order), memory.part().other().input(order));
         let consumer = Consumer::new(input, NotifyPolicy::HalfFull);
-        Link { memory, signal, order, consumer, producer: Producer::new(output), due: false }
+        let (producer, counted) = (Producer::new(output), Rc::default());
+        Link { memory, signal, order, consumer, producer, due: false, counted }
     }
 
     /// Attaches to a link that `owner` offers.
@@ -279,7 +282,7 @@ impl<M: Machine, N: Neighbour> transport::Link for Link<M, N> {
         Self: 'a;
 
     fn split(&mut self) -> (Reader<'_, M, N>, Writer<'_, M, N>) {
-        let Link { memory, signal, order, consumer, producer, due } = self;
+        let Link { memory, signal, order, consumer, producer, due, .. } = self;
         let end = End { memory, signal, order: *order, burst: 0 };
         (Reader { consumer, end: End { ..end } }, Writer { producer, due, end })
     }

@@ -30,6 +30,7 @@ use crate::transport::Transport;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::String;
+use core::cell::Cell;
 use core::convert::Infallible;
 use core::future::Future;
 use core::net::SocketAddr;
@@ -39,8 +40,9 @@ use futures_util::future::join;
 use nodes::Other;
 use peers::Peers;
 use xen::frontend::{PagePool, PageUsage};
+use xen::xenbus::read_number;
 use xen::xenstore::{Access, Permission, Store};
-use xen::{DomId, Errno, Machine, Neighbour};
+use xen::{DomId, Errno, Machine, Neighbour, WaitList};
 
 /// The order of the links of a domain that has no wish: 64 KiB in each direction.
 pub const DEFAULT_ORDER: u32 = 5;
@@ -56,7 +58,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub struct XenTransport<M: Machine, N: Neighbour>(Rc<Core<M, N>>);
 
 struct Core<M: Machine, N: Neighbour> {
-    domain: DomId,
     store: Store,
     pool: Option<Rc<PagePool<M>>>,
     neighbour: Option<N>,
@@ -64,6 +65,11 @@ struct Core<M: Machine, N: Neighbour> {
     peers: Rc<Peers>,
     door: Rc<Door>,
     quiet: Quiet,
+    /// How often the domain was suspended and has gone on: odd while it is suspended.
+    turn: Cell<u32>,
+    turned: WaitList,
+    /// Each link has a clone.
+    links: Rc<()>,
 }
 
 impl<M: Machine, N: Neighbour> XenTransport<M, N> {
@@ -82,8 +88,19 @@ impl<M: Machine, N: Neighbour> XenTransport<M, N> {
         assert!((1..=link::MAX_ORDER).contains(&order), "links of order {order}");
         let pool = machine.map(|machine| Rc::new(PagePool::new(machine)));
         let (peers, door) = (Rc::new(Peers::new(store.clone())), Door::new(domain, store.clone()));
-        let (door, quiet) = (Rc::new(door), Quiet::default());
-        let core = Rc::new(Core { domain, store, pool, neighbour, order, peers, door, quiet });
+        let (door, (quiet, turn, turned, links)) = (Rc::new(door), Default::default());
+        let core = Rc::new(Core {
+            store,
+            pool,
+            neighbour,
+            order,
+            peers,
+            door,
+            quiet,
+            turn,
+            turned,
+            links,
+        });
         let transport = XenTransport(core.clone());
         let run = async move {
             let work = join(core.door.run(), core.peers.run());
@@ -93,6 +110,30 @@ impl<M: Machine, N: Neighbour> XenTransport<M, N> {
             }
         };
         (transport, run)
+    }
+
+    /// Leaves all connections, so that the domain can be saved. When this returns, it maps no page
+    /// of another domain. No end meets another one until [`resume`](XenTransport::resume).
+    pub async fn suspend(&self) {
+        let core = &self.0;
+        core.next_turn();
+        while Rc::strong_count(&core.links) > 1 {
+            Timer::after_millis(1).await;
+        }
+    }
+
+    /// Goes on, in the same domain or in a restored one. That has another number, by which others
+    /// have to find it.
+    pub async fn resume(&self) {
+        let core = &self.0;
+        let domain = loop {
+            match read_number(&core.store, "domid").await {
+                Ok(domain) => break DomId(domain),
+                Err(_) => Timer::after(PAUSE).await,
+            }
+        };
+        core.door.resume(domain);
+        core.next_turn();
     }
 
     /// The pages that this domain grants, and those that others still map.
@@ -112,11 +153,11 @@ impl<M: Machine, N: Neighbour> Transport for XenTransport<M, N> {
     type Reserve = Reserve<M>;
 
     fn here(&self) -> (Option<DomId>, Option<SocketAddr>) {
-        (Some(self.0.domain), None)
+        (Some(self.0.domain()), None)
     }
 
     fn routes(&self, to: &RemoteBuffer) -> [Option<Place>; 2] {
-        [to.domain.filter(|domain| *domain != self.0.domain).map(Place::Domain), None]
+        [to.domain.filter(|domain| *domain != self.0.domain()).map(Place::Domain), None]
     }
 
     fn reserve(&self) -> Result<Reserve<M>, Errno> {
@@ -127,7 +168,7 @@ impl<M: Machine, N: Neighbour> Transport for XenTransport<M, N> {
         let core = self.0.clone();
         let Address { place, service } = address;
         match *place {
-            Place::Domain(domain) if domain != core.domain => {
+            Place::Domain(domain) if domain != core.domain() => {
                 let other = Other::host(&core, domain, service);
                 Meeting::new(core, reserve, Some(other), None)
             }
@@ -138,6 +179,23 @@ impl<M: Machine, N: Neighbour> Transport for XenTransport<M, N> {
             // The meeting never begins.
             Place::Domain(_) | Place::Host(_) => Meeting::new(core, reserve, None, None),
         }
+    }
+}
+
+impl<M: Machine, N: Neighbour> Core<M, N> {
+    /// This domain.
+    fn domain(&self) -> DomId {
+        self.door.domain.get()
+    }
+
+    fn next_turn(&self) {
+        self.turn.set(self.turn.get() + 1);
+        self.turned.wake_all();
+    }
+
+    /// Waits until it is no longer this turn.
+    async fn turn_ends(&self, turn: u32) {
+        self.turned.until(|| (self.turn.get() != turn).then_some(())).await;
     }
 }
 

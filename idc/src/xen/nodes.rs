@@ -20,7 +20,9 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 use core::future::pending;
+use core::pin::pin;
 use embassy_time::{Duration, Timer};
+use futures_util::future::{Either, select};
 use log::Level;
 use xen::xenstore::{Access, Store, Transaction};
 use xen::{DomId, Errno, GrantRef, Machine, Neighbour, Port};
@@ -46,7 +48,7 @@ struct Seen {
 /// The other end, once it is known.
 pub(super) struct Other {
     domain: DomId,
-    instance: u32,
+    service: Service,
     watched: Watched,
     /// The folder of this end's node, the node, and the other end's node.
     folder: String,
@@ -69,6 +71,8 @@ pub(super) struct Other {
 /// An end that waits for anyone takes the first visitor, and after that one has gone, the next.
 pub struct Meeting<M: Machine, N: Neighbour> {
     core: Rc<Core<M, N>>,
+    /// The turn of this domain, or a former one if it was suspended meanwhile.
+    turn: u32,
     reserve: Reserve<M>,
     other: Option<Other>,
     /// Where the other end comes from, if it can be anyone.
@@ -95,10 +99,10 @@ impl Other {
         service: &Service,
     ) -> Self {
         let (visits, waits) = (service.to_string(), format!("{service}@"));
-        let knock = knock(service, core.domain);
+        let knock = knock(service, core.domain());
         Other {
             knock: format!("{}/{DOOR}/{knock}", folder(domain)),
-            ..Other::new(core, domain, service.instance(), [&visits, &waits], knock)
+            ..Other::new(core, domain, service.clone(), [&visits, &waits], knock)
         }
     }
 
@@ -106,19 +110,19 @@ impl Other {
     fn new<M: Machine, N: Neighbour>(
         core: &Core<M, N>,
         domain: DomId,
-        instance: u32,
+        service: Service,
         [own, other]: [&str; 2],
         knock: String,
     ) -> Self {
         let watched = core.peers.watch(domain, other.to_string(), knock);
-        let own = format!("{}/{own}", folder(core.domain));
+        let own = format!("{}/{own}", folder(core.domain()));
         Other {
             domain,
-            instance,
+            service,
             watched,
             mine: format!("{own}/{domain}"),
             folder: own,
-            theirs: format!("{}/{other}/{}", folder(domain), core.domain),
+            theirs: format!("{}/{other}/{}", folder(domain), core.domain()),
             knock: String::new(),
             is_knocked: false,
             is_made: false,
@@ -133,7 +137,7 @@ impl Other {
         let Visitor { domain, service, knock } = visitor;
         let (visits, waits) = (service.to_string(), format!("{service}@"));
         let folders = [waits.as_str(), visits.as_str()];
-        let other = Other::new(core, domain, service.instance(), folders, String::new());
+        let other = Other::new(core, domain, service, folders, String::new());
         Other { knock, is_knocked: true, ..other }
     }
 
@@ -150,7 +154,8 @@ impl Other {
     /// Makes this end's node in the other end's door, if that has one.
     async fn knock(&mut self, store: &Store, own: DomId) {
         let there = store.get_permissions(&self.knock).await.unwrap_or_default();
-        if there.first().is_none_or(|owner| owner.domain != own) {
+        self.is_knocked = there.first().is_some_and(|owner| owner.domain == own);
+        if !self.is_knocked {
             self.is_knocked = store.write(&self.knock, "").await.is_ok();
             // What dom0 makes belongs to the other end at first.
             let ours = permissions_for(own, Access::Both, self.domain);
@@ -168,6 +173,8 @@ impl<M: Machine, N: Neighbour> Meeting<M, N> {
     ) -> Self {
         let (mine, offer, seen, told, unanswered, has_connected, warned) = Default::default();
         Meeting {
+            // While it is suspended, a meeting begins with the next turn.
+            turn: core.turn.get() & !1,
             core,
             reserve,
             other,
@@ -180,6 +187,20 @@ impl<M: Machine, N: Neighbour> Meeting<M, N> {
             pace: Pace::new(),
             has_connected,
             warned,
+        }
+    }
+
+    /// Begins anew after this domain was suspended: it may have been restored as another one.
+    async fn begin_again(&mut self, turn: u32) {
+        self.leave().await;
+        if self.visitors.is_none() {
+            let again = |other: Other| Other::host(&self.core, other.domain, &other.service);
+            self.other = self.other.take().map(again);
+        }
+        self.turn = turn;
+        if let Some(mine) = self.mine {
+            // What fails now is done with the next look.
+            let _ = transport::Meeting::publish(self, &mine).await;
         }
     }
 
@@ -197,7 +218,7 @@ impl<M: Machine, N: Neighbour> Meeting<M, N> {
     /// Looks at the other end's node, and does what follows: shows this end's node, knocks, or
     /// dismisses the visitor.
     async fn look(&mut self) -> Result<(), Errno> {
-        let (store, own) = (self.core.store.clone(), self.core.domain);
+        let (store, own) = (self.core.store.clone(), self.core.domain());
         let Some(other) = &mut self.other else { return Ok(()) };
         self.seen = other.read(&store).await?;
         let node = |publication: Publication| publication.node;
@@ -233,7 +254,7 @@ impl<M: Machine, N: Neighbour> Meeting<M, N> {
             return Ok(());
         }
         self.core.door.is_open.raised().await;
-        let (store, own) = (&self.core.store, self.core.domain);
+        let (store, own) = (&self.core.store, self.core.domain());
         if !other.is_made {
             // Nobody can read what is new in this folder, so the node is complete when it appears.
             store.mkdir(&other.folder).await?;
@@ -291,13 +312,9 @@ impl<M: Machine, N: Neighbour> Meeting<M, N> {
             );
         }
     }
-}
 
-impl<M: Machine, N: Neighbour> transport::Meeting for Meeting<M, N> {
-    type Link = Link<M, N>;
-    type Reserve = Reserve<M>;
-
-    async fn changed(&mut self) -> Option<Publication> {
+    /// Waits until the other end has changed.
+    async fn another(&mut self) -> Option<Publication> {
         loop {
             match (&self.other, &self.visitors) {
                 (Some(other), _) if !other.is_stale => {
@@ -332,6 +349,33 @@ impl<M: Machine, N: Neighbour> transport::Meeting for Meeting<M, N> {
             }
         }
     }
+}
+
+impl<M: Machine, N: Neighbour> transport::Meeting for Meeting<M, N> {
+    type Link = Link<M, N>;
+    type Reserve = Reserve<M>;
+
+    async fn changed(&mut self) -> Option<Publication> {
+        let core = self.core.clone();
+        loop {
+            let turn = core.turn.get();
+            if turn != self.turn {
+                self.seen = None;
+                if self.told.take().is_some() {
+                    return None;
+                }
+                match turn % 2 {
+                    0 => self.begin_again(turn).await,
+                    _ => core.turn_ends(turn).await,
+                }
+                continue;
+            }
+            let (another, end) = (pin!(self.another()), pin!(core.turn_ends(turn)));
+            if let Either::Left((seen, _)) = select(another, end).await {
+                return seen;
+            }
+        }
+    }
 
     async fn publish(&mut self, mine: &Publication) -> Result<(), Errno> {
         self.mine = Some(*mine);
@@ -340,6 +384,10 @@ impl<M: Machine, N: Neighbour> transport::Meeting for Meeting<M, N> {
             self.offer = None;
         }
         if let Some(other) = &mut self.other {
+            if self.turn != self.core.turn.get() {
+                // It will be shown when this end begins again.
+                return Ok(());
+            }
             other.is_shown = false;
             if mine.phase == Phase::Idle && self.visitors.is_none() {
                 self.unanswered = Some(other.read(&self.core.store).await?);
@@ -351,7 +399,7 @@ impl<M: Machine, N: Neighbour> transport::Meeting for Meeting<M, N> {
 
     fn leads(&self) -> bool {
         match (self.may_lead(), &self.other) {
-            ((true, true), Some(other)) => self.core.domain > other.domain,
+            ((true, true), Some(other)) => self.core.domain() > other.domain,
             ((leads, _), _) => leads,
         }
     }
@@ -361,21 +409,28 @@ impl<M: Machine, N: Neighbour> transport::Meeting for Meeting<M, N> {
     }
 
     fn instance(&self) -> u32 {
-        self.other.as_ref().map_or(0, |other| other.instance)
+        self.other.as_ref().map_or(0, |other| other.service.instance())
     }
 
     async fn link(&mut self) -> Result<Link<M, N>, Errno> {
         let (Some(other), Some(seen)) = (&self.other, self.seen) else {
             return Err(Errno::ENOTCONN);
         };
+        if self.turn != self.core.turn.get() {
+            return Err(Errno::ENOTCONN);
+        }
         let domain = other.domain;
-        if self.leads() {
+        let mut link = if self.leads() {
             let (link, offer) = self.reserve.offer(domain)?;
             self.offer = Some(offer);
-            return Ok(link);
-        }
-        let offer = seen.offer.ok_or(Errno::EPROTO)?;
-        Link::attach(self.core.neighbour.as_ref().ok_or(Errno::EOPNOTSUPP)?, domain, offer)
+            link
+        } else {
+            let offer = seen.offer.ok_or(Errno::EPROTO)?;
+            let neighbour = self.core.neighbour.as_ref().ok_or(Errno::EOPNOTSUPP)?;
+            Link::attach(neighbour, domain, offer)?
+        };
+        link.counted = self.core.links.clone();
+        Ok(link)
     }
 
     async fn dismiss(&mut self) {

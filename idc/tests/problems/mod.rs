@@ -20,7 +20,7 @@ const ONE: Quota = Quota { messages: 1, message: 72, transactions: 1, parameters
 
 /// Nodes that can all meet each other, and the places where the others find them.
 pub struct Net<T: Transport> {
-    pub nodes: Vec<(Node<T>, Place)>,
+    pub nodes: Vec<(Node<T>, [Place; 2])>,
     pub spawner: LocalSpawner,
 }
 
@@ -30,9 +30,10 @@ impl<T: Transport + 'static> Net<T> {
         self.end(at, Place::Anyone, service, 0)
     }
 
-    /// An endpoint of a node that looks for another node.
+    /// An endpoint of a node that looks for another node, for every other instance at its second
+    /// place.
     fn visit(&self, at: usize, to: usize, service: &str, instance: u32) -> End<T> {
-        self.end(at, self.nodes[to].1, service, instance)
+        self.end(at, self.nodes[to].1[instance as usize % 2], service, instance)
     }
 
     fn end(&self, at: usize, place: Place, service: &str, instance: u32) -> End<T> {

@@ -31,8 +31,16 @@ impl Device for Idc {
         snapshot.quarantined_pages += self.0.pages().quarantined_pages;
     }
 
+    fn suspend(&self) -> LocalBoxFuture<'_, ()> {
+        Box::pin(self.0.suspend())
+    }
+
     fn resume(&self) -> LocalBoxFuture<'_, ()> {
         Box::pin(ready(()))
+    }
+
+    fn go_on(&self) -> LocalBoxFuture<'_, ()> {
+        Box::pin(self.0.resume())
     }
 
     fn is_drained(&self) -> bool {

@@ -12,6 +12,7 @@ use core::future::poll_fn;
 use core::task::Poll;
 use embassy_time::{Duration, Timer, with_timeout};
 use embedded_io_async::{Read, Write};
+use futures_util::future::join_all;
 use xen::Errno;
 use xen::hypercall::{Operations, ShutdownReason};
 use xen::lifecycle::{Request, Requests};
@@ -22,6 +23,9 @@ use xen::xenstore::{self, Driver};
 const DRAIN: Duration = Duration::from_secs(10);
 const CLOSE: Duration = Duration::from_secs(5);
 const FLUSH: Duration = Duration::from_secs(5);
+
+/// How long a suspension waits until no other domain's page is mapped.
+const LEAVE: Duration = Duration::from_secs(5);
 
 /// How long a suspension waits for xenstore's replies.
 const QUIET: Duration = Duration::from_secs(5);
@@ -74,6 +78,11 @@ impl System {
     async fn suspend(&self) {
         let Inner { guest, store, .. } = &*self.0;
         log::info!("suspending");
+        let devices = self.0.devices.borrow().clone();
+        let leave = join_all(devices.iter().map(|device| device.suspend()));
+        if with_timeout(LEAVE, leave).await.is_err() {
+            log::warn!("some of other domains' pages are still mapped; they are lost");
+        }
         if with_timeout(QUIET, store.quiesce()).await.is_err() {
             log::warn!("timed out waiting for xenstore; pending replies are lost");
         }
@@ -87,12 +96,12 @@ impl System {
             // First, because the former driver must not read the new rings.
             let (reader, writer) = machine::xenstore(guest);
             self.0.background.spawn(run_store(store.reconnect(reader, writer)));
-            let devices = self.0.devices.borrow().clone();
-            for device in devices {
+            for device in &devices {
                 device.resume().await;
             }
         }
         store.release();
+        join_all(devices.iter().map(|device| device.go_on())).await;
         match result {
             Ok(Resumed::Restored) => log::info!("restored"),
             Ok(Resumed::Unchanged) => log::info!("resumed: this domain continues"),

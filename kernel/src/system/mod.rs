@@ -25,6 +25,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::fmt::Display;
+use core::future::ready;
 use core::pin::Pin;
 use futures_util::future::LocalBoxFuture;
 use xen::Errno;
@@ -75,8 +76,18 @@ trait Device {
     /// Frees memory that is kept for later use.
     fn trim(&self) {}
 
+    /// Gives back what a suspended domain cannot keep.
+    fn suspend(&self) -> LocalBoxFuture<'_, ()> {
+        Box::pin(ready(()))
+    }
+
     /// Reconnects in a restored domain.
     fn resume(&self) -> LocalBoxFuture<'_, ()>;
+
+    /// Goes on after a suspension, in this domain or in a restored one. xenstore can be used.
+    fn go_on(&self) -> LocalBoxFuture<'_, ()> {
+        Box::pin(ready(()))
+    }
 
     /// Whether all data that the app wrote has been sent.
     fn is_drained(&self) -> bool;

@@ -6,10 +6,12 @@ mod ends;
 mod exam;
 mod hostile;
 mod neighbours;
+mod suspend;
 
 use crate::fixture::Case;
 
 /// The tests of this module's files.
 pub fn cases() -> Vec<(&'static str, Case)> {
-    [neighbours::CASES, exam::CASES, disk::CASES, deaths::CASES, hostile::CASES].concat()
+    [neighbours::CASES, exam::CASES, disk::CASES, deaths::CASES, suspend::CASES, hostile::CASES]
+        .concat()
 }

@@ -82,6 +82,11 @@ impl FakeStore {
         let home = home(domain);
         self.write(&home, "");
         self.set_permissions(&home, &[Permission { access: Access::None, domain }]);
+        let number = format!("{home}/domid");
+        self.write(&number, domain.to_string());
+        let readable = [(Access::None, DomId(0)), (Access::Read, domain)];
+        let readable = readable.map(|(access, domain)| Permission { access, domain });
+        self.set_permissions(&number, &readable);
     }
 
     /// From now on, a domain can be given permissions, which would not count before.
