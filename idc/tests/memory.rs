@@ -29,7 +29,7 @@ fn three_over_memory<F: Future<Output = ()>>(test: impl FnOnce(Net<Transport>) -
         let mut nodes = Vec::new();
         for last in 1..4 {
             let ip = [10, 0, 0, last];
-            nodes.push((node(&net, &spawner, ip).await, Place::Host(address(ip))));
+            nodes.push((node(&net, &spawner, ip).await, [Place::Host(address(ip)); 2]));
         }
         test(Net { nodes, spawner }).await;
     });
