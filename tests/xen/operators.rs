@@ -236,6 +236,7 @@ fn xensockctl_shows_guests_ends_their_sockets_and_reloads_the_rules(
     ensure!(accepted.len() == 2, "{accepted:?}");
     for socket in &accepted {
         ensure!(socket["bytes_in"] == 4 && socket["bytes_out"] == 4, "{socket}");
+        ensure!(socket["ring"]["in_used"] == 0 && socket["ring"]["out_used"] == 0, "{socket}");
     }
 
     let first = &accepted[0]["number"];

@@ -3,7 +3,7 @@
 //! A call that moves less than it could leaves the socket empty or full, so the next call waits for
 //! the reactor's word and not for EAGAIN.
 
-use crate::control::{Kind, SocketStatus};
+use crate::control::{Kind, RingStatus, SocketStatus};
 use crate::guests::{Guest, Guests, Listed, Open};
 use crate::linux;
 use crate::listeners::{Claim, Holder, Taken};
@@ -11,7 +11,7 @@ use crate::options;
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::{self, sockopt};
 use rustix::time::{ClockId, clock_gettime};
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -22,7 +22,7 @@ use std::time::Duration;
 use xen::{DomId, Errno, Shared, Side};
 use xen_linux::runtime::{READABLE, Reactor, SOCKET, Watched};
 use xen_linux::{Count, Ticket, errno, tcp};
-use xensock::back::{Listener, Network, Socket, Stream};
+use xensock::back::{Listener, Network, Ring, RingUsage, Socket, Stream};
 use xensock::wire::{Options, Shutdown, SocketOption};
 
 /// The time since the host booted, which may be some milliseconds ago. Reading it is never a system
@@ -180,6 +180,7 @@ struct Connection {
     since: Duration,
     received: Cell<u64>,
     sent: Cell<u64>,
+    ring: RefCell<Option<Weak<dyn Ring>>>,
     /// Whether the operator ended it.
     ended: Cell<bool>,
 }
@@ -199,6 +200,7 @@ impl Connected {
             since: now(),
             received: Cell::new(0),
             sent: Cell::new(0),
+            ring: RefCell::default(),
             ended: Cell::new(false),
         });
         let open: Weak<dyn Open> = Rc::downgrade(&inner) as _;
@@ -248,6 +250,10 @@ impl Open for Connection {
             age: now().saturating_sub(self.since).as_secs(),
             bytes_in: self.received.get(),
             bytes_out: self.sent.get(),
+            ring: self.ring.borrow().as_ref().and_then(Weak::upgrade).map(|ring| {
+                let RingUsage { in_size, in_used, out_size, out_used } = ring.usage();
+                RingStatus { in_size, in_used, out_size, out_used }
+            }),
         }
     }
 }
@@ -284,6 +290,10 @@ impl Stream for Connected {
 
     fn peer_addr(&self) -> Result<SocketAddr, Errno> {
         Ok(self.inner.peer)
+    }
+
+    fn set_ring(&self, ring: Weak<dyn Ring>) {
+        self.inner.ring.replace(Some(ring));
     }
 }
 
@@ -357,6 +367,7 @@ impl Open for Listening {
             age: now().saturating_sub(self.since).as_secs(),
             bytes_in: 0,
             bytes_out: 0,
+            ring: None,
         }
     }
 }

@@ -1,14 +1,15 @@
 //! The data rings of a guest: the pages and event channels that it offered.
 
 use super::account::{Account, Share};
-use super::host::{Host, Limit};
+use super::host::{Host, Limit, Ring, RingUsage};
 use crate::ring::Notify;
-use crate::wire::{Layout, Protocol, RING_LIST, Region, RingGrants, RingOffer};
+use crate::wire::{Direction, Layout, Protocol, RING_LIST, Region, RingGrants, RingOffer};
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
+use core::sync::atomic::Ordering::Relaxed;
 use xen::{Channel, DomId, Errno, GrantRef, Mapping, Signal};
 
 /// The most rings that stay mapped for the guest to use again.
@@ -44,7 +45,7 @@ impl<'h, H: Host> Rings<'h, H> {
 
     /// Maps the pages of a ring. [`Errno::EINVAL`] for an order that the guest may not use,
     /// [`Errno::ENOMEM`] beyond its limit of pages.
-    pub(super) fn map(&self, grants: &RingGrants) -> Result<RingMemory<H>, Errno> {
+    pub(super) fn map(&self, grants: &RingGrants) -> Result<Rc<RingMemory<H>>, Errno> {
         let Rings { host, guest, protocol, account, .. } = self;
         let max_order = protocol.max_order(account.limits().max_ring_order);
         let (order, refs) = match grants {
@@ -65,7 +66,7 @@ impl<'h, H: Host> Rings<'h, H> {
         }
         let share = self.take_pages(refs.len())?;
         let pages = host.map(*guest, &refs)?;
-        Ok(RingMemory { pages, layout, order, refs, _share: share })
+        Ok(Rc::new(RingMemory { pages, layout, order, refs, _share: share }))
     }
 
     /// Reserves pages that are about to be mapped.
@@ -108,7 +109,8 @@ impl<'h, H: Host> Rings<'h, H> {
     }
 }
 
-/// The pages of a data ring, mapped one after the other. Dropping it unmaps them.
+/// The pages of a data ring, mapped one after the other. Dropping it unmaps them, so what only
+/// looks at them has a weak reference.
 pub(super) struct RingMemory<H: Host> {
     pages: H::Mapping,
     pub(super) layout: Layout,
@@ -136,6 +138,24 @@ impl<H: Host> RingMemory<H> {
     }
 }
 
+impl<H: Host> Ring for RingMemory<H> {
+    fn usage(&self) -> RingUsage {
+        let Layout { input, output, .. } = self.layout;
+        let indexes = self.region().indexes;
+        let used = |of: Direction| {
+            let [prod, cons] = [of.prod, of.cons].map(|at| indexes.load_u32(at, Relaxed));
+            // The guest may write anything.
+            prod.wrapping_sub(cons).min(of.size)
+        };
+        RingUsage {
+            in_size: input.size,
+            in_used: used(input),
+            out_size: output.size,
+            out_used: used(output),
+        }
+    }
+}
+
 /// A bound event channel and the signal that its events raise. Dropping it unbinds it.
 pub(super) struct EventChannel<H: Host> {
     channel: H::Channel,
@@ -153,6 +173,6 @@ impl<H: Host> EventChannel<H> {
 
 /// A data ring and its event channel.
 pub(super) struct DataRing<H: Host> {
-    pub(super) memory: RingMemory<H>,
+    pub(super) memory: Rc<RingMemory<H>>,
     pub(super) channel: EventChannel<H>,
 }

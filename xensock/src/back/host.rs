@@ -1,6 +1,7 @@
 //! The backend's domain, as the engine uses it: other domains' memory and events, real sockets.
 
 use crate::wire::{Options, Shutdown, SocketOption};
+use alloc::rc::Weak;
 use core::future::Future;
 use core::net::SocketAddr;
 use core::task::{Context, Poll};
@@ -92,6 +93,28 @@ pub trait Stream: Socket {
 
     /// Returns the peer's address.
     fn peer_addr(&self) -> Result<SocketAddr, Errno>;
+
+    /// Reports the connection's data ring, which has replaced an earlier one.
+    fn set_ring(&self, _ring: Weak<dyn Ring>) {}
+}
+
+/// A data ring, for the host to look at.
+pub trait Ring {
+    /// How much of it is used now.
+    fn usage(&self) -> RingUsage;
+}
+
+/// The bytes of a data ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RingUsage {
+    /// The size of the buffer for the guest to read from.
+    pub in_size: u32,
+    /// What the guest has not read yet.
+    pub in_used: u32,
+    /// The size of the buffer for the guest to write to.
+    pub out_size: u32,
+    /// What the backend has not sent yet.
+    pub out_used: u32,
 }
 
 /// A bound socket, which may listen. At most one task waits for its connections.
@@ -137,7 +160,7 @@ pub trait Network {
 /// The backend's domain.
 ///
 /// `xensockd` implements it with device files and sockets, and `xensock::testing` in memory.
-pub trait Host: Neighbour {
+pub trait Host: Neighbour + 'static {
     /// The host's sockets.
     type Network: Network;
 

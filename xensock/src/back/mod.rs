@@ -62,4 +62,4 @@ mod socket;
 
 pub use account::Account;
 pub use engine::{CommandLink, Violation, serve};
-pub use host::{Host, Limit, Limits, Listener, Network, Socket, Stream};
+pub use host::{Host, Limit, Limits, Listener, Network, Ring, RingUsage, Socket, Stream};

@@ -7,19 +7,20 @@ use super::account::Flow;
 use super::data_ring::{DataRing, EventChannel, RingMemory};
 use super::engine::{Engine, Reply};
 use super::gate::Place;
-use super::host::{Host, Socket, Stream, StreamOf};
+use super::host::{Host, Ring, Socket, Stream, StreamOf};
 use super::socket::Operation;
 use crate::ring::{Consumer, Notify, NotifyPolicy, Producer, len};
 use crate::wire::{RingGrants, Shutdown, SocketOption};
+use alloc::rc::{Rc, Weak};
 use core::task::{Context, Poll, ready};
 use xen::{Errno, Shared, Side};
 
 /// The two pumps of one connection.
 pub(super) struct Pumps<H: Host> {
     channel: EventChannel<H>,
-    memory: RingMemory<H>,
+    memory: Rc<RingMemory<H>>,
     /// After a RESIZE: the former ring, until what the guest wrote there is sent.
-    former: Option<(RingMemory<H>, Consumer)>,
+    former: Option<(Rc<RingMemory<H>>, Consumer)>,
     input: Producer,
     output: Consumer,
     /// The socket, until neither direction needs it any more.
@@ -47,6 +48,10 @@ fn output<H: Host>(memory: &RingMemory<H>) -> Consumer {
     Consumer::new(memory.layout.output, NotifyPolicy::FullOrEmpty)
 }
 
+fn view<H: Host>(memory: &Rc<RingMemory<H>>) -> Weak<dyn Ring> {
+    Rc::downgrade(memory) as _
+}
+
 /// The first bytes of two pieces, at most so many.
 fn first([one, two]: [Shared<'_>; 2], most: usize) -> [Shared<'_>; 2] {
     let count = one.len().min(most);
@@ -57,6 +62,7 @@ impl<H: Host> Pumps<H> {
     /// Pumps between a socket and an unused ring.
     pub(super) fn new(ring: DataRing<H>, stream: StreamOf<H>, linger: Option<u32>) -> Self {
         let DataRing { memory, channel } = ring;
+        stream.set_ring(view(&memory));
         Pumps {
             channel,
             input: Producer::new(memory.layout.input),
@@ -136,11 +142,12 @@ impl<H: Host> Pumps<H> {
     /// Switches to another ring. Bytes stay in the former one: the guest reads the rest of its
     /// `in`, and `poll_send` sends the rest of its `out`.
     fn resize(&mut self, engine: &Engine<'_, H>, grants: RingGrants) -> Result<(), Errno> {
-        self.stream()?;
+        let stream = self.stream()?;
         if self.former.is_some() {
             return Err(Errno::EBUSY);
         }
         let memory = engine.rings.map(&grants)?;
+        stream.set_ring(view(&memory));
         self.resized = Some(grants);
         self.input = Producer::new(memory.layout.input);
         let output = core::mem::replace(&mut self.output, output(&memory));

@@ -35,7 +35,7 @@ impl<N> Neighbour for FakeDom0<N> {
     }
 }
 
-impl<N: Network> Host for FakeDom0<N> {
+impl<N: Network + 'static> Host for FakeDom0<N> {
     type Network = N;
 
     fn network(&self) -> &N {

@@ -1,7 +1,7 @@
 //! A network in memory: listening sockets by address, and connections.
 
 use super::pipe::Pipe;
-use crate::back::{Listener, Network, Socket, Stream};
+use crate::back::{Listener, Network, Ring, Socket, Stream};
 use crate::ring::{copy_in, copy_out};
 use crate::wire::{Options, Shutdown, SocketOption};
 use std::cell::{Cell, RefCell};
@@ -31,6 +31,8 @@ struct State {
     open: Cell<usize>,
     last_port: Cell<u16>,
     capacity: Cell<Option<usize>>,
+    /// The ring of the latest stream that got one.
+    ring: RefCell<Option<Weak<dyn Ring>>>,
 }
 
 struct Bound {
@@ -152,6 +154,11 @@ impl FakeNet {
     pub fn speak(&self, address: SocketAddr) {
         self.0.silent.borrow_mut().remove(&address);
         self.0.spoke.wake_all();
+    }
+
+    /// The latest data ring that an engine reported.
+    pub fn last_ring(&self) -> Option<Weak<dyn Ring>> {
+        self.0.ring.borrow().clone()
     }
 
     /// The number of open sockets, without bound ones.
@@ -361,6 +368,10 @@ impl Stream for FakeStream {
 
     fn peer_addr(&self) -> Result<SocketAddr, Errno> {
         Ok(self.peer)
+    }
+
+    fn set_ring(&self, ring: Weak<dyn Ring>) {
+        self.net.0.ring.replace(Some(ring));
     }
 }
 

@@ -344,6 +344,10 @@ impl Ring {
         }
     }
 
+    pub fn unread(&self) -> usize {
+        self.consumer.borrow_mut().data(self.region()).map_or(0, |data| len(&data))
+    }
+
     pub fn unsent(&self) -> u32 {
         self.producer.borrow().unread(self.region()).unwrap()
     }

@@ -4,7 +4,7 @@ use crate::guest::{LINGER, address, limits, pattern, run, run_with};
 use embassy_time::{Duration, Instant, Timer};
 use futures_util::future::join;
 use xen::Errno;
-use xensock::back::Limits;
+use xensock::back::{Limits, RingUsage};
 use xensock::wire::{Call, Family};
 
 #[test]
@@ -253,5 +253,24 @@ fn an_engine_that_is_dropped_closes_unmaps_and_unbinds_everything() {
         guest.settle().await;
         // Dropped after the engine, which must have unmapped them.
         (ring, waiting, connecting, draining, peer, slow)
+    });
+}
+
+#[test]
+fn the_host_can_look_at_the_rings_of_its_streams() {
+    run(|guest| async move {
+        let (ring, peer) = guest.connect(1, 2).await;
+        let view = guest.net.last_ring().expect("the engine reports it");
+        let size = ring.layout.input.size;
+        let usage = || view.upgrade().map(|ring| ring.usage());
+        let empty = RingUsage { in_size: size, in_used: 0, out_size: size, out_used: 0 };
+        assert_eq!(usage(), Some(empty));
+        peer.write_all(&[7; 100]).await.unwrap();
+        ring.until(|| (ring.unread() == 100).then_some(())).await;
+        assert_eq!(usage(), Some(RingUsage { in_used: 100, ..empty }));
+        assert_eq!(ring.read().await.len(), 100);
+        assert_eq!(usage(), Some(empty));
+        guest.release(1).await.unwrap();
+        assert_eq!(usage(), None, "a view keeps no page mapped");
     });
 }

@@ -256,12 +256,22 @@ fn details(guest: &GuestStatus) -> String {
             amount(socket.bytes_out),
         );
     }
+    let _ = writeln!(text, "\n{:>6} {:>21} {:>21}", "SOCKET", "UNREAD OF RING", "UNSENT OF RING");
+    for socket in &guest.sockets {
+        let Some(ring) = &socket.ring else { continue };
+        let part =
+            |used: u32, size: u32| format!("{} of {}", amount(used.into()), amount(size.into()));
+        let [unread, unsent] =
+            [part(ring.in_used, ring.in_size), part(ring.out_used, ring.out_size)];
+        let _ = writeln!(text, "{:>6} {unread:>21} {unsent:>21}", socket.number);
+    }
     text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use xensockd::control::RingStatus;
 
     fn guest(name: &str, number: u64) -> GuestStatus {
         let remote = "[2001:db8:1111:2222:3333:4444:5555:6666]:65535".parse().unwrap();
@@ -285,6 +295,12 @@ mod tests {
                 age: 172_799,
                 bytes_in: u64::MAX,
                 bytes_out: 999_949,
+                ring: Some(RingStatus {
+                    in_size: 1 << 20,
+                    in_used: 999_949,
+                    out_size: 1 << 20,
+                    out_used: 999_949,
+                }),
             }],
         }
     }

@@ -115,6 +115,21 @@ pub struct SocketStatus {
     pub bytes_in: u64,
     /// The bytes that the guest has sent.
     pub bytes_out: u64,
+    /// The data ring of a connection.
+    pub ring: Option<RingStatus>,
+}
+
+/// The bytes of a data ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingStatus {
+    /// The size of the buffer that the guest reads from.
+    pub in_size: u32,
+    /// What the guest has not read yet.
+    pub in_used: u32,
+    /// The size of the buffer that the guest writes to.
+    pub out_size: u32,
+    /// What the daemon has not sent yet.
+    pub out_used: u32,
 }
 
 /// How a socket came to be.

@@ -60,7 +60,7 @@ pub fn back_of(guest: DomId, dialect: Dialect) -> String {
 }
 
 /// What the devices of a thread have in common, with these sockets.
-pub fn backend<N: Network>(
+pub fn backend<N: Network + 'static>(
     world: &World,
     store: Store,
     sockets: N,
