@@ -10,6 +10,7 @@ cases![
     a_saved_client_leaves_and_connects_again_under_load,
     a_saved_service_is_found_as_another_domain_under_load,
     two_saved_guests_meet_again_under_load,
+    a_reused_domain_number_is_another_remote_end,
 ];
 
 /// A restore that may give a domain a number that another one had more than a second ago.
@@ -95,4 +96,31 @@ fn two_saved_guests_meet_again_under_load(fixture: &Fixture) -> Result<()> {
         is_busy(&client, 2 + round)?;
     }
     [&service, &client].into_iter().try_for_each(nothing_was_lost)
+}
+
+fn a_reused_domain_number_is_another_remote_end(fixture: &Fixture) -> Result<()> {
+    let dom0: &Dom0 = fixture.lab()?;
+    let (first, second) = (guest(fixture, "serve=any/exam")?, guest(fixture, "serve=any/exam")?);
+    let (number, other) = (id(&first)?, id(&second)?);
+    second.wait_for("serving at", PATIENCE)?;
+    dom0.run(&format!("xl save -D {} /root/saved", second.name()))?;
+    // The first guest's number replaces the second one's in the configuration, which begins after
+    // 52 bytes of the file and keeps its length.
+    let spaces = " ".repeat(other.to_string().len() - number.to_string().len());
+    let edit = format!("s/\"domid\": {other},/\"domid\": {spaces}{number},/");
+    let (read, write) = ("bs=1 skip=52 count=500", "bs=1 seek=52 conv=notrunc");
+    dom0.run(&format!("dd if=/root/saved {read} | sed '{edit}' | dd of=/root/saved {write}"))?;
+    // The client's number is higher, so it maps nothing, and the first guest ends at once.
+    let client = guest(fixture, &format!("load=xen:{number}/exam"))?;
+    is_busy(&client, 1)?;
+    // The client sees nothing of what happens, but the result.
+    dom0.run(&format!("xl pause {}", client.name()))?;
+    first.destroy();
+    dom0.run(&format!("{RESTORE} /root/saved && rm /root/saved"))?;
+    ensure!(id(&second)? == number, "the second guest has another number");
+    second.wait_for("restored", PATIENCE)?;
+    client.unpause()?;
+    is_over(&client, 1)?;
+    is_busy(&client, 2)?;
+    nothing_was_lost(&second)
 }
