@@ -14,11 +14,14 @@ use crate::sockets::Sockets;
 use crate::threads::{Mailboxes, Message, Placement, StopAll};
 use futures_channel::mpsc::UnboundedReceiver;
 use futures_util::StreamExt;
-use futures_util::future::{Either, join_all, select, select_all, try_join, try_join3};
+use futures_util::future::{
+    Either, LocalBoxFuture, join_all, select, select_all, try_join, try_join3,
+};
+use futures_util::stream::FuturesUnordered;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use std::convert::Infallible;
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::pin::pin;
@@ -174,25 +177,26 @@ impl<'s> Worker<'s> {
             }
             {
                 let finding = select_all(finders.iter_mut().map(|finder| Box::pin(finder.run())));
-                let mut messages = pin!(async {
+                // The loop polls this whole future after each event, and these only if they were
+                // woken.
+                let mut work = FuturesUnordered::<LocalBoxFuture<'_, Result<(), String>>>::new();
+                work.push(Box::pin(async {
+                    let (error, ..) = finding.await;
+                    Err(format!("cannot look for guests in xenstore: {error}"))
+                }));
+                work.push(Box::pin(async {
                     while let Some(message) = inbox.next().await {
                         receive_message(message, &guests, &store).await;
                     }
-                });
-                let mut asked = pin!(asked_to_stop(common, &reactor, thread, first));
-                let asked = poll_fn(|cx| {
-                    // The messages never end before the daemon does.
-                    let _ = messages.as_mut().poll(cx);
-                    asked.as_mut().poll(cx)
-                });
-                match select(driver.as_mut(), select(finding, asked)).await {
+                    pending().await
+                }));
+                work.push(Box::pin(async {
+                    let asked = asked_to_stop(common, &reactor, thread, first).await;
+                    asked.map_err(|error| format!("cannot receive signals: {error}"))
+                }));
+                match select(driver.as_mut(), work.next()).await {
                     Either::Left((failure, _)) => return Err(failure),
-                    Either::Right((Either::Left(((error, ..), _)), _)) => {
-                        return Err(format!("cannot look for guests in xenstore: {error}"));
-                    }
-                    Either::Right((Either::Right((asked, _)), _)) => {
-                        asked.map_err(|error| format!("cannot receive signals: {error}"))?;
-                    }
+                    Either::Right((ended, _)) => ended.unwrap_or(Ok(()))?,
                 }
             }
             if thread == 0 {
