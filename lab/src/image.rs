@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The version of the base; incremented when this code builds another base from the same inputs.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 
 /// dom0's drivers: Xen's interfaces, the network card, the guests' network.
 const MODULES: &str = "\
@@ -220,8 +220,9 @@ impl Base {
             archive.copy(&tree.root().join(from), to, *permissions)?;
         }
         archive.file("/etc/xen/xl.conf", READABLE, b"")?;
-        archive.file("/etc/passwd", READABLE, b"root:x:0:0:root:/root:/bin/sh\n")?;
-        archive.file("/etc/group", READABLE, b"root:x:0:\n")?;
+        let users = b"root:x:0:0:root:/root:/bin/sh\nxensockd:x:100:100::/:/usr/sbin/nologin\n";
+        archive.file("/etc/passwd", READABLE, users)?;
+        archive.file("/etc/group", READABLE, b"root:x:0:\nxensockd:x:100:\n")?;
         archive.file("/etc/shadow", PRIVATE, b"root:*:1:0:99999:7:::\n")?;
         archive.file("/etc/hosts", READABLE, b"127.0.0.1 localhost dom0\n::1 localhost\n")?;
         archive.copy(&self.cache.join("host-key"), "/etc/dropbear/host-key", PRIVATE)?;

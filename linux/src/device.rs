@@ -39,7 +39,9 @@ pub(crate) use request;
 pub(crate) fn explain(path: &str, module: &str, error: impl Into<io::Error>) -> String {
     let error = error.into();
     let advice = match error.kind() {
-        io::ErrorKind::PermissionDenied => "run this program as root".to_string(),
+        io::ErrorKind::PermissionDenied => {
+            "run this program as root, or as the user that owns the file".to_string()
+        }
         io::ErrorKind::NotFound => {
             format!("run this program in a domain under Xen, and load the kernel module {module}")
         }

@@ -25,6 +25,7 @@ mod operators;
 mod page;
 mod platform;
 mod reconnect;
+mod rights;
 mod service;
 mod serving;
 mod sockets;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
         memory::CASES,
         network::CASES,
         operators::CASES,
+        rights::operators::CASES,
         benchmark::CASES,
         linux_frontend::CASES,
         linux_backend::CASES,

@@ -269,7 +269,7 @@ fn xensockctl_shows_guests_ends_their_sockets_and_reloads_the_rules(
     dom0.run("xensockctl log-level info")?;
     ensure!(daemon.log()?.contains("TRACE]"), "{}", daemon.log()?);
     let mode = dom0.run("stat -c '%a %U' /run/xensockd /run/xensockd/control")?;
-    ensure!(mode == "750 root\n660 root", "{mode}");
+    ensure!(mode == "750 xensockd\n660 xensockd", "{mode}");
     Ok(())
 }
 
@@ -280,7 +280,7 @@ fn what_keeps_the_daemon_from_starting_is_one_line(fixture: &Fixture) -> Result<
     let back = "mv /dev/xen/away /dev/xen/gntdev";
     let stop = "kill -STOP $(cat /run/xen/xenstored.pid)";
     let go = "kill -CONT $(cat /run/xen/xenstored.pid)";
-    let other = "xensockd --lock-file /run/other.lock --control /run/other/control";
+    let other = "xensockd --lock-file /run/other/lock --control /run/other/control";
     for (before, line, after, reason) in [
         ("true", "xensockd", "true", "already running as process "),
         ("true", "xensockd --config /root/rules.toml", "true", "/root/rules.toml:2:11: -1 is not"),

@@ -1,8 +1,10 @@
 //! The command line.
 
+use crate::rules::DEFAULT;
+use crate::sandbox::Files;
 use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use xensock::wire::Extensions;
 
 /// The most threads that are started without `--threads`.
@@ -10,7 +12,7 @@ const MAX_DEFAULT_THREADS: usize = 4;
 
 /// Serves the sockets of Xen guests (PV Calls, XenSock) from this domain.
 ///
-/// Requires root, the kernel modules xen-evtchn and xen-gntdev, and a running xenstored. A line
+/// Requires the kernel modules xen-evtchn and xen-gntdev, and a running xenstored. A line
 /// `pvcalls=["backend=0"]` in a guest's configuration gives it a device. A file of rules says what
 /// each guest may do. SIGHUP reads it again; SIGUSR1 logs what is in use; SIGTERM and SIGINT close
 /// all guests' sockets and stop the daemon.
@@ -39,12 +41,16 @@ pub struct Arguments {
     #[arg(long)]
     pub plain: bool,
 
+    /// The user as which xensockd runs if root starts it; root stays root [default: xensockd]
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
+
     /// The control socket, for xensockctl
     #[arg(long, value_name = "FILE", default_value = crate::control::DEFAULT)]
     pub control: PathBuf,
 
     /// The lock file, which prevents a second daemon
-    #[arg(long, value_name = "FILE", default_value = "/run/xensockd.lock")]
+    #[arg(long, value_name = "FILE", default_value = "/run/xensockd/lock")]
     pub lock_file: PathBuf,
 }
 
@@ -57,9 +63,33 @@ pub enum Command {
         /// The file
         file: PathBuf,
     },
+    /// Give up rights as the daemon does, try what must be refused, and print the outcome
+    CheckSandbox {
+        /// The user as which the daemon runs, if root starts it [default: xensockd]
+        #[arg(long, value_name = "NAME")]
+        user: Option<String>,
+    },
 }
 
 impl Arguments {
+    /// Gives up what the daemon does not need, before it starts threads. An error is a line for the
+    /// user.
+    pub fn become_user(&self) -> Result<(), String> {
+        let files = [&self.lock_file, &self.control];
+        let folders: Vec<_> = files.into_iter().filter_map(|file| file.parent()).collect();
+        let user = match &self.command {
+            Some(Command::CheckSandbox { user }) => user,
+            _ => &self.user,
+        };
+        crate::user::become_user(user.as_deref(), &folders)
+    }
+
+    /// The files that the daemon opens or removes once it is confined.
+    pub fn files(&self) -> Files<'_> {
+        let rules = self.config.as_deref().unwrap_or(Path::new(DEFAULT));
+        Files { rules, control: &self.control }
+    }
+
     /// The number of threads.
     pub fn threads(&self) -> usize {
         let processors = || std::thread::available_parallelism().map_or(1, usize::from);

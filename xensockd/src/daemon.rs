@@ -12,6 +12,7 @@ use crate::lock::{Lock, check_kernel_backend};
 use crate::rules::Policy;
 use crate::sockets::Sockets;
 use crate::threads::{Mailboxes, Message, Placement, StopAll};
+use crate::{sandbox, user};
 use futures_channel::mpsc::UnboundedReceiver;
 use futures_util::StreamExt;
 use futures_util::future::{
@@ -65,6 +66,7 @@ impl Common<'_> {
 
 /// Runs until a signal stops the daemon. An error is a line for the user.
 pub fn run(arguments: &Arguments) -> Result<(), String> {
+    arguments.become_user()?;
     let threads = arguments.threads();
     let policy = Policy::read(arguments.config.as_deref())?;
     // From now on, it does not end the daemon.
@@ -88,10 +90,12 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
     check_kernel_backend()?;
     let control = Server::open(first.runtime.reactor(), &arguments.control)?;
     raise_file_limit();
+    sandbox::confine(&arguments.files())?;
     log::info!(
-        "xensockd {} serves {}; {threads} threads; {rules}",
+        "xensockd {} serves {} as the user {}; {threads} threads; {rules}",
         env!("CARGO_PKG_VERSION"),
-        Dialect::ALL.map(Dialect::device).join(" and ")
+        Dialect::ALL.map(Dialect::device).join(" and "),
+        user::current(),
     );
     std::thread::scope(|scope| {
         let others: Vec<_> = (1..)

@@ -14,12 +14,14 @@ pub mod device;
 pub mod dom0;
 pub mod finder;
 pub mod guests;
-#[allow(unsafe_code, reason = "sockets on a guest's ring, `SO_BUSY_POLL`")]
+#[allow(unsafe_code, reason = "sockets on a guest's ring, `SO_BUSY_POLL`, seccomp")]
 mod linux;
 pub mod listeners;
 pub mod lock;
 mod options;
 pub mod rules;
+pub mod sandbox;
 pub mod sockets;
 mod states;
 pub mod threads;
+pub mod user;

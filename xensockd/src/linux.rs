@@ -64,3 +64,18 @@ pub fn busy_poll(socket: &OwnedFd) -> io::Result<u32> {
     count(result as isize)?;
     Ok(u32::try_from(microseconds).unwrap_or(0))
 }
+
+/// Installs a seccomp filter for this thread and those that it starts. What it refuses is written
+/// to the kernel's log, which the crate that compiles filters cannot ask for.
+pub fn install_filter(filter: &[seccompiler::sock_filter]) -> io::Result<()> {
+    let len = filter.len().try_into().map_err(|_| io::ErrorKind::InvalidInput)?;
+    // The two types are those of the same structure in C.
+    let program = libc::sock_fprog { len, filter: filter.as_ptr().cast_mut().cast() };
+    let mode = libc::SECCOMP_SET_MODE_FILTER;
+    // SAFETY: the program is laid out as the kernel reads it, and lives until the call returns. The
+    // kernel only reads it.
+    let result = unsafe {
+        libc::syscall(libc::SYS_seccomp, mode, libc::SECCOMP_FILTER_FLAG_LOG, &raw const program)
+    };
+    count(result as isize).map(drop)
+}

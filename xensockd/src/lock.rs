@@ -18,8 +18,10 @@ impl Lock {
     pub fn take(path: &Path) -> Result<Lock, String> {
         let name = path.display();
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
-        let file = open(path, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|error| format!("cannot open {name}: {error}; run xensockd as root"))?;
+        let file = open(path, flags, Mode::RUSR | Mode::WUSR).map_err(|error| {
+            let user = crate::user::current();
+            format!("cannot open {name}: {error}; xensockd runs as the user {user}")
+        })?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {

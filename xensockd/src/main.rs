@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use xensockd::arguments::{Arguments, Command};
 use xensockd::daemon;
 use xensockd::rules::Policy;
+use xensockd::sandbox::trial;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
         Some(Command::Check { file }) => Policy::read(Some(file)).map(|policy| {
             println!("{}: no mistakes, {} entries for guests", file.display(), policy.guests());
         }),
+        Some(Command::CheckSandbox { .. }) => check_sandbox(&arguments),
         None => daemon::run(&arguments),
     };
     match result {
@@ -28,4 +30,9 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn check_sandbox(arguments: &Arguments) -> Result<(), String> {
+    arguments.become_user()?;
+    trial::run(&arguments.files())
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::{Command, Output};
+use xensockd::user;
 
 fn xensockd(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_xensockd")).args(arguments).output().unwrap()
@@ -23,7 +24,18 @@ fn without_xen_one_line_names_the_missing_device_and_the_remedy() {
         eprintln!("skipped: this machine runs under Xen");
         return;
     }
-    let output = xensockd(&[]);
+    let folder = std::env::temp_dir().join(format!("xensockd-start-{}", std::process::id()));
+    let [lock, control] = ["lock", "control"].map(|name| folder.join(name));
+    let output = xensockd(&[
+        "--user",
+        &user::current(),
+        "--lock-file",
+        lock.to_str().unwrap(),
+        "--control",
+        control.to_str().unwrap(),
+    ]);
+    // Only root makes it.
+    let _ = std::fs::remove_dir(folder);
     assert_eq!(output.status.code(), Some(1));
     let message = String::from_utf8(output.stderr).unwrap();
     assert_eq!(message.lines().count(), 1, "{message}");
@@ -58,11 +70,29 @@ fn a_file_of_rules_is_checked_and_a_mistake_has_its_place() {
     assert_eq!(status, Some(1));
     assert!(said.contains(&format!("{name}:2:3: unknown key `conect`")), "{said}");
     std::fs::write(&file, "[guest.web]\nsockets = 0\n").unwrap();
-    for arguments in [["--config", name], ["--config", "/no/such/file"]] {
-        let output = xensockd(&arguments);
+    for config in [name, "/no/such/file"] {
+        let lock = folder.join("lock");
+        let output = xensockd(&[
+            "--user",
+            &user::current(),
+            "--lock-file",
+            lock.to_str().unwrap(),
+            "--control",
+            lock.to_str().unwrap(),
+            "--config",
+            config,
+        ]);
         assert_eq!(output.status.code(), Some(1));
         let said = String::from_utf8(output.stderr).unwrap();
-        assert!(said.lines().count() == 1 && said.contains(arguments[1]), "{said}");
+        assert!(said.lines().count() == 1 && said.contains(config), "{said}");
     }
     std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_missing_user_is_refused() {
+    let output = xensockd(&["--user", "nobody-has-this-name"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("there is no user nobody-has-this-name"), "{said}");
 }

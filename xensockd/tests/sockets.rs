@@ -6,6 +6,8 @@ mod rig;
 use rig::{DOM0, OPEN, client, guests, policy};
 use std::future::poll_fn;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::panic::resume_unwind;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 use std::{io::Read, io::Write, thread};
@@ -18,18 +20,32 @@ use xensock::wire::{Options, SocketOption};
 use xensockd::control::Kind;
 use xensockd::counts::Counts;
 use xensockd::guests::{Guest, Guests};
+use xensockd::sandbox::{Files, confine};
 use xensockd::sockets::{Bound, Connected, Sockets};
 
 const GUEST: DomId = DomId(7);
 
 const LONG: Duration = Duration::from_secs(60);
 
-fn run<F: Future<Output = ()>>(test: impl FnOnce(Rig) -> F) {
+fn run<F: Future<Output = ()>>(test: impl FnOnce(Rig) -> F + Send) {
     run_with(OPEN, test);
 }
 
-/// Runs a test with these rules and a guest, whose name is `web`.
-fn run_with<F: Future<Output = ()>>(rules: &str, test: impl FnOnce(Rig) -> F) {
+/// Runs a test with these rules and a guest, whose name is `web`, in a thread that is confined as
+/// those of the daemon.
+fn run_with<F: Future<Output = ()>>(rules: &str, test: impl FnOnce(Rig) -> F + Send) {
+    let ended = thread::scope(|scope| {
+        let confined = scope.spawn(|| {
+            let none = Path::new("/nowhere/at/all");
+            confine(&Files { rules: none, control: none }).unwrap();
+            run_confined(rules, test);
+        });
+        confined.join()
+    });
+    ended.unwrap_or_else(|panic| resume_unwind(panic));
+}
+
+fn run_confined<F: Future<Output = ()>>(rules: &str, test: impl FnOnce(Rig) -> F) {
     let mut runtime = Runtime::new().unwrap();
     let (reactor, counts, guests) = (runtime.reactor().clone(), Counts::default(), guests(rules));
     let sockets = Sockets::new(&reactor, counts.sockets.clone(), guests.clone());

@@ -1,64 +1,18 @@
 //! Asks a running daemon: what its guests have, and to change it.
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
-use xensockd::control::{DEFAULT, GuestStatus, Kind, Reply, Request, SocketStatus, Status};
+use xensockd::control::arguments::{Arguments, Command};
+use xensockd::control::{GuestStatus, Kind, Reply, Request, SocketStatus, Status};
 
 /// How long the daemon may take to answer.
 const PATIENCE: Duration = Duration::from_secs(15);
-
-/// Controls xensockd. Only root and the members of the group xensockd may.
-#[derive(Parser)]
-#[command(name = "xensockctl", version)]
-struct Arguments {
-    #[command(subcommand)]
-    command: Command,
-
-    /// The daemon's control socket
-    #[arg(long = "socket", value_name = "FILE", default_value = DEFAULT, global = true)]
-    control: PathBuf,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Show the guests and how much of their limits they use
-    Status {
-        /// Print a line of JSON
-        #[arg(long)]
-        json: bool,
-        /// Show it again every two seconds, until interrupted
-        #[arg(long)]
-        watch: bool,
-    },
-    /// Show a guest's rules and its sockets
-    Guest {
-        /// Its name, or its domain's number
-        name: String,
-        /// Print a line of JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// End a socket of a guest, which gets an error
-    Close {
-        /// The guest's name, or its domain's number
-        guest: String,
-        /// The socket's number, which `guest` shows
-        socket: u64,
-    },
-    /// Read the rules again
-    Reload,
-    /// Log messages of this level from now on: off, error, warn, info, debug or trace
-    LogLevel {
-        /// The level
-        level: log::LevelFilter,
-    },
-}
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();

@@ -1,5 +1,6 @@
 //! The control socket: what `xensockctl` asks, and what the daemon answers. Each is a line of JSON.
 
+pub mod arguments;
 mod server;
 
 pub use server::Server;

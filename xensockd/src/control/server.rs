@@ -6,11 +6,11 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use nix::unistd::Group;
 use rustix::net::{SocketFlags, accept_with};
 use std::convert::Infallible;
-use std::fs::{self, Permissions};
+use std::fs::{self, Permissions, metadata};
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -42,7 +42,10 @@ impl Server {
         let open = || {
             let group = Group::from_name(GROUP)?.map(|group| group.gid.as_raw());
             let share = |path: &Path, mode| {
-                chown(path, None, group)?;
+                // The daemon's own user need not, and systemd does not allow it to.
+                if group.is_some_and(|group| metadata(path).is_ok_and(|it| it.gid() != group)) {
+                    chown(path, None, group)?;
+                }
                 fs::set_permissions(path, Permissions::from_mode(mode))
             };
             if let Some(folder) = path.parent().filter(|folder| !folder.exists()) {
