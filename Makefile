@@ -31,9 +31,12 @@ LOOM_MAX_PREEMPTIONS ?= 3
 # Options for the lab, such as LAB="--memory 8192 --gdb 1234".
 LAB ?=
 
+# The version of all crates.
+VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml)
+
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel examples xensockd liar lab disk run shell test programs bench soak fuzz \
-	loom clean
+.PHONY: help setup kernel examples xensockd deb liar lab disk run shell test programs bench soak \
+	fuzz loom clean
 
 help:
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | while IFS='	' read -r name text; do \
@@ -56,6 +59,10 @@ xensockd: setup ## builds the backend daemon: target/xensockd, and target/xensoc
 	$(call stripped,host/xensockctl,xensockctl,--strip-debug)
 	$(call stripped,host/xensockd,xensockd,--strip-debug)
 
+deb: xensockd ## builds the daemon's Debian package, in target/debian
+	$(CARGO) build -p xensockd --example manual
+	xensockd/dist/debian/build target '$(VERSION)' target/debug/examples/manual
+
 liar: setup ## builds a backend that tests guests with invalid answers
 	$(CARGO) build -p xensockd --example liar --profile host
 	@strip --strip-debug target/host/examples/liar
@@ -69,10 +76,10 @@ disk: setup ## builds the programs for APP=disk: a server of a file, and a guest
 	cd kernel && $(CARGO) build --release --example disk
 
 run: $(filter disk,$(APP))
-run: kernel xensockd lab ## serves a guest: APP=http|echo|disk PORT=8080 STACK=xensock|netfront
+run: kernel deb lab ## serves a guest: APP=http|echo|disk PORT=8080 STACK=xensock|netfront
 	@target/lab run --app '$(APP)' --port '$(PORT)' --stack '$(STACK)' $(LAB)
 
-shell: kernel xensockd lab ## boots Xen and opens a shell in dom0
+shell: kernel deb lab ## boots Xen and opens a shell in dom0
 	@target/lab shell $(LAB)
 
 test: ## runs all checks and tests, or those in real Xen whose names contain TEST=
@@ -84,7 +91,7 @@ programs: setup ## builds the benchmarks' client, and the apps as a Linux progra
 		-p xen-linux --example idc --example disk --profile host
 	@strip --strip-debug $(addprefix target/host/examples/,client linux idc disk)
 
-bench: kernel xensockd programs ## XenSock and IDC beside others: ROUNDS=3 MB=192 IDLE=1000 ONLY=idc
+bench: kernel deb programs ## XenSock and IDC beside others: ROUNDS=3 MB=192 IDLE=1000 ONLY=idc
 	cd kernel && $(CARGO) build --release --example hello --example idc
 	$(call stripped,x86_64-xen-pvh/release/examples/hello,hello,--strip-all)
 	@mkdir -p target/bench

@@ -16,6 +16,7 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use walkdir::WalkDir;
 
 /// The version of the base; incremented when this code builds another base from the same inputs.
 const FORMAT: u32 = 4;
@@ -38,10 +39,10 @@ const OUR_FILES: &[(&str, &str, u32)] = &[
     ("lab/dom0/start-dnsmasq", "/usr/sbin/start-dnsmasq", EXECUTABLE),
     ("lab/dom0/stop-dnsmasq", "/usr/sbin/stop-dnsmasq", EXECUTABLE),
     ("lab/dom0/start-xensockd", "/usr/sbin/start-xensockd", EXECUTABLE),
-    ("lab/dom0/xensockd.toml", "/etc/xensockd.toml", READABLE),
-    ("xensockd/dist/attach-sockets", "/usr/sbin/attach-sockets", EXECUTABLE),
-    ("xensockd/dist/detach-sockets", "/usr/sbin/detach-sockets", EXECUTABLE),
+    ("lab/dom0/xensockd.toml", RULES, READABLE),
 ];
+/// What the guests may do.
+const RULES: &str = "/etc/xensockd.toml";
 const XENSTORE_TOOLS: &str = "chmod exists list ls read rm watch write";
 
 /// The kernel that the guests' configurations name.
@@ -101,25 +102,40 @@ impl Base {
         if let Some(kernel) = &options.kernel {
             archive.copy(kernel, GUEST_KERNEL, READABLE)?;
         }
-        if let Some(xensockd) = &options.xensockd {
-            let there = fs::read_to_string(self.cache.join("base.libraries"))?;
-            archive.copy(xensockd, "/usr/sbin/xensockd", EXECUTABLE)?;
-            // It needs no other libraries.
-            let control = xensockd.with_file_name("xensockctl");
-            if control.is_file() {
-                archive.copy(&control, "/usr/sbin/xensockctl", EXECUTABLE)?;
-            }
-            for (name, from) in self.packages.libraries(xensockd)? {
-                if !there.lines().any(|line| line == name) {
-                    archive.copy(&from, &library_path(&name), EXECUTABLE)?;
-                }
-            }
+        if let Some(package) = &options.package {
+            self.install(package, &mut archive)?;
         }
         for (from, to) in &options.files {
             let executable = fs::metadata(from).is_ok_and(|file| file.mode() & 0o111 != 0);
             archive.copy(from, to, if executable { EXECUTABLE } else { READABLE })?;
         }
         archive.finish()?.flush()?;
+        Ok(())
+    }
+
+    /// Adds the files of the daemon's package, as they are, and the libraries that it depends on.
+    fn install<W: Write>(&self, package: &Path, archive: &mut Archive<W>) -> Result<()> {
+        let there = fs::read_to_string(self.cache.join("base.libraries"))?;
+        let root = tempfile::tempdir()?;
+        process::output(Command::new("dpkg").arg("-x").arg(package).arg(root.path()))?;
+        for file in WalkDir::new(root.path()).sort_by_file_name() {
+            let file = file?;
+            let path = Path::new("/").join(file.path().strip_prefix(root.path())?);
+            let path = path.to_str().context("a file's name is not in UTF-8")?;
+            // The lab is the operator, who has written this file.
+            if !file.file_type().is_file() || path == RULES {
+                continue;
+            }
+            archive.copy(file.path(), path, file.metadata()?.mode() & 0o777)?;
+            if !path.starts_with("/usr/sbin/xensock") {
+                continue;
+            }
+            for (name, from) in self.packages.libraries(file.path())? {
+                if !there.lines().any(|line| line == name) {
+                    archive.copy(&from, &library_path(&name), EXECUTABLE)?;
+                }
+            }
+        }
         Ok(())
     }
 

@@ -65,9 +65,9 @@ pub struct Options {
     /// exists]
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
-    /// The backend daemon for dom0 [default: target/xensockd if it exists]
+    /// The backend daemon's Debian package for dom0 [default: that in target/debian if it exists]
     #[arg(long, value_name = "FILE")]
-    pub xensockd: Option<PathBuf>,
+    pub package: Option<PathBuf>,
     /// Ports forwarded from the start: the host's on loopback, and where it leads
     #[arg(skip)]
     pub forwards: Vec<(u16, SocketAddrV4)>,
@@ -89,7 +89,7 @@ impl Options {
             accel: Accel::Auto,
             gdb: None,
             kernel: None,
-            xensockd: None,
+            package: None,
             forwards: Vec::new(),
             files: Vec::new(),
         }
@@ -99,7 +99,7 @@ impl Options {
     /// if they are built and no others are given.
     pub fn add_built(&mut self, tree: &Tree) -> Result<()> {
         for (option, built) in
-            [(&mut self.kernel, tree.kernel()), (&mut self.xensockd, tree.xensockd())]
+            [(&mut self.kernel, tree.kernel()), (&mut self.package, tree.package())]
         {
             if option.is_none() && built.is_file() {
                 *option = Some(built);

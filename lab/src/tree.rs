@@ -43,9 +43,10 @@ impl Tree {
         self.target().join("xensock-kernel")
     }
 
-    /// The backend daemon, as `make xensockd` leaves it.
-    pub fn xensockd(&self) -> PathBuf {
-        self.target().join("xensockd")
+    /// The backend daemon's package, as `make deb` leaves it.
+    pub fn package(&self) -> PathBuf {
+        let name = concat!("xensockd_", env!("CARGO_PKG_VERSION"), "-1_amd64.deb");
+        self.target().join("debian").join(name)
     }
 
     /// The lab's command, as `make lab` leaves it.

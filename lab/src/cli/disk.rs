@@ -22,7 +22,7 @@ const POLL: Duration = Duration::from_secs(1);
 pub fn run(tree: &Tree, mut options: Options, port: u16) -> Result<ExitCode> {
     options.add_built(tree)?;
     let [server, image] = DiskChain::programs(tree);
-    for (program, make) in [(server, "disk"), (image, "disk"), (tree.xensockd(), "xensockd")] {
+    for (program, make) in [(server, "disk"), (image, "disk"), (tree.package(), "deb")] {
         if !program.is_file() {
             bail!("{} is missing; `make {make}` builds it", program.display());
         }

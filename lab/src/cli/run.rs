@@ -82,8 +82,8 @@ impl Run {
         if options.kernel.is_none() {
             bail!("{} is missing; `make kernel` builds it", tree.kernel().display());
         }
-        if options.xensockd.is_none() {
-            bail!("{} is missing; `make xensockd` builds it", tree.xensockd().display());
+        if options.package.is_none() {
+            bail!("{} is missing; `make deb` builds it", tree.package().display());
         }
         if let Some(service) = &guest.service {
             let to = match self.stack {
