@@ -195,7 +195,13 @@ impl Core {
             self.deadline.set(Instant::now() + SEARCH);
             let address = Address { place, service: Service::buffers(self.number) };
             self.given_up.set(false);
-            let visit = Visit { core: self, place, node: &node, owner: Cell::new(None) };
+            let visit = Visit {
+                core: self,
+                place,
+                node: &node,
+                owner: Cell::new(None),
+                over: Cell::new(false),
+            };
             resource.reserve = drive(&node, &address, resource.reserve, &visit).await;
         }
         resource
@@ -233,6 +239,8 @@ struct Visit<'a, T: Transport> {
     node: &'a Node<T>,
     /// The node that this end is connected with.
     owner: Cell<Option<NodeId>>,
+    /// Whether the owner has left while nobody wanted anything of it.
+    over: Cell<bool>,
 }
 
 impl<T: Transport> Visit<'_, T> {
@@ -338,7 +346,7 @@ impl<T: Transport> Client for Visit<'_, T> {
     fn is_destroyed(&self) -> bool {
         let core = self.core;
         let is_elsewhere = core.job.borrow().is_some() && self.job().is_none();
-        core.destroyed.get() || core.given_up.get() || is_elsewhere
+        core.destroyed.get() || core.given_up.get() || is_elsewhere || self.over.get()
     }
 
     async fn destroyed(&self) {
@@ -391,6 +399,10 @@ impl<T: Transport> Client for Visit<'_, T> {
         self.owner.set(None);
         if self.core.started.take() {
             self.core.finish(Err(TransferError::Disconnected));
+        }
+        if self.core.job.borrow().is_none() {
+            self.over.set(true);
+            self.core.driver.wake_all();
         }
     }
 
