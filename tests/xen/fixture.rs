@@ -125,6 +125,17 @@ pub fn folder() -> PathBuf {
     Tree::here().target().join("test-logs/lab")
 }
 
+/// How many guests have ended in a triple fault.
+///
+/// This is a fault of QEMU 7.2's processor, about once in half an hour of guests that often wake
+/// from `hlt`: Xen's dump of the guest then has Xen's own code segment and instruction pointer,
+/// which no guest can have, or the instruction after `hlt`. A guest's own faults end in a report,
+/// those in its handlers too (`faults.rs`).
+pub fn triple_faults() -> usize {
+    let log = std::fs::read(folder().join("serial.log")).unwrap_or_default();
+    String::from_utf8_lossy(&log).matches("Triple fault").count()
+}
+
 /// A free port of this machine, a different one each time. It is below Linux's ephemeral ports
 /// (ip_local_port_range), because the host's tests, which run meanwhile, open thousands of those.
 pub fn free_port() -> Result<u16> {
