@@ -176,7 +176,6 @@ impl Policy {
             };
         }
         let built_in = Limits::default();
-        let rate = |rate: Option<u64>| rate;
         let limits = Limits {
             sockets: setting!(sockets).map_or(built_in.sockets, |number| number.0 as usize),
             pages: setting!(ring_pages).map_or(built_in.pages, |number| number.0 as usize),
@@ -184,8 +183,8 @@ impl Policy {
                 .map_or(built_in.max_ring_order, |number| number.0 as u32),
             connections_per_second: setting!(connections_per_second)
                 .and_then(|limit| limit.0.map(|rate| rate as u32)),
-            bytes_in_per_second: rate(setting!(bytes_in_per_second).and_then(|limit| limit.0)),
-            bytes_out_per_second: rate(setting!(bytes_out_per_second).and_then(|limit| limit.0)),
+            bytes_in_per_second: setting!(bytes_in_per_second).and_then(|limit| limit.0),
+            bytes_out_per_second: setting!(bytes_out_per_second).and_then(|limit| limit.0),
             linger: built_in.linger,
         };
         let shares = setting!(share_ports).copied().unwrap_or(false);

@@ -64,31 +64,30 @@ impl Target {
     /// Whether it allows connections to this destination. A network does not allow this domain's
     /// own addresses: they must be named.
     pub fn allows(&self, to: &Destination) -> bool {
-        self.ports.contains(to.port)
-            && match self.hosts {
-                Hosts::Any => true,
-                Hosts::Place(place) => place == to.place,
-                Hosts::Network(net) => {
-                    let named = net.prefix_len() == net.max_prefix_len()
-                        || match to.place {
-                            Place::Remote | Place::LinkLocal | Place::Special => true,
-                            Place::Host => false,
-                            Place::Loopback => net.network().is_loopback(),
-                        };
-                    named && net.contains(&to.ip)
-                }
-            }
+        self.applies(to, |net| {
+            let named = net.prefix_len() == net.max_prefix_len()
+                || match to.place {
+                    Place::Remote | Place::LinkLocal | Place::Special => true,
+                    Place::Host => false,
+                    Place::Loopback => net.network().is_loopback(),
+                };
+            named && net.contains(&to.ip)
+        })
     }
 
     /// Whether it forbids connections to this destination.
     pub fn forbids(&self, to: &Destination) -> bool {
+        let also = |net: &IpNet| to.also.is_some_and(|ip| net.contains(&ip));
+        self.applies(to, |net| net.contains(&to.ip) || also(net))
+    }
+
+    /// Whether it applies to this destination, of which `is_in` tells if it is in a network.
+    fn applies(&self, to: &Destination, is_in: impl FnOnce(&IpNet) -> bool) -> bool {
         self.ports.contains(to.port)
-            && match self.hosts {
+            && match &self.hosts {
                 Hosts::Any => true,
-                Hosts::Place(place) => place == to.place,
-                Hosts::Network(net) => {
-                    net.contains(&to.ip) || to.also.is_some_and(|ip| net.contains(&ip))
-                }
+                Hosts::Place(place) => *place == to.place,
+                Hosts::Network(net) => is_in(net),
             }
     }
 }
