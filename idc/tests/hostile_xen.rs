@@ -52,6 +52,15 @@ struct Stage {
 }
 
 impl Stage {
+    /// Serves the node's buffers to so many couriers, until the handle ends it.
+    fn serve_buffers(&self, visitors: usize) -> AbortHandle {
+        let node = self.node.clone();
+        let serve = async move { panic!("not served: {}", node.serve_buffers(visitors).await) };
+        let (serve, handle) = abortable(serve);
+        self.spawner.spawn_local(serve.map(drop)).unwrap();
+        handle
+    }
+
     /// An endpoint of the node that waits for anybody.
     fn serve(&self, service: &str) -> End<Guest> {
         let service = Service::new(service, 0).unwrap();
@@ -602,10 +611,7 @@ fn a_domain_that_writes_without_a_pause_causes_few_requests() {
 #[test]
 fn visits_of_one_domain_do_not_keep_others_from_the_buffers() {
     stage(async |stage| {
-        let node = stage.node.clone();
-        let serve = async move { panic!("not served: {}", node.serve_buffers(4).await) };
-        let (serve, handle) = abortable(serve);
-        stage.spawner.spawn_local(serve.map(drop)).unwrap();
+        let handle = stage.serve_buffers(4);
         let owned = suite::pattern(100);
         let registration = stage.node.register(&owned, Rights::READ).unwrap();
         // More than are served at a time. Each has met the node, and the first ones are connected.
@@ -654,10 +660,7 @@ fn many_nodes_of_one_domain_in_the_door_cost_few_looks() {
 #[test]
 fn a_visitor_of_the_buffers_that_comes_again_and_again_is_logged_once() {
     stage(async |stage| {
-        let node = stage.node.clone();
-        let serve = async move { panic!("not served: {}", node.serve_buffers(2).await) };
-        let (serve, handle) = abortable(serve);
-        stage.spawner.spawn_local(serve.map(drop)).unwrap();
+        let handle = stage.serve_buffers(2);
         // Neither end could map the other's pages, or it offers none.
         for (number, can) in [(1, "none"), (2, "none"), (3, "grant"), (4, "grant")] {
             let mut hostile = stage.hostile();

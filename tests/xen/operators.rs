@@ -89,10 +89,15 @@ fn caller(fixture: &Fixture, calls: &str) -> Result<Domain> {
 /// Runs such a guest to its end, and returns its console.
 fn call(fixture: &Fixture, calls: &str) -> Result<(Domain, String)> {
     let guest = caller(fixture, calls)?;
+    let console = finish(&guest)?;
+    Ok((guest, console))
+}
+
+/// Lets such a guest run to its end, and returns its console.
+fn finish(guest: &Domain) -> Result<String> {
     guest.unpause()?;
     guest.wait_for_end(PATIENCE)?;
-    let console = guest.console()?;
-    Ok((guest, console))
+    guest.console()
 }
 
 fn over_both(console: &str, call: &str, outcome: &str) -> Result<()> {
@@ -201,9 +206,7 @@ fn limits_hold_for_both_devices_of_a_guest_that_is_known_by_its_uuid(
         ensure!(line.contains("(n0,r"), "{line}");
     }
     daemon.reload(&format!("[defaults]\nsockets = 3\n[guest.\"uuid:{uuid}\"]\nsockets = 7\n"))?;
-    guest.unpause()?;
-    guest.wait_for_end(PATIENCE)?;
-    let console = guest.console()?;
+    let console = finish(&guest)?;
     ensure!(console.contains("7 sockets, then EMFILE"), "{console}");
     let line = format!("({}): a socket is refused: sockets is 7", guest.name());
     ensure!(daemon.log()?.contains(&line), "no {line:?} in {}", daemon.log()?);

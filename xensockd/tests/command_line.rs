@@ -8,6 +8,15 @@ fn xensockd(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_xensockd")).args(arguments).output().unwrap()
 }
 
+/// Starts it as this user, with its files in a folder.
+fn start(folder: &Path, more: &[&str]) -> Output {
+    let [lock, control] = ["lock", "control"].map(|name| folder.join(name));
+    let (lock, control) = (lock.to_str().unwrap(), control.to_str().unwrap());
+    let user = user::current();
+    let files = ["--user", &user, "--lock-file", lock, "--control", control];
+    xensockd(&[&files, more].concat())
+}
+
 #[test]
 fn version_and_help_are_printed() {
     let version = String::from_utf8(xensockd(&["--version"]).stdout).unwrap();
@@ -25,15 +34,7 @@ fn without_xen_one_line_names_the_missing_device_and_the_remedy() {
         return;
     }
     let folder = std::env::temp_dir().join(format!("xensockd-start-{}", std::process::id()));
-    let [lock, control] = ["lock", "control"].map(|name| folder.join(name));
-    let output = xensockd(&[
-        "--user",
-        &user::current(),
-        "--lock-file",
-        lock.to_str().unwrap(),
-        "--control",
-        control.to_str().unwrap(),
-    ]);
+    let output = start(&folder, &[]);
     // Only root makes it.
     let _ = std::fs::remove_dir(folder);
     assert_eq!(output.status.code(), Some(1));
@@ -71,17 +72,7 @@ fn a_file_of_rules_is_checked_and_a_mistake_has_its_place() {
     assert!(said.contains(&format!("{name}:2:3: unknown key `conect`")), "{said}");
     std::fs::write(&file, "[guest.web]\nsockets = 0\n").unwrap();
     for config in [name, "/no/such/file"] {
-        let lock = folder.join("lock");
-        let output = xensockd(&[
-            "--user",
-            &user::current(),
-            "--lock-file",
-            lock.to_str().unwrap(),
-            "--control",
-            lock.to_str().unwrap(),
-            "--config",
-            config,
-        ]);
+        let output = start(&folder, &["--config", config]);
         assert_eq!(output.status.code(), Some(1));
         let said = String::from_utf8(output.stderr).unwrap();
         assert!(said.lines().count() == 1 && said.contains(config), "{said}");
