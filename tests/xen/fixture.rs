@@ -37,6 +37,17 @@ impl Fixture {
         lab.as_ref().map_err(|error| anyhow!("the lab did not boot: {error}"))
     }
 
+    /// How many guests have ended in a triple fault, if Xen runs.
+    ///
+    /// This is a fault of QEMU 7.2's processor, about once in half an hour of guests that often
+    /// wake from `hlt`: Xen's dump of the guest then has Xen's own code segment and instruction
+    /// pointer, which no guest can have, or the instruction after `hlt`. A guest's own faults end
+    /// in a report, those in its handlers too (`faults.rs`).
+    pub fn triple_faults(&self) -> usize {
+        let log = self.lab.get().and_then(|lab| lab.as_ref().ok()?.serial_log().ok());
+        log.map_or(0, |log| log.matches("Triple fault").count())
+    }
+
     /// A port of dom0 that no other test uses, and a port of the host that is forwarded to it.
     pub fn port(&self) -> Result<Ports> {
         self.port_at(dom0_port)
@@ -123,17 +134,6 @@ pub fn example(name: &str) -> Result<PathBuf> {
 /// The folder of the machine's logs.
 pub fn folder() -> PathBuf {
     Tree::here().target().join("test-logs/lab")
-}
-
-/// How many guests have ended in a triple fault.
-///
-/// This is a fault of QEMU 7.2's processor, about once in half an hour of guests that often wake
-/// from `hlt`: Xen's dump of the guest then has Xen's own code segment and instruction pointer,
-/// which no guest can have, or the instruction after `hlt`. A guest's own faults end in a report,
-/// those in its handlers too (`faults.rs`).
-pub fn triple_faults() -> usize {
-    let log = std::fs::read(folder().join("serial.log")).unwrap_or_default();
-    String::from_utf8_lossy(&log).matches("Triple fault").count()
 }
 
 /// A free port of this machine, a different one each time. It is below Linux's ephemeral ports

@@ -86,10 +86,10 @@ fn main() -> ExitCode {
         let name = path.split_once("::").map_or(path, |(_, name)| name);
         let run = move || {
             let start = Instant::now();
-            let faults = fixture::triple_faults();
+            let faults = fixture.triple_faults();
             let mut result = case(&fixture);
             if let Err(error) = &result
-                && fixture::triple_faults() > faults
+                && fixture.triple_faults() > faults
             {
                 println!("runs again, as QEMU's processor has ended a guest: {error:#}");
                 result = case(&fixture);
