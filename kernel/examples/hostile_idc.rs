@@ -33,6 +33,7 @@ use idc::{
 use kernel::System;
 use kernel::machine::{Domain, ForeignPages, ForeignPort};
 use xen::frontend::{GrantedPages, PagePool};
+use xen::xenbus::read_number;
 use xen::xenstore::{Access, Permission};
 use xen::{Channel, DomId, GrantRef, Machine, Mapping, Neighbour, PAGE_SIZE, Port, Shared, Signal};
 
@@ -196,8 +197,7 @@ struct Hostile<'s> {
 
 impl Hostile<'_> {
     async fn new(system: &System, victim: DomId) -> Result<Hostile<'_>, String> {
-        let own = system.store().read_string("domid").await.map_err(text)?;
-        let own = DomId(own.parse().map_err(text)?);
+        let own = DomId(read_number(system.store(), "domid").await.map_err(text)?);
         // Whom it can read, the victim sees.
         let readable = [Permission { access: Access::Read, domain: own }];
         system.store().mkdir("data/idc").await.map_err(text)?;
