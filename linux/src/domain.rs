@@ -31,7 +31,7 @@ impl Domain {
     /// Opens Xen's device files and connects to xenstored, for the thread of this reactor. Mappings
     /// and ports are counted in `counts`. An error is a line for the user.
     pub fn open(reactor: &Reactor, counts: &Counts) -> Result<(Self, Driver), String> {
-        let grants = Rc::new(GntDev::open(counts.mappings.clone())?);
+        let grants = Rc::new(GntDev::open(counts)?);
         let events = EventChannels::open(reactor, counts.ports.clone())?;
         let (reader, writer) = xenstored::connect(reactor)?;
         let (store, driver) = xenstore::connect(reader, writer);

@@ -51,6 +51,7 @@ impl EventChannels {
     }
 
     /// Binds to an event channel that `owner` offers. Its events raise `signal`.
+    /// [`Errno::ENOBUFS`] if this domain has no more event channels.
     pub fn bind(
         &self,
         owner: DomId,
@@ -59,7 +60,7 @@ impl EventChannels {
     ) -> Result<BoundPort, Errno> {
         let request = BindInterdomain { domain: u32::from(owner.0), port: remote.0 };
         // SAFETY: the structure is the one that the driver reads.
-        let port = unsafe { ioctl(&*self.0.file, request) }.map_err(errno)?;
+        let port = unsafe { ioctl(&*self.0.file, request) }.map_err(refused)?;
         self.0.signals.borrow_mut().insert(port, signal);
         Ok(BoundPort { inner: self.0.clone(), port, _ticket: Ticket::new(self.0.counter.clone()) })
     }
@@ -115,6 +116,15 @@ impl EventChannels {
             signal.raise();
         }
         Ok(())
+    }
+}
+
+/// The error of a channel that the kernel cannot bind.
+fn refused(error: rustix::io::Errno) -> Errno {
+    match error {
+        // As for a device without space: there is no free port.
+        rustix::io::Errno::NOSPC => Errno::ENOBUFS,
+        error => errno(error),
     }
 }
 
@@ -183,6 +193,12 @@ request!(Reset, b'E', 5, (), _done => ());
 mod tests {
     use super::*;
     use rustix::ioctl::Ioctl;
+
+    #[test]
+    fn a_lack_of_ports_is_not_a_mistake_of_the_guest() {
+        assert_eq!(refused(rustix::io::Errno::NOSPC), Errno::ENOBUFS);
+        assert_eq!(refused(rustix::io::Errno::INVAL), Errno::EINVAL);
+    }
 
     #[test]
     fn requests_have_the_numbers_of_the_header() {

@@ -4,19 +4,19 @@
 //! mapped memory stays readable and writable until the mapping is dropped.
 //!
 //! The driver keeps the mappings of an open file in a list, which it searches for each request. So
-//! a file has a bounded number of mappings, and then another one is opened.
+//! a file has a bounded number of mappings at a time. A mapping takes a place that an earlier one
+//! has left before another file is opened: no order of mappings makes many files.
 
-use crate::counts::{Count, Ticket};
+use crate::counts::{Counts, Ticket};
 use crate::device::{explain, request};
 use crate::errno;
 use rustix::fs::{Mode, OFlags};
 use rustix::ioctl::{Direction, Ioctl, IoctlOutput, Opcode, ioctl, opcode};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::ffi::c_void;
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
-use std::sync::Arc;
+use std::rc::{Rc, Weak};
 use xen::{DomId, Errno, GrantRef, PAGE_SIZE, Shared};
 
 /// The device file that maps grants.
@@ -27,29 +27,23 @@ const MAPPINGS: usize = 64;
 
 /// The device, open.
 pub struct GntDev {
-    /// The file of the next mapping.
-    file: RefCell<Rc<OwnedFd>>,
-    /// The mappings that were made through it.
-    mappings: Cell<usize>,
-    counter: Arc<Count>,
+    /// For copies, and for the first mappings.
+    first: Rc<OwnedFd>,
+    /// The files that have mappings, and places in them.
+    files: RefCell<Vec<Weak<OwnedFd>>>,
+    counts: Counts,
 }
 
 impl GntDev {
-    /// Opens the device. Mappings are counted in `counter`. An error is a line for the user.
-    pub fn open(counter: Arc<Count>) -> Result<Self, String> {
-        let file = open_file().map_err(|error| explain(DEVICE, "xen-gntdev", error))?;
-        Ok(GntDev { file: RefCell::new(Rc::new(file)), mappings: Cell::new(0), counter })
+    /// Opens the device. Mappings and their pages are counted. An error is a line for the user.
+    pub fn open(counts: &Counts) -> Result<Self, String> {
+        let first = open_file().map_err(|error| explain(DEVICE, "xen-gntdev", error))?;
+        Ok(GntDev { first: Rc::new(first), files: RefCell::default(), counts: counts.clone() })
     }
 
-    /// The file for another mapping.
-    fn next_file(&self) -> Result<Rc<OwnedFd>, Errno> {
-        if self.mappings.get() == MAPPINGS {
-            // The former file is closed with the last of its mappings.
-            self.file.replace(Rc::new(open_file().map_err(errno)?));
-            self.mappings.set(0);
-        }
-        self.mappings.set(self.mappings.get() + 1);
-        Ok(self.file.borrow().clone())
+    /// A file with a place for another mapping. Each mapping holds its file.
+    fn file(&self) -> Result<Rc<OwnedFd>, Errno> {
+        place(&self.first, &mut self.files.borrow_mut(), || open_file().map_err(errno))
     }
 
     /// Copies the first bytes of a page that `owner` granted, without mapping it. [`Errno::EFAULT`]
@@ -68,20 +62,23 @@ impl GntDev {
         let request = GrantCopy { count: 1, segments: &raw mut segment };
         // SAFETY: the structure is the one that the driver reads. Its one segment outlives the
         // call. The driver writes `len` bytes to `to`, which is that long and borrowed for writing.
-        unsafe { ioctl(&**self.file.borrow(), request) }.map_err(errno)?;
+        unsafe { ioctl(&*self.first, request) }.map_err(errno)?;
         if segment.status == 0 { Ok(()) } else { Err(Errno::EFAULT) }
     }
 
     /// Maps pages that `owner` granted, one after the other, for reading and writing.
     ///
     /// [`Errno::EFAULT`] if a grant cannot be mapped: the driver does not report the hypervisor's
-    /// reason.
+    /// reason. [`Errno::EMFILE`] or [`Errno::ENOMEM`] if this process has no more files, mappings
+    /// or memory.
     pub fn map(&self, owner: DomId, refs: &[GrantRef]) -> Result<MappedPages, Errno> {
         let count = u32::try_from(refs.len()).map_err(|_| Errno::E2BIG)?;
         if count == 0 {
             return Err(Errno::EINVAL);
         }
-        let file = self.next_file()?;
+        let mapping = Ticket::take(&self.counts.mappings).ok_or(Errno::ENOMEM)?;
+        let pages = Ticket::take_many(&self.counts.pages, count.into()).ok_or(Errno::ENOMEM)?;
+        let file = self.file()?;
         let request = MapGrantRef::new(owner, count, refs);
         // SAFETY: the request is laid out as the driver reads it: a header that counts the
         // references, and that many of them behind it.
@@ -98,14 +95,44 @@ impl GntDev {
                 len,
                 index,
                 count,
-                _ticket: Ticket::new(self.counter.clone()),
+                _tickets: [mapping, pages],
             }),
             Err(error) => {
                 log::debug!("mapping {count} grants of domain {owner} failed: {error}");
                 forget(&file, index, count);
-                Err(Errno::EFAULT)
+                Err(refused(error))
             }
         }
+    }
+}
+
+/// The first one of some files that has a place, or another one that is opened.
+fn place(
+    first: &Rc<OwnedFd>,
+    files: &mut Vec<Weak<OwnedFd>>,
+    open: impl FnOnce() -> Result<OwnedFd, Errno>,
+) -> Result<Rc<OwnedFd>, Errno> {
+    // It also has an owner that is not a mapping.
+    if Rc::strong_count(first) <= MAPPINGS {
+        return Ok(first.clone());
+    }
+    files.retain(|file| file.strong_count() > 0);
+    if let Some(file) = files.iter().find(|file| file.strong_count() < MAPPINGS)
+        && let Some(file) = file.upgrade()
+    {
+        return Ok(file);
+    }
+    let file = Rc::new(open()?);
+    files.push(Rc::downgrade(&file));
+    Ok(file)
+}
+
+/// The error of a mapping that the kernel refuses.
+fn refused(error: rustix::io::Errno) -> Errno {
+    match error {
+        // The process has too many mappings, or the kernel too little memory.
+        rustix::io::Errno::NOMEM => Errno::ENOMEM,
+        _ => Errno::EFAULT,
     }
 }
 
@@ -120,7 +147,7 @@ pub struct MappedPages {
     len: usize,
     index: u64,
     count: u32,
-    _ticket: Ticket,
+    _tickets: [Ticket; 2],
 }
 
 impl MappedPages {
@@ -262,6 +289,40 @@ request!(GrantCopy, b'G', 8, (), _done => ());
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_order_of_mappings_makes_more_files_than_mappings_need() {
+        let null = || Ok(OwnedFd::from(std::fs::File::open("/dev/null").unwrap()));
+        let (first, mut files) = (Rc::new(null().unwrap()), Vec::new());
+        let mut mapped: Vec<_> =
+            (0..10 * MAPPINGS).map(|_| place(&first, &mut files, null).unwrap()).collect();
+        assert_eq!(files.len(), 9);
+        // All but one of each file end, and as many begin.
+        for _ in 0..5 {
+            let mut at = 0;
+            mapped.retain(|_| {
+                at += 1;
+                at % MAPPINGS == 0
+            });
+            assert_eq!(mapped.len(), 10);
+            mapped.extend((10..10 * MAPPINGS).map(|_| place(&first, &mut files, null).unwrap()));
+            assert_eq!(files.len(), 9);
+        }
+        for file in &mapped {
+            assert!(Rc::strong_count(file) <= MAPPINGS + usize::from(Rc::ptr_eq(file, &first)));
+        }
+        let full = || Err(Errno::EMFILE);
+        assert_eq!(place(&first, &mut files, full).err(), Some(Errno::EMFILE));
+        mapped.clear();
+        drop(place(&first, &mut files, full).unwrap());
+        assert!(files.iter().all(|file| file.strong_count() == 0), "they are closed");
+    }
+
+    #[test]
+    fn a_guest_is_blamed_for_its_grants_but_not_for_a_lack_of_memory() {
+        assert_eq!(refused(rustix::io::Errno::INVAL), Errno::EFAULT);
+        assert_eq!(refused(rustix::io::Errno::NOMEM), Errno::ENOMEM);
+    }
 
     #[test]
     fn requests_have_the_numbers_of_the_header() {

@@ -6,14 +6,18 @@
 //! needs to deliver other replies on the same file. With a request outstanding on that file, the
 //! kernel's xenbus thread and the writer would deadlock, and xenstore would stop for the whole
 //! domain.
+//!
+//! A request is written once the one before has its reply. Linux sends it in a thread of its own,
+//! and reads its body from a buffer of the open file, which the next `write` overwrites.
 
 use crate::device::explain;
 use crate::runtime::{READABLE, Reactor, Watched};
 use rustix::fs::{Mode, OFlags};
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use xen::Side;
 use xen::abi::xs_wire::{XS_UNWATCH, XS_WATCH};
 
@@ -41,7 +45,32 @@ pub fn open(reactor: &Reactor) -> Result<(XenBusReader, XenBusWriter), String> {
     let files = files(DEVICES[0])
         .or_else(|first: io::Error| files(DEVICES[1]).map_err(|_| first))
         .map_err(|error| explain(DEVICES[0], "xenfs", error))?;
-    Ok((XenBusReader::new(files.clone()), XenBusWriter { files, message: Vec::new() }))
+    let turn = Rc::new(Turn::default());
+    Ok((XenBusReader::new(files.clone(), turn.clone()), XenBusWriter::new(files, turn)))
+}
+
+/// Whether a request waits for its reply.
+#[derive(Default)]
+struct Turn {
+    taken: Cell<bool>,
+    waiting: Cell<Option<Waker>>,
+}
+
+impl Turn {
+    fn poll_take(&self, cx: &Context<'_>) -> Poll<()> {
+        if !self.taken.replace(true) {
+            return Poll::Ready(());
+        }
+        self.waiting.set(Some(cx.waker().clone()));
+        Poll::Pending
+    }
+
+    fn end(&self) {
+        self.taken.set(false);
+        if let Some(waker) = self.waiting.take() {
+            waker.wake();
+        }
+    }
 }
 
 /// A word of a header: 0 is the message's type, 3 the length of its payload.
@@ -61,12 +90,13 @@ pub struct XenBusReader {
     given: usize,
     /// The number of bytes of its payload that are still to be read.
     rest: usize,
+    turn: Rc<Turn>,
 }
 
 impl XenBusReader {
-    fn new(files: Files) -> Self {
+    fn new(files: Files, turn: Rc<Turn>) -> Self {
         let headers = [Vec::with_capacity(HEADER), Vec::with_capacity(HEADER)];
-        XenBusReader { files, headers, current: 0, given: HEADER, rest: 0 }
+        XenBusReader { files, headers, current: 0, given: HEADER, rest: 0, turn }
     }
 
     /// Reads some bytes of the current message, or of the next one.
@@ -77,6 +107,10 @@ impl XenBusReader {
         if self.given == HEADER && self.rest == 0 {
             self.current = poll_fn(|cx| self.poll_header(cx)).await?;
             self.given = 0;
+            // Events come from the other file.
+            if self.current == REQUESTS {
+                self.turn.end();
+            }
             self.rest = word(&self.headers[self.current], 3) as usize;
         }
         if self.given < HEADER {
@@ -127,11 +161,16 @@ pub struct XenBusWriter {
     files: Files,
     /// An incomplete message.
     message: Vec<u8>,
+    turn: Rc<Turn>,
 }
 
 impl XenBusWriter {
-    /// Takes some bytes of a message.
-    pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+    fn new(files: Files, turn: Rc<Turn>) -> Self {
+        XenBusWriter { files, message: Vec::new(), turn }
+    }
+
+    /// Takes some bytes of a message. Waits with the last ones until the message can be written.
+    pub async fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let missing = match self.message.get(..HEADER) {
             Some(header) => HEADER + word(header, 3) as usize - self.message.len(),
             None => HEADER - self.message.len(),
@@ -143,7 +182,10 @@ impl XenBusWriter {
         {
             let which = match word(header, 0) {
                 XS_WATCH | XS_UNWATCH => WATCHES,
-                _ => REQUESTS,
+                _ => {
+                    poll_fn(|cx| self.turn.poll_take(cx)).await;
+                    REQUESTS
+                }
             };
             let mut rest = &self.message[..];
             while !rest.is_empty() {
@@ -163,6 +205,7 @@ mod tests {
     use crate::runtime::Runtime;
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
     use std::os::fd::OwnedFd;
+    use std::pin::pin;
 
     fn message(kind: u32, payload: &[u8]) -> Vec<u8> {
         let words = [kind, 1, 0, payload.len() as u32];
@@ -191,21 +234,22 @@ mod tests {
         let test = async {
             let ((first, requests), (second, watches)) = (pair(&reactor), pair(&reactor));
             let files = [first, second];
-            let mut writer = XenBusWriter { files: files.clone(), message: Vec::new() };
+            let turn = Rc::new(Turn::default());
+            let mut writer = XenBusWriter::new(files.clone(), turn.clone());
             let (read, watch) = (message(2, b"path\0"), message(XS_WATCH, b"path\0token\0"));
             let unwatch = message(XS_UNWATCH, b"path\0token\0");
             let all = [&read[..], &watch, &unwatch].concat();
             for piece in all.chunks(7) {
                 let mut rest = piece;
                 while !rest.is_empty() {
-                    rest = &rest[writer.write(rest).unwrap()..];
+                    rest = &rest[writer.write(rest).await.unwrap()..];
                 }
             }
             assert_eq!(taken(&requests), read);
             assert_eq!(taken(&watches), [&watch[..], &unwatch].concat());
 
             // Half of an event, then a whole answer: the answer comes first, and both are whole.
-            let mut reader = XenBusReader::new(files);
+            let mut reader = XenBusReader::new(files, turn);
             let (event, answer) = (message(15, b"path\0token\0"), message(2, b"value"));
             rustix::io::write(&watches, &event[..9]).unwrap();
             rustix::io::write(&requests, &answer).unwrap();
@@ -226,6 +270,33 @@ mod tests {
             assert_eq!(got, event);
             drop(requests);
             assert!(reader.read(&mut [0]).await.is_err(), "the end of a file is an error");
+        };
+        runtime.block_on(test).unwrap();
+    }
+
+    #[test]
+    fn a_request_is_written_when_the_one_before_has_its_reply() {
+        let mut runtime = Runtime::new().unwrap();
+        let reactor = runtime.reactor().clone();
+        let test = async {
+            let ((first, requests), (second, _watches)) = (pair(&reactor), pair(&reactor));
+            let (files, turn) = ([first, second], Rc::new(Turn::default()));
+            let mut writer = XenBusWriter::new(files.clone(), turn.clone());
+            let mut reader = XenBusReader::new(files, turn);
+            let (one, two) = (message(2, b"one\0"), message(2, b"two\0"));
+            let both = async {
+                for part in [&one[..HEADER], &one[HEADER..], &two[..HEADER], &two[HEADER..]] {
+                    assert_eq!(writer.write(part).await.unwrap(), part.len());
+                }
+            };
+            let mut both = pin!(both);
+            let waits = poll_fn(|cx| Poll::Ready(both.as_mut().poll(cx).is_pending())).await;
+            assert!(waits);
+            assert_eq!(taken(&requests), one);
+            rustix::io::write(&requests, &message(2, b"value")).unwrap();
+            assert!(reader.read(&mut [0; HEADER]).await.is_ok());
+            both.await;
+            assert_eq!(taken(&requests), two);
         };
         runtime.block_on(test).unwrap();
     }

@@ -80,7 +80,7 @@ impl embedded_io_async::Write for Writer {
                 let write = |file: &_| Ok(rustix::io::write(file, bytes)?);
                 poll_fn(|cx| socket.poll_io(cx, Side::Tx, write)).await.map_err(errno)
             }
-            Writer::Device(device) => device.write(bytes).map_err(errno),
+            Writer::Device(device) => device.write(bytes).await.map_err(errno),
         }
     }
 

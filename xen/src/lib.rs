@@ -54,6 +54,7 @@ pub mod shared;
 mod signal;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod turn;
 mod wait;
 pub mod xenbus;
 pub mod xenstore;
@@ -64,6 +65,7 @@ pub use machine::{Machine, Pages};
 pub use neighbour::{Channel, Mapping, Neighbour};
 pub use shared::Shared;
 pub use signal::{Side, Signal};
+pub use turn::Turn;
 pub use wait::{Flag, WaitList, yield_now};
 
 /// Bytes in a page, the unit of granting and mapping (`XEN_PAGE_SIZE`).

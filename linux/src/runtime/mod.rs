@@ -4,31 +4,20 @@
 //! that waits. It does not read the clock.
 
 mod reactor;
+mod tasks;
 mod timers;
 
 pub use reactor::{EventFlags, READABLE, Reactor, SOCKET, Watched};
+pub use tasks::{Spawner, Task};
 
-use self::reactor::Interrupt;
-use futures_util::FutureExt;
-use futures_util::future::{AbortHandle, Either, abortable, select};
-use futures_util::stream::{FuturesUnordered, Stream};
-use std::cell::RefCell;
+use self::tasks::{Tasks, Woken};
+use futures_util::future::{Either, select};
 use std::future::Future;
 use std::io;
-use std::panic::AssertUnwindSafe;
-use std::pin::{Pin, pin};
-use std::rc::Rc;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
-use xen::Flag;
-
-/// How often woken tasks run before the files are looked at again. Tasks that wake each other, or
-/// themselves, need several rounds.
-const ROUNDS: usize = 4;
-
-type Job = Pin<Box<dyn Future<Output = ()>>>;
 
 /// An event loop. It belongs to the thread that created it.
 ///
@@ -47,15 +36,16 @@ type Job = Pin<Box<dyn Future<Output = ()>>>;
 /// ```
 pub struct Runtime {
     reactor: Reactor,
-    spawner: Spawner,
-    tasks: FuturesUnordered<Job>,
+    woken: Arc<Woken>,
+    tasks: Tasks,
 }
 
 impl Runtime {
     /// A loop without tasks.
     pub fn new() -> io::Result<Self> {
-        let (reactor, spawner) = (Reactor::new()?, Spawner::default());
-        Ok(Runtime { reactor, spawner, tasks: FuturesUnordered::new() })
+        let reactor = Reactor::new()?;
+        let woken = Woken::new(reactor.interrupt());
+        Ok(Runtime { reactor, tasks: Tasks::new(woken.clone()), woken })
     }
 
     /// Watches files and waits.
@@ -65,119 +55,31 @@ impl Runtime {
 
     /// Starts tasks.
     pub fn spawner(&self) -> &Spawner {
-        &self.spawner
+        self.tasks.spawner()
     }
 
     /// Runs all tasks until `future` ends. Fails if the kernel refuses to wait.
     pub fn block_on<T>(&mut self, future: impl Future<Output = T>) -> io::Result<T> {
-        let awake = Arc::new(Awake {
-            is: AtomicBool::new(true),
-            waits: AtomicBool::new(false),
-            interrupt: self.reactor.interrupt(),
-        });
-        let waker = Waker::from(awake.clone());
+        self.woken.wake_by_ref();
+        let waker = Waker::from(self.woken.clone());
         let mut cx = Context::from_waker(&waker);
         let mut future = pin!(future);
         loop {
-            for _ in 0..ROUNDS {
-                if !awake.is.swap(false, Ordering::Acquire) {
-                    break;
-                }
-                if let Poll::Ready(result) = future.as_mut().poll(&mut cx) {
-                    return Ok(result);
-                }
-                self.run_tasks(&mut cx);
+            if self.woken.take_main()
+                && let Poll::Ready(result) = future.as_mut().poll(&mut cx)
+            {
+                return Ok(result);
             }
-            awake.waits.store(true, Ordering::SeqCst);
-            let taken = self.reactor.take_events(!awake.is.load(Ordering::SeqCst));
-            awake.waits.store(false, Ordering::Relaxed);
-            taken.and_then(|()| self.reactor.report_events())?;
-        }
-    }
-
-    fn run_tasks(&mut self, cx: &mut Context<'_>) {
-        loop {
-            self.tasks.extend(self.spawner.new.take());
-            while let Poll::Ready(Some(())) = Pin::new(&mut self.tasks).poll_next(cx) {}
-            if self.spawner.new.borrow().is_empty() {
-                return;
+            let busy = self.tasks.run();
+            if busy {
+                // Linux lets a process that always has work run for milliseconds after another was
+                // woken, which may be the client for whom it works.
+                rustix::thread::sched_yield();
             }
+            let reactor = &self.reactor;
+            self.woken.while_waiting(|nothing| reactor.take_events(nothing && !busy))?;
+            self.reactor.report_events()?;
         }
-    }
-}
-
-/// Whether a task was woken.
-struct Awake {
-    is: AtomicBool,
-    /// Whether the loop waits, or is about to.
-    waits: AtomicBool,
-    interrupt: Arc<Interrupt>,
-}
-
-impl Wake for Awake {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.is.store(true, Ordering::SeqCst);
-        // Only another thread finds the loop waiting.
-        if self.waits.swap(false, Ordering::SeqCst) {
-            self.interrupt.send();
-        }
-    }
-}
-
-/// Starts tasks of a [`Runtime`].
-#[derive(Clone, Default)]
-pub struct Spawner {
-    new: Rc<RefCell<Vec<Job>>>,
-}
-
-impl Spawner {
-    /// Starts a task, from inside the runtime. A panic ends only this task.
-    pub fn spawn(&self, task: impl Future<Output = ()> + 'static) -> Task {
-        let ended = Rc::new(Flag::default());
-        let (task, abort) = abortable(AssertUnwindSafe(task).catch_unwind());
-        let ending = RaiseOnDrop(ended.clone());
-        self.new.borrow_mut().push(Box::pin(async move {
-            let _ending = ending;
-            // The panic has printed its message.
-            let _ = task.await;
-        }));
-        Task { ended, abort }
-    }
-}
-
-/// A running task. It continues when this is dropped.
-pub struct Task {
-    ended: Rc<Flag>,
-    abort: AbortHandle,
-}
-
-/// Raises a flag when it is dropped.
-struct RaiseOnDrop(Rc<Flag>);
-
-impl Drop for RaiseOnDrop {
-    fn drop(&mut self) {
-        self.0.raise();
-    }
-}
-
-impl Task {
-    /// Whether the task has ended.
-    pub fn is_finished(&self) -> bool {
-        self.ended.is_raised()
-    }
-
-    /// Waits until the task has ended.
-    pub async fn finished(&self) {
-        self.ended.raised().await;
-    }
-
-    /// Ends the task the next time that the loop runs it.
-    pub fn abort(&self) {
-        self.abort.abort();
     }
 }
 

@@ -8,7 +8,7 @@ use crate::hypercall::{Hypervisor, Operations};
 use crate::{Errno, Shared};
 use core::mem::offset_of;
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
-use core::sync::atomic::{AtomicU64, fence};
+use core::sync::atomic::{AtomicI64, AtomicU64, fence};
 use core::time::Duration;
 use zerocopy::IntoBytes;
 
@@ -75,12 +75,19 @@ pub struct Clock {
     offset: AtomicU64,
     /// The latest time returned: time never goes back.
     latest: AtomicU64,
+    /// By how many nanoseconds the wall clock is ahead of Xen's.
+    ahead: AtomicI64,
 }
 
 impl Clock {
     /// The clock in the shared info page.
     pub const fn new(shared_info: Shared<'static>) -> Self {
-        Clock { info: shared_info, offset: AtomicU64::new(0), latest: AtomicU64::new(0) }
+        Clock {
+            info: shared_info,
+            offset: AtomicU64::new(0),
+            latest: AtomicU64::new(0),
+            ahead: AtomicI64::new(0),
+        }
     }
 
     /// The domain's own time in nanoseconds, which never decreases: Xen's system time, without the
@@ -130,6 +137,12 @@ impl Clock {
         self.wall_clock(self.time_info()?.system_time(read_tsc()))
     }
 
+    /// [Corrects](Clock::set_wall_clock) the wall clock: it is `time` now.
+    #[cfg(target_arch = "x86_64")]
+    pub fn set_wall_clock_now(&self, time: Duration) -> Result<(), Errno> {
+        self.set_wall_clock(self.time_info()?.system_time(read_tsc()), time)
+    }
+
     /// Reads Xen's numbers consistently. [`Errno::EAGAIN`] if Xen keeps changing them.
     pub fn time_info(&self) -> Result<TimeInfo, Errno> {
         let mut info = VcpuTimeInfo::default();
@@ -137,9 +150,26 @@ impl Clock {
         Ok(TimeInfo(info))
     }
 
-    /// The wall clock at one of Xen's system times, since the Unix epoch. [`Errno::EAGAIN`] if Xen
-    /// keeps changing the numbers.
+    /// The wall clock at one of Xen's system times, since the Unix epoch: Xen's, unless it was
+    /// [corrected](Clock::set_wall_clock). [`Errno::EAGAIN`] if Xen keeps changing the numbers.
     pub fn wall_clock(&self, system_time: u64) -> Result<Duration, Errno> {
+        let (host, ahead) = (self.host_wall_clock(system_time)?, self.ahead.load(Relaxed));
+        let by = Duration::from_nanos(ahead.unsigned_abs());
+        Ok(if ahead < 0 { host.saturating_sub(by) } else { host.saturating_add(by) })
+    }
+
+    /// Corrects the wall clock: it is `time` at this system time. The difference to Xen's stays
+    /// the same from then on, also in a restored domain. [`Errno::EINVAL`] if it is more than 292
+    /// years, otherwise errors as for [`wall_clock`](Clock::wall_clock).
+    pub fn set_wall_clock(&self, system_time: u64, time: Duration) -> Result<(), Errno> {
+        let [time, host] = [time, self.host_wall_clock(system_time)?]
+            .map(|time| i128::try_from(time.as_nanos()).unwrap_or(i128::MAX));
+        let ahead = i64::try_from(time - host).map_err(|_| Errno::EINVAL)?;
+        self.ahead.store(ahead, Relaxed);
+        Ok(())
+    }
+
+    fn host_wall_clock(&self, system_time: u64) -> Result<Duration, Errno> {
         let mut words = [0u32; 4];
         self.versioned(WALL, || self.info.read(WALL, words.as_mut_bytes()))?;
         let [_, low, nanos, high] = words;

@@ -78,6 +78,24 @@ fn the_wall_clock_is_the_boot_time_plus_the_system_time() {
 }
 
 #[test]
+fn a_corrected_wall_clock_keeps_its_difference_to_that_of_the_host() {
+    let page = page();
+    page.write(WALL, [2u32, 1000, 0, 0].as_bytes());
+    let (clock, seconds) = (Clock::new(page), |time: u64| Duration::from_secs(time));
+    for time in [4000, 1000, 7, 1002] {
+        assert_eq!(clock.set_wall_clock(2 * NANOS, seconds(time)), Ok(()));
+        assert_eq!(clock.wall_clock(2 * NANOS), Ok(seconds(time)));
+        assert_eq!(clock.wall_clock(5 * NANOS), Ok(seconds(time + 3)));
+    }
+    assert_eq!(clock.set_wall_clock(0, Duration::MAX), Err(Errno::EINVAL));
+    assert_eq!(clock.wall_clock(0), Ok(seconds(1000)), "as before");
+    // In a restored domain, another host has another clock.
+    clock.set_wall_clock(0, seconds(10)).unwrap();
+    page.write(WALL, [2u32, 1500, 0, 0].as_bytes());
+    assert_eq!(clock.wall_clock(0), Ok(seconds(510)));
+}
+
+#[test]
 fn the_timer_stops_the_periodic_timer_and_is_set_and_stopped() {
     let xen = FakeXen::new();
     let timer = Timer::new(&xen).unwrap();

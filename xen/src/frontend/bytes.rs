@@ -80,6 +80,15 @@ pub fn copy_in(room: &[Shared<'_>; 2], from: &[u8]) -> usize {
     first + second
 }
 
+/// The first `at` bytes of the pieces, or all if there are fewer, and the rest.
+#[inline]
+pub fn split_at<'a>([one, two]: [Shared<'a>; 2], at: usize) -> ([Shared<'a>; 2], [Shared<'a>; 2]) {
+    let first = at.min(one.len());
+    let second = (at - first).min(two.len());
+    let rest = |piece: Shared<'a>, from| piece.slice(from, piece.len() - from);
+    ([one.slice(0, first), two.slice(0, second)], [rest(one, first), rest(two, second)])
+}
+
 /// The `count` bytes from index `from` on: one piece, or two around the end of the ring.
 fn pieces<'a>(direction: &Direction, region: Region<'a>, from: u32, count: u32) -> [Shared<'a>; 2] {
     let at = from & (direction.size - 1);

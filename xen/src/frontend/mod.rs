@@ -101,6 +101,7 @@ mod session;
 
 pub use bytes::{
     Consumer, Direction, EventIndexes, NotifyPolicy, Producer, Region, copy_in, copy_out, len,
+    split_at,
 };
 pub use pages::{GrantedPages, PagePool, PageUsage, ReservedPages};
 pub use ring::{Notify, Ring};

@@ -9,6 +9,7 @@
 //! | [`FakeStore`] | a xenstored, over pipes |
 //! | [`FakeXen`] | the [`Hypervisor`](crate::hypercall::Hypervisor): records hypercalls |
 //! | [`FakeEvents`] | the hypervisor's side of the event channels' shared words |
+//! | [`CountingAllocator`] | the system's allocator: counts |
 //! | `model::ModelMemory` | shared memory under the model checker loom (feature `loom`) |
 //!
 //! Both ends of a world see the same plain memory, so bytes take the same path as between domains.
@@ -17,6 +18,8 @@
 //! twice or written after it was freed, when a grant is revoked twice, and when a port is used
 //! after it was closed. [`World::assert_clean`] panics when anything was left behind.
 
+#[allow(unsafe_code, reason = "is a global allocator")]
+mod allocator;
 mod events;
 #[allow(unsafe_code, reason = "writes to its callers' structures")]
 mod hypervisor;
@@ -31,6 +34,7 @@ mod peer;
 mod world;
 mod xenstore;
 
+pub use allocator::CountingAllocator;
 pub use events::FakeEvents;
 pub use hypervisor::{Done, FakeXen, memory, page};
 pub use machine::FakeMachine;

@@ -61,6 +61,17 @@ pub fn encode(
     Ok(message)
 }
 
+/// A node's value for a message: escaped and cut, as another domain may have written anything.
+pub fn shown(value: &str) -> String {
+    const MOST: usize = 40;
+    let mut chars = value.chars();
+    let mut shown: String = chars.by_ref().take(MOST).flat_map(char::escape_debug).collect();
+    if chars.next().is_some() {
+        shown.push_str("...");
+    }
+    shown
+}
+
 /// Checks a node's path: [`Errno::EINVAL`] for a malformed one, [`Errno::E2BIG`] for one that is
 /// too long.
 pub fn check_path(path: &str) -> Result<(), Errno> {
@@ -175,6 +186,15 @@ mod tests {
         let mut head = [0; HEADER_LEN];
         head[12..].copy_from_slice(&4097u32.to_le_bytes());
         assert_eq!(Header::decode(&head), Err(Errno::EPROTO));
+    }
+
+    #[test]
+    fn a_value_of_another_domain_is_a_short_part_of_one_line() {
+        assert_eq!(shown("1"), "1");
+        assert_eq!(shown("a\nb\x1b[2J"), "a\\nb\\u{1b}[2J");
+        assert_eq!(shown(&"x".repeat(40)), "x".repeat(40));
+        let long = shown(&"\u{1}".repeat(4096));
+        assert!(long.len() < 250 && long.ends_with("..."), "{long}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A ring of bytes: its bytes, its room, and the events about both.
+//! A ring of bytes, or of records: its bytes, its room, and the events about both.
 
 use crate::check;
 use crate::sleeper::Sleeper;
@@ -142,6 +142,51 @@ pub fn suppressed_by_halves() {
     Model { size: 4, bytes: 6, policy, events, drains: false }.run();
 }
 
+/// Records of datagrams: both ends pass whole records, and the producer waits for room for its next
+/// one, which may be more than it asks an event for otherwise.
+pub fn records() {
+    const RECORDS: [u32; 4] = [2, 3, 1, 4];
+    let (policy, events) = (NotifyPolicy::HalfFull, Some(EVENTS));
+    let model = Model { size: 4, bytes: 10, policy, events, drains: true };
+    let ends = Ends::new(model.size);
+    let theirs = ends.clone();
+    let consumer = thread::spawn(move || {
+        let region = theirs.region();
+        let mut consumer = Consumer::new(model.direction(), policy);
+        for record in RECORDS {
+            let look = |consumer: &mut Consumer| {
+                let data = consumer.data(region).unwrap();
+                (len(&data) > 0).then_some(data)
+            };
+            let data = theirs.consumer.until(&mut consumer, look, |consumer| consumer.arm(region));
+            let mut bytes = [0; 4];
+            let bytes = &mut bytes[..record as usize];
+            assert_eq!(copy_out(&data, bytes), bytes.len(), "a part of a record");
+            assert!(bytes.iter().all(|byte| u32::from(*byte) == record));
+            theirs.producer.notify(consumer.advance(region, bytes.len()));
+        }
+    });
+    let region = ends.region();
+    let mut producer = Producer::new(model.direction());
+    for record in RECORDS {
+        let look = |producer: &mut Producer| {
+            let room = producer.room(region).unwrap();
+            (len(&room) >= record as usize).then_some(room)
+        };
+        let wanted = record.max(model.size / 4 * 3);
+        let room =
+            ends.producer.until(&mut producer, look, |producer| producer.arm(region, wanted));
+        let count = copy_in(&room, &[record as u8; 4][..record as usize]);
+        ends.consumer.notify(producer.advance(region, count));
+    }
+    ends.producer.until(
+        &mut producer,
+        |producer| (producer.unread(region) == Ok(0)).then_some(()),
+        |producer| producer.arm(region, model.size),
+    );
+    consumer.join().unwrap();
+}
+
 /// The end of a stream: the backend leaves an error behind the last byte, and the frontend looks at
 /// the error first.
 pub fn last_byte() {
@@ -186,6 +231,11 @@ fn with_event_indexes_no_needed_event_is_left_out() {
 #[test]
 fn a_producer_that_waits_for_half_of_the_ring_gets_an_event() {
     check(suppressed_by_halves);
+}
+
+#[test]
+fn records_arrive_whole_and_their_producer_gets_room_for_each() {
+    check(records);
 }
 
 #[test]
