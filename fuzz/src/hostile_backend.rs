@@ -4,7 +4,9 @@
 
 use crate::environment::{Environment, GUEST};
 use crate::input::{Input, Player, play_steps};
-use edge_nal::{Close, Readable, TcpShutdown, TcpSplit};
+use edge_nal::{
+    Close, MulticastV4, Readable, TcpShutdown, TcpSplit, UdpReceive, UdpSend, UdpSplit,
+};
 use embassy_time::Duration;
 use embedded_io_async::{BufRead, Read, Write};
 use futures_util::future::join;
@@ -15,11 +17,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use xen::testing::{BoundPort, FakeMachine, MappedPages};
 use xen::{Channel, Errno, Mapping, Neighbour, Port, Signal};
-use xensock::front::{Config, Frontend, Listener, Statistics, Stream};
-use xensock::ring::CommandBack;
+use xensock::front::{Config, Datagrams, Frontend, Listener, Statistics, Stream};
+use xensock::ring::{CommandBack, Producer, len};
 use xensock::wire::{
-    Call, Command, Extensions, Layout, Protocol, RING_LIST, Region, Response, RingGrants,
-    RingOffer, SocketOption,
+    Call, Command, Direction, Extensions, Layout, Protocol, RING_LIST, Record, Region, Response,
+    RingGrants, RingOffer, SocketOption,
 };
 
 const FRONT: &str = "/local/domain/7/device/pvcalls/0";
@@ -236,7 +238,9 @@ impl Backend {
             commands.channel.notify();
         }
         match &request.call {
-            Call::Connect { ring, .. } | Call::Accept { ring, .. } => self.map(ring),
+            Call::Connect { ring, .. } | Call::Accept { ring, .. } | Call::Open { ring, .. } => {
+                self.map(ring);
+            }
             Call::Resize { grants } => {
                 let ring = self.map_pages(grants).map(|(layout, pages)| Ring {
                     layout,
@@ -305,7 +309,8 @@ impl Backend {
         };
         let (one, other) = (ring.layout.input, ring.layout.output);
         match input.byte() {
-            0..100 => advance(one.prod, 32 * u32::from(input.byte())),
+            0..60 => advance(one.prod, 32 * u32::from(input.byte())),
+            60..100 => record(ring, input),
             100..200 => {
                 indexes.store_u32(other.cons, indexes.load_u32(other.prod, Relaxed), Release)
             }
@@ -323,7 +328,15 @@ impl Backend {
         self.users += 1;
         let (frontend, what) = (self.frontend.clone(), input.byte());
         self.environment.spawner.spawn(async move {
-            if what & 1 == 0 {
+            if what & 0x80 != 0 {
+                let opened = match what & 1 {
+                    0 => frontend.bind_udp(address(0)).await,
+                    _ => frontend.connect_udp(address(0), address(1)).await,
+                };
+                if let Ok(datagrams) = opened {
+                    use_datagrams(datagrams, what >> 1).await;
+                }
+            } else if what & 1 == 0 {
                 if let Ok(stream) = frontend.connect(address(what)).await {
                     use_stream(stream, what >> 1).await;
                 }
@@ -345,12 +358,39 @@ impl Backend {
         assert!(self.ended.get(), "the driver does not end");
         let statistics = self.frontend.statistics();
         assert_eq!((statistics.streams_open, statistics.grants, statistics.pages), (0, 0, 0));
+        assert_eq!(statistics.datagram_sockets_open, 0);
         assert_eq!(statistics.quarantined_pages, 0);
         let world = self.environment.world.clone();
         drop((self.environment, self.frontend));
         world.assert_clean();
         statistics
     }
+}
+
+/// Puts a record into a ring, which is right unless the input says otherwise.
+fn record(ring: &Ring, input: &mut Input<'_>) {
+    let (Direction { prod, cons, .. }, indexes) = (ring.layout.input, ring.region().indexes);
+    let [at, end] = [prod, cons].map(|index| indexes.load_u32(index, Relaxed));
+    let mut producer = Producer::at(ring.layout.input, at);
+    let Ok(room) = producer.room(ring.region()) else { return };
+    let what = input.byte();
+    let mut record = Record::new(usize::from(what) * 3, Some(address(1)));
+    if len(&room) < record.size as usize {
+        return indexes.store_u32(prod, end, Release);
+    }
+    let how = input.byte();
+    if (100..120).contains(&how) {
+        record = Record::error(Errno::ECONNREFUSED, record.addr);
+    }
+    let size = record.size as usize;
+    match how {
+        120..140 => record.addr = None,
+        140..160 => record.size = input.u32(),
+        160..180 => record.len = input.u32(),
+        _ => {}
+    }
+    record.put(&room);
+    let _ = producer.advance(ring.region(), size);
 }
 
 /// Reads and writes, then closes the stream; `how` selects the operations.
@@ -394,6 +434,44 @@ async fn use_stream(mut stream: Stream<FakeMachine>, how: u8) {
     };
 }
 
+/// Sends and receives, then closes the socket; `how` selects the operations.
+async fn use_datagrams(mut socket: Datagrams<FakeMachine>, how: u8) {
+    let mut bytes = [0; 700];
+    let to = address(1);
+    if how & 1 == 1 {
+        let (mut receiver, mut sender) = socket.split();
+        // An error may be that of one datagram.
+        let sending = async {
+            for _ in 0..20 {
+                let _ = sender.send(to, &[7; 600]).await;
+            }
+        };
+        let receiving = async {
+            for _ in 0..20 {
+                let _ = receiver.receive(&mut bytes).await;
+            }
+        };
+        join(sending, receiving).await;
+    }
+    if how & 2 == 2 {
+        let _ = (socket.local_addr(), socket.dropped());
+        let _ = socket.set_option(SocketOption::Broadcast, 1).await;
+        let (group, any) = ([224, 0, 0, 251].into(), [0; 4].into());
+        let _ = socket.join_v4(group, any).await;
+        let _ = socket.leave_v4(group, any).await;
+    }
+    if how & 4 == 4 {
+        for _ in 0..20 {
+            let received = socket.receive_in_place(|_, data| len(&data)).await;
+            let _ = socket.send_in_place(to, received.unwrap_or(0), |room| (len(&room), ())).await;
+            let _ = socket.readable().await;
+        }
+    }
+    if how & 8 == 8 {
+        let _ = socket.close().await;
+    }
+}
+
 async fn use_listener(listener: Listener<FakeMachine>, how: u8) {
     for _ in 0..3 {
         match listener.accept().await {
@@ -406,7 +484,7 @@ async fn use_listener(listener: Listener<FakeMachine>, how: u8) {
 /// Sessions of a correct backend, for each protocol.
 pub fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
-    for protocol in [0x00, 0x3f, 0xbf] {
+    for protocol in [0x00, 0x7f, 0xff] {
         let hands = vec![0];
         let answers = [1, 1].repeat(6);
         let data = vec![11, 0, 0, 20, 11, 0, 150, 11, 0, 150, 11, 0, 0, 9, 11, 0, 250];
@@ -424,6 +502,26 @@ pub fn seeds() -> Vec<Vec<u8>> {
                         &answers,
                         &data,
                         &later,
+                    ]
+                    .concat(),
+                );
+            }
+        }
+        if protocol & 0x40 != 0 {
+            // Datagrams, right ones and at last a wrong one, for each kind of user.
+            let records = [11, 0, 60, 5, 0, 11, 0, 60, 9, 100, 11, 0, 150, 11, 0, 60, 200, 0];
+            let wrong = [11, 0, 60, 1, 140, 1, 0, 0, 0];
+            for user in [0x82, 0x83, 0x88, 0x8a, 0x8e, 0x9f] {
+                seeds.push(
+                    [
+                        &[protocol][..],
+                        &hands,
+                        &[15, user],
+                        &answers,
+                        &records,
+                        &answers,
+                        &records,
+                        &wrong,
                     ]
                     .concat(),
                 );

@@ -8,29 +8,35 @@ use crate::tasks::{Spawner, Tasks};
 use embassy_time::Duration;
 use futures_util::FutureExt;
 use std::cell::RefCell;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use xen::testing::{FakeMachine, World};
 use xen::{Errno, GrantRef, Machine, Neighbour, Pages, Port, Shared, Signal};
 use xensock::back::{CommandLink, Limits, serve};
-use xensock::testing::{FakeDom0, FakeListener, FakeNet, FakeStream};
+use xensock::ring::{Consumer, NotifyPolicy, Producer, copy_in, len, split_at};
+use xensock::testing::{FakeDatagrams, FakeDom0, FakeListener, FakeNet, FakeStream};
 use xensock::wire::{
-    Call, Family, Layout, MAX_SLOT, Protocol, Region, Request, RingGrants, RingOffer, Shutdown,
-    SocketOption,
+    Call, Family, Group, Layout, MAX_SLOT, Protocol, RECORD_HEADER, Record, Region, Request,
+    RingGrants, RingOffer, Shutdown, SocketOption,
 };
 
 const LIMITS: Limits = Limits {
     sockets: 8,
     pages: 160,
     max_ring_order: 2,
+    backlog: 32,
     // More than an honest guest would notice, and less than a storm.
     connections_per_second: Some(100),
     bytes_in_per_second: Some(1 << 20),
     bytes_out_per_second: Some(1 << 20),
     linger: std::time::Duration::from_millis(150),
 };
+
+/// A group that sockets of datagrams join.
+const GROUP: Group =
+    Group::V4 { group: Ipv4Addr::new(239, 0, 0, 1), interface: Ipv4Addr::UNSPECIFIED };
 
 /// Words and slots of the command ring (`ring.h`).
 const REQ_PROD: usize = 0;
@@ -80,6 +86,7 @@ struct Frontend {
     server: Option<FakeListener>,
     peers: Vec<FakeStream>,
     connected: Rc<RefCell<Vec<FakeStream>>>,
+    datagrams: Vec<FakeDatagrams>,
 }
 
 /// A data ring's memory and channel.
@@ -116,7 +123,7 @@ fn address(port: usize) -> SocketAddr {
 impl Player for Frontend {
     fn step(&mut self, step: u8, input: &mut Input<'_>) {
         let which = input.below(self.rings.len());
-        match step % 18 {
+        match step % 21 {
             0..=3 => self.request(input),
             4 => {
                 let bytes = input.bytes().to_vec();
@@ -193,12 +200,27 @@ impl Player for Frontend {
                     self.rings.push(Ring::new(&self.machine, self.protocol, order));
                 }
             }
-            _ => {
+            17 => {
                 // A new event channel for a ring.
                 self.machine.close_port(self.rings[which].port);
                 let signal = Arc::new(Signal::new());
                 let port = self.machine.open_port(DOM0, signal).expect("enough ports");
                 self.rings[which].port = port;
+            }
+            18 => self.record(which, input),
+            19 => self.datagrams(input),
+            _ => {
+                // Takes one record, as an honest guest does.
+                let Ring { layout, port, .. } = &self.rings[which];
+                let region = self.rings[which].region();
+                let cons = region.indexes.load_u32(layout.input.cons, Relaxed);
+                let mut consumer = Consumer::at(layout.input, NotifyPolicy::HalfFull, cons);
+                if let Ok(data) = consumer.data(region)
+                    && let Ok(Some(next)) = Record::next(data)
+                {
+                    let _ = consumer.advance(region, next.record.size as usize);
+                    self.machine.notify(*port);
+                }
             }
         }
     }
@@ -252,6 +274,64 @@ impl Frontend {
             server,
             peers: Vec::new(),
             connected: Rc::default(),
+            datagrams: Vec::new(),
+        }
+    }
+
+    /// Writes a record, which may be wrong in a field.
+    fn record(&mut self, which: usize, input: &mut Input<'_>) {
+        let ring = &self.rings[which];
+        let (region, output) = (ring.region(), ring.layout.output);
+        let prod = region.indexes.load_u32(output.prod, Relaxed);
+        let mut producer = Producer::at(output, prod);
+        let Ok(room) = producer.room(region) else { return };
+        let payload = vec![1; 16 * usize::from(input.byte())];
+        let to = Some(address(input.below(4))).filter(|to| to.port() != 83);
+        let mut record = Record::new(payload.len(), to);
+        let size = record.size as usize;
+        if len(&room) < size {
+            return;
+        }
+        match input.below(12) {
+            0 => record.size = input.index(record.size),
+            1 => record.len = input.index(record.len),
+            2 => record.error = Some(Errno::EIO),
+            3 => record.addr = "255.255.255.255:9".parse().ok(),
+            4 => record.addr = "[::1]:80".parse().ok(),
+            _ => {}
+        }
+        record.put(&room);
+        copy_in(&split_at(room, RECORD_HEADER).1, &payload);
+        let _ = producer.advance(region, size);
+        self.machine.notify(ring.port);
+    }
+
+    /// Takes a step of the remote ends of datagrams.
+    fn datagrams(&mut self, input: &mut Input<'_>) {
+        let which = input.below(self.datagrams.len());
+        let (step, to) = (input.below(7), address(input.below(4)));
+        match step {
+            0 if self.datagrams.len() < 4 => {
+                self.datagrams.extend(self.net.datagrams_at(to));
+            }
+            1 => self.net.hold_datagrams(input.byte() & 1 == 1),
+            _ if self.datagrams.is_empty() => {}
+            2 => drop(self.datagrams.remove(which)),
+            3 => {
+                while let Some((_, payload)) = self.datagrams[which].try_receive() {
+                    self.reached.sent += payload.len();
+                }
+            }
+            4 => {
+                let to = SocketAddr::new(GROUP.addr(), to.port());
+                let _ = self.datagrams[which].send(to, &[2; 100]);
+            }
+            _ => {
+                let payload = vec![3; 32 * usize::from(input.byte())];
+                for _ in 0..=input.below(40) {
+                    let _ = self.datagrams[which].send(to, &payload);
+                }
+            }
         }
     }
 
@@ -287,7 +367,7 @@ impl Frontend {
         let offer = RingOffer { grants: ring.offered.clone(), port: ring.port };
         let addr = address(input.below(4));
         let options = SocketOption::ALL;
-        let call = match input.below(13) {
+        let call = match input.below(18) {
             0 => Call::Socket { family: Family::V4 },
             1 => Call::Connect { addr, flags: 0, ring: offer },
             2 => Call::Release { reuse: input.byte() & 1 == 1 },
@@ -304,7 +384,12 @@ impl Frontend {
             },
             10 => Call::LocalAddr,
             11 => Call::PeerAddr,
-            _ => Call::Resize { grants: offer.grants },
+            12 => Call::Resize { grants: offer.grants },
+            13 => Call::DatagramSocket { family: Family::V4 },
+            14 => Call::Open { peer: None, ring: offer },
+            15 => Call::Open { peer: Some(addr), ring: offer },
+            16 => Call::Join(GROUP),
+            _ => Call::Leave(GROUP),
         };
         let id = self.next_id;
         self.next_id = id.wrapping_add(1);
@@ -349,9 +434,11 @@ impl Frontend {
         self.tasks.run();
         drop((self.tasks, self.spawner, self.server));
         self.peers.clear();
+        self.datagrams.clear();
         self.connected.borrow_mut().clear();
         assert_eq!(self.net.open_sockets(), 0, "the engine left a socket open");
         assert_eq!(self.net.bound_sockets(), 0, "the engine left a listening socket behind");
+        assert_eq!(self.net.datagram_sockets(), 0, "the engine left a socket of datagrams open");
         for ring in self.rings {
             self.machine.close_port(ring.port);
             give_back(&self.machine, ring.pages, &ring.grants);
@@ -376,7 +463,7 @@ fn give_back(machine: &FakeMachine, pages: Pages, grants: &[GrantRef]) {
 pub fn seeds() -> Vec<Vec<u8>> {
     let request = |socket, call: u8, more: &[u8]| [&[0, 0, socket, 0, 0, call], more].concat();
     let mut seeds = Vec::new();
-    for protocol in [0x00, 0x3f, 0xbf] {
+    for protocol in [0x00, 0x7f, 0xff] {
         let connected = [request(1, 0, &[]), request(1, 1, &[]), vec![12, 0]].concat();
         let released = [request(1, 2, &[0]), vec![14, 0, 9]].concat();
         let served = [
@@ -398,12 +485,25 @@ pub fn seeds() -> Vec<Vec<u8>> {
             [&[0, 0, 1, 1, 0, 12][..]].concat(),
         ]
         .concat();
+        // A socket at port 81, and a peer at port 82.
+        let datagrams = [
+            request(1, 13, &[]),
+            [&[0, 0, 1, 0, 1, 3][..]].concat(),
+            request(1, 14, &[]),
+            request(1, 16, &[]),
+            vec![19, 0, 0, 0, 2, 18, 0, 10, 2, 11, 19, 0, 0, 5, 1, 3, 9, 19, 0, 0, 3, 0],
+            vec![20, 0, 20, 0, 18, 0, 5, 3, 11, 18, 0, 5, 2, 3, 19, 0, 0, 4, 1],
+        ]
+        .concat();
         let all = |parts: &[&Vec<u8>]| {
             let parts: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
             [vec![protocol], parts].concat()
         };
         seeds.push(all(&[&connected, &moved, &released]));
         seeds.push(all(&[&served, &moved, &request(2, 2, &[0]), &released]));
+        if protocol != 0 {
+            seeds.push(all(&[&datagrams, &moved, &released]));
+        }
         seeds.push(all(&[&connected, &moved, &asked, &released]));
         seeds.push(all(&[&connected, &moved, &request(1, 2, &[1]), &connected, &released]));
     }

@@ -11,11 +11,13 @@ pub mod hostile_frontend;
 pub mod hostile_idc;
 pub mod hostile_netback;
 mod input;
-#[allow(unsafe_code, reason = "is the global allocator")]
-mod memory;
 mod tasks;
 pub mod wire;
 pub mod xenstore;
+
+/// Shows what a hostile domain makes grow.
+#[global_allocator]
+static ALLOCATOR: xen::testing::CountingAllocator = xen::testing::CountingAllocator;
 
 /// A fuzz target.
 pub struct Target {

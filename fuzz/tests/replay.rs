@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Mutex;
+use xensock::front::Statistics;
 use xensock_fuzz::{
     TARGETS, Target, hostile_backend, hostile_frontend, hostile_idc, hostile_netback,
 };
@@ -102,12 +103,15 @@ fn no_target_panics() {
 #[test]
 fn the_seeds_reach_far() {
     let _clock = CLOCK.lock();
-    let mut moved = 0;
+    let (mut moved, mut exchanged) = (0, 0);
     for seed in hostile_backend::seeds() {
         let reached = hostile_backend::play(&seed);
-        assert!(reached.streams_opened > 0, "{seed:?}: {reached:?}");
+        let Statistics { streams_opened, datagrams_sent, datagrams_received, .. } = reached;
+        assert!(streams_opened + datagrams_sent + datagrams_received > 0, "{seed:?}: {reached:?}");
         moved += usize::from(reached.bytes_in > 0 && reached.bytes_out > 0);
+        exchanged += usize::from(datagrams_sent > 1 && datagrams_received > 1);
     }
+    assert!(exchanged > 3, "only {exchanged} seeds of hostile_backend exchanged datagrams");
     assert!(moved > 20, "only {moved} seeds of hostile_backend moved bytes both ways");
     for seed in hostile_netback::seeds() {
         let reached = hostile_netback::play(&seed);

@@ -10,6 +10,7 @@
 mod rig;
 
 use criterion::{Criterion, Throughput};
+use edge_nal::{UdpReceive, UdpSend};
 use embedded_io_async::{Read, Write};
 use rig::{Rig, address, config, limits, with_backend_of};
 use rustix::time::{ClockId, clock_gettime};
@@ -149,6 +150,33 @@ fn round_trips(count: u64) -> Duration {
     .time
 }
 
+/// Datagrams from an application to a peer that discards them, or the other way, in batches.
+fn datagrams(count: u64, length: usize, is_out: bool) -> Cost {
+    const BATCH: u64 = 32;
+    timed(config(), async |rig| {
+        let mut socket = rig.frontend.bind_udp(address(53)).await.unwrap();
+        let peer = rig.net.datagrams_at(address(7)).unwrap();
+        let mut data = rig::pattern(length);
+        let (events, start) = (rig.world.events(), Instant::now());
+        for at in (0..count).step_by(BATCH as usize) {
+            let batch = BATCH.min(count - at);
+            for _ in 0..batch {
+                match is_out {
+                    true => socket.send(address(7), &data).await.unwrap(),
+                    false => peer.send(address(53), &data).unwrap(),
+                }
+            }
+            for _ in 0..batch {
+                match is_out {
+                    true => drop(black_box(peer.receive().await)),
+                    false => drop(black_box(socket.receive(&mut data).await.unwrap())),
+                }
+            }
+        }
+        Cost { time: start.elapsed(), events: rig.world.events() - events }
+    })
+}
+
 /// Connections that are opened and closed, one after the other.
 fn connections(count: u64) -> Duration {
     timed(config(), async |rig| {
@@ -260,6 +288,8 @@ fn main() {
     if !std::env::args().any(|argument| argument == "--bench") {
         outwards(MEBI, CHUNK, config());
         inwards(MEBI, CHUNK, config());
+        datagrams(100, 1400, true);
+        datagrams(100, 1400, false);
         return;
     }
     ratios();
@@ -280,6 +310,13 @@ fn main() {
     group.bench_function("connection opened and closed", |bencher| {
         bencher.iter_custom(connections);
     });
+    for (name, is_out) in [("out", true), ("in", false)] {
+        let events = datagrams(1000, 1400, is_out).events;
+        println!("pair, 1000 datagrams {name}: {events} events");
+        group.bench_function(format!("datagram of 1400 bytes {name}"), |bencher| {
+            bencher.iter_custom(|count| datagrams(count, 1400, is_out).time);
+        });
+    }
     group.finish();
     criterion.final_summary();
 }

@@ -6,7 +6,9 @@
 //!
 //! For the rings of a connection's data see [`Producer`] and [`Consumer`].
 
-pub use xen::frontend::{Consumer, Notify, NotifyPolicy, Producer, copy_in, copy_out, len};
+pub use xen::frontend::{
+    Consumer, Notify, NotifyPolicy, Producer, copy_in, copy_out, len, split_at,
+};
 
 use crate::wire::{MAX_SLOT, Malformed, Protocol, Request, Response, Slots};
 use xen::frontend::Ring;

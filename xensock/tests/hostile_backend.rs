@@ -3,17 +3,18 @@
 
 mod rig;
 
+use edge_nal::{UdpReceive, UdpSend};
 use embassy_time::{Duration, Timer, with_timeout};
 use embedded_io_async::{Read, Write};
 use futures_util::future::{join, join3};
-use rig::script::{RIGHT, Script, offer};
+use rig::script::{DATAGRAMS, RIGHT, Records, Script, offer};
 use rig::{BACK, address, config, with_frontend};
 use std::sync::atomic::Ordering;
 use xen::Errno;
 use xen::xenbus::{self, State};
 use xensock::front::Config;
 use xensock::ring::{Producer, copy_in};
-use xensock::wire::{Call, Command, Family, Response};
+use xensock::wire::{Call, Command, Family, Record, Response};
 
 const SOON: Duration = Duration::from_millis(20);
 
@@ -115,6 +116,40 @@ fn impossible_indexes_end_one_stream_and_no_other() {
         let released = script.grant_next().await;
         assert_eq!(released.call, Call::Release { reuse: false });
         drop((bad_ring, good_ring));
+    });
+}
+
+#[test]
+fn a_malformed_record_ends_its_socket_and_no_other() {
+    let good = Record::new(1, Some(address(7)));
+    let nobody = Record::new(1, None);
+    let bad = [Record { len: 9, ..good }, Record { size: 1 << 30, ..good }, nobody];
+    with_frontend(config(), |rig| async move {
+        let mut script = Script::attach_with(&rig, DATAGRAMS).await;
+        let any = || ([0, 0, 0, 0], 0).into();
+        let mut byte = [0];
+        for record in bad {
+            let (one, (_, one_ring)) = join(rig.frontend.bind_udp(any()), script.let_open()).await;
+            let (other, (_, other_ring)) =
+                join(rig.frontend.bind_udp(any()), script.let_open()).await;
+            let (mut one, mut other) = (one.unwrap(), other.unwrap());
+            let (mut wrong, mut right) = (Records::new(&one_ring), Records::new(&other_ring));
+            let size = record.size.min(48);
+            wrong.put(Record { size, ..good }, b"x");
+            one_ring.overwrite(&record.encode());
+            assert_eq!(one.receive(&mut byte).await, Err(Errno::EPROTO), "{record:?}");
+            // The socket stays closed even if the record becomes right again.
+            one_ring.overwrite(&good.encode());
+            assert_eq!(one.receive(&mut byte).await, Err(Errno::EPROTO));
+            assert_eq!(one.send(address(7), b"x").await, Err(Errno::EPROTO));
+            right.put(good, b"y");
+            assert_eq!(other.receive(&mut byte).await, Ok((1, address(7))));
+
+            drop((one, one_ring));
+            assert_eq!(script.grant_next().await.call, Call::Release { reuse: false });
+            drop(other);
+            script.grant_next().await;
+        }
     });
 }
 

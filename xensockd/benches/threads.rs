@@ -72,7 +72,7 @@ fn serve(seat: &Seat, ready: &Barrier) {
     let store = client(&tree, DOM0, &spawner);
     let counts = Counts::default();
     let backend =
-        backend(&world, store, net.clone(), rig::guests(OPEN), &counts, &stop, seat.clone());
+        backend(DOM0, &world, store, net.clone(), rig::guests(OPEN), &counts, &stop, seat.clone());
     let mut finder = Finder::new(backend, &spawner, Dialect::PvCalls);
     let stopping = stop.clone();
     let finding = spawner.spawn(async move {

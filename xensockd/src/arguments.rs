@@ -37,6 +37,11 @@ pub struct Arguments {
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
     pub threads: Option<usize>,
 
+    /// Take over from a running daemon, if there is one: it stops, and its listening sockets stay
+    /// open for the guests
+    #[arg(long)]
+    pub replace: bool,
+
     /// Offer no extensions: only PV Calls version 1 and XenSock draft 1
     #[arg(long)]
     pub plain: bool,

@@ -5,6 +5,7 @@
 //! warning. The guest may connect again after a while.
 
 use crate::guests::{Guest, Guests};
+use crate::logging::about;
 use crate::states::{Step, View, next_step};
 use crate::threads::Seat;
 use std::fmt::Display;
@@ -24,15 +25,25 @@ use xensock::wire::{Dialect, Extensions, Protocol};
 /// How long a guest that broke the protocol must wait before it can connect again.
 const PROTOCOL_ERROR_BACKOFF: Duration = Duration::from_secs(1);
 
-/// The shortest time between two connections of a device, each of which is a line in the log.
-const CONNECT_INTERVAL: Duration = Duration::from_secs(1);
+/// The shortest time between two connections of a device, each of which is a line in the log, and
+/// between two offers, each of which is many requests to xenstored.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a guest that connects waits until the toolstack has made its name readable.
+const NAME_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long a frontend may take to close when the toolstack, which waits longer, removes the
 /// device.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// How long the nodes of a closed device stay in a driver domain, so that the toolstack sees them.
+const REMOVAL_DELAY: Duration = Duration::from_secs(1);
+
 /// How long a frontend may take to close when the daemon stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The toolstack's domain. Backends in other domains remove the nodes of devices that it ends.
+const TOOLSTACK: DomId = DomId(0);
 
 /// What all devices have in common.
 pub struct Backend<H> {
@@ -40,6 +51,8 @@ pub struct Backend<H> {
     pub store: Store,
     /// The domain of the sockets.
     pub host: H,
+    /// Its number.
+    pub own: DomId,
     /// The guests, with their rules.
     pub guests: Guests,
     /// The extensions to offer.
@@ -72,7 +85,7 @@ struct Service<'d> {
 
 impl<H: Host> Device<H> {
     /// Serves the device until its nodes are removed, or the daemon stops.
-    pub async fn run(self) {
+    pub async fn run(&self) {
         match self.follow().await {
             Ok(()) => {}
             Err(Errno::ENOENT) => log::info!("{}: the device was removed", self.path),
@@ -103,8 +116,10 @@ impl<H: Host> Device<H> {
         };
         let mut guest = self.backend.guests.meet(store, self.guest).await;
         let mut service: Option<Service<'_>> = None;
-        let mut last_connected: Option<Instant> = None;
+        let (mut last_offered, mut last_connected) = (None::<Instant>, None::<Instant>);
         let mut closing_since: Option<Instant> = None;
+        let mut closed_since: Option<Instant> = None;
+        let mut hidden_since: Option<Instant> = None;
         loop {
             if stop.is_raised() {
                 drop(service.take());
@@ -113,6 +128,15 @@ impl<H: Host> Device<H> {
             let view = self.view(&other).await?;
             let step = next_step(mine, view);
             log::trace!("{}: {mine:?}, {view:?}: {step:?}", self.path);
+            let last = match step {
+                Step::Offer => last_offered,
+                Step::Connect => last_connected,
+                _ => None,
+            };
+            if last.is_some_and(|last| last.elapsed() < INTERVAL) {
+                host.sleep(INTERVAL / 4).await;
+                continue;
+            }
             match step {
                 Step::Wait => {
                     let violation = async {
@@ -122,25 +146,32 @@ impl<H: Host> Device<H> {
                         }
                     };
                     let timeout = async {
-                        match (view.online, mine) {
-                            // Writing its state again does not give the guest more time.
-                            (false, State::Closing) => {
-                                let since = *closing_since.get_or_insert_with(Instant::now);
-                                host.sleep(CLOSE_TIMEOUT.saturating_sub(since.elapsed())).await;
+                        let (time, since) = match (view.online, mine) {
+                            (false, State::Closing) => (CLOSE_TIMEOUT, &mut closing_since),
+                            // The toolstack waits for both, the state and then the removal.
+                            (false, State::Closed) if self.backend.own != TOOLSTACK => {
+                                (REMOVAL_DELAY, &mut closed_since)
                             }
                             _ => pending().await,
-                        }
+                        };
+                        // Writing its state again does not give the guest more time.
+                        let since = *since.get_or_insert_with(Instant::now);
+                        host.sleep(time.saturating_sub(since.elapsed())).await;
                     };
                     match first(changed(&mut changes), stop.raised(), violation, timeout).await {
                         Event::Change => {}
                         Event::Violation(violation) => {
                             service = None;
-                            mine = self.close_after(violation).await?;
+                            mine = self.close_after(&guest, violation).await?;
+                        }
+                        Event::Timeout if mine == State::Closed => {
+                            return store.rm(&self.path).await;
                         }
                         Event::Timeout => mine = self.switch(State::Closed).await?,
                     }
                 }
                 Step::Offer => {
+                    last_offered = Some(Instant::now());
                     service = None;
                     guest = self.backend.guests.meet(store, self.guest).await;
                     let limits = guest.account().limits();
@@ -150,23 +181,29 @@ impl<H: Host> Device<H> {
                     }
                     mine = self.switch(State::InitWait).await?;
                 }
-                Step::Connect
-                    if last_connected.is_some_and(|last| last.elapsed() < CONNECT_INTERVAL) =>
-                {
-                    host.sleep(CONNECT_INTERVAL / 4).await;
-                }
-                Step::Connect => match self.connect(&other, &guest).await {
-                    Ok(connected) => {
-                        last_connected = Some(Instant::now());
-                        service = Some(connected);
-                        mine = self.switch(State::Connected).await?;
-                        log::info!("{guest}: connected ({})", self.dialect.device());
+                Step::Connect => {
+                    // The domain may be another one than at the offer, or have another name.
+                    guest = self.backend.guests.meet(store, self.guest).await;
+                    if guest.is_hidden()
+                        && hidden_since.get_or_insert_with(Instant::now).elapsed() < NAME_TIMEOUT
+                    {
+                        host.sleep(INTERVAL / 4).await;
+                        continue;
                     }
-                    Err(reason) => mine = self.close_after(reason).await?,
-                },
+                    match self.connect(&other, &guest).await {
+                        Ok(connected) => {
+                            last_connected = Some(Instant::now());
+                            service = Some(connected);
+                            mine = self.switch(State::Connected).await?;
+                            about!(info, &guest, "connected ({})", self.dialect.device());
+                            self.report_hidden(&guest);
+                        }
+                        Err(reason) => mine = self.close_after(&guest, reason).await?,
+                    }
+                }
                 Step::Close => {
                     if service.take().is_some() {
-                        log::info!("{guest}: disconnected");
+                        about!(info, &guest, "disconnected");
                     }
                     mine = self.switch(State::Closing).await?;
                 }
@@ -205,9 +242,24 @@ impl<H: Host> Device<H> {
         Ok(state)
     }
 
+    /// Logs that the guest's rules are not known, if so.
+    fn report_hidden(&self, guest: &Guest) {
+        if guest.is_hidden() {
+            let (id, own) = (self.guest, self.backend.own);
+            about!(
+                warn,
+                guest,
+                "it may neither listen nor connect: this domain, {own}, cannot read its name, so \
+                 which entry of the rules is for it is not known; run in domain 0: \
+                 for node in name vm; do xenstore-chmod /local/domain/{id}/$node n0 r{id} r{own}; \
+                 done; and then here: xensockctl reload"
+            );
+        }
+    }
+
     /// Closes the device of a guest that broke the protocol.
-    async fn close_after(&self, reason: impl Display) -> Result<State, Errno> {
-        log::warn!("domain {}: {reason}; closing its device", self.guest);
+    async fn close_after(&self, guest: &Guest, reason: impl Display) -> Result<State, Errno> {
+        about!(warn, guest, "{reason}; closing its device");
         let state = self.switch(State::Closing).await?;
         self.backend.host.sleep(PROTOCOL_ERROR_BACKOFF).await;
         Ok(state)

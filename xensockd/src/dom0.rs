@@ -20,11 +20,23 @@ impl Neighbour for Dom0 {
     type Channel = BoundPort;
 
     fn map(&self, owner: DomId, refs: &[GrantRef]) -> Result<MappedPages, Errno> {
-        self.domain.map(owner, refs)
+        self.reported(owner, "a ring", self.domain.map(owner, refs))
     }
 
     fn bind_port(&self, owner: DomId, port: Port, signal: Arc<Signal>) -> Result<BoundPort, Errno> {
-        self.domain.bind_port(owner, port, signal)
+        self.reported(owner, "an event channel", self.domain.bind_port(owner, port, signal))
+    }
+}
+
+impl Dom0 {
+    /// The result of a call for a guest. The log gets a line if this domain has no more of what it
+    /// needs.
+    fn reported<T>(&self, guest: DomId, what: &str, result: Result<T, Errno>) -> Result<T, Errno> {
+        result.inspect_err(|error| {
+            if let Ok(guest) = self.sockets.guests().get(guest) {
+                guest.report_shortage(what, *error);
+            }
+        })
     }
 }
 
@@ -50,6 +62,6 @@ impl Host for Dom0 {
     }
 
     fn copy(&self, guest: DomId, page: GrantRef, to: &mut [u8]) -> Result<(), Errno> {
-        self.domain.copy(guest, page, to)
+        self.reported(guest, "a ring", self.domain.copy(guest, page, to))
     }
 }

@@ -3,14 +3,20 @@
 
 use crate::device::{Backend, Device};
 use crate::threads::Lease;
+use futures_util::FutureExt;
 use futures_util::future::{Either, select};
 use std::collections::{HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
 use xen::{DomId, Errno};
 use xen_linux::runtime::{Spawner, Task};
 use xensock::back::Host;
 use xensock::wire::Dialect;
+
+/// How long a device is closed after a panic.
+const PANIC_BACKOFF: Duration = Duration::from_secs(1);
 
 /// Runs a task for each device of a type. Dropping it stops them.
 pub struct Finder<H> {
@@ -117,12 +123,21 @@ impl<H: Host + 'static> Finder<H> {
 
     fn start(&mut self, guest: DomId, path: String, lease: Lease) {
         let thread = self.backend.seat.thread();
-        log::info!("{path}: found a device of domain {guest}, which thread {thread} serves");
+        log::info!(
+            DOMID = guest.0;
+            "{path}: found a device of domain {guest}, which thread {thread} serves"
+        );
         let (backend, dialect) = (self.backend.clone(), self.dialect);
         let device = Device { backend, dialect, guest, path: path.clone() };
-        let task = self.spawner.spawn(async move {
+        let turn = self.backend.guests.turn(guest);
+        let task = self.spawner.spawn_for(turn, async move {
             let _lease = lease;
-            device.run().await;
+            // Whatever the panic interrupted belonged to the device, and was dropped.
+            while AssertUnwindSafe(device.run()).catch_unwind().await.is_err() {
+                let path = &device.path;
+                log::error!("{path}: closed by a bug of the daemon, described above; reopening");
+                device.backend.host.sleep(PANIC_BACKOFF).await;
+            }
         });
         self.devices.insert(path, Running(task));
     }
@@ -136,7 +151,9 @@ impl<H: Host + 'static> Finder<H> {
 
     async fn exists(&self, path: &str) -> Result<bool, Errno> {
         match self.backend.store.read(path).await {
-            Ok(_) => Ok(true),
+            // Only the toolstack's domain may know whether another domain exists. The toolstack
+            // tells the others by their devices' nodes.
+            Ok(_) | Err(Errno::EACCES) => Ok(true),
             Err(Errno::ENOENT) => Ok(false),
             Err(error) => Err(error),
         }

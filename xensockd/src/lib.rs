@@ -7,21 +7,28 @@
 
 pub mod addresses;
 pub mod arguments;
+mod clients;
 pub mod control;
 pub mod counts;
 pub mod daemon;
+pub mod datagrams;
 pub mod device;
 pub mod dom0;
 pub mod finder;
 pub mod guests;
-#[allow(unsafe_code, reason = "sockets on a guest's ring, `SO_BUSY_POLL`, seccomp")]
+pub mod handover;
+#[allow(unsafe_code, reason = "sockets on a guest's ring, `SO_BUSY_POLL`, files passed, seccomp")]
 mod linux;
 pub mod listeners;
 pub mod lock;
+pub mod logging;
+pub mod metrics;
 mod options;
+mod room;
 pub mod rules;
 pub mod sandbox;
 pub mod sockets;
 mod states;
 pub mod threads;
+mod usage;
 pub mod user;

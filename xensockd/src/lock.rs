@@ -3,6 +3,8 @@
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 /// Exists if the kernel's own PV Calls backend is loaded.
 const KERNEL_BACKEND: &str = "/sys/bus/xen-backend/drivers/pvcalls";
@@ -13,7 +15,21 @@ pub struct Lock {
     _file: OwnedFd,
 }
 
+/// How long a daemon that stops may hold the lock.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
 impl Lock {
+    /// Takes the lock of a daemon that is about to end. An error is a line for the user.
+    pub fn wait(path: &Path) -> Result<Lock, String> {
+        let start = Instant::now();
+        loop {
+            match Lock::take(path) {
+                Err(_) if start.elapsed() < STOP_PATIENCE => sleep(Duration::from_millis(20)),
+                result => return result,
+            }
+        }
+    }
+
     /// Takes the lock. An error is a line for the user.
     pub fn take(path: &Path) -> Result<Lock, String> {
         let name = path.display();
@@ -29,7 +45,8 @@ impl Lock {
                 let len = rustix::io::read(&file, &mut pid).unwrap_or(0);
                 let pid = String::from_utf8_lossy(&pid[..len]);
                 return Err(format!(
-                    "already running as process {}, which holds {name}; stop it first",
+                    "already running as process {}, which holds {name}; stop it first, or \
+                     start with --replace",
                     pid.trim()
                 ));
             }
@@ -63,7 +80,12 @@ mod tests {
         let first = Lock::take(&path).unwrap();
         let refusal = Lock::take(&path).unwrap_err();
         assert!(refusal.contains(&format!("process {},", std::process::id())), "{refusal}");
+        let second = std::thread::spawn({
+            let path = path.clone();
+            move || Lock::wait(&path).unwrap()
+        });
         drop(first);
+        drop(second.join().unwrap());
         Lock::take(&path).unwrap();
         std::fs::remove_file(path).unwrap();
     }

@@ -3,30 +3,28 @@
 use clap::Parser;
 use std::process::ExitCode;
 use xensockd::arguments::{Arguments, Command};
-use xensockd::daemon;
 use xensockd::rules::Policy;
 use xensockd::sandbox::trial;
+use xensockd::{daemon, logging};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    env_logger::Builder::new()
-        .filter_level(log::LevelFilter::max())
-        .format_timestamp_millis()
-        .format_target(false)
-        .init();
-    // It may be changed while the daemon runs.
-    log::set_max_level(arguments.log_level);
+    let is_journal = logging::start(arguments.log_level);
     let result = match &arguments.command {
         Some(Command::Check { file }) => Policy::read(Some(file)).map(|policy| {
             println!("{}: no mistakes, {} entries for guests", file.display(), policy.guests());
+            ExitCode::SUCCESS
         }),
-        Some(Command::CheckSandbox { .. }) => check_sandbox(&arguments),
+        Some(Command::CheckSandbox { .. }) => check_sandbox(&arguments).map(|()| ExitCode::SUCCESS),
         None => daemon::run(&arguments),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(reason) => {
-            eprintln!("xensockd: {reason}");
+            match is_journal {
+                true => log::error!("{reason}"),
+                false => eprintln!("xensockd: {reason}"),
+            }
             ExitCode::FAILURE
         }
     }

@@ -1,7 +1,8 @@
 //! Maps the protocol's socket options to Linux's.
 
 use crate::linux::{busy_poll, set_busy_poll};
-use rustix::net::sockopt;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, sockopt};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -23,9 +24,28 @@ pub fn set(socket: &OwnedFd, option: SocketOption, value: u32) -> io::Result<()>
         SocketOption::Linger => {
             sockopt::set_socket_linger(socket, (value == 0).then_some(Duration::ZERO))?;
         }
+        SocketOption::Broadcast => sockopt::set_socket_broadcast(socket, value != 0)?,
+        SocketOption::Ttl if is_ipv6(socket)? => {
+            let hops = u8::try_from(value).map_err(|_| Errno::INVAL)?;
+            sockopt::set_ipv6_unicast_hops(socket, Some(hops))?;
+        }
+        SocketOption::Ttl => sockopt::set_ip_ttl(socket, value)?,
+        SocketOption::MulticastTtl if is_ipv6(socket)? => {
+            sockopt::set_ipv6_multicast_hops(socket, value)?;
+        }
+        SocketOption::MulticastTtl => sockopt::set_ip_multicast_ttl(socket, value)?,
+        SocketOption::MulticastLoop if is_ipv6(socket)? => {
+            sockopt::set_ipv6_multicast_loop(socket, value != 0)?;
+        }
+        SocketOption::MulticastLoop => sockopt::set_ip_multicast_loop(socket, value != 0)?,
         SocketOption::ReceiveBuffer | SocketOption::SendBuffer => return Err(unknown()),
     }
     Ok(())
+}
+
+/// Whether a socket is of IPv6, which has its own options.
+fn is_ipv6(socket: &OwnedFd) -> io::Result<bool> {
+    Ok(sockopt::socket_domain(socket)? == AddressFamily::INET6)
 }
 
 /// Returns an option's value.
@@ -41,6 +61,15 @@ pub fn get(socket: &OwnedFd, option: SocketOption) -> io::Result<u32> {
         SocketOption::KeepCount => sockopt::tcp_keepcnt(socket)?,
         SocketOption::BusyPoll => busy_poll(socket)?,
         SocketOption::Linger => sockopt::socket_linger(socket)?.map_or(i32::MAX as u32, seconds),
+        SocketOption::Broadcast => sockopt::socket_broadcast(socket)?.into(),
+        SocketOption::Ttl if is_ipv6(socket)? => sockopt::ipv6_unicast_hops(socket)?.into(),
+        SocketOption::Ttl => sockopt::ip_ttl(socket)?,
+        SocketOption::MulticastTtl if is_ipv6(socket)? => sockopt::ipv6_multicast_hops(socket)?,
+        SocketOption::MulticastTtl => sockopt::ip_multicast_ttl(socket)?,
+        SocketOption::MulticastLoop if is_ipv6(socket)? => {
+            sockopt::ipv6_multicast_loop(socket)?.into()
+        }
+        SocketOption::MulticastLoop => sockopt::ip_multicast_loop(socket)?.into(),
         SocketOption::ReceiveBuffer | SocketOption::SendBuffer => return Err(unknown()),
     })
 }
@@ -52,7 +81,7 @@ fn unknown() -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::net::{AddressFamily, SocketType, socket};
+    use rustix::net::{SocketType, socket};
 
     #[test]
     fn an_option_that_was_set_is_returned() {
@@ -70,6 +99,19 @@ mod tests {
         ] {
             set(&socket, option, value).unwrap();
             assert_eq!(get(&socket, option).unwrap(), value, "{option:?}");
+        }
+        for family in [AddressFamily::INET, AddressFamily::INET6] {
+            let socket = rustix::net::socket(family, SocketType::DGRAM, None).unwrap();
+            for (option, value, wrong) in [
+                (SocketOption::Broadcast, 1, None),
+                (SocketOption::Ttl, 7, Some(256)),
+                (SocketOption::MulticastTtl, 255, Some(256)),
+                (SocketOption::MulticastLoop, 0, None),
+            ] {
+                set(&socket, option, value).unwrap();
+                assert_eq!(get(&socket, option).unwrap(), value, "{family:?}: {option:?}");
+                assert!(wrong.is_none_or(|wrong| set(&socket, option, wrong).is_err()));
+            }
         }
         set(&socket, SocketOption::Linger, 5).unwrap();
         assert_eq!(get(&socket, SocketOption::Linger).unwrap(), i32::MAX as u32);

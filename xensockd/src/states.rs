@@ -49,6 +49,11 @@ pub(crate) fn next_step(mine: State, view: View) -> Step {
             _ => Step::Close,
         };
     }
+    // Other nodes have taken the place of those that this end wrote its state to: the toolstack has
+    // removed the device and made it again.
+    if view.back == Initialising && mine != Unknown {
+        return Step::Offer;
+    }
     match (view.front, mine) {
         (Initialised, InitWait) => Step::Connect,
         (Initialised | Connected, Connected) => Step::Wait,
@@ -98,6 +103,16 @@ mod tests {
         assert_eq!(step(Connected, Initialising), Step::Offer);
         assert_eq!(step(Closing, Initialising), Step::Offer);
         assert_eq!(step(Connected, Unknown), Step::Close);
+    }
+
+    #[test]
+    fn a_device_that_was_made_again_gets_a_new_offer() {
+        for mine in [InitWait, Connected, Closing, Closed] {
+            for front in [Initialising, Initialised, Connected] {
+                let again = View { front, back: Initialising, online: true };
+                assert_eq!(next_step(mine, again), Step::Offer, "{mine:?} {front:?}");
+            }
+        }
     }
 
     #[test]

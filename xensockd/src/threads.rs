@@ -6,6 +6,7 @@
 //! guests serves it, and the others ignore it. So the threads share nothing while they serve.
 
 use crate::control::GuestStatus;
+use crate::metrics::GuestNumbers;
 use crate::rules::Policy;
 use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use futures_channel::oneshot;
@@ -141,6 +142,8 @@ pub enum Message {
     Rules(Arc<Policy>),
     /// Asks for the status of the thread's guests.
     Status(oneshot::Sender<Vec<GuestStatus>>),
+    /// Asks for the numbers of the thread's guests.
+    Numbers(oneshot::Sender<Vec<GuestNumbers>>),
     /// Asks to end a socket of a domain. Answered by the thread that serves it.
     Close(DomId, u64, oneshot::Sender<bool>),
 }

@@ -1,5 +1,6 @@
 //! The program's command line.
 
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Command, Output};
 use xensockd::user;
@@ -86,4 +87,22 @@ fn a_missing_user_is_refused() {
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("there is no user nobody-has-this-name"), "{said}");
+}
+
+#[test]
+fn what_systemd_has_kept_is_taken_from_it_even_if_the_daemon_cannot_start() {
+    let folder = std::env::temp_dir().join(format!("xensockd-kept-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let notify = folder.join("notify");
+    let systemd = UnixDatagram::bind(&notify).unwrap();
+    systemd.set_nonblocking(true).unwrap();
+    let script = "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" --user nobody-has-this-name 3</dev/null";
+    let mut shell = Command::new("sh");
+    shell.args(["-c", script, env!("CARGO_BIN_EXE_xensockd")]);
+    shell.env("NOTIFY_SOCKET", &notify).env("LISTEN_FDNAMES", "7 0.0.0.0_80");
+    assert_eq!(shell.output().unwrap().status.code(), Some(1));
+    let mut said = [0; 100];
+    let count = systemd.recv(&mut said).unwrap();
+    assert_eq!(&said[..count], b"FDSTOREREMOVE=1\nFDNAME=7 0.0.0.0_80\n");
+    std::fs::remove_dir_all(folder).unwrap();
 }

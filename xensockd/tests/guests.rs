@@ -2,136 +2,19 @@
 //! fakes of xenstored and of the guests' memory and events.
 
 #[allow(dead_code, reason = "other tests use the rest")]
+mod machine;
+#[allow(dead_code, reason = "other tests use the rest")]
 mod rig;
 
+use edge_nal::{UdpReceive, UdpSend};
 use embedded_io_async::{Read, Write};
-use futures_util::future::{Either, join, select};
-use rig::{
-    DOM0, Guest, OPEN, back, back_of, backend, client, front, front_of, frontend_of, guests,
-};
-use std::cell::Cell;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::pin::pin;
-use std::rc::Rc;
-use std::time::Duration;
+use machine::{BUG, DRIVER, run, run_in, run_with};
+use rig::{DOM0, Guest, OPEN, back, back_of, front, front_of};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
 use std::{io, thread};
-use xen::testing::{FakeStore, World};
-use xen::{DomId, Errno, Flag};
-use xen_linux::runtime::{Reactor, Runtime, Spawner, Task, timeout};
+use xen::{DomId, Errno};
 use xensock::wire::Dialect;
-use xensockd::counts::Counts;
-use xensockd::finder::Finder;
-use xensockd::sockets::Sockets;
-use xensockd::threads::Placement;
-
-/// The longest time for a test, even on a slow and busy machine.
-const LIMIT: Duration = Duration::from_secs(120);
-
-/// A machine with a daemon.
-struct Rig {
-    world: World,
-    tree: FakeStore,
-    counts: Counts,
-    stop: Rc<Flag>,
-    daemon: Task,
-    reactor: Reactor,
-    spawner: Spawner,
-}
-
-/// Runs a test, and checks that the daemon holds nothing afterwards.
-fn run<F: Future<Output = ()>>(test: impl FnOnce(Rc<Rig>) -> F) {
-    run_with(OPEN, test);
-}
-
-fn run_with<F: Future<Output = ()>>(rules: &str, test: impl FnOnce(Rc<Rig>) -> F) {
-    let mut runtime = Runtime::new().unwrap();
-    let (reactor, spawner) = (runtime.reactor().clone(), runtime.spawner().clone());
-    let (world, tree) = (World::new(), FakeStore::new());
-    tree.add_domain(DOM0);
-    let counts = Counts::default();
-    let stop = Rc::new(Flag::default());
-    let guests = guests(rules);
-    let sockets = Sockets::new(&reactor, counts.sockets.clone(), guests.clone());
-    let store = client(&tree, DOM0, &spawner);
-    let seat = Placement::new(1).seat(0);
-    let backend = backend(&world, store, sockets, guests, &counts, &stop, seat);
-    let [mut finder, mut second] =
-        Dialect::ALL.map(|dialect| Finder::new(backend.clone(), &spawner, dialect));
-    let stopping = stop.clone();
-    let daemon = spawner.spawn(async move {
-        {
-            let finding = select(Box::pin(finder.run()), Box::pin(second.run()));
-            if let Either::Left(_) = select(finding, pin!(stopping.raised())).await {
-                panic!("a finder failed");
-            }
-        }
-        join(finder.stopped(), second.stopped()).await;
-    });
-    let rig = Rc::new(Rig { world, tree, counts, stop, daemon, reactor, spawner });
-    let whole = async {
-        timeout(&rig.reactor, LIMIT, test(rig.clone())).await.expect("the test takes too long");
-        rig.stop.raise();
-        rig.daemon.finished().await;
-        assert_eq!(rig.counts.to_string(), "guests=0 sockets=0 mappings=0 ports=0");
-        rig.world.assert_clean();
-    };
-    runtime.block_on(whole).unwrap();
-}
-
-/// The driver of a guest's frontend.
-struct Driver {
-    task: Task,
-    ended: Rc<Cell<Option<Errno>>>,
-}
-
-impl Driver {
-    async fn finished(self) -> Option<Errno> {
-        self.task.finished().await;
-        self.ended.get()
-    }
-}
-
-impl Rig {
-    /// Creates a domain with a device, as the toolstack does.
-    fn create(&self, guest: DomId) {
-        self.tree.add_domain(guest);
-        self.create_with_frontend(guest, &front(guest));
-    }
-
-    fn create_with_frontend(&self, guest: DomId, frontend: &str) {
-        let (front, back) = (front(guest), back(guest));
-        self.tree.add_device((&front, guest), (&back, DOM0));
-        self.tree.write(&format!("{back}/frontend"), frontend);
-    }
-
-    /// Boots a guest with a frontend.
-    fn boot(&self, guest: DomId) -> (Guest, Driver) {
-        self.boot_over(guest, Dialect::PvCalls)
-    }
-
-    fn boot_over(&self, guest: DomId, dialect: Dialect) -> (Guest, Driver) {
-        let store = client(&self.tree, guest, &self.spawner);
-        let (frontend, driver) = frontend_of(&self.world, store, guest, dialect);
-        let ended = Rc::new(Cell::new(None));
-        let end = ended.clone();
-        let task = self.spawner.spawn(async move { end.set(Some(driver.run().await)) });
-        (frontend, Driver { task, ended })
-    }
-
-    async fn sleep(&self, time: Duration) {
-        self.reactor.sleep(time).await;
-    }
-
-    fn state(&self, guest: DomId) -> String {
-        self.tree.read(&format!("{}/state", back(guest))).unwrap_or_default()
-    }
-
-    async fn until(&self, mut done: impl FnMut() -> bool) {
-        while !done() {
-            self.sleep(Duration::from_millis(2)).await;
-        }
-    }
-}
 
 /// A real server that echoes one connection.
 fn echo_server() -> SocketAddr {
@@ -169,6 +52,55 @@ fn a_guest_exchanges_data_with_a_real_server() {
     });
 }
 
+/// A real server that sends back each datagram, until it gets an empty one.
+fn datagram_echo() -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    thread::spawn(move || {
+        let mut bytes = vec![0; 1 << 16];
+        loop {
+            let (count, from) = socket.recv_from(&mut bytes).unwrap();
+            socket.send_to(&bytes[..count], from).unwrap();
+            if count == 0 {
+                break;
+            }
+        }
+    });
+    address
+}
+
+#[test]
+fn a_guest_exchanges_datagrams_with_a_real_server() {
+    run(|rig| async move {
+        for dialect in Dialect::ALL {
+            let id = DomId(7 + dialect as u16);
+            rig.tree.add_domain(id);
+            let (front, back) = (front_of(id, dialect), back_of(DOM0, id, dialect));
+            rig.tree.add_device((&front, id), (&back, DOM0));
+            rig.tree.write(&format!("{back}/frontend"), &front);
+            let (frontend, driver) = rig.boot_over(id, dialect);
+            let server = datagram_echo();
+            let mut socket = frontend.bind_udp("0.0.0.0:0".parse().unwrap()).await.unwrap();
+            let mut got = vec![0; 1 << 16];
+            for len in [1, 100, 1400, 8000, 30_000, 5, 0] {
+                let sent: Vec<_> = (0..len).map(|at| at as u8).collect();
+                for _ in 0..3 {
+                    socket.send(server, &sent).await.unwrap();
+                    let (count, from) = socket.receive(&mut got).await.unwrap();
+                    assert_eq!((count, from), (len, server));
+                    assert!(got[..count] == sent);
+                    if len == 0 {
+                        break;
+                    }
+                }
+            }
+            drop(socket);
+            frontend.shutdown().await;
+            assert_eq!(driver.finished().await, Some(Errno::ENODEV));
+        }
+    });
+}
+
 #[test]
 fn a_guest_listens_on_a_real_port() {
     run(|rig| async move {
@@ -195,6 +127,12 @@ fn a_guest_listens_on_a_real_port() {
             rig.until(|| asking.is_finished()).await;
             assert_eq!(asking.join().unwrap(), [round; 1000]);
         }
+        let [numbers] = &rig.guests.numbers()[..] else { panic!("one guest") };
+        let (traffic, requests) = (&numbers.traffic, numbers.requests);
+        assert_eq!((traffic.accepted.get(), traffic.connected.get()), (5, 0));
+        assert_eq!((traffic.received.get(), traffic.sent.get()), (5, 5000));
+        // At least these: SOCKET, BIND, LISTEN, and ACCEPT and RELEASE for each client.
+        assert!((13..100).contains(&requests), "{requests}");
         drop(listener);
         frontend.shutdown().await;
         assert_eq!(driver.finished().await, Some(Errno::ENODEV));
@@ -259,6 +197,66 @@ fn a_guest_with_invalid_nodes_is_closed_and_can_connect_later() {
         talk(&frontend).await;
         frontend.shutdown().await;
         assert_eq!(driver.finished().await, Some(Errno::ENODEV));
+    });
+}
+
+#[test]
+fn a_guest_that_closes_and_opens_without_end_gets_one_offer_a_second() {
+    run(|rig| async move {
+        let guest = DomId(7);
+        rig.create(guest);
+        rig.until(|| rig.state(guest) == "2").await;
+        let start = Instant::now();
+        for _ in 0..2 {
+            for (front_state, back_state) in [("5", "5"), ("6", "2")] {
+                rig.tree.write(&format!("{}/state", front(guest)), front_state);
+                rig.until(|| rig.state(guest) == back_state).await;
+            }
+        }
+        assert!(start.elapsed() > Duration::from_millis(1900), "{:?}", start.elapsed());
+    });
+}
+
+#[test]
+fn a_domain_that_takes_the_number_of_another_one_has_its_own_rules() {
+    run_with("[guest.first]\nlisten = [\"1-65535\"]\nconnect = [\"any\"]", |rig| async move {
+        let guest = DomId(7);
+        rig.create(guest);
+        let name = format!("/local/domain/{guest}/name");
+        rig.name(guest, "first", &[guest]);
+        rig.until(|| rig.state(guest) == "2").await;
+        // Destroyed and created again between two looks of the daemon, which waits for a frontend.
+        rig.tree.rm(&back(guest));
+        rig.tree.rm(&name);
+        rig.create(guest);
+        rig.name(guest, "second", &[guest]);
+        rig.until(|| rig.state(guest) == "2").await;
+        let (frontend, driver) = rig.boot(guest);
+        assert_eq!(frontend.connect(echo_server()).await.err(), Some(Errno::EACCES));
+        frontend.shutdown().await;
+        assert_eq!(driver.finished().await, Some(Errno::ENODEV));
+    });
+}
+
+#[test]
+fn a_panic_ends_the_sockets_of_one_guest_which_connects_again() {
+    run(|rig| async move {
+        let guests = [DomId(7), DomId(8)];
+        guests.iter().for_each(|guest| rig.create(*guest));
+        let [(one, driver), (other, second)] = guests.map(|guest| rig.boot(guest));
+        let mut stream = other.connect(echo_server()).await.unwrap();
+        assert!(one.connect(([127, 0, 0, 1], BUG).into()).await.is_err());
+        talk(&one).await;
+        // The other guest's connection has not noticed.
+        stream.write_all(b"still").await.unwrap();
+        let mut got = [0; 5];
+        stream.read_exact(&mut got).await.unwrap();
+        assert_eq!(&got, b"still");
+        drop(stream);
+        for (frontend, driver) in [(one, driver), (other, second)] {
+            frontend.shutdown().await;
+            assert_eq!(driver.finished().await, Some(Errno::ENODEV));
+        }
     });
 }
 
@@ -349,7 +347,8 @@ fn limits_hold_for_all_devices_of_a_guest_together() {
     run_with(&format!("{OPEN}sockets = 3"), |rig| async move {
         let guest = DomId(7);
         rig.create(guest);
-        let (front, back) = (front_of(guest, Dialect::Draft1), back_of(guest, Dialect::Draft1));
+        let (front, back) =
+            (front_of(guest, Dialect::Draft1), back_of(DOM0, guest, Dialect::Draft1));
         rig.tree.add_device((&front, guest), (&back, DOM0));
         let (first, driver) = rig.boot(guest);
         let (second, other) = rig.boot_over(guest, Dialect::Draft1);
@@ -375,5 +374,80 @@ fn limits_hold_for_all_devices_of_a_guest_together() {
             frontend.shutdown().await;
             assert_eq!(driver.finished().await, Some(Errno::ENODEV));
         }
+    });
+}
+
+#[test]
+fn in_a_driver_domain_the_backend_removes_what_the_toolstack_ends() {
+    run_in(DRIVER, OPEN, |rig| async move {
+        let guests = [DomId(7), DomId(8)];
+        guests.iter().for_each(|guest| rig.create(*guest));
+        let booted = guests.map(|guest| rig.boot(guest));
+        for (frontend, _) in &booted {
+            talk(frontend).await;
+        }
+        // The second one was destroyed.
+        rig.tree.rm("/local/domain/8");
+        for guest in guests {
+            let back = rig.back(guest);
+            rig.tree.write(&format!("{back}/online"), "0");
+            rig.tree.write(&format!("{back}/state"), "5");
+            rig.until(|| rig.tree.read(&back).is_none()).await;
+        }
+        assert_eq!(rig.counts.guests.get(), 0);
+        rig.tree.rm(&front(guests[0]));
+        for (frontend, driver) in booted {
+            frontend.shutdown().await;
+            assert_eq!(driver.finished().await, Some(Errno::ENODEV));
+        }
+    });
+}
+
+/// Rules with which a guest that is not known may do nothing.
+fn with_an_entry() -> String {
+    format!("{OPEN}[guest.worse]\nconnect = []\nlisten = []\n")
+}
+
+#[test]
+fn a_guest_whose_name_is_hidden_may_do_nothing_if_there_are_entries() {
+    run_in(DRIVER, &with_an_entry(), |rig| async move {
+        let guest = DomId(7);
+        rig.create(guest);
+        rig.name(guest, "web", &[guest]);
+        let (frontend, driver) = rig.boot(guest);
+        assert_eq!(frontend.connect(echo_server()).await.err(), Some(Errno::EACCES));
+        let any = "127.0.0.1:0".parse().unwrap();
+        assert_eq!(frontend.bind(any).await.err(), Some(Errno::EACCES));
+        frontend.shutdown().await;
+        assert_eq!(driver.finished().await, Some(Errno::ENODEV));
+    });
+}
+
+#[test]
+fn a_name_counts_that_becomes_readable_while_the_guest_connects() {
+    run_in(DRIVER, &with_an_entry(), |rig| async move {
+        let guest = DomId(7);
+        rig.create(guest);
+        rig.name(guest, "web", &[guest]);
+        let (frontend, driver) = rig.boot(guest);
+        rig.until(|| rig.tree.read(&format!("{}/state", front(guest))).as_deref() == Some("3"))
+            .await;
+        rig.name(guest, "web", &[guest, DRIVER]);
+        talk(&frontend).await;
+        frontend.shutdown().await;
+        assert_eq!(driver.finished().await, Some(Errno::ENODEV));
+    });
+}
+
+#[test]
+fn without_entries_a_guest_needs_no_name() {
+    run_in(DRIVER, OPEN, |rig| async move {
+        let guest = DomId(7);
+        rig.create(guest);
+        rig.name(guest, "web", &[guest]);
+        let (frontend, driver) = rig.boot(guest);
+        talk(&frontend).await;
+        frontend.shutdown().await;
+        assert_eq!(driver.finished().await, Some(Errno::ENODEV));
     });
 }

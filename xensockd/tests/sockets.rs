@@ -1,120 +1,27 @@
 //! Real sockets on the loopback interface, through the traits of the engine.
 
 #[allow(dead_code, reason = "other tests use the rest")]
+mod confined;
+#[allow(dead_code, reason = "other tests use the rest")]
 mod rig;
 
-use rig::{DOM0, OPEN, client, guests, policy};
+use confined::{GUEST, OTHER, any, run, run_with};
+use futures_util::future::select;
+use rig::OPEN;
+use rustix::net::sockopt;
 use std::future::poll_fn;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::panic::resume_unwind;
-use std::path::Path;
-use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 use std::{io::Read, io::Write, thread};
-use xen::testing::{FakeStore, memory};
-use xen::xenstore::{Access, Permission, Store};
+use xen::testing::memory;
+
 use xen::{DomId, Errno, Shared};
-use xen_linux::runtime::{Reactor, Runtime, timeout};
 use xensock::back::{Listener, Network, Socket as _, Stream};
 use xensock::wire::{Options, SocketOption};
 use xensockd::control::Kind;
-use xensockd::counts::Counts;
-use xensockd::guests::{Guest, Guests};
-use xensockd::sandbox::{Files, confine};
-use xensockd::sockets::{Bound, Connected, Sockets};
-
-const GUEST: DomId = DomId(7);
-
-const LONG: Duration = Duration::from_secs(60);
-
-fn run<F: Future<Output = ()>>(test: impl FnOnce(Rig) -> F + Send) {
-    run_with(OPEN, test);
-}
-
-/// Runs a test with these rules and a guest, whose name is `web`, in a thread that is confined as
-/// those of the daemon.
-fn run_with<F: Future<Output = ()>>(rules: &str, test: impl FnOnce(Rig) -> F + Send) {
-    let ended = thread::scope(|scope| {
-        let confined = scope.spawn(|| {
-            let none = Path::new("/nowhere/at/all");
-            confine(&Files { rules: none, control: none }).unwrap();
-            run_confined(rules, test);
-        });
-        confined.join()
-    });
-    ended.unwrap_or_else(|panic| resume_unwind(panic));
-}
-
-fn run_confined<F: Future<Output = ()>>(rules: &str, test: impl FnOnce(Rig) -> F) {
-    let mut runtime = Runtime::new().unwrap();
-    let (reactor, counts, guests) = (runtime.reactor().clone(), Counts::default(), guests(rules));
-    let sockets = Sockets::new(&reactor, counts.sockets.clone(), guests.clone());
-    let tree = FakeStore::new();
-    let store = client(&tree, DOM0, runtime.spawner());
-    let test = async {
-        let guest = meet(&tree, &store, &guests, GUEST, "web").await;
-        let rig = Rig { reactor: reactor.clone(), counts, sockets, guests, tree, store, guest };
-        timeout(&reactor, LONG, test(rig)).await.expect("the test takes too long")
-    };
-    runtime.block_on(test).unwrap();
-}
-
-/// A guest with this name.
-async fn meet(
-    tree: &FakeStore,
-    store: &Store,
-    guests: &Guests,
-    id: DomId,
-    name: &str,
-) -> Rc<Guest> {
-    tree.add_domain(id);
-    let node = format!("/local/domain/{id}/name");
-    tree.write(&node, name);
-    let readable = [(Access::None, DOM0), (Access::Read, id)];
-    let readable = readable.map(|(access, domain)| Permission { access, domain });
-    tree.set_permissions(&node, &readable);
-    guests.meet(store, id).await
-}
-
-struct Rig {
-    reactor: Reactor,
-    counts: Counts,
-    sockets: Sockets,
-    guests: Guests,
-    tree: FakeStore,
-    store: Store,
-    guest: Rc<Guest>,
-}
-
-impl Rig {
-    async fn meet(&self, id: DomId, name: &str) -> Rc<Guest> {
-        meet(&self.tree, &self.store, &self.guests, id, name).await
-    }
-
-    async fn reload(&self, rules: &str) {
-        self.guests.apply(&self.store, policy(rules)).await;
-    }
-
-    async fn connect(&self, addr: SocketAddr) -> Result<Connected, Errno> {
-        self.sockets.connect(GUEST, addr, &Options::new()).await
-    }
-
-    /// A connection, and its peer.
-    async fn connected(&self) -> (Connected, TcpStream) {
-        let server = TcpListener::bind(any()).unwrap();
-        let stream = self.connect(server.local_addr().unwrap()).await.unwrap();
-        (stream, server.accept().unwrap().0)
-    }
-
-    fn bind(&self, addr: SocketAddr) -> Result<Bound, Errno> {
-        self.sockets.bind(GUEST, addr, &Options::new())
-    }
-
-    /// The result of `future`, unless it takes this long.
-    async fn within<T>(&self, millis: u64, future: impl Future<Output = T>) -> Option<T> {
-        timeout(&self.reactor, Duration::from_millis(millis), future).await
-    }
-}
+use xensockd::handover::Legacy;
+use xensockd::sockets::{Bound, Connected};
 
 fn bytes(memory: Shared<'_>) -> Vec<u8> {
     let mut bytes = vec![0; memory.len()];
@@ -136,10 +43,6 @@ async fn accept(listener: &Bound) -> Connected {
 
 async fn accept_result(listener: &Bound) -> Result<Connected, Errno> {
     poll_fn(|cx| listener.poll_accept(cx)).await
-}
-
-fn any() -> SocketAddr {
-    "127.0.0.1:0".parse().unwrap()
 }
 
 #[test]
@@ -236,6 +139,35 @@ fn a_sender_waits_while_its_peer_does_not_read() {
         drop(stream);
         assert_eq!(reader.join().unwrap(), sent);
     });
+}
+
+#[test]
+fn linux_keeps_no_more_for_a_connection_than_the_rules_say() {
+    let kept = |rules: &str| {
+        let (rules, kept) = (format!("{OPEN}{rules}"), AtomicUsize::new(0));
+        run_with(&rules, async |rig| {
+            let listener = rig.bind(any()).unwrap();
+            listener.listen(1).unwrap();
+            let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            // Nearly all that it can send is kept for the guest, which does not read.
+            sockopt::set_socket_send_buffer_size(&peer, 1).unwrap();
+            let _stream = accept(&listener).await;
+            peer.set_nonblocking(true).unwrap();
+            let mut pauses = 0;
+            while pauses < 5 {
+                match peer.write(&[0; 1024]) {
+                    Ok(count) => drop(kept.fetch_add(count, Relaxed)),
+                    Err(_) => {
+                        pauses += 1;
+                        rig.reactor.sleep(Duration::from_millis(20)).await;
+                    }
+                }
+            }
+        });
+        kept.into_inner()
+    };
+    let (limited, unlimited) = (kept("socket-buffer = 16384"), kept(""));
+    assert!(limited < 20_000 && unlimited > 40_000, "{limited} and {unlimited} bytes");
 }
 
 #[test]
@@ -366,6 +298,33 @@ fn a_mapped_port_is_served_elsewhere() {
 }
 
 #[test]
+fn a_port_of_ipv4_can_be_mapped_to_an_address_of_ipv6() {
+    let free = TcpListener::bind("[::1]:0").unwrap().local_addr().unwrap();
+    let rules = format!("[defaults.listen]\n80 = \"{free}\"\n");
+    run_with(&rules, async |rig| {
+        let listener = rig.bind("0.0.0.0:80".parse().unwrap()).unwrap();
+        listener.listen(1).unwrap();
+        let peer = TcpStream::connect(free).unwrap();
+        accept(&listener).await;
+        drop(peer);
+    });
+}
+
+#[test]
+fn a_port_that_is_mapped_for_another_guest_cannot_be_taken_while_that_one_is_away() {
+    let free = TcpListener::bind(any()).unwrap().local_addr().unwrap();
+    run_with(&format!("[guest.shop]\nlisten = {{ 80 = \"{free}\" }}"), async |rig| {
+        for at in [free, format!("0.0.0.0:{}", free.port()).parse().unwrap()] {
+            assert_eq!(rig.bind(at).err(), Some(Errno::EACCES));
+        }
+        let shop = rig.meet(DomId(8), "shop").await;
+        let at = "0.0.0.0:80".parse().unwrap();
+        let bound = rig.sockets.bind(shop.id(), at, &Options::new()).unwrap();
+        assert_eq!(bound.local_addr(), Ok(free));
+    });
+}
+
+#[test]
 fn new_rules_hold_for_the_next_call_and_leave_open_what_is() {
     run(async |rig| {
         let (stream, mut peer) = rig.connected().await;
@@ -470,5 +429,113 @@ fn the_status_of_a_guest_lists_its_sockets_and_each_can_be_ended() {
         assert!(!rig.guest.close(third.number), "its number is not used again");
         assert!(rig.guest.close(first.number));
         assert!(TcpStream::connect(address).is_err());
+    });
+}
+
+/// A listening socket of an earlier daemon that a guest had, and a client that waits in its queue.
+fn legacy(guest: DomId, at: SocketAddr) -> (Legacy, SocketAddr, TcpStream) {
+    let socket = TcpListener::bind(at).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let at = socket.local_addr().unwrap();
+    let client = TcpStream::connect(at).unwrap();
+    (Legacy { guest, asked: at, socket: socket.into() }, at, client)
+}
+
+#[test]
+fn a_guest_gets_its_listening_socket_of_the_daemon_before_with_those_who_wait_there() {
+    run(async |rig| {
+        let (legacy, at, client) = legacy(GUEST, any());
+        rig.keep(vec![legacy]).await;
+        // Before the guest comes back, one daemon more may take the place of this one.
+        rig.keep(rig.guest.listeners().take_kept()).await;
+        let listener = rig.bind(at).unwrap();
+        assert!(rig.guest.listeners().close_kept().is_empty(), "it is the guest's now");
+        listener.listen(4).unwrap();
+        let stream = accept(&listener).await;
+        assert_eq!(stream.peer_addr(), Ok(client.local_addr().unwrap()));
+        // It is left again, without what the operator has ended.
+        let [left] = &rig.guests.legacies()[..] else { panic!("one socket") };
+        assert_eq!((left.guest, left.asked), (GUEST, at));
+        rig.guest.close(1);
+        assert!(rig.guests.legacies().is_empty());
+        drop(listener);
+        assert!(rig.bind(at).is_ok());
+    });
+}
+
+#[test]
+fn a_kept_socket_is_for_no_other_guest_and_not_for_long() {
+    run(async |rig| {
+        let other = rig.meet(OTHER, "other").await;
+        let (legacy, at, mut client) = legacy(OTHER, any());
+        rig.keep(vec![legacy]).await;
+        assert_eq!(rig.bind(at).err(), Some(Errno::EADDRINUSE));
+        let kept = rig.guest.listeners().close_kept();
+        assert_eq!(kept, [(other.to_string(), at)]);
+        assert!(!matches!(client.read(&mut [0]), Ok(1..)), "the client is not kept either");
+        assert!(rig.bind(at).is_ok());
+    });
+}
+
+#[test]
+fn a_kept_socket_that_the_rules_do_not_allow_or_whose_guest_is_gone_is_closed() {
+    run(async |rig| {
+        let (allowed, at, _client) = legacy(GUEST, any());
+        let (other, other_at, _client) = legacy(GUEST, any());
+        let (gone, gone_at, _client) = legacy(DomId(99), any());
+        let (own, own_at, _client) = legacy(GUEST, any());
+        let rules = format!("[defaults]\nlisten = [{}, {}]\n", at.port(), own_at.port());
+        rig.reload(&rules).await;
+        // The daemon itself is to listen there.
+        rig.guest.listeners().reserve(Some(own_at));
+        rig.keep(vec![allowed, other, gone, own]).await;
+        for closed in [other_at, gone_at, own_at] {
+            assert!(TcpStream::connect(closed).is_err());
+        }
+        let kept = rig.guest.listeners().close_kept();
+        assert_eq!(kept, [(rig.guest.to_string(), at)]);
+    });
+}
+
+#[test]
+fn a_guest_that_shares_ports_gets_its_own_socket_back() {
+    const SHARED: &str = "[guest.\"*\"]\nlisten = [\"1-65535\"]\nshare-ports = true\n";
+    run(async |rig| {
+        rig.reload(SHARED).await;
+        let _other = rig.meet(OTHER, "other").await;
+        let (one, at, _client) = legacy(GUEST, any());
+        // Without `SO_REUSEPORT` it is another kind of socket, which is in the way.
+        rig.keep(vec![one]).await;
+        let bound = rig.bind(at).unwrap();
+        bound.listen(1).unwrap();
+        let theirs = rig.sockets.bind(OTHER, at, &Options::new()).unwrap();
+        theirs.listen(1).unwrap();
+        let left = rig.guests.legacies();
+        drop((bound, theirs));
+        assert_eq!(left.len(), 2);
+        rig.keep(left).await;
+        let client = TcpStream::connect(at).unwrap();
+        // Whichever has the client.
+        let all = [GUEST, OTHER].map(|id| rig.sockets.bind(id, at, &Options::new()).unwrap());
+        assert!(rig.guest.listeners().close_kept().is_empty());
+        all.iter().for_each(|listener| listener.listen(1).unwrap());
+        let [one, other] = &all;
+        let accepts = select(Box::pin(accept(one)), Box::pin(accept(other)));
+        let peer = accepts.await.factor_first().0.peer_addr();
+        assert_eq!(peer, Ok(client.local_addr().unwrap()));
+    });
+}
+
+#[test]
+fn nobody_is_accepted_once_the_daemon_leaves() {
+    run(async |rig| {
+        let listener = rig.bind(any()).unwrap();
+        listener.listen(4).unwrap();
+        let _first = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        drop(accept(&listener).await);
+        rig.guest.leaving().store(true, Relaxed);
+        let _second = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert!(rig.within(100, accept(&listener)).await.is_none());
+        assert!(rig.within(100, poll_fn(|cx| listener.poll_acceptable(cx))).await.is_none());
     });
 }

@@ -6,7 +6,6 @@ mod application;
 mod link;
 
 use crate::input::{Input, Player, play_steps};
-use crate::memory::allocated;
 use crate::tasks::{Spawner, Tasks};
 use application::{Application, Done, Jobs, carry, exchange};
 use edge_nal::{TcpAccept, TcpBind, TcpConnect};
@@ -21,6 +20,7 @@ use idc::{Courier, Endpoint, LocalBuffer, Node, Quota, Registration, RemoteBuffe
 use link::Link;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use xen::testing::CountingAllocator;
 
 type Transport = Tcp<'static, FakeHost, FakeAcceptor>;
 
@@ -156,7 +156,7 @@ impl Player for Ends {
 
     fn settle(&mut self) {
         self.tasks.run();
-        let taken = allocated().saturating_sub(self.start);
+        let taken = CountingAllocator::allocated().saturating_sub(self.start);
         assert!(taken < MEMORY, "{taken} bytes are allocated");
     }
 }
@@ -164,7 +164,7 @@ impl Player for Ends {
 impl Ends {
     fn new() -> Ends {
         let (tasks, hosts) = (Tasks::new(), HOSTS.with(|hosts| *hosts));
-        let start = allocated();
+        let start = CountingAllocator::allocated();
         hosts.net.clear();
         let (spawner, done, jobs) = (tasks.spawner(), Rc::new(Done::default()), Rc::default());
         let node = |at: usize| {

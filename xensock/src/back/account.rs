@@ -4,6 +4,7 @@ use super::host::Limits;
 use alloc::rc::Rc;
 use core::cell::Cell;
 use core::time::Duration;
+use xen::Turn;
 
 /// A guest's account. All of its devices share it, so the limits hold for the guest.
 ///
@@ -20,6 +21,9 @@ pub struct Account {
     limits: Cell<Limits>,
     sockets: Cell<usize>,
     pages: Cell<usize>,
+    backlog: Cell<usize>,
+    requests: Cell<u64>,
+    turn: Rc<Turn>,
     buckets: [Bucket; 3],
 }
 
@@ -37,7 +41,17 @@ pub(super) enum Flow {
 impl Account {
     /// The account of a guest that has nothing yet.
     pub fn new(limits: Limits) -> Rc<Account> {
-        Rc::new(Account { limits: Cell::new(limits), ..Account::default() })
+        Account::with_turn(limits, Rc::default())
+    }
+
+    /// Such an account whose work is charged to this turn.
+    pub fn with_turn(limits: Limits, turn: Rc<Turn>) -> Rc<Account> {
+        Rc::new(Account { limits: Cell::new(limits), turn, ..Account::default() })
+    }
+
+    /// The work that is done for the guest.
+    pub fn turn(&self) -> &Turn {
+        &self.turn
     }
 
     /// The limits.
@@ -60,6 +74,16 @@ impl Account {
         self.pages.get()
     }
 
+    /// The number of requests that its devices have carried out.
+    pub fn requests(&self) -> u64 {
+        self.requests.get()
+    }
+
+    /// Counts a request.
+    pub(super) fn count_request(&self) {
+        self.requests.set(self.requests.get() + 1);
+    }
+
     /// Takes a socket, or nothing beyond the limit.
     pub(super) fn take_socket(self: &Rc<Self>) -> Option<Share> {
         Share::take(self, |account| &account.sockets, 1, self.limits().sockets)
@@ -70,7 +94,13 @@ impl Account {
         Share::take(self, |account| &account.pages, count, self.limits().pages)
     }
 
-    /// How much of a flow is permitted now: at least one. If nothing is, the time to wait before
+    /// A share of the connections that may wait to be accepted, of none at first.
+    pub(super) fn backlog(self: &Rc<Self>) -> Share {
+        Share { account: self.clone(), of: |account| &account.backlog, count: 0 }
+    }
+
+    /// How much of a flow is permitted now: at least one. A datagram may take more at once; then
+    /// nothing is permitted until the rest has come, too. If nothing is, the time to wait before
     /// another try. Reads the clock only if the guest has used up what it had.
     pub(super) fn permitted(
         &self,
@@ -83,9 +113,12 @@ impl Account {
         }
     }
 
-    /// Takes what was permitted, or a part of it.
+    /// Takes what was permitted, a part of it, or more.
     pub(super) fn take(&self, flow: Flow, count: usize) {
-        self.buckets[flow as usize].take(count);
+        // Without a limit nothing is owed, also if there is one later.
+        if self.rate(flow).is_some() {
+            self.buckets[flow as usize].take(count);
+        }
     }
 
     fn rate(&self, flow: Flow) -> Option<Rate> {
@@ -128,6 +161,19 @@ impl Share {
         of(account).set(all);
         Some(Share { account: account.clone(), of, count })
     }
+
+    /// How large it is.
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Makes it so large, or as large as the limit permits.
+    pub(super) fn resize(&mut self, count: usize, limit: usize) {
+        let all = (self.of)(&self.account);
+        let others = all.get() - self.count;
+        self.count = count.min(limit.saturating_sub(others));
+        all.set(others + self.count);
+    }
 }
 
 impl Drop for Share {
@@ -162,37 +208,41 @@ impl Rate {
 /// A token bucket that is filled only when it is empty, so that using it reads no clock.
 #[derive(Debug, Default)]
 struct Bucket {
-    left: Cell<u64>,
+    /// Negative if more was taken than was there.
+    left: Cell<i64>,
     /// The time up to which it was filled.
     filled: Cell<Option<Duration>>,
 }
 
 impl Bucket {
     fn permitted(&self, rate: Rate, now: impl FnOnce() -> Duration) -> Result<usize, Duration> {
-        if self.left.get() == 0 {
+        if self.left.get() <= 0 {
             self.fill(rate, now());
         }
-        match self.left.get() {
+        match u64::try_from(self.left.get()) {
             // Waiting for more than one saves wake-ups, and many small operations.
-            0 => Err(rate.time_of(rate.most.div_ceil(2))),
-            left => Ok(left.min(rate.most).try_into().unwrap_or(usize::MAX)),
+            Ok(0) | Err(_) => {
+                Err(rate.time_of(self.left.get().unsigned_abs() + rate.most.div_ceil(2)))
+            }
+            Ok(left) => Ok(left.min(rate.most).try_into().unwrap_or(usize::MAX)),
         }
     }
 
     fn fill(&self, rate: Rate, now: Duration) {
         let Some(filled) = self.filled.get() else {
-            self.left.set(rate.most);
+            self.left.set(rate.most as i64);
             return self.filled.set(Some(now));
         };
         let count = rate.count_in(now.saturating_sub(filled));
-        self.left.set(count.min(rate.most));
+        let most = rate.most + self.left.get().unsigned_abs();
+        self.left.set(self.left.get() + count.min(most) as i64);
         // The rest of the time, in which less than one came, counts the next time.
-        let until = if count < rate.most { filled + rate.time_of(count) } else { now };
+        let until = if count < most { filled + rate.time_of(count) } else { now };
         self.filled.set(Some(until));
     }
 
     fn take(&self, count: usize) {
-        self.left.set(self.left.get().saturating_sub(count as u64));
+        self.left.set(self.left.get().saturating_sub_unsigned(count as u64));
     }
 }
 
@@ -258,11 +308,48 @@ mod tests {
     }
 
     #[test]
+    fn more_than_was_permitted_is_owed_by_those_who_come_later() {
+        let account = limited(8000);
+        let start = Duration::from_secs(1);
+        assert_eq!(account.permitted(Flow::Out, || start), Ok(1000));
+        account.take(Flow::Out, 9000);
+        let wait = account.permitted(Flow::Out, || start).unwrap_err();
+        assert!(wait > Duration::from_secs(1), "{wait:?} for the 8000 that are owed");
+        assert!(account.permitted(Flow::Out, || start + Duration::from_millis(999)).is_err());
+        assert!(account.permitted(Flow::Out, || start + wait).is_ok());
+    }
+
+    #[test]
+    fn what_passed_without_a_limit_is_not_owed() {
+        let account = Account::new(Limits::default());
+        account.take(Flow::Out, 1 << 40);
+        account.set_limits(Limits { bytes_out_per_second: Some(8000), ..Limits::default() });
+        assert_eq!(account.permitted(Flow::Out, || Duration::ZERO), Ok(1000));
+    }
+
+    #[test]
     fn a_lower_rate_holds_at_once() {
         let account = limited(8_000_000);
         assert_eq!(account.permitted(Flow::Out, || Duration::ZERO), Ok(1_000_000));
         account.set_limits(Limits { bytes_out_per_second: Some(80), ..Limits::default() });
         assert_eq!(account.permitted(Flow::Out, || Duration::ZERO), Ok(10));
+    }
+
+    #[test]
+    fn a_share_grows_into_what_the_others_leave() {
+        let account = Account::new(Limits::default());
+        let (mut one, mut other) = (account.backlog(), account.backlog());
+        one.resize(7, 10);
+        other.resize(7, 10);
+        assert_eq!((one.count(), other.count()), (7, 3));
+        one.resize(2, 10);
+        other.resize(100, 10);
+        assert_eq!((one.count(), other.count()), (2, 8));
+        // A lower limit takes nothing away until the next request.
+        one.resize(5, 4);
+        assert_eq!((one.count(), other.count()), (0, 8));
+        drop((one, other));
+        assert_eq!(account.backlog.get(), 0);
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! Carries out each request, or hands it to a task.
 
 use super::connection::{self, Origin};
-use super::engine::{Engine, Reply, Task};
+use super::datagrams;
+use super::engine::{Engine, OPENING, Reply, Task};
 use super::host::{Host, Limit, Network, Socket as _};
 use super::listener::BoundSocket;
-use super::socket::{Mailbox, Operation, Release, Settings, Socket};
-use crate::wire::{Call, Header, Options, Request, RingOffer, SocketOption};
+use super::socket::{DatagramSocket, Mailbox, Operation, Release, Settings, Socket};
+use crate::wire::{Call, Family, Header, Options, Request, RingOffer, SocketOption};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use core::future::poll_fn;
@@ -27,6 +28,7 @@ const DONE: Step<'static> = Step::Done(Reply { value: 0, addr: None });
 impl<H: Host> Engine<'_, H> {
     /// Carries out a request, or returns the task that will.
     pub(super) fn begin(&self, request: Request) -> Option<Task<'_>> {
+        self.account.count_request();
         let header = request.header();
         let id = header.socket;
         let step = match request.call {
@@ -36,7 +38,8 @@ impl<H: Host> Engine<'_, H> {
             }
             Call::Bind { addr } => self.bind(id, addr),
             Call::Listen { backlog } => {
-                self.bound(id).and_then(|socket| socket.listen(backlog)).map(|()| DONE)
+                let limit = self.account.limits().backlog;
+                self.bound(id).and_then(|socket| socket.listen(backlog, limit)).map(|()| DONE)
             }
             Call::Connect { addr, ring, .. } => self.connect(header, addr, ring),
             Call::Accept { new, ring } => self.accept(header, new, ring),
@@ -48,6 +51,13 @@ impl<H: Host> Engine<'_, H> {
             Call::PeerAddr => self.hand_over(header, Operation::PeerAddr),
             Call::Shutdown { how } => self.hand_over(header, Operation::Shutdown(how)),
             Call::Resize { grants } => self.hand_over(header, Operation::Resize(grants)),
+            Call::DatagramSocket { family } => {
+                let settings = Settings { family: Some(family), options: Options::new() };
+                self.insert(id, Socket::Datagrams(DatagramSocket::New(settings))).map(|()| DONE)
+            }
+            Call::Open { peer, ring } => self.open(header, peer, ring),
+            Call::Join(group) => self.hand_over(header, Operation::Join(group)),
+            Call::Leave(group) => self.hand_over(header, Operation::Leave(group)),
         };
         match step {
             Ok(Step::Done(reply)) => self.answer(header, Ok(reply)),
@@ -94,18 +104,55 @@ impl<H: Host> Engine<'_, H> {
     fn bind(&self, id: u64, addr: SocketAddr) -> Result<Step<'_>, Errno> {
         self.ensure_exists(id)?;
         let settings = match self.sockets.borrow().get(id) {
-            Some(Socket::New(settings)) => *settings,
+            Some(Socket::New(settings)) => Some(*settings),
+            Some(Socket::Datagrams(_)) => None,
             _ => return Err(Errno::EINVAL),
         };
+        let Some(settings) = settings else { return self.bind_datagrams(id, addr) };
+        self.charge(OPENING);
         let bind = || self.host.network().bind(self.guest, addr, &settings.options);
         let socket = settings
             .check_family(addr)
             .and_then(|()| bind())
             .inspect_err(|_| self.reset(id, settings))?;
         let addr = socket.local_addr().ok();
-        let socket = Rc::new(BoundSocket::new(socket, settings.options));
+        let socket = Rc::new(BoundSocket::new(socket, settings.options, self.account.backlog()));
         self.sockets.borrow_mut().replace(id, Socket::Bound(socket));
         Ok(Step::Done(Reply { value: 0, addr }))
+    }
+
+    fn bind_datagrams(&self, id: u64, addr: SocketAddr) -> Result<Step<'_>, Errno> {
+        let mut sockets = self.sockets.borrow_mut();
+        let Some(Socket::Datagrams(socket)) = sockets.get_mut(id) else {
+            return Err(Errno::EINVAL);
+        };
+        let DatagramSocket::New(settings) = *socket else { return Err(Errno::EINVAL) };
+        settings.check_family(addr)?;
+        self.charge(OPENING);
+        let (network, family) = (self.host.network(), Family::of(addr));
+        let bound = network.datagrams(self.guest, family, Some(addr), &settings.options)?;
+        let addr = bound.local_addr().ok();
+        *socket = DatagramSocket::Bound(bound, settings);
+        Ok(Step::Done(Reply { value: 0, addr }))
+    }
+
+    fn open(
+        &self,
+        header: Header,
+        peer: Option<SocketAddr>,
+        ring: RingOffer,
+    ) -> Result<Step<'_>, Errno> {
+        let id = header.socket;
+        let mut sockets = self.sockets.borrow_mut();
+        let socket = match sockets.get_mut(id) {
+            Some(Socket::Datagrams(DatagramSocket::Open(_))) => return Err(Errno::EISCONN),
+            Some(Socket::Datagrams(socket)) => socket,
+            Some(Socket::Releasing) | None => return Err(Errno::EINVAL),
+            Some(_) => return Err(Errno::EOPNOTSUPP),
+        };
+        let mailbox = Rc::new(Mailbox::default());
+        let former = core::mem::replace(socket, DatagramSocket::Open(mailbox.clone()));
+        Ok(Step::Spawn(Box::pin(datagrams::run(self, mailbox, former, peer, ring, header))))
     }
 
     fn connect(
@@ -119,7 +166,7 @@ impl<H: Host> Engine<'_, H> {
         let settings = match self.sockets.borrow().get(id) {
             Some(Socket::New(settings)) => *settings,
             Some(Socket::Connection(_)) => return Err(Errno::EISCONN),
-            Some(Socket::Bound(_)) => return Err(Errno::EOPNOTSUPP),
+            Some(Socket::Bound(_) | Socket::Datagrams(_)) => return Err(Errno::EOPNOTSUPP),
             Some(Socket::Releasing) | None => return Err(Errno::EINVAL),
         };
         settings.check_family(addr).inspect_err(|_| self.reset(id, settings))?;
@@ -150,16 +197,23 @@ impl<H: Host> Engine<'_, H> {
         let mut sockets = self.sockets.borrow_mut();
         let socket = sockets.get_mut(id).ok_or(Errno::EINVAL)?;
         match core::mem::replace(socket, Socket::Releasing) {
-            Socket::New(_) => {
+            Socket::New(_) | Socket::Datagrams(DatagramSocket::New(_)) => {
                 sockets.remove(id);
                 Ok(DONE)
             }
-            Socket::Connection(mailbox) => {
+            Socket::Connection(mailbox) | Socket::Datagrams(DatagramSocket::Open(mailbox)) => {
                 mailbox.release(release);
                 Ok(Step::HandedOver)
             }
+            Socket::Datagrams(DatagramSocket::Bound(socket, _)) => {
+                self.charge(OPENING);
+                drop(socket);
+                sockets.remove(id);
+                Ok(DONE)
+            }
             Socket::Bound(socket) => Ok(Step::Spawn(Box::pin(async move {
                 socket.close().await;
+                self.work(OPENING).await;
                 // This is the last reference, so it closes the host's socket.
                 drop(socket);
                 self.sockets.borrow_mut().remove(id);
@@ -177,9 +231,17 @@ impl<H: Host> Engine<'_, H> {
     ) -> Result<Step<'_>, Errno> {
         self.ensure_exists(header.socket)?;
         match self.sockets.borrow_mut().get_mut(header.socket) {
-            Some(Socket::New(settings)) => settings.options.set(option, value),
+            Some(Socket::New(settings) | Socket::Datagrams(DatagramSocket::New(settings))) => {
+                settings.options.set(option, value)
+            }
             Some(Socket::Bound(socket)) => socket.set_option(option, value)?,
-            Some(Socket::Connection(mailbox)) => {
+            Some(Socket::Datagrams(DatagramSocket::Bound(socket, settings))) => {
+                socket.set_option(option, value)?;
+                settings.options.set(option, value);
+            }
+            Some(
+                Socket::Connection(mailbox) | Socket::Datagrams(DatagramSocket::Open(mailbox)),
+            ) => {
                 mailbox.hand_over(header, Operation::SetOption(option, value))?;
                 return Ok(Step::HandedOver);
             }
@@ -191,36 +253,45 @@ impl<H: Host> Engine<'_, H> {
     fn option(&self, header: Header, option: SocketOption) -> Result<Step<'_>, Errno> {
         let value = match self.sockets.borrow().get(header.socket) {
             // The defaults are unknown until the host has a socket.
-            Some(Socket::New(settings)) => settings.options.get(option).ok_or(Errno::ENOTCONN)?,
+            Some(Socket::New(settings) | Socket::Datagrams(DatagramSocket::New(settings))) => {
+                settings.options.get(option).ok_or(Errno::ENOTCONN)?
+            }
             Some(Socket::Bound(socket)) => socket.option(option)?,
+            Some(Socket::Datagrams(DatagramSocket::Bound(socket, _))) => socket.option(option)?,
             _ => return self.hand_over(header, Operation::GetOption(option)),
         };
         Ok(Step::Done(Reply { value, addr: None }))
     }
 
     fn local_addr(&self, header: Header) -> Result<Step<'_>, Errno> {
-        match self.sockets.borrow().get(header.socket) {
-            Some(Socket::Bound(socket)) => {
-                let addr = Some(socket.local_addr()?);
-                Ok(Step::Done(Reply { value: 0, addr }))
-            }
-            _ => self.hand_over(header, Operation::LocalAddr),
-        }
+        let addr = match self.sockets.borrow().get(header.socket) {
+            Some(Socket::Bound(socket)) => socket.local_addr()?,
+            Some(Socket::Datagrams(DatagramSocket::Bound(socket, _))) => socket.local_addr()?,
+            _ => return self.hand_over(header, Operation::LocalAddr),
+        };
+        Ok(Step::Done(Reply { value: 0, addr: Some(addr) }))
     }
 
-    /// Hands a request over to the connection that it is about.
+    /// Hands a request over to the open socket that it is about.
     fn hand_over(&self, header: Header, operation: Operation) -> Result<Step<'_>, Errno> {
-        match self.sockets.borrow().get(header.socket) {
-            Some(Socket::Connection(mailbox)) => mailbox.hand_over(header, operation)?,
-            Some(Socket::New(_) | Socket::Bound(_)) => return Err(Errno::ENOTCONN),
+        let sockets = self.sockets.borrow();
+        let socket = sockets.get(header.socket);
+        let (mailbox, is_datagrams) = match socket {
+            Some(Socket::Connection(mailbox)) => (Some(mailbox), false),
+            Some(Socket::New(_) | Socket::Bound(_)) => (None, false),
+            Some(Socket::Datagrams(DatagramSocket::Open(mailbox))) => (Some(mailbox), true),
+            Some(Socket::Datagrams(_)) => (None, true),
             Some(Socket::Releasing) | None => return Err(Errno::EINVAL),
-        }
+        };
+        operation.check_type(is_datagrams)?;
+        mailbox.ok_or(Errno::ENOTCONN)?.hand_over(header, operation)?;
         Ok(Step::HandedOver)
     }
 
     fn bound(&self, id: u64) -> Result<Rc<BoundSocket<H>>, Errno> {
         match self.sockets.borrow().get(id) {
             Some(Socket::Bound(socket)) => Ok(socket.clone()),
+            Some(Socket::Datagrams(_)) => Err(Errno::EOPNOTSUPP),
             _ => Err(Errno::EINVAL),
         }
     }

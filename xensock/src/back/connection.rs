@@ -1,20 +1,21 @@
 //! A connection, from the CONNECT or ACCEPT that opens it to the response to its RELEASE.
 
 use super::account::Flow;
-use super::engine::{Engine, Reply};
+use super::data_ring::{DataRing, EventChannel};
+use super::engine::{Engine, OPENING, Reply};
 use super::gate::Place;
-use super::host::{Host, Limit, Network, Socket, Stream, StreamOf};
+use super::host::{Host, Network, Socket, Stream, StreamOf};
 use super::listener::Turn;
 use super::pump::Pumps;
-use super::socket::{Mailbox, Release, Settings};
-use crate::wire::{Header, RingOffer, SocketOption};
+use super::socket::{Mailbox, Operation, Release, Settings};
+use crate::wire::{Header, RingGrants, RingOffer, SocketOption};
 use alloc::rc::Rc;
 use core::future::{Future, poll_fn};
 use core::net::SocketAddr;
 use core::pin::pin;
-use core::task::{Poll, ready};
+use core::task::{Context, Poll, ready};
 use core::time::Duration;
-use xen::Errno;
+use xen::{Errno, Side};
 
 /// Where a connection comes from.
 pub(super) enum Origin<H: Host> {
@@ -41,6 +42,7 @@ pub(super) async fn run<H: Host>(
         }
         Origin::Accept(turn) => (None, turn.linger()),
     };
+    engine.work(OPENING).await;
     let opened = match engine.rings.attach(&offer) {
         Ok(ring) => open(engine, &mailbox, origin).await.map(|stream| (ring, stream)),
         Err(error) => Err(Stopped::Failed(error)),
@@ -50,27 +52,7 @@ pub(super) async fn run<H: Host>(
             mailbox.open();
             let addr = if settings.is_none() { stream.peer_addr() } else { stream.local_addr() };
             engine.answer(opening, Ok(Reply { value: 0, addr: addr.ok() }));
-            let mut pumps = Pumps::new(ring, stream, linger);
-            let release = poll_fn(|cx| {
-                mailbox.register(cx);
-                while let Some((header, operation)) = mailbox.take_operation() {
-                    engine.answer(header, pumps.carry_out(engine, operation));
-                }
-                if let Some(release) = mailbox.take_release() {
-                    return Poll::Ready(release);
-                }
-                pumps.poll(engine, cx);
-                Poll::Pending
-            })
-            .await;
-            drain(engine, &mut pumps).await;
-            // Closes the socket, before the RELEASE is answered.
-            let (ring, resized) = pumps.into_ring();
-            if release.reuse {
-                let grants = resized.unwrap_or(offer.grants);
-                engine.rings.park(RingOffer { grants, ..offer }, ring);
-            }
-            release
+            serve(engine, &mailbox, Pumps::new(ring, stream, Linger(linger)), offer).await
         }
         Err(Stopped::Released(release)) => {
             engine.answer(opening, Err(Errno::ECONNABORTED));
@@ -92,6 +74,92 @@ pub(super) async fn run<H: Host>(
     engine.answer(release.header, Ok(Reply::default()));
 }
 
+/// What moves data between an open socket and its ring.
+pub(super) trait Pump<H: Host> {
+    /// Carries out a request about the socket.
+    fn carry_out(&mut self, engine: &Engine<'_, H>, operation: Operation) -> Result<Reply, Errno>;
+
+    /// The ring's event channel.
+    fn channel(&self) -> &EventChannel<H>;
+
+    /// Whether the last operation was to send.
+    fn has_sent(&self) -> bool;
+
+    /// Receives from the socket, a bounded amount.
+    fn poll_receive(&mut self, engine: &Engine<'_, H>, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// Sends to the socket, a bounded amount.
+    fn poll_send(&mut self, engine: &Engine<'_, H>, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// Moves a bounded amount of data, and registers to be woken for more.
+    fn poll(&mut self, engine: &Engine<'_, H>, cx: &mut Context<'_>) {
+        self.channel().signal.register(Side::Rx, cx.waker());
+        // Neither direction takes all turns.
+        if self.has_sent() {
+            let _ = self.poll_receive(engine, cx);
+            let _ = self.poll_send(engine, cx);
+        } else {
+            let _ = self.poll_send(engine, cx);
+            let _ = self.poll_receive(engine, cx);
+        }
+    }
+
+    /// The bytes that the guest wrote and that are not sent.
+    fn unsent(&mut self) -> u64;
+
+    /// The bytes that were sent, and for how long a RELEASE may continue.
+    fn progress(&self) -> (u64, Linger);
+
+    /// Sends until so many bytes are sent in total or sending fails; receives nothing.
+    fn poll_drain(&mut self, engine: &Engine<'_, H>, cx: &mut Context<'_>, total: u64) -> Poll<()>;
+
+    /// Closes the socket and returns the present ring, and its pages if a RESIZE has replaced the
+    /// first ring.
+    fn into_ring(self) -> (DataRing<H>, Option<RingGrants>);
+}
+
+/// Serves an open socket until its RELEASE, which is then to be answered.
+pub(super) async fn serve<H: Host>(
+    engine: &Engine<'_, H>,
+    mailbox: &Mailbox,
+    mut pump: impl Pump<H>,
+    offer: RingOffer,
+) -> Release {
+    let release = poll_fn(|cx| {
+        mailbox.register(cx);
+        while let Some((header, operation)) = mailbox.take_operation() {
+            engine.answer(header, pump.carry_out(engine, operation));
+        }
+        if let Some(release) = mailbox.take_release() {
+            return Poll::Ready(release);
+        }
+        pump.poll(engine, cx);
+        Poll::Pending
+    })
+    .await;
+    drain(engine, &mut pump).await;
+    engine.work(OPENING).await;
+    // Closes the socket, before the RELEASE is answered.
+    let (ring, resized) = pump.into_ring();
+    if release.reuse {
+        let grants = resized.unwrap_or(offer.grants);
+        engine.rings.park(RingOffer { grants, ..offer }, ring);
+    }
+    release
+}
+
+/// SO_LINGER, in seconds, if the guest set it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Linger(pub(super) Option<u32>);
+
+impl Linger {
+    /// The option's value.
+    pub(super) fn value<H: Host>(self, engine: &Engine<'_, H>) -> u32 {
+        let longest = engine.account.limits().linger.as_secs() as u32;
+        self.0.map_or(longest, |seconds| seconds.min(longest))
+    }
+}
+
 /// Why a connection was not opened.
 enum Stopped {
     Failed(Errno),
@@ -106,11 +174,8 @@ async fn open<H: Host>(
     let mut opening = pin!(async {
         match origin {
             Origin::Connect(to, settings) => {
-                if engine.account.permitted(Flow::Connections, || engine.host.now()).is_err() {
-                    engine.host.limited(engine.guest, Limit::Connections);
-                    return Err(Errno::ENOBUFS);
-                }
-                engine.account.take(Flow::Connections, 1);
+                engine.count_connection()?;
+                engine.work(OPENING).await;
                 engine.host.network().connect(engine.guest, to, &settings.options).await
             }
             Origin::Accept(turn) => {
@@ -132,27 +197,31 @@ async fn open<H: Host>(
         if let Some(release) = mailbox.take_release() {
             return Poll::Ready(Err(Stopped::Released(release)));
         }
-        opening.as_mut().poll(cx).map_err(Stopped::Failed)
+        ready!(engine.poll_budget(cx));
+        let opened = ready!(opening.as_mut().poll(cx));
+        engine.charge(OPENING);
+        Poll::Ready(opened.map_err(Stopped::Failed))
     })
     .await
 }
 
 /// Sends, for a bounded time, the bytes that the guest wrote before it requested the RELEASE.
-async fn drain<H: Host>(engine: &Engine<'_, H>, pumps: &mut Pumps<H>) {
+async fn drain<H: Host>(engine: &Engine<'_, H>, pump: &mut impl Pump<H>) {
     let limit = engine.account.limits().linger;
-    let requested = pumps.linger.map(|seconds| Duration::from_secs(seconds.into()));
+    let (sent, Linger(requested)) = pump.progress();
+    let requested = requested.map(|seconds| Duration::from_secs(seconds.into()));
     let patience = requested.unwrap_or(limit).min(limit);
     if patience.is_zero() {
         return;
     }
-    let total = pumps.sent + pumps.unsent();
+    let total = sent + pump.unsent();
     // Unless the guest set a time, a peer that continues to take bytes gets more time.
     let rounds = if requested.is_some() { 1 } else { 4 };
     for _ in 0..rounds {
-        let before = pumps.sent;
+        let before = pump.progress().0;
         let mut patience = pin!(engine.host.sleep(patience));
         let done = poll_fn(|cx| {
-            if pumps.poll_drain(engine, cx, total).is_ready() {
+            if pump.poll_drain(engine, cx, total).is_ready() {
                 return Poll::Ready(true);
             }
             patience.as_mut().poll(cx).map(|()| false)
@@ -161,11 +230,11 @@ async fn drain<H: Host>(engine: &Engine<'_, H>, pumps: &mut Pumps<H>) {
         if done {
             return;
         }
-        if pumps.sent == before {
+        if pump.progress().0 == before {
             break;
         }
     }
-    let left = total.saturating_sub(pumps.sent);
+    let left = total.saturating_sub(pump.progress().0);
     let guest = engine.guest;
     log::debug!("domain {guest}: {left} bytes of a released socket could not be sent in time");
 }

@@ -3,6 +3,7 @@
 //! They are served in order. Only the first in the queue polls the host's socket, so the socket
 //! needs to remember only one waker.
 
+use super::account::Share;
 use super::host::{Host, Listener, ListenerOf, Socket, StreamOf};
 use crate::wire::{Options, SocketOption};
 use alloc::collections::VecDeque;
@@ -16,6 +17,8 @@ use xen::Errno;
 /// A bound socket.
 pub(super) struct BoundSocket<H: Host> {
     socket: ListenerOf<H>,
+    /// The connections that may wait.
+    backlog: RefCell<Share>,
     /// SO_LINGER of its connections, in seconds, which the engine implements.
     linger: Cell<Option<u32>>,
     listening: Cell<bool>,
@@ -33,10 +36,12 @@ struct Place {
 }
 
 impl<H: Host> BoundSocket<H> {
-    /// A socket that does not listen yet, with the options that it was bound with.
-    pub(super) fn new(socket: ListenerOf<H>, options: Options) -> Self {
+    /// A socket that does not listen yet, with the options that it was bound with, and none of the
+    /// connections that may wait.
+    pub(super) fn new(socket: ListenerOf<H>, options: Options, backlog: Share) -> Self {
         BoundSocket {
             socket,
+            backlog: backlog.into(),
             linger: Cell::new(options.get(SocketOption::Linger)),
             listening: Cell::new(false),
             closing: Cell::new(false),
@@ -46,9 +51,14 @@ impl<H: Host> BoundSocket<H> {
         }
     }
 
-    /// Makes the socket listen, or changes its backlog.
-    pub(super) fn listen(&self, backlog: u32) -> Result<(), Errno> {
-        self.socket.listen(backlog)?;
+    /// Makes the socket listen, or changes its backlog, which is smaller than the guest asks for if
+    /// its sockets together would exceed `limit`.
+    pub(super) fn listen(&self, backlog: u32, limit: usize) -> Result<(), Errno> {
+        let mut share = self.backlog.borrow_mut();
+        let former = share.count();
+        share.resize(backlog as usize, limit);
+        let granted = u32::try_from(share.count()).unwrap_or(u32::MAX);
+        self.socket.listen(granted).inspect_err(|_| share.resize(former, usize::MAX))?;
         self.listening.set(true);
         Ok(())
     }

@@ -53,6 +53,7 @@ mod account;
 mod commands;
 mod connection;
 mod data_ring;
+mod datagrams;
 mod engine;
 mod gate;
 mod host;
@@ -62,4 +63,7 @@ mod socket;
 
 pub use account::Account;
 pub use engine::{CommandLink, Violation, serve};
-pub use host::{Host, Limit, Limits, Listener, Network, Ring, RingUsage, Socket, Stream};
+pub use host::{
+    Datagrams, Host, Limit, Limits, Listener, Network, Outgoing, Quota, Received, Ring, RingUsage,
+    Sent, Socket, Stream,
+};

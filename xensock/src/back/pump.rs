@@ -4,16 +4,17 @@
 //! error word is set after the last byte that came before the error.
 
 use super::account::Flow;
+use super::connection::{Linger, Pump};
 use super::data_ring::{DataRing, EventChannel, RingMemory};
-use super::engine::{Engine, Reply};
+use super::engine::{Engine, OPENING, Reply};
 use super::gate::Place;
 use super::host::{Host, Ring, Socket, Stream, StreamOf};
 use super::socket::Operation;
-use crate::ring::{Consumer, Notify, NotifyPolicy, Producer, len};
+use crate::ring::{Consumer, Notify, NotifyPolicy, Producer, len, split_at};
 use crate::wire::{RingGrants, Shutdown, SocketOption};
 use alloc::rc::{Rc, Weak};
 use core::task::{Context, Poll, ready};
-use xen::{Errno, Shared, Side};
+use xen::Errno;
 
 /// The two pumps of one connection.
 pub(super) struct Pumps<H: Host> {
@@ -27,6 +28,8 @@ pub(super) struct Pumps<H: Host> {
     stream: Option<StreamOf<H>>,
     receiving: bool,
     sending: bool,
+    /// Whether the last operation was to send.
+    has_sent: bool,
     /// The places of `in` and `out` at their gates.
     places: [Place; 2],
     /// Whether sending ends when the ring is empty.
@@ -39,9 +42,8 @@ pub(super) struct Pumps<H: Host> {
     /// The pages of the present ring, if a RESIZE has replaced the first one.
     resized: Option<RingGrants>,
     /// The number of bytes sent.
-    pub(super) sent: u64,
-    /// SO_LINGER, in seconds, if the guest set it.
-    pub(super) linger: Option<u32>,
+    sent: u64,
+    linger: Linger,
 }
 
 fn output<H: Host>(memory: &RingMemory<H>) -> Consumer {
@@ -52,15 +54,9 @@ fn view<H: Host>(memory: &Rc<RingMemory<H>>) -> Weak<dyn Ring> {
     Rc::downgrade(memory) as _
 }
 
-/// The first bytes of two pieces, at most so many.
-fn first([one, two]: [Shared<'_>; 2], most: usize) -> [Shared<'_>; 2] {
-    let count = one.len().min(most);
-    [one.slice(0, count), two.slice(0, two.len().min(most - count))]
-}
-
 impl<H: Host> Pumps<H> {
     /// Pumps between a socket and an unused ring.
-    pub(super) fn new(ring: DataRing<H>, stream: StreamOf<H>, linger: Option<u32>) -> Self {
+    pub(super) fn new(ring: DataRing<H>, stream: StreamOf<H>, linger: Linger) -> Self {
         let DataRing { memory, channel } = ring;
         stream.set_ring(view(&memory));
         Pumps {
@@ -72,6 +68,7 @@ impl<H: Host> Pumps<H> {
             stream: Some(stream),
             receiving: true,
             sending: true,
+            has_sent: false,
             places: Default::default(),
             finishing: false,
             broken: None,
@@ -82,32 +79,6 @@ impl<H: Host> Pumps<H> {
         }
     }
 
-    /// Closes the socket and returns the present ring, and its pages if a RESIZE has replaced the
-    /// first ring.
-    pub(super) fn into_ring(self) -> (DataRing<H>, Option<RingGrants>) {
-        let Pumps { channel, memory, stream, resized, .. } = self;
-        drop(stream);
-        (DataRing { memory, channel }, resized)
-    }
-
-    /// Carries out a request about the open connection.
-    pub(super) fn carry_out(
-        &mut self,
-        engine: &Engine<'_, H>,
-        operation: Operation,
-    ) -> Result<Reply, Errno> {
-        let mut reply = Reply::default();
-        match operation {
-            Operation::SetOption(option, value) => self.set_option(option, value)?,
-            Operation::GetOption(option) => reply.value = self.option(engine, option)?,
-            Operation::LocalAddr => reply.addr = Some(self.stream()?.local_addr()?),
-            Operation::PeerAddr => reply.addr = Some(self.stream()?.peer_addr()?),
-            Operation::Shutdown(how) => self.shutdown(how)?,
-            Operation::Resize(grants) => self.resize(engine, grants)?,
-        }
-        Ok(reply)
-    }
-
     fn stream(&self) -> Result<&StreamOf<H>, Errno> {
         self.stream.as_ref().ok_or(Errno::ENOTCONN)
     }
@@ -115,15 +86,14 @@ impl<H: Host> Pumps<H> {
     fn set_option(&mut self, option: SocketOption, value: u32) -> Result<(), Errno> {
         self.stream()?.set_option(option, value)?;
         if option == SocketOption::Linger {
-            self.linger = Some(value);
+            self.linger = Linger(Some(value));
         }
         Ok(())
     }
 
     fn option(&self, engine: &Engine<'_, H>, option: SocketOption) -> Result<u32, Errno> {
         if option == SocketOption::Linger {
-            let longest = engine.account.limits().linger.as_secs() as u32;
-            return Ok(self.linger.map_or(longest, |seconds| seconds.min(longest)));
+            return Ok(self.linger.value(engine));
         }
         self.stream()?.option(option)
     }
@@ -146,6 +116,7 @@ impl<H: Host> Pumps<H> {
         if self.former.is_some() {
             return Err(Errno::EBUSY);
         }
+        engine.charge(OPENING);
         let memory = engine.rings.map(&grants)?;
         stream.set_ring(view(&memory));
         self.resized = Some(grants);
@@ -163,79 +134,6 @@ impl<H: Host> Pumps<H> {
             self.output.set_error(self.memory.region(), error);
         }
         Ok(())
-    }
-
-    /// Moves a bounded number of bytes, and registers to be woken for more.
-    pub(super) fn poll(&mut self, engine: &Engine<'_, H>, cx: &mut Context<'_>) {
-        self.channel.signal.register(Side::Rx, cx.waker());
-        let _ = self.poll_send(engine, cx);
-        let _ = self.poll_receive(engine, cx);
-    }
-
-    /// The number of bytes that the guest wrote and that are not sent.
-    pub(super) fn unsent(&mut self) -> u64 {
-        if !self.sending {
-            return 0;
-        }
-        let count = |memory: &RingMemory<H>, output: &mut Consumer| {
-            output.data(memory.region()).map_or(0, |data| len(&data) as u64)
-        };
-        let former = self.former.as_mut().map_or(0, |(memory, output)| count(memory, output));
-        former + count(&self.memory, &mut self.output)
-    }
-
-    /// Sends until `sent` reaches `total` or sending fails; receives nothing.
-    pub(super) fn poll_drain(
-        &mut self,
-        engine: &Engine<'_, H>,
-        cx: &mut Context<'_>,
-        total: u64,
-    ) -> Poll<()> {
-        while self.sending && self.sent < total {
-            ready!(self.poll_send_once(engine, cx));
-        }
-        Poll::Ready(())
-    }
-
-    fn poll_receive(&mut self, engine: &Engine<'_, H>, cx: &mut Context<'_>) -> Poll<()> {
-        while self.receiving {
-            let region = self.memory.region();
-            let Some(stream) = &self.stream else { break };
-            let mut room = self.input.room(region);
-            if matches!(&room, Ok(room) if len(room) == 0) {
-                // One event per half of the ring, not one per read of the guest.
-                self.input.arm(region, self.memory.layout.input.size / 2);
-                room = self.input.room(region);
-            }
-            let room = match room {
-                Ok(room) if len(&room) == 0 => return Poll::Pending,
-                Ok(room) => room,
-                Err(error) => {
-                    self.fail(engine, error);
-                    break;
-                }
-            };
-            ready!(engine.poll_budget(cx));
-            let most = ready!(engine.poll_permitted(cx, Flow::In, &mut self.places[0]));
-            let received = ready!(stream.poll_recv(cx, first(room, most)));
-            engine.spend(Flow::In, *received.as_ref().unwrap_or(&0));
-            match received {
-                Ok(0) => self.end_receiving(self.broken.unwrap_or(Errno::ENOTCONN)),
-                Ok(count) => self.channel.notify(self.input.advance(region, count)),
-                Err(error) => {
-                    self.end_sending(error);
-                    self.end_receiving(error);
-                }
-            }
-        }
-        Poll::Ready(())
-    }
-
-    fn poll_send(&mut self, engine: &Engine<'_, H>, cx: &mut Context<'_>) -> Poll<()> {
-        while self.sending {
-            ready!(self.poll_send_once(engine, cx));
-        }
-        Poll::Ready(())
     }
 
     fn poll_send_once(&mut self, engine: &Engine<'_, H>, cx: &mut Context<'_>) -> Poll<()> {
@@ -267,7 +165,8 @@ impl<H: Host> Pumps<H> {
         };
         ready!(engine.poll_budget(cx));
         let most = ready!(engine.poll_permitted(cx, Flow::Out, &mut self.places[1]));
-        let sent = ready!(stream.poll_send(cx, first(data, most)));
+        let sent = ready!(stream.poll_send(cx, split_at(data, most.min(engine.budget())).0));
+        self.has_sent = true;
         engine.spend(Flow::Out, *sent.as_ref().unwrap_or(&0));
         match sent {
             Ok(count) => {
@@ -326,5 +225,100 @@ impl<H: Host> Pumps<H> {
         );
         self.end_sending(error);
         self.end_receiving(error);
+    }
+}
+
+impl<H: Host> Pump<H> for Pumps<H> {
+    fn carry_out(&mut self, engine: &Engine<'_, H>, operation: Operation) -> Result<Reply, Errno> {
+        let mut reply = Reply::default();
+        match operation {
+            Operation::SetOption(option, value) => self.set_option(option, value)?,
+            Operation::GetOption(option) => reply.value = self.option(engine, option)?,
+            Operation::LocalAddr => reply.addr = Some(self.stream()?.local_addr()?),
+            Operation::PeerAddr => reply.addr = Some(self.stream()?.peer_addr()?),
+            Operation::Shutdown(how) => self.shutdown(how)?,
+            Operation::Resize(grants) => self.resize(engine, grants)?,
+            Operation::Join(_) | Operation::Leave(_) => return Err(Errno::EOPNOTSUPP),
+        }
+        Ok(reply)
+    }
+
+    fn channel(&self) -> &EventChannel<H> {
+        &self.channel
+    }
+
+    fn has_sent(&self) -> bool {
+        self.has_sent
+    }
+
+    fn poll_receive(&mut self, engine: &Engine<'_, H>, cx: &mut Context<'_>) -> Poll<()> {
+        while self.receiving {
+            let region = self.memory.region();
+            let Some(stream) = &self.stream else { break };
+            let mut room = self.input.room(region);
+            if matches!(&room, Ok(room) if len(room) == 0) {
+                // One event per half of the ring, not one per read of the guest.
+                self.input.arm(region, self.memory.layout.input.size / 2);
+                room = self.input.room(region);
+            }
+            let room = match room {
+                Ok(room) if len(&room) == 0 => return Poll::Pending,
+                Ok(room) => room,
+                Err(error) => {
+                    self.fail(engine, error);
+                    break;
+                }
+            };
+            ready!(engine.poll_budget(cx));
+            let most = ready!(engine.poll_permitted(cx, Flow::In, &mut self.places[0]));
+            let received =
+                ready!(stream.poll_recv(cx, split_at(room, most.min(engine.budget())).0));
+            self.has_sent = false;
+            engine.spend(Flow::In, *received.as_ref().unwrap_or(&0));
+            match received {
+                Ok(0) => self.end_receiving(self.broken.unwrap_or(Errno::ENOTCONN)),
+                Ok(count) => self.channel.notify(self.input.advance(region, count)),
+                Err(error) => {
+                    self.end_sending(error);
+                    self.end_receiving(error);
+                }
+            }
+        }
+        Poll::Ready(())
+    }
+
+    fn poll_send(&mut self, engine: &Engine<'_, H>, cx: &mut Context<'_>) -> Poll<()> {
+        while self.sending {
+            ready!(self.poll_send_once(engine, cx));
+        }
+        Poll::Ready(())
+    }
+
+    fn unsent(&mut self) -> u64 {
+        if !self.sending {
+            return 0;
+        }
+        let count = |memory: &RingMemory<H>, output: &mut Consumer| {
+            output.data(memory.region()).map_or(0, |data| len(&data) as u64)
+        };
+        let former = self.former.as_mut().map_or(0, |(memory, output)| count(memory, output));
+        former + count(&self.memory, &mut self.output)
+    }
+
+    fn progress(&self) -> (u64, Linger) {
+        (self.sent, self.linger)
+    }
+
+    fn poll_drain(&mut self, engine: &Engine<'_, H>, cx: &mut Context<'_>, total: u64) -> Poll<()> {
+        while self.sending && self.sent < total {
+            ready!(self.poll_send_once(engine, cx));
+        }
+        Poll::Ready(())
+    }
+
+    fn into_ring(self) -> (DataRing<H>, Option<RingGrants>) {
+        let Pumps { channel, memory, stream, resized, .. } = self;
+        drop(stream);
+        (DataRing { memory, channel }, resized)
     }
 }

@@ -1,9 +1,9 @@
 //! The state of a guest's socket.
 
 use super::account::Share;
-use super::host::Host;
+use super::host::{DatagramsOf, Host};
 use super::listener::BoundSocket;
-use crate::wire::{Family, Header, Options, RingGrants, Shutdown, SocketOption};
+use crate::wire::{Family, Group, Header, Options, RingGrants, Shutdown, SocketOption};
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::rc::Rc;
 use core::cell::{Cell, RefCell};
@@ -19,8 +19,20 @@ pub(super) enum Socket<H: Host> {
     Connection(Rc<Mailbox>),
     /// Bound; it may listen.
     Bound(Rc<BoundSocket<H>>),
+    /// A socket of datagrams.
+    Datagrams(DatagramSocket<H>),
     /// Being released.
     Releasing,
+}
+
+/// A guest's socket of datagrams.
+pub(super) enum DatagramSocket<H: Host> {
+    /// Created: the host has no socket for it yet.
+    New(Settings),
+    /// Bound, without a ring.
+    Bound(DatagramsOf<H>, Settings),
+    /// Open, or being opened. A task serves it.
+    Open(Rc<Mailbox>),
 }
 
 /// A device's sockets, by the guest's ids, each with its share of what the guest may have.
@@ -76,7 +88,7 @@ impl Settings {
     }
 }
 
-/// A request that an open connection carries out.
+/// A request that an open socket carries out.
 pub(super) enum Operation {
     SetOption(SocketOption, u32),
     GetOption(SocketOption),
@@ -84,6 +96,20 @@ pub(super) enum Operation {
     PeerAddr,
     Shutdown(Shutdown),
     Resize(RingGrants),
+    Join(Group),
+    Leave(Group),
+}
+
+impl Operation {
+    /// [`Errno::EOPNOTSUPP`] if it is for sockets of the other type.
+    pub(super) fn check_type(&self, is_datagrams: bool) -> Result<(), Errno> {
+        let wrong = match self {
+            Operation::Shutdown(_) | Operation::Resize(_) => is_datagrams,
+            Operation::Join(_) | Operation::Leave(_) => !is_datagrams,
+            _ => false,
+        };
+        if wrong { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
+    }
 }
 
 /// A RELEASE.
@@ -93,10 +119,10 @@ pub(super) struct Release {
     pub(super) reuse: bool,
 }
 
-/// Passes the requests about a connection to its task.
+/// Passes the requests about an open socket to its task.
 #[derive(Default)]
 pub(super) struct Mailbox {
-    /// Whether the connection is open. Before, the task takes only a RELEASE.
+    /// Whether the socket is open. Before, the task takes only a RELEASE.
     open: Cell<bool>,
     /// Few: each request occupies a slot of the command ring.
     operations: RefCell<VecDeque<(Header, Operation)>>,
@@ -105,7 +131,7 @@ pub(super) struct Mailbox {
 }
 
 impl Mailbox {
-    /// Hands over a request, which the task will answer. [`Errno::ENOTCONN`] before the connection
+    /// Hands over a request, which the task will answer. [`Errno::ENOTCONN`] before the socket
     /// is open.
     pub(super) fn hand_over(&self, header: Header, operation: Operation) -> Result<(), Errno> {
         if !self.open.get() {
@@ -128,7 +154,7 @@ impl Mailbox {
         }
     }
 
-    /// Marks the connection as open.
+    /// Marks the socket as open.
     pub(super) fn open(&self) {
         self.open.set(true);
     }

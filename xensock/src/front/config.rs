@@ -1,6 +1,6 @@
 //! A frontend's configuration and counters.
 
-use crate::wire::{Dialect, Extensions, Orders, Protocol};
+use crate::wire::{Dialect, Extensions, Family, Orders, Protocol, Record, longest_payload};
 use core::ops::RangeInclusive;
 use embassy_time::Duration;
 
@@ -35,10 +35,11 @@ pub struct Config {
     /// maximum limits it. `None`: a ring begins with the smallest size, grows while its connection
     /// carries bulk, and shrinks again; if the backend cannot resize rings, it has a medium size.
     /// A socket's own [`SocketOption::ReceiveBuffer`](crate::wire::SocketOption) and `SendBuffer`
-    /// take precedence.
+    /// take precedence. Datagram sockets have another default, as their rings keep their size: see
+    /// [`Frontend::bind_udp`](super::Frontend::bind_udp).
     pub ring_order: Option<u32>,
-    /// The most pages that rings which have grown may have together. Half of it, at most, stays
-    /// with rings that are kept for the next connections.
+    /// The most pages that rings which have grown and rings of datagram sockets may have together.
+    /// Half of it, at most, stays with rings that are kept for the next sockets.
     pub ring_budget: usize,
     /// A ring that has grown shrinks after this time with little traffic.
     pub shrink_after: Duration,
@@ -95,6 +96,18 @@ impl Config {
         let order = (least..=possible(FIXED_ORDER)).rev().find(fits).unwrap_or(least);
         order..=order
     }
+
+    /// The order of a datagram socket's ring, if the budget permits it.
+    pub(super) fn datagram_order(&self, protocol: &Protocol, orders: &Orders) -> u32 {
+        let holds = |&order: &u32| {
+            protocol.layout(order).is_ok_and(|layout| {
+                let size = layout.input.size.min(layout.output.size) as usize;
+                size >= Record::space(longest_payload(Family::V4))
+            })
+        };
+        let order = || (orders.min..=orders.max).find(holds).unwrap_or(orders.max);
+        self.ring_order.map_or_else(order, |order| order.clamp(orders.min, orders.max))
+    }
 }
 
 /// The counters of a frontend.
@@ -106,6 +119,12 @@ pub struct Statistics {
     pub streams_open: u64,
     /// Listeners that exist now.
     pub listeners_open: u64,
+    /// Datagram sockets that hold a ring now.
+    pub datagram_sockets_open: u64,
+    /// Datagrams taken out of rings.
+    pub datagrams_received: u64,
+    /// Datagrams put into rings.
+    pub datagrams_sent: u64,
     /// Bytes taken out of rings.
     pub bytes_in: u64,
     /// Bytes put into rings.

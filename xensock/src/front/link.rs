@@ -47,15 +47,14 @@ pub(super) struct Session {
     pub(super) ring_order: u32,
     /// The order up to which such a ring may grow.
     pub(super) max_ring_order: u32,
+    /// The order of a datagram socket's ring for which no size was requested.
+    pub(super) datagram_order: u32,
 }
 
 impl Session {
     /// The order of the smallest ring that holds `receive` bytes of `in` and `send` bytes of `out`,
-    /// or of the largest possible ring. The order of a new ring if neither is requested.
-    pub(super) fn order_for(&self, receive: Option<u32>, send: Option<u32>) -> u32 {
-        if receive.is_none() && send.is_none() {
-            return self.ring_order;
-        }
+    /// or of the largest possible ring.
+    pub(super) fn order_for(&self, [receive, send]: [Option<u32>; 2]) -> u32 {
         let holds = |order| {
             self.protocol.layout(order).is_ok_and(|layout| {
                 layout.input.size >= receive.unwrap_or(0) && layout.output.size >= send.unwrap_or(0)
@@ -395,7 +394,8 @@ impl Calls {
             let next = ready.find_map(|(queue, _)| queue.pop_front());
             let Some((socket, call, answer)) = next else { return self.ring.publish(page) };
             // The caller has closed the ring that this call offers, and its grants may be reused.
-            let offers_ring = matches!(call, Call::Connect { .. } | Call::Accept { .. });
+            let offers_ring =
+                matches!(call, Call::Connect { .. } | Call::Accept { .. } | Call::Open { .. });
             if offers_ring && answer.is_canceled() {
                 continue;
             }

@@ -4,11 +4,12 @@
 //! of `accept` continue to wait. ACCEPTs belong to the listener, not to the calls that started
 //! them: the next call of `accept` gets the connection.
 
+use super::again::again;
 use super::link::{Answer, Session};
 use super::progress::Operations;
-use super::socket::{Addrs, Socket};
+use super::socket::{Addrs, Kind, Socket, preparations, requested_sizes};
 use super::state::{Core, Member};
-use super::stream::{Connection, Stream, preparations, requested_sizes};
+use super::stream::{Connection, Stream};
 use crate::wire::{Call, Extensions, Family, Options, SocketOption};
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
@@ -25,12 +26,6 @@ const LAST_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The most ACCEPTs of a listener at a time. Each of them has a ring.
 const MAX_ACCEPTS: usize = 4;
-
-/// The number of attempts to bind again, and the pauses between them: about half a minute in all.
-/// The address may still be in use, by another socket or by connections that are being closed.
-const BIND_TRIES: u32 = 10;
-const BIND_RETRY: Duration = Duration::from_millis(100);
-const BIND_RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// A socket that accepts connections. Dropping it closes it.
 ///
@@ -257,7 +252,8 @@ impl<M: Machine> Inner<M> {
         let core = &self.core;
         let (id, addr) = (core.new_id(), self.addr.get());
         // All requests are sent at once. If one fails, those after it fail too.
-        let mut calls = preparations(session, Family::of(addr), &self.options.borrow());
+        let mut calls =
+            preparations(session, Kind::Stream, Family::of(addr), &self.options.borrow());
         calls.extend([Call::Bind { addr }, Call::Listen { backlog: core.config.backlog }]);
         match core.link.call_all(session, id, calls).await {
             Ok(reply) => {
@@ -274,32 +270,14 @@ impl<M: Machine> Inner<M> {
 
 /// Binds a listener again in the present session: a job.
 async fn bind_again<M: Machine>(inner: Rc<Inner<M>>) {
-    let mut pause = BIND_RETRY;
-    let mut state = State::Unbound;
-    for _ in 0..BIND_TRIES {
-        let Some(session) = inner.core.link.session().filter(|_| !inner.is_closed()) else {
-            // The next session tries again.
-            state = State::Unbound;
-            break;
-        };
-        match inner.listen(&session).await {
-            Ok(id) => {
-                log::info!("listening on {} again", inner.addr.get());
-                state = State::Listening(session, id);
-                break;
-            }
-            Err(Errno::ENETDOWN) => {
-                state = State::Unbound;
-                break;
-            }
-            Err(error) => {
-                log::warn!("listening on {} again failed: {error}", inner.addr.get());
-                state = State::Failed(error);
-                Timer::after(pause).await;
-                pause = (pause * 2).min(BIND_RETRY_MAX);
-            }
-        }
-    }
+    let listen = async |session: &Session| Ok((*session, inner.listen(session).await?));
+    let is_closed = || inner.is_closed();
+    let state = match again(&inner.core.link, "listening on", &inner.addr, is_closed, listen).await
+    {
+        Some(Ok((session, id))) => State::Listening(session, id),
+        Some(Err(error)) => State::Failed(error),
+        None => State::Unbound,
+    };
     if inner.is_closed() {
         // The listener was dropped while it was bound. Nothing else knows this socket.
         if let State::Listening(session, id) = state {
@@ -354,7 +332,7 @@ async fn accept<M: Machine>(
 ) -> Result<Stream<M>, Errno> {
     let core = &inner.core;
     let sizes = requested_sizes(&inner.options.borrow());
-    let (ring, offer) = core.open_ring(session, sizes).await?;
+    let (ring, offer) = core.open_ring(session, Kind::Stream, sizes).await?;
     let new = core.new_id();
     let answer = pin!(core.link.call(session, id, Call::Accept { new, ring: offer }));
     let given_up = pin!(async {
@@ -372,7 +350,8 @@ async fn accept<M: Machine>(
     match result {
         Ok(reply) => {
             let addrs = Addrs { local: None, peer: reply.addr };
-            Ok(Stream::new(Connection::new(Socket::new(core, new, *session, ring, addrs, sizes))))
+            let socket = Socket::new(core, new, *session, Kind::Stream, ring, addrs, sizes);
+            Ok(Stream::new(Connection::new(socket)))
         }
         Err(error) => {
             core.rings.close(ring);

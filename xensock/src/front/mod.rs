@@ -1,15 +1,18 @@
 //! The frontend: sockets for a guest.
 //!
-//! [`Frontend`] opens [`Stream`]s and [`Listener`]s. Its [`Driver`] is a future that must be polled
-//! beside them. Both are for one thread. The traits are those of `edge-nal` and
+//! [`Frontend`] opens [`Stream`]s, [`Listener`]s and [`Datagrams`]. Its [`Driver`] is a future that
+//! must be polled beside them. All are for one thread. The traits are those of `edge-nal` and
 //! `embedded-io-async`, so programs for those traits run over it unchanged.
 //!
 //! | file | purpose |
 //! |---|---|
-//! | `socket`, `stream` | a connection: requests and data path; the API over it |
-//! | `listener` | a listening socket, which is bound again in each session |
+//! | `socket` | a socket with a ring: its requests and its data path |
+//! | `stream` | a connection over it |
+//! | `datagrams` | a datagram socket over it |
+//! | `listener` | a listening socket |
+//! | `again` | binds listeners and datagram sockets again in the next session |
 //! | `socket/sizing` | the size of a connection's ring |
-//! | `rings` | the data rings of connections |
+//! | `rings` | the data rings of sockets |
 //! | `link` | requests on the command ring; the driver completes those of dropped callers |
 //! | `session` | negotiation with a backend |
 //! | `state` | what all of these share |
@@ -17,7 +20,9 @@
 //! The data path does not involve the driver: a read or a write copies from or to the ring,
 //! advances an index and, if the backend may sleep, sends an event.
 
+mod again;
 mod config;
+mod datagrams;
 mod link;
 mod listener;
 mod progress;
@@ -28,6 +33,7 @@ mod state;
 mod stream;
 
 pub use config::{Config, Statistics};
+pub use datagrams::{Datagrams, UdpSocket};
 pub use listener::Listener;
 pub use stream::{Connection, Stream};
 pub use xensock_stream::{ReadHalf, WriteHalf};
@@ -35,7 +41,7 @@ pub use xensock_stream::{ReadHalf, WriteHalf};
 use crate::wire::Options;
 use alloc::rc::Rc;
 use core::net::{Ipv4Addr, SocketAddr};
-use edge_nal::{Readable, TcpAccept, TcpBind, TcpConnect};
+use edge_nal::{Readable, TcpAccept, TcpBind, TcpConnect, UdpBind, UdpConnect};
 use embedded_io_async::ErrorType;
 use state::Core;
 use xen::xenstore::Store;
@@ -144,6 +150,56 @@ impl<M: Machine + 'static> Frontend<M> {
         self.0.link.run(listener::bind(self.0.clone(), addr, options)).await
     }
 
+    /// Opens a datagram socket and binds it to an address in the backend's network. An unspecified
+    /// address means all addresses, and port 0 a free port.
+    ///
+    /// [`Errno::EOPNOTSUPP`] if the backend has no datagram sockets, which are an extension of the
+    /// protocol: Linux's backend has none, and neither has `xensockd --plain`. Other errors are as
+    /// for [`connect`](Frontend::connect).
+    ///
+    /// A socket's ring keeps its size. If the options do not choose another and the memory is
+    /// there, each direction of the ring has room for the longest datagram of IPv4. A socket takes
+    /// 65 pages then, of [`Config::ring_budget`], and a smaller ring if that is more than half of
+    /// what is left there; [`UdpSocket::longest`] is what it can send. The rings of closed sockets
+    /// are kept for the next ones, so a socket for a single exchange costs few requests and no new
+    /// pages.
+    pub async fn bind_udp(&self, local: SocketAddr) -> Result<Datagrams<M>, Errno> {
+        self.bind_udp_with(local, Options::new()).await
+    }
+
+    /// Opens and binds a datagram socket with these options. [`SocketOption::ReceiveBuffer`] and
+    /// `SendBuffer` choose the size of its ring.
+    ///
+    /// [`SocketOption::ReceiveBuffer`]: crate::wire::SocketOption::ReceiveBuffer
+    pub async fn bind_udp_with(
+        &self,
+        local: SocketAddr,
+        options: Options,
+    ) -> Result<Datagrams<M>, Errno> {
+        self.0.link.run(datagrams::open(self.0.clone(), local, None, options)).await
+    }
+
+    /// Opens a datagram socket that sends to one peer and receives from no other, and binds it to
+    /// a local address as [`bind_udp`](Frontend::bind_udp) does. [`Errno::EAFNOSUPPORT`] if the
+    /// addresses are of different families.
+    pub async fn connect_udp(
+        &self,
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) -> Result<Datagrams<M>, Errno> {
+        self.connect_udp_with(local, remote, Options::new()).await
+    }
+
+    /// Opens and connects a datagram socket with these options.
+    pub async fn connect_udp_with(
+        &self,
+        local: SocketAddr,
+        remote: SocketAddr,
+        options: Options,
+    ) -> Result<Datagrams<M>, Errno> {
+        self.0.link.run(datagrams::open(self.0.clone(), local, Some(remote), options)).await
+    }
+
     /// Waits until the device is connected. [`Errno::ENODEV`] after
     /// [`shutdown`](Frontend::shutdown), or the error with which the driver ended.
     pub async fn connected(&self) -> Result<(), Errno> {
@@ -210,6 +266,24 @@ impl<M: Machine> TcpBind for Frontend<M> {
 
     async fn bind(&self, local: SocketAddr) -> Result<Listener<M>, Errno> {
         Frontend::bind(self, local).await
+    }
+}
+
+impl<M: Machine> UdpBind for Frontend<M> {
+    type Error = Errno;
+    type Socket<'a> = Datagrams<M>;
+
+    async fn bind(&self, local: SocketAddr) -> Result<Datagrams<M>, Errno> {
+        self.bind_udp(local).await
+    }
+}
+
+impl<M: Machine> UdpConnect for Frontend<M> {
+    type Error = Errno;
+    type Socket<'a> = Datagrams<M>;
+
+    async fn connect(&self, local: SocketAddr, remote: SocketAddr) -> Result<Datagrams<M>, Errno> {
+        self.connect_udp(local, remote).await
     }
 }
 

@@ -1,4 +1,4 @@
-//! Data rings: opened for a connection, then closed or parked for the next connection.
+//! Data rings: opened for a socket, then closed or parked for the next socket.
 //!
 //! A parked ring keeps its grants and its port, and the backend keeps it mapped.
 
@@ -138,8 +138,8 @@ impl<M: Machine> Rings<M> {
         }
     }
 
-    /// Opens a data ring and its event channel, for a CONNECT or an ACCEPT: a parked ring of one of
-    /// these orders, or a new ring of the first of them.
+    /// Opens a data ring and its event channel, for a CONNECT, ACCEPT or OPEN: a parked ring of one
+    /// of these orders, or a new ring of the first of them.
     pub(super) fn open(
         &self,
         session: &Session,
@@ -210,17 +210,27 @@ impl<M: Machine> Rings<M> {
         }
     }
 
-    /// The next larger order for a ring, if there is memory for it. A ring takes at most half of
-    /// what is left of the budget, so that others can grow, too.
+    /// The next larger order for a ring, if there is memory for it.
     pub(super) fn larger(&self, session: &Session, present: u32) -> Option<u32> {
+        self.affordable(session, present + 1..=session.max_ring_order.min(present + STEP))
+    }
+
+    /// The order of a datagram socket's ring, which does not grow: a smaller one than it should
+    /// have if there is no memory for that.
+    pub(super) fn datagram_order(&self, session: &Session) -> u32 {
+        let (least, best) = (session.ring_order, session.datagram_order);
+        self.affordable(session, least + 1..=best).unwrap_or(least.min(best))
+    }
+
+    /// The largest of these orders for which there is memory. A ring takes at most half of what is
+    /// left of the budget, so that others can grow, too.
+    fn affordable(&self, session: &Session, orders: RangeInclusive<u32>) -> Option<u32> {
         // Pages in quarantine count, or a backend that never unmaps could use up all memory.
         let used = self.grown.get() + self.pages.usage().quarantined_pages as usize;
         let most = self.budget.saturating_sub(used) / 2;
         let fits =
             |&order: &u32| session.protocol.layout(order).is_ok_and(|layout| layout.pages <= most);
-        let largest = session.max_ring_order.min(present + STEP);
-        let mut orders = (present + 1..=largest).rev();
-        orders.find(fits).filter(|_| !self.pages.machine().is_short())
+        orders.rev().find(fits).filter(|_| !self.is_short())
     }
 
     /// The next smaller order for a ring.

@@ -44,8 +44,15 @@ impl<M: Machine> SessionHandler for Core<M> {
             }
         };
         let (ring_order, max_ring_order) = self.config.ring_orders(&protocol, &orders).into_inner();
-        let (number, backend) = (handshake.session, backend.domain);
-        let session = Session { number, backend, protocol, orders, ring_order, max_ring_order };
+        let session = Session {
+            number: handshake.session,
+            backend: backend.domain,
+            protocol,
+            orders,
+            ring_order,
+            max_ring_order,
+            datagram_order: self.config.datagram_order(&protocol, &orders),
+        };
         let channel = self.link.open(session)?;
         let mut nodes = protocol.frontend_nodes();
         nodes.extend(channel.map(|(name, value)| (name, value.to_string())));

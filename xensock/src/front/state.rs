@@ -4,7 +4,7 @@ use super::config::{Config, Statistics};
 use super::link::{Link, Session};
 use super::progress::Operations;
 use super::rings::{Ring, Rings};
-use super::socket::Elastic;
+use super::socket::{Elastic, Kind};
 use crate::wire::RingOffer;
 use alloc::rc::{Rc, Weak};
 use alloc::vec::Vec;
@@ -84,16 +84,20 @@ impl<M: Machine + 'static> Core<M> {
         self.members.borrow().iter().filter_map(|(_, member)| member.upgrade()).collect()
     }
 
-    /// Opens a data ring for a connection with these requested sizes. If there is no memory, grant
-    /// or port for it, rings that have grown give way.
+    /// Opens a data ring for a socket with these requested sizes. If there is no memory, grant or
+    /// port for it, rings that have grown give way.
     pub(super) async fn open_ring(
         &self,
         session: &Session,
+        kind: Kind,
         sizes: [Option<u32>; 2],
     ) -> Result<(Ring, RingOffer), Errno> {
-        let order = session.order_for(sizes[0], sizes[1]);
-        let largest = if sizes == [None; 2] { session.max_ring_order } else { order };
-        let open = || self.rings.open(session, order..=largest);
+        let orders = match kind {
+            _ if sizes != [None; 2] => [session.order_for(sizes); 2],
+            Kind::Stream => [session.ring_order, session.max_ring_order],
+            Kind::Datagrams => [self.rings.datagram_order(session); 2],
+        };
+        let open = || self.rings.open(session, orders[0]..=orders[1]);
         match open() {
             Err(Errno::ENOMEM | Errno::ENOSPC) if self.elastic.shrink(true) => {}
             opened => return opened,

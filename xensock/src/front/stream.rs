@@ -1,18 +1,14 @@
 //! A stream: how it is connected, and its operations.
 
-use super::link::Session;
-use super::socket::{Addrs, Socket};
+use super::socket::{Addrs, Kind, Socket, preparations, requested_sizes};
 use super::state::Core;
 use crate::ring::{copy_in, copy_out};
 use crate::wire::{Call, Extensions, Family, Options, Shutdown, SocketOption};
 use alloc::rc::Rc;
-use alloc::vec::Vec;
-use core::cell::Cell;
 use core::future::poll_fn;
 use core::net::SocketAddr;
 use core::task::{Context, Poll};
 use edge_nal::Close;
-use futures_util::FutureExt;
 use xen::{Errno, Machine, Shared};
 use xensock_stream::PollSocket;
 
@@ -28,7 +24,6 @@ pub type Stream<M> = xensock_stream::Stream<Connection<M>>;
 /// announced them.
 pub struct Connection<M: Machine + 'static> {
     socket: Rc<Socket<M>>,
-    open: Cell<bool>,
 }
 
 /// Opens a socket and connects it.
@@ -38,45 +33,17 @@ pub(super) async fn connect<M: Machine>(
     options: Options,
 ) -> Result<Stream<M>, Errno> {
     let session = core.link.up().await?;
+    let kind = Kind::Stream;
+    let calls = preparations(&session, kind, Family::of(to), &options);
+    let connect = |ring| Call::Connect { addr: to, flags: 0, ring };
     let sizes = requested_sizes(&options);
-    let (ring, offer) = core.open_ring(&session, sizes).await?;
-    let id = core.new_id();
-    let mut calls = preparations(&session, Family::of(to), &options);
-    calls.push(Call::Connect { addr: to, flags: 0, ring: offer });
-    match core.link.call_all(&session, id, calls).await {
-        Ok(reply) => {
-            let addrs = Addrs { local: reply.addr, peer: Some(to) };
-            Ok(Stream::new(Connection::new(Socket::new(&core, id, session, ring, addrs, sizes))))
-        }
-        Err(error) => {
-            // The backend may still have the socket and, if it has not answered, map the ring
-            // later. It cannot once it has answered this RELEASE or has disconnected.
-            match core.link.call(&session, id, Call::Release { reuse: false }).await {
-                Err(Errno::ETIMEDOUT) => core.rings.keep(ring),
-                _ => core.rings.close(ring),
-            }
-            Err(error)
-        }
-    }
-}
-
-/// The sizes of `in` and `out` that the options request.
-pub(super) fn requested_sizes(options: &Options) -> [Option<u32>; 2] {
-    [SocketOption::ReceiveBuffer, SocketOption::SendBuffer].map(|option| options.get(option))
-}
-
-/// The calls that create a socket, if the dialect has a call for that, and set its options.
-pub(super) fn preparations(session: &Session, family: Family, options: &Options) -> Vec<Call> {
-    let creates = session.protocol.dialect.has_socket_command();
-    let create = creates.then_some(Call::Socket { family });
-    let options = options.iter().filter(|(option, _)| !option.is_ring_size());
-    let set = options.map(|(option, value)| Call::SetOption { option, value });
-    create.into_iter().chain(set).collect()
+    let socket = Socket::open(&core, session, kind, sizes, Some(to), calls, connect).await?;
+    Ok(Stream::new(Connection::new(socket)))
 }
 
 impl<M: Machine> Connection<M> {
     pub(super) fn new(socket: Rc<Socket<M>>) -> Self {
-        Connection { socket, open: Cell::new(true) }
+        Connection { socket }
     }
 
     /// Waits for data and reads it in place. `read` gets up to two pieces, empty ones at the end of
@@ -97,7 +64,7 @@ impl<M: Machine> Connection<M> {
         &mut self,
         mut write: impl FnMut([Shared<'_>; 2]) -> (usize, R),
     ) -> Result<R, Errno> {
-        poll_fn(|cx| self.socket.poll_put(cx, &mut write)).await
+        poll_fn(|cx| self.socket.poll_put(cx, 1, &mut write)).await
     }
 
     /// Changes an option; see [`SocketOption`] for the values. [`SocketOption::ReceiveBuffer`] and
@@ -138,18 +105,11 @@ impl<M: Machine> Connection<M> {
         }
         self.socket.call(Call::Shutdown { how }).await.map(drop)
     }
-
-    /// Marks the socket as given up. Returns false if it was before, or if the socket has ended.
-    fn give_up(&self) -> bool {
-        self.open.replace(false) && self.socket.is_open()
-    }
 }
 
 impl<M: Machine> Drop for Connection<M> {
     fn drop(&mut self) {
-        if self.give_up() {
-            self.socket.core.link.spawn(self.socket.clone().release(false));
-        }
+        self.socket.start_closing(false);
     }
 }
 
@@ -164,7 +124,7 @@ impl<M: Machine> PollSocket for Connection<M> {
     }
 
     fn poll_write(&self, cx: &mut Context<'_>, from: &[u8]) -> Poll<Result<usize, Errno>> {
-        self.socket.poll_put(cx, |room| {
+        self.socket.poll_put(cx, 1, |room| {
             let count = copy_in(&room, from);
             (count, count)
         })
@@ -178,23 +138,16 @@ impl<M: Machine> PollSocket for Connection<M> {
     /// direction does not wait: the peer sees the end of the stream after all that was written.
     async fn close(&self, what: Close) -> Result<(), Errno> {
         match what {
-            Close::Read => return self.shutdown(Shutdown::Read).await,
-            Close::Write => return self.shutdown(Shutdown::Write).await,
-            Close::Both => {}
+            Close::Read => self.shutdown(Shutdown::Read).await,
+            Close::Write => self.shutdown(Shutdown::Write).await,
+            Close::Both => self.socket.close().await,
         }
-        if !self.give_up() {
-            return Ok(());
-        }
-        let released = self.socket.clone().release(false);
-        self.socket.core.link.run(released.map(Ok)).await
     }
 
     /// Closes the socket without waiting. Bytes that the backend has not taken are lost and the
     /// peer sees a reset, if the backend has options; otherwise the backend may still send them.
     async fn abort(&self) -> Result<(), Errno> {
-        if self.give_up() {
-            self.socket.core.link.spawn(self.socket.clone().release(true));
-        }
+        self.socket.start_closing(true);
         Ok(())
     }
 }

@@ -4,10 +4,12 @@
 //! backends open their sockets, and the test its own.
 
 mod backend;
+mod datagrams;
 mod dom0;
 mod net;
 mod pipe;
 
 pub use backend::backend;
+pub use datagrams::FakeDatagrams;
 pub use dom0::FakeDom0;
 pub use net::{FakeListener, FakeNet, FakeStream};

@@ -1,13 +1,14 @@
-//! A network in memory: listening sockets by address, and connections.
+//! A network in memory: listening sockets by address, connections, and sockets of datagrams.
 
+use super::datagrams::{FakeDatagrams, Sockets};
 use super::pipe::Pipe;
 use crate::back::{Listener, Network, Ring, Socket, Stream};
 use crate::ring::{copy_in, copy_out};
-use crate::wire::{Options, Shutdown, SocketOption};
+use crate::wire::{Family, Options, Shutdown, SocketOption};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::poll_fn;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use xen::{DomId, Errno, Shared, WaitList};
@@ -31,7 +32,8 @@ struct State {
     open: Cell<usize>,
     last_port: Cell<u16>,
     capacity: Cell<Option<usize>>,
-    /// The ring of the latest stream that got one.
+    datagrams: Sockets,
+    /// The ring of the latest socket that got one.
     ring: RefCell<Option<Weak<dyn Ring>>>,
 }
 
@@ -115,7 +117,7 @@ impl FakeNet {
     pub fn bind(&self, at: SocketAddr) -> Result<FakeListener, Errno> {
         let mut bound = self.0.bound.borrow_mut();
         let port = match at.port() {
-            0 => (EPHEMERAL..).find(|port| !bound.contains_key(port)).ok_or(Errno::EADDRINUSE)?,
+            0 => self.free_port(|port| bound.contains_key(&port))?,
             port if bound.contains_key(&port) => return Err(Errno::EADDRINUSE),
             port => port,
         };
@@ -129,6 +131,21 @@ impl FakeNet {
         });
         bound.insert(port, Rc::downgrade(&socket));
         Ok(FakeListener(socket))
+    }
+
+    /// A port for a socket that is bound to port 0.
+    pub(super) fn free_port(&self, is_taken: impl Fn(u16) -> bool) -> Result<u16, Errno> {
+        (EPHEMERAL..).find(|port| !is_taken(*port)).ok_or(Errno::EADDRINUSE)
+    }
+
+    /// The network's sockets of datagrams.
+    pub(super) fn datagrams(&self) -> &Sockets {
+        &self.0.datagrams
+    }
+
+    /// Notes the ring of a socket.
+    pub(super) fn report_ring(&self, ring: Weak<dyn Ring>) {
+        self.0.ring.replace(Some(ring));
     }
 
     /// A port for the near end of a connection.
@@ -221,12 +238,16 @@ impl Socket for FakeListener {
 }
 
 /// An option that was never set is 0.
-fn get_option(options: &Cell<Options>, option: SocketOption) -> Result<u32, Errno> {
+pub(super) fn get_option(options: &Cell<Options>, option: SocketOption) -> Result<u32, Errno> {
     Ok(options.get().get(option).unwrap_or(0))
 }
 
 /// The network refuses one option, so that tests meet a refusal.
-fn set_option(options: &Cell<Options>, option: SocketOption, value: u32) -> Result<(), Errno> {
+pub(super) fn set_option(
+    options: &Cell<Options>,
+    option: SocketOption,
+    value: u32,
+) -> Result<(), Errno> {
     if option == SocketOption::BusyPoll {
         return Err(Errno::EPERM);
     }
@@ -237,6 +258,7 @@ fn set_option(options: &Cell<Options>, option: SocketOption, value: u32) -> Resu
 impl Network for FakeNet {
     type Stream = FakeStream;
     type Listener = FakeListener;
+    type Datagrams = FakeDatagrams;
 
     async fn connect(
         &self,
@@ -251,6 +273,22 @@ impl Network for FakeNet {
 
     fn bind(&self, _: DomId, to: SocketAddr, options: &Options) -> Result<FakeListener, Errno> {
         let socket = FakeNet::bind(self, to)?;
+        options.iter().try_for_each(|(option, value)| socket.set_option(option, value))?;
+        Ok(socket)
+    }
+
+    fn datagrams(
+        &self,
+        _: DomId,
+        family: Family,
+        local: Option<SocketAddr>,
+        options: &Options,
+    ) -> Result<FakeDatagrams, Errno> {
+        let any = || match family {
+            Family::V4 => (Ipv4Addr::UNSPECIFIED, 0).into(),
+            Family::V6 => (Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        let socket = self.datagrams_at(local.unwrap_or_else(any))?;
         options.iter().try_for_each(|(option, value)| socket.set_option(option, value))?;
         Ok(socket)
     }
@@ -371,7 +409,7 @@ impl Stream for FakeStream {
     }
 
     fn set_ring(&self, ring: Weak<dyn Ring>) {
-        self.net.0.ring.replace(Some(ring));
+        self.net.report_ring(ring);
     }
 }
 

@@ -7,7 +7,9 @@
 use super::dialect::Dialect;
 use super::draft1;
 use super::extensions::{self, Extensions};
-use super::field::{ADDR_SIZE, Family, addr_at, put_addr, put_u32, put_u64, u32_at, u64_at};
+use super::field::{
+    ADDR_SIZE, Family, addr_at, bytes, put, put_addr, put_u32, put_u64, u32_at, u64_at,
+};
 use super::layout::Slots;
 use super::message::{
     Call, Command, Header, Malformed, Request, Response, RingGrants, RingOffer, Shutdown,
@@ -15,16 +17,21 @@ use super::message::{
 use super::options::SocketOption;
 use super::protocol::Protocol;
 use alloc::boxed::Box;
+use core::net::IpAddr;
 use core::slice;
 use xen::{Errno, GrantRef, Port};
+use xensock_stream::Group;
 
 const SOCK_STREAM: u32 = 1;
+const SOCK_DGRAM: u32 = 2;
 
 /// Offset of a command's first field.
 const FIELDS: usize = 16;
 /// Offsets in a CONNECT: the address and its length come first.
 const CONNECT_FLAGS: usize = FIELDS + ADDR_SIZE + 4;
 const CONNECT_RING: usize = CONNECT_FLAGS + 4;
+/// Offset of the interface in a JOIN and a LEAVE, behind the group's address and its length.
+const INTERFACE: usize = CONNECT_FLAGS;
 /// Offset in an ACCEPT.
 const ACCEPT_RING: usize = FIELDS + 8;
 
@@ -47,11 +54,16 @@ impl Protocol {
     /// Writes a request.
     ///
     /// If the extension is not in force: [`Errno::EAFNOSUPPORT`] for an IPv6 address,
-    /// [`Errno::EOPNOTSUPP`] for a command. [`Errno::EINVAL`] for a command or a ring of another
-    /// dialect.
+    /// [`Errno::EOPNOTSUPP`] for a command. The latter also for a SOCKET that the dialect lacks.
+    /// [`Errno::EINVAL`] for a ring of another dialect.
     pub fn encode_request(&self, request: &Request, slot: &mut [u8]) -> Result<(), Errno> {
         let Header { id, command, socket } = request.header();
-        if !self.has_extension_of(command) {
+        let is_agreed = match request.call {
+            Call::Socket { .. } => self.has_sockets_of(SOCK_STREAM),
+            Call::DatagramSocket { .. } => self.has_sockets_of(SOCK_DGRAM),
+            _ => self.has_extension_of(command),
+        };
+        if !is_agreed {
             return Err(Errno::EOPNOTSUPP);
         }
         self.check_family(&request.call)?;
@@ -63,6 +75,21 @@ impl Protocol {
             Call::Socket { family } => {
                 put_u32(slot, FIELDS, family.number().into());
                 put_u32(slot, FIELDS + 4, SOCK_STREAM);
+            }
+            Call::DatagramSocket { family } => {
+                put_u32(slot, FIELDS, family.number().into());
+                put_u32(slot, FIELDS + 4, SOCK_DGRAM);
+            }
+            Call::Open { peer, ring } => {
+                put_addr(slot, FIELDS, *peer);
+                self.put_ring(slot, CONNECT_RING, ring)?;
+            }
+            Call::Join(group) | Call::Leave(group) => {
+                put_addr(slot, FIELDS, Some((group.addr(), 0).into()));
+                match group {
+                    Group::V4 { interface, .. } => put(slot, INTERFACE, interface.octets()),
+                    Group::V6 { interface, .. } => put_u32(slot, INTERFACE, *interface),
+                }
             }
             Call::Connect { addr, flags, ring } => {
                 put_addr(slot, FIELDS, Some(*addr));
@@ -112,11 +139,25 @@ impl Protocol {
         let option = || SocketOption::from_number(u32_at(slot, FIELDS));
         let call = match command {
             Command::Socket => {
-                if [u32_at(slot, FIELDS + 4), u32_at(slot, FIELDS + 8)] != [SOCK_STREAM, 0] {
+                let [kind, protocol] = [4, 8].map(|at| u32_at(slot, FIELDS + at));
+                if protocol != 0 || !self.has_sockets_of(kind) {
                     return Err(Errno::EAFNOSUPPORT);
                 }
-                Call::Socket { family: Family::from_number(u32_at(slot, FIELDS))? }
+                let family = Family::from_number(u32_at(slot, FIELDS))?;
+                match kind {
+                    SOCK_DGRAM => Call::DatagramSocket { family },
+                    _ => Call::Socket { family },
+                }
             }
+            Command::Open => Call::Open {
+                peer: match u32_at(slot, FIELDS + ADDR_SIZE) {
+                    0 => None,
+                    _ => Some(addr_at(slot, FIELDS)?),
+                },
+                ring: self.ring_at(slot, CONNECT_RING)?,
+            },
+            Command::Join => Call::Join(group_at(slot)?),
+            Command::Leave => Call::Leave(group_at(slot)?),
             Command::Connect => Call::Connect {
                 addr: addr_at(slot, FIELDS)?,
                 flags: u32_at(slot, CONNECT_FLAGS),
@@ -207,14 +248,28 @@ impl Protocol {
 
     /// Whether a command is part of the dialect, or of an extension that is in force.
     fn has_extension_of(&self, command: Command) -> bool {
+        if command == Command::Socket {
+            return self.has_sockets_of(SOCK_STREAM) || self.has_sockets_of(SOCK_DGRAM);
+        }
         let found = extensions::COMMANDS.iter().find(|(other, ..)| *other == command);
         found.is_none_or(|(.., extension)| self.has(*extension))
     }
 
+    /// Whether SOCKET creates sockets of this type.
+    fn has_sockets_of(&self, kind: u32) -> bool {
+        match kind {
+            SOCK_STREAM => self.dialect.has_socket_command(),
+            SOCK_DGRAM => self.has(Extensions::DATAGRAM),
+            _ => false,
+        }
+    }
+
     fn check_family(&self, call: &Call) -> Result<(), Errno> {
         let family = match *call {
-            Call::Socket { family } => family,
+            Call::Socket { family } | Call::DatagramSocket { family } => family,
             Call::Connect { addr, .. } | Call::Bind { addr } => Family::of(addr),
+            Call::Open { peer: Some(addr), .. } => Family::of(addr),
+            Call::Join(Group::V6 { .. }) | Call::Leave(Group::V6 { .. }) => Family::V6,
             _ => Family::V4,
         };
         match family {
@@ -264,4 +319,13 @@ impl Protocol {
             }
         }
     }
+}
+
+/// Reads the group of a JOIN or a LEAVE. [`Errno::EINVAL`] if it is no multicast address.
+fn group_at(slot: &[u8]) -> Result<Group, Errno> {
+    let group = match addr_at(slot, FIELDS)?.ip() {
+        IpAddr::V4(group) => Group::V4 { group, interface: bytes::<4>(slot, INTERFACE).into() },
+        IpAddr::V6(group) => Group::V6 { group, interface: u32_at(slot, INTERFACE) },
+    };
+    if group.addr().is_multicast() { Ok(group) } else { Err(Errno::EINVAL) }
 }

@@ -27,6 +27,8 @@ pub(super) const FORMAT: Format = Format {
         (Command::Listen, 5),
         (Command::Accept, 6),
         (Command::Poll, 7),
+        // With Extensions::DATAGRAM.
+        (Command::Socket, 262),
     ],
     refs: 1 << ORDER,
     ret: 16,
@@ -59,6 +61,7 @@ pub(super) fn layout(order: u32) -> Layout {
             start: quarter,
             size: 2 * quarter as u32,
         },
+        dropped: 40,
     }
 }
 
@@ -94,7 +97,7 @@ mod tests {
             assert_eq!(PLAIN.decode_request(&slot), Ok(request));
         }
         let request = Request { id: 1, socket: 2, call: Call::Socket { family: Family::V4 } };
-        assert_eq!(PLAIN.encode_request(&request, &mut [0; 312]), Err(Errno::EINVAL));
+        assert_eq!(PLAIN.encode_request(&request, &mut [0; 312]), Err(Errno::EOPNOTSUPP));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use bitflags::bitflags;
+use xen::xenstore::wire::shown;
 
 bitflags! {
     /// A set of extensions.
@@ -34,27 +35,33 @@ bitflags! {
         const RESIZE = 16;
         /// Each end of a data ring states the index at which it needs an event.
         const EVENT_INDEX = 32;
+        /// Datagram sockets. They need [`EVENT_INDEX`](Extensions::EVENT_INDEX).
+        const DATAGRAM = 64;
     }
 }
 
 /// The nodes, each of which is `1` if its extension is available.
-const NODES: [(&str, Extensions); 6] = [
+const NODES: [(&str, Extensions); 7] = [
     ("feature-options", Extensions::OPTIONS),
     ("feature-shutdown", Extensions::SHUTDOWN),
     ("feature-names", Extensions::NAMES),
     ("feature-ipv6", Extensions::IPV6),
     ("feature-resize", Extensions::RESIZE),
     ("feature-event-index", Extensions::EVENT_INDEX),
+    ("feature-datagram", Extensions::DATAGRAM),
 ];
 
 /// The commands, their numbers, and the extension of each.
-pub(super) const COMMANDS: [(Command, u32, Extensions); 6] = [
+pub(super) const COMMANDS: [(Command, u32, Extensions); 9] = [
     (Command::SetOption, 256, Extensions::OPTIONS),
     (Command::GetOption, 257, Extensions::OPTIONS),
     (Command::Shutdown, 258, Extensions::SHUTDOWN),
     (Command::LocalAddr, 259, Extensions::NAMES),
     (Command::PeerAddr, 260, Extensions::NAMES),
     (Command::Resize, 261, Extensions::RESIZE),
+    (Command::Open, 263, Extensions::DATAGRAM),
+    (Command::Join, 264, Extensions::DATAGRAM),
+    (Command::Leave, 265, Extensions::DATAGRAM),
 ];
 
 impl Extensions {
@@ -73,7 +80,7 @@ impl Extensions {
                 Some("1") => all |= one,
                 Some("0") | None => {}
                 Some(value) => {
-                    let value = value.escape_debug();
+                    let value = shown(value);
                     return Err(format!("node `{name}` is `{value}`, not 0 or 1"));
                 }
             }

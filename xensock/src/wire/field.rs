@@ -31,7 +31,7 @@ pub(super) fn u64_at(slot: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes(slot, at))
 }
 
-fn put<const N: usize>(slot: &mut [u8], at: usize, value: [u8; N]) {
+pub(super) fn put<const N: usize>(slot: &mut [u8], at: usize, value: [u8; N]) {
     slot[at..at + N].copy_from_slice(&value);
 }
 
@@ -77,9 +77,14 @@ impl Family {
 
 /// Writes an address, or no address, into the field at `at`, and its length (`u32`) behind it.
 pub(super) fn put_addr(slot: &mut [u8], at: usize, addr: Option<SocketAddr>) {
-    let field = &mut slot[at..at + ADDR_SIZE];
+    let len = put_sockaddr(&mut slot[at..at + ADDR_SIZE], addr);
+    put_u32(slot, at + ADDR_SIZE, len);
+}
+
+/// Writes an address, or no address, into a field. Returns its length.
+pub(super) fn put_sockaddr(field: &mut [u8], addr: Option<SocketAddr>) -> u32 {
     field.fill(0);
-    let len = addr.map_or(0, |addr| {
+    addr.map_or(0, |addr| {
         put(field, 0, Family::of(addr).number().to_le_bytes());
         put(field, 2, addr.port().to_be_bytes());
         match addr {
@@ -94,15 +99,18 @@ pub(super) fn put_addr(slot: &mut [u8], at: usize, addr: Option<SocketAddr>) {
                 LEN_V6
             }
         }
-    });
-    put_u32(slot, at + ADDR_SIZE, len);
+    })
 }
 
 /// Reads the address in the field at `at`, whose length (`u32`) is behind it.
 ///
 /// [`Errno::EINVAL`] if the length is impossible, [`Errno::EAFNOSUPPORT`] for another family.
 pub(super) fn addr_at(slot: &[u8], at: usize) -> Result<SocketAddr, Errno> {
-    let (field, len) = (&slot[at..at + ADDR_SIZE], u32_at(slot, at + ADDR_SIZE));
+    sockaddr(&slot[at..at + ADDR_SIZE], u32_at(slot, at + ADDR_SIZE))
+}
+
+/// Reads the address in a field of which `len` bytes are used. Errors are those of [`addr_at`].
+pub(super) fn sockaddr(field: &[u8], len: u32) -> Result<SocketAddr, Errno> {
     if !(LEN_V4..=LEN_V6).contains(&len) {
         return Err(Errno::EINVAL);
     }

@@ -63,6 +63,8 @@ pub struct Layout {
     pub input: Direction,
     /// From the frontend to the backend: `out`.
     pub output: Direction,
+    /// Offset in the indexes page of `in_dropped` (`u32`), of a datagram socket.
+    pub dropped: usize,
 }
 
 impl Layout {

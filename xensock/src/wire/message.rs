@@ -5,11 +5,13 @@ use super::options::SocketOption;
 use alloc::boxed::Box;
 use core::net::SocketAddr;
 use xen::{Errno, GrantRef, Port};
+use xensock_stream::Group;
 
 /// A command. Its number depends on the dialect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Creates a socket. Draft 1 does not have it: its CONNECT and BIND create the socket.
+    /// Creates a socket. In draft 1, whose CONNECT and BIND create a stream socket, it is only for
+    /// datagram sockets.
     Socket,
     /// Connects a socket and opens its data ring.
     Connect,
@@ -37,6 +39,14 @@ pub enum Command {
     /// Replaces the data ring of an open connection
     /// ([`Extensions::RESIZE`](super::Extensions::RESIZE)).
     Resize,
+    /// Opens the data ring of a datagram socket
+    /// ([`Extensions::DATAGRAM`](super::Extensions::DATAGRAM)).
+    Open,
+    /// Makes a datagram socket a member of a multicast group
+    /// ([`Extensions::DATAGRAM`](super::Extensions::DATAGRAM)).
+    Join,
+    /// Ends a membership ([`Extensions::DATAGRAM`](super::Extensions::DATAGRAM)).
+    Leave,
     /// A number that the dialect does not define.
     Unknown(u32),
 }
@@ -93,8 +103,13 @@ pub struct RingOffer {
 /// A socket call with its arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Call {
-    /// [`Command::Socket`]: a stream socket, the only supported type.
+    /// [`Command::Socket`] of type `SOCK_STREAM`.
     Socket {
+        /// The family of its addresses.
+        family: Family,
+    },
+    /// [`Command::Socket`] of type `SOCK_DGRAM`.
+    DatagramSocket {
         /// The family of its addresses.
         family: Family,
     },
@@ -158,13 +173,24 @@ pub enum Call {
         /// The pages of the new ring.
         grants: RingGrants,
     },
+    /// [`Command::Open`].
+    Open {
+        /// The only peer of a connected socket.
+        peer: Option<SocketAddr>,
+        /// The ring for the socket's records.
+        ring: RingOffer,
+    },
+    /// [`Command::Join`].
+    Join(Group),
+    /// [`Command::Leave`].
+    Leave(Group),
 }
 
 impl Call {
     /// The command of this call.
     pub fn command(&self) -> Command {
         match self {
-            Call::Socket { .. } => Command::Socket,
+            Call::Socket { .. } | Call::DatagramSocket { .. } => Command::Socket,
             Call::Connect { .. } => Command::Connect,
             Call::Release { .. } => Command::Release,
             Call::Bind { .. } => Command::Bind,
@@ -177,6 +203,9 @@ impl Call {
             Call::LocalAddr => Command::LocalAddr,
             Call::PeerAddr => Command::PeerAddr,
             Call::Resize { .. } => Command::Resize,
+            Call::Open { .. } => Command::Open,
+            Call::Join(_) => Command::Join,
+            Call::Leave(_) => Command::Leave,
         }
     }
 }
@@ -228,7 +257,8 @@ pub struct Response {
     /// The result. No command of the plain dialects has a value other than 0.
     pub result: Result<u32, Errno>,
     /// With [`Extensions::NAMES`](super::Extensions::NAMES): the socket's own address in the
-    /// response to CONNECT, BIND and GETSOCKNAME, the peer's in that to ACCEPT and GETPEERNAME.
+    /// response to CONNECT, OPEN, BIND and GETSOCKNAME, the peer's in that to ACCEPT and
+    /// GETPEERNAME.
     pub addr: Option<SocketAddr>,
 }
 

@@ -16,6 +16,7 @@ mod message;
 mod options;
 mod protocol;
 mod pvcalls;
+mod record;
 
 pub use dialect::Dialect;
 pub use extensions::Extensions;
@@ -27,3 +28,5 @@ pub use message::{
 pub use options::{Options, SocketOption};
 pub use protocol::{Orders, Protocol};
 pub use pvcalls::RING_LIST;
+pub use record::{Next, RECORD_HEADER, Record, longest_payload};
+pub use xensock_stream::Group;

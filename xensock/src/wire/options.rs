@@ -41,6 +41,16 @@ options! {
     ReceiveBuffer = 10,
     /// `SO_SNDBUF`, in bytes: the size of the ring's `out`, likewise.
     SendBuffer = 11,
+    /// `SO_BROADCAST`: a switch. Without it, datagrams to broadcast addresses fail with
+    /// [`Errno::EACCES`].
+    Broadcast = 12,
+    /// `IP_TTL` or, for an IPv6 socket, `IPV6_UNICAST_HOPS`: 1 to 255.
+    Ttl = 13,
+    /// `IP_MULTICAST_TTL` or `IPV6_MULTICAST_HOPS`: 0 to 255.
+    MulticastTtl = 14,
+    /// `IP_MULTICAST_LOOP` or `IPV6_MULTICAST_LOOP`: a switch. Whether sockets of the backend's
+    /// own system get what is sent to a group.
+    MulticastLoop = 15,
 }
 
 impl SocketOption {

@@ -8,6 +8,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 use xen::Errno;
+use xen::xenstore::wire::shown;
 
 /// The protocol between two connected ends; before that, the protocol that one end supports.
 ///
@@ -120,6 +121,7 @@ impl Protocol {
         if self.dialect == Dialect::PvCalls {
             let versions = node("versions").await.unwrap_or_default();
             if !versions.split(',').any(|version| version.trim() == "1") {
+                let versions = shown(&versions);
                 return Err(format!(
                     "the backend's node `versions` is `{versions}`, and this frontend supports \
                      version 1: use a backend that offers it"
@@ -127,6 +129,7 @@ impl Protocol {
             }
             let calls = node("function-calls").await.unwrap_or_default();
             if calls.trim() != "1" {
+                let calls = shown(&calls);
                 return Err(format!(
                     "the backend's node `function-calls` is `{calls}`, not `1`: use a backend that \
                      supports all seven commands"
@@ -135,9 +138,18 @@ impl Protocol {
         }
         let theirs =
             Extensions::read(&node).await.map_err(|reason| format!("the backend's {reason}"))?;
-        let protocol = Protocol { extensions: self.extensions & theirs, ..*self };
+        let protocol = self.agreed(theirs);
         let orders = protocol.read_orders(&node).await?;
         Ok((protocol, orders))
+    }
+
+    /// The protocol with the extensions that both ends support.
+    fn agreed(&self, theirs: Extensions) -> Protocol {
+        let mut extensions = self.extensions & theirs;
+        if !extensions.contains(Extensions::EVENT_INDEX) {
+            extensions -= Extensions::DATAGRAM;
+        }
+        Protocol { extensions, ..*self }
     }
 
     async fn read_orders(
@@ -149,8 +161,9 @@ impl Protocol {
             match value.trim().parse() {
                 Ok(order) if order >= least => Ok(order),
                 _ => Err(format!(
-                    "the backend's node `{name}` is `{value}`, not the order of a data ring, which \
-                     is at least {least}"
+                    "the backend's node `{name}` is `{}`, not the order of a data ring, which is \
+                     at least {least}",
+                    shown(&value)
                 )),
             }
         };
@@ -200,7 +213,7 @@ impl Protocol {
         }
         let theirs =
             Extensions::read(&node).await.map_err(|reason| format!("the frontend's {reason}"))?;
-        Ok(Protocol { extensions: self.extensions & theirs, ..*self })
+        Ok(self.agreed(theirs))
     }
 }
 
@@ -208,8 +221,9 @@ impl Protocol {
 mod tests {
     use super::*;
     use crate::wire::*;
+    use core::net::Ipv4Addr;
     use futures_util::FutureExt;
-    use xen::GrantRef;
+    use xen::{GrantRef, Port};
 
     fn all(dialect: Dialect) -> Protocol {
         Protocol { dialect, extensions: Extensions::all() }
@@ -222,7 +236,12 @@ mod tests {
         }
     }
 
-    fn calls(protocol: Protocol) -> [Call; 7] {
+    fn offer(protocol: Protocol) -> RingOffer {
+        RingOffer { grants: grants(protocol), port: Port(3) }
+    }
+
+    fn calls(protocol: Protocol) -> [Call; 13] {
+        let group = Group::V6 { group: "ff02::fb".parse().unwrap(), interface: 2 };
         [
             Call::SetOption { option: SocketOption::BusyPoll, value: 50 },
             Call::GetOption { option: SocketOption::KeepAlive },
@@ -231,6 +250,15 @@ mod tests {
             Call::PeerAddr,
             Call::Resize { grants: grants(protocol) },
             Call::Bind { addr: "[2001:db8::1]:80".parse().unwrap() },
+            Call::DatagramSocket { family: Family::V4 },
+            Call::Open { peer: None, ring: offer(protocol) },
+            Call::Open { peer: "192.0.2.1:53".parse().ok(), ring: offer(protocol) },
+            Call::Join(Group::V4 {
+                group: Ipv4Addr::new(224, 0, 0, 251),
+                interface: Ipv4Addr::new(192, 0, 2, 7),
+            }),
+            Call::Join(group),
+            Call::Leave(group),
         ]
     }
 
@@ -249,7 +277,8 @@ mod tests {
         }
         let (one, other) = slots.split_at(slots.len() / 2);
         for (one, other) in one.iter().zip(other) {
-            if !matches!(one.0, Command::Resize | Command::Bind) {
+            let differs = [Command::Resize, Command::Open, Command::Socket, Command::Bind];
+            if !differs.contains(&one.0) {
                 assert_eq!(one, other);
             }
         }
@@ -268,6 +297,18 @@ mod tests {
         assert_eq!(set[16..24], [5, 0, 0, 0, 2, 1, 0, 0]);
         let shut = encoded(Call::Shutdown { how: Shutdown::Write });
         assert_eq!((&shut[4..8], shut[16]), (&258u32.to_le_bytes()[..], 1));
+        let socket = encoded(Call::DatagramSocket { family: Family::V6 });
+        assert_eq!((socket[4], &socket[16..24]), (0, &[10, 0, 0, 0, 2, 0, 0, 0][..]));
+        let open = encoded(Call::Open { peer: None, ring: offer(all(Dialect::PvCalls)) });
+        assert_eq!((&open[4..8], open[44]), (&263u32.to_le_bytes()[..], 0));
+        assert_eq!(open[52..60], [9, 0, 0, 0, 3, 0, 0, 0]);
+        let (group, interface) = (Ipv4Addr::new(224, 0, 0, 251), Ipv4Addr::new(192, 0, 2, 7));
+        let leave = encoded(Call::Leave(Group::V4 { group, interface }));
+        assert_eq!((&leave[4..8], leave[44]), (&265u32.to_le_bytes()[..], 16));
+        assert_eq!(
+            (&leave[16..24], &leave[48..52]),
+            (&[2, 0, 0, 0, 224, 0, 0, 251][..], &[192, 0, 2, 7][..])
+        );
         let resize = encoded(Call::Resize { grants: RingGrants::Indexes(GrantRef(0x0102)) });
         assert_eq!(
             (&resize[4..8], &resize[16..20]),
@@ -283,9 +324,11 @@ mod tests {
                 let request = Request { id: 5, socket: 6, call };
                 let mut slot = vec![0; plain.slots().request];
                 let six = matches!(request.call, Call::Bind { .. });
-                let (sent, got) = match six {
-                    true => (Errno::EAFNOSUPPORT, Errno::EAFNOSUPPORT),
-                    false => (Errno::EOPNOTSUPP, Errno::ENOTSUP),
+                let socket = request.call.command() == Command::Socket;
+                let (sent, got) = match (six, dialect) {
+                    (true, _) => (Errno::EAFNOSUPPORT, Errno::EAFNOSUPPORT),
+                    (_, Dialect::PvCalls) if socket => (Errno::EOPNOTSUPP, Errno::EAFNOSUPPORT),
+                    _ => (Errno::EOPNOTSUPP, Errno::ENOTSUP),
                 };
                 assert_eq!(plain.encode_request(&request, &mut slot), Err(sent));
                 rich.encode_request(&request, &mut slot).unwrap();
@@ -293,6 +336,29 @@ mod tests {
                 assert_eq!((refused.header.id, refused.header.socket, refused.error), (5, 6, got));
             }
         }
+    }
+
+    #[test]
+    fn a_socket_command_of_draft_1_is_for_datagrams() {
+        let draft = all(Dialect::Draft1);
+        let mut slot = vec![0; draft.slots().request];
+        let call = Call::DatagramSocket { family: Family::V4 };
+        draft.encode_request(&Request { id: 1, socket: 2, call }, &mut slot).unwrap();
+        assert_eq!(slot[4..8], 262u32.to_le_bytes());
+        slot[20] = 1;
+        assert_eq!(draft.decode_request(&slot).unwrap_err().error, Errno::EAFNOSUPPORT);
+        let stream = Request { id: 1, socket: 2, call: Call::Socket { family: Family::V4 } };
+        assert_eq!(draft.encode_request(&stream, &mut slot), Err(Errno::EOPNOTSUPP));
+    }
+
+    #[test]
+    fn only_a_multicast_address_is_a_group() {
+        let protocol = all(Dialect::PvCalls);
+        let group = Group::V4 { group: [192, 0, 2, 1].into(), interface: [0; 4].into() };
+        let mut slot = vec![0; protocol.slots().request];
+        let request = Request { id: 1, socket: 2, call: Call::Join(group) };
+        protocol.encode_request(&request, &mut slot).unwrap();
+        assert_eq!(protocol.decode_request(&slot).unwrap_err().error, Errno::EINVAL);
     }
 
     #[test]
@@ -342,6 +408,15 @@ mod tests {
     }
 
     #[test]
+    fn datagram_sockets_need_event_indexes() {
+        let back = all(Dialect::PvCalls);
+        let front = Protocol { extensions: Extensions::DATAGRAM | Extensions::NAMES, ..back };
+        let (agreed, _) = with_backend(front, &back.backend_nodes(4)).unwrap();
+        assert_eq!(agreed.extensions, Extensions::NAMES);
+        assert_eq!(with_frontend(back, &front.frontend_nodes()), Ok(agreed));
+    }
+
+    #[test]
     fn a_backend_without_nodes_of_extensions_is_plain() {
         let back = Protocol::from(Dialect::PvCalls);
         let (agreed, orders) = with_backend(all(back.dialect), &back.backend_nodes(3)).unwrap();
@@ -366,6 +441,17 @@ mod tests {
         assert!(with("feature-names", "2").unwrap_err().contains("`feature-names` is `2`"));
         assert!(with_backend(front, &Vec::new()).is_err());
         assert!(with_frontend(front, &Vec::new()).is_err());
+    }
+
+    #[test]
+    fn a_value_of_the_other_end_makes_no_long_line() {
+        let plain = Protocol::from(Dialect::PvCalls);
+        let nodes = [("version", "1".to_string()), ("feature-names", "\u{1}".repeat(4096))];
+        let reason = with_frontend(plain, &nodes.to_vec()).unwrap_err();
+        assert!(reason.len() < 300, "{reason}");
+        let nodes = vec![("versions", format!("2\n{}", "x".repeat(4000)))];
+        let reason = with_backend(plain, &nodes).unwrap_err();
+        assert!(reason.len() < 300 && !reason.contains('\n'), "{reason}");
     }
 
     #[test]

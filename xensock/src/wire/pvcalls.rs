@@ -55,6 +55,7 @@ pub(super) fn layout(order: u32) -> Layout {
         data_pages,
         input: direction(0, 0),
         output: direction(64, half),
+        dropped: 20,
     }
 }
 

@@ -11,14 +11,18 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use xen::testing::{FakeMachine, World};
 use xen::{DomId, Errno, GrantRef, Machine, Neighbour, Pages, Port, Shared, Side, Signal};
-use xensock::back::{CommandLink, Limits, Violation, serve};
-use xensock::ring::{CommandFront, Consumer, NotifyPolicy, Producer, copy_in, copy_out, len};
+use xensock::back::{Account, CommandLink, Limits, Violation, serve};
+use xensock::ring::{
+    CommandFront, Consumer, NotifyPolicy, Producer, copy_in, copy_out, len, split_at,
+};
 use xensock::testing::{FakeDom0, FakeNet};
 use xensock::wire::{
-    Call, Dialect, Family, Layout, Protocol, Region, Request, RingGrants, RingOffer,
+    Call, Dialect, Family, Layout, Protocol, RECORD_HEADER, Record, Region, Request, Response,
+    RingGrants, RingOffer,
 };
 
 pub const DOM0: DomId = DomId(0);
@@ -49,12 +53,15 @@ pub struct Raw {
     pub port: Port,
     signal: Arc<Signal>,
     commands: RefCell<CommandFront>,
-    answers: RefCell<BTreeMap<u32, Result<u32, Errno>>>,
+    answers: RefCell<BTreeMap<u32, Response>>,
     next: Cell<u32>,
     /// The violation that ended the engine, if any.
     pub ended: Cell<Option<Violation>>,
+    pub account: Rc<Account>,
     /// The number of polls of the engine.
     pub polls: Cell<usize>,
+    /// The most work of one poll.
+    pub most_work: Cell<u64>,
 }
 
 /// Runs a test against the engine. Then drops the engine, then the result of the test, and checks
@@ -98,15 +105,22 @@ pub fn run_protocol<F: Future>(
         answers: RefCell::default(),
         next: Cell::new(0),
         ended: Cell::new(None),
+        account: Account::new(limits),
         polls: Cell::new(0),
+        most_work: Cell::new(0),
     });
     let kept = LocalPool::new().run_until(async {
         let engine = async {
             {
-                let mut engine = pin!(serve(&dom0, GUEST, link, protocol, limits));
+                let account = raw.account.clone();
+                let mut engine = pin!(serve(&dom0, GUEST, link, protocol, account));
                 let violation = poll_fn(|cx| {
                     raw.polls.set(raw.polls.get() + 1);
-                    engine.as_mut().poll(cx)
+                    let before = raw.account.turn().work();
+                    let polled = engine.as_mut().poll(cx);
+                    let work = raw.account.turn().work() - before;
+                    raw.most_work.set(raw.most_work.get().max(work));
+                    polled
                 });
                 raw.ended.set(Some(violation.await));
             }
@@ -123,6 +137,7 @@ pub fn run_protocol<F: Future>(
     drop(kept);
     assert_eq!(raw.net.open_sockets(), 0, "the engine left a socket open");
     assert_eq!(raw.net.bound_sockets(), 0, "the engine left a listening socket behind");
+    assert_eq!(raw.net.datagram_sockets(), 0, "the engine left a socket of datagrams behind");
     let Raw { machine, page, port, world, .. } = Rc::into_inner(raw).expect("the only reference");
     machine.close_port(port);
     machine.revoke(grant).expect("the engine left the command ring mapped");
@@ -174,10 +189,15 @@ impl Raw {
     pub fn answered(&self, id: u32) -> Option<Result<u32, Errno>> {
         let mut commands = self.commands.borrow_mut();
         while let Some(response) = commands.pop(self.page.shared()).expect("impossible indexes") {
-            let former = self.answers.borrow_mut().insert(response.id, response.result);
+            let former = self.answers.borrow_mut().insert(response.id, response);
             assert!(former.is_none(), "a second answer to request {}", response.id);
         }
-        self.answers.borrow().get(&id).copied()
+        self.answers.borrow().get(&id).map(|response| response.result)
+    }
+
+    /// The address in the response to a request, if it has arrived.
+    pub fn address_in(&self, id: u32) -> Option<SocketAddr> {
+        self.answers.borrow().get(&id)?.addr
     }
 
     pub async fn answer(&self, id: u32) -> Result<u32, Errno> {
@@ -265,6 +285,10 @@ impl Ring {
         Call::Connect { addr, flags: 0, ring: self.offer.clone() }
     }
 
+    pub fn open(&self, peer: Option<SocketAddr>) -> Call {
+        Call::Open { peer, ring: self.offer.clone() }
+    }
+
     pub fn accept(&self, new: u64) -> Call {
         Call::Accept { new, ring: self.offer.clone() }
     }
@@ -342,6 +366,65 @@ impl Ring {
             let put = self.until(|| Some(self.put(bytes)).filter(|put| *put > 0)).await;
             bytes = &bytes[put..];
         }
+    }
+
+    /// Writes a record as it is, if the ring has room for it.
+    pub fn put_record(&self, record: Record, payload: &[u8]) -> bool {
+        let region = self.region();
+        let mut producer = self.producer.borrow_mut();
+        let room = producer.room(region).unwrap();
+        if len(&room) < record.size as usize {
+            producer.arm(region, record.size);
+            return false;
+        }
+        record.put(&room);
+        copy_in(&split_at(room, RECORD_HEADER).1, payload);
+        if producer.advance(region, record.size as usize).is_due() {
+            self.notify();
+        }
+        true
+    }
+
+    /// Sends a datagram of a connected socket, if the ring has room for it.
+    pub fn put_datagram(&self, payload: &[u8]) -> bool {
+        self.put_record(Record::new(payload.len(), None), payload)
+    }
+
+    /// Sends a datagram, once the ring has room for it.
+    pub async fn send(&self, to: Option<SocketAddr>, payload: &[u8]) {
+        let record = Record::new(payload.len(), to);
+        // The second look is the one after the request of an event.
+        let put = || self.put_record(record, payload) || self.put_record(record, payload);
+        self.until(|| put().then_some(())).await;
+    }
+
+    /// The next record of `in`, if one is there.
+    pub fn try_receive(&self) -> Option<(Record, Vec<u8>)> {
+        let region = self.region();
+        let mut consumer = self.consumer.borrow_mut();
+        let next = Record::next(consumer.data(region).unwrap()).expect("a valid record")?;
+        let mut payload = vec![0; next.record.len as usize];
+        assert_eq!(copy_out(&next.payload, &mut payload), payload.len());
+        if consumer.advance(region, next.record.size as usize).is_due() {
+            self.notify();
+        }
+        Some((next.record, payload))
+    }
+
+    /// Waits for the next record of `in`.
+    pub async fn receive(&self) -> (Record, Vec<u8>) {
+        self.until(|| {
+            self.try_receive().or_else(|| {
+                self.consumer.borrow().arm(self.region());
+                self.try_receive()
+            })
+        })
+        .await
+    }
+
+    /// How many datagrams the backend's domain has dropped.
+    pub fn dropped(&self) -> u32 {
+        self.region().indexes.load_u32(self.layout.dropped, Ordering::Relaxed)
     }
 
     pub fn unread(&self) -> usize {

@@ -142,3 +142,34 @@ fn the_limit_of_sockets_includes_those_of_waiting_accepts() {
         (first, second)
     });
 }
+
+#[test]
+fn the_connections_that_wait_are_limited_over_all_listening_sockets() {
+    let limits = Limits { backlog: 5, ..limits() };
+    run_with(limits, |guest| async move {
+        let listen = async |id: u64, backlog: u32| {
+            guest.call(id, Call::Socket { family: Family::V4 }).await.unwrap();
+            let addr = address(id as u16);
+            guest.call(id, Call::Bind { addr }).await.unwrap();
+            assert_eq!(guest.call(id, Call::Listen { backlog }).await, Ok(0));
+        };
+        let waiting = async |id: u64| {
+            let mut peers = Vec::new();
+            while let Ok(peer) = guest.net.connect(address(id as u16)).await {
+                peers.push(peer);
+            }
+            peers.len()
+        };
+        listen(1, 3).await;
+        listen(2, u32::MAX).await;
+        listen(3, 7).await;
+        assert_eq!((waiting(1).await, waiting(2).await, waiting(3).await), (3, 2, 1));
+        // What a released socket had is for the next LISTEN.
+        guest.release(1).await.unwrap();
+        listen(4, 7).await;
+        assert_eq!(waiting(4).await, 3);
+        for id in 2..=4 {
+            guest.release(id).await.unwrap();
+        }
+    });
+}

@@ -8,11 +8,11 @@ use xen::testing::{BoundPort, MappedPages};
 use xen::xenbus::{self, State, StateWatch};
 use xen::xenstore::Store;
 use xen::{Channel, Errno, GrantRef, Mapping, Neighbour, Port, Shared, Side, Signal};
-use xensock::ring::CommandBack;
+use xensock::ring::{CommandBack, Consumer, NotifyPolicy, Producer, copy_in, copy_out, split_at};
 use xensock::testing::FakeDom0;
 use xensock::wire::{
-    Call, Dialect, Family, Layout, Protocol, RING_LIST, Region, Request, Response, RingGrants,
-    RingOffer,
+    Call, Dialect, Extensions, Family, Layout, Protocol, RECORD_HEADER, RING_LIST, Record, Region,
+    Request, Response, RingGrants, RingOffer,
 };
 
 pub struct Script {
@@ -23,6 +23,7 @@ pub struct Script {
     channel: BoundPort,
     signal: Arc<Signal>,
     ring: CommandBack,
+    protocol: Protocol,
 }
 
 /// A data ring, mapped by the script.
@@ -49,10 +50,22 @@ pub async fn offer(rig: &Rig, nodes: &[(&str, &str)]) -> (Store, StateWatch) {
 pub const RIGHT: [(&str, &str); 3] =
     [("versions", "1"), ("max-page-order", "2"), ("function-calls", "1")];
 
+/// What a script needs for datagram sockets with options.
+pub const DATAGRAMS: Extensions =
+    Extensions::DATAGRAM.union(Extensions::EVENT_INDEX).union(Extensions::OPTIONS);
+
 impl Script {
-    /// Connects as a backend should.
+    /// Connects as a backend without extensions should.
     pub async fn attach(rig: &Rig) -> Script {
-        let (store, mut watch) = offer(rig, &RIGHT).await;
+        Self::attach_with(rig, Extensions::empty()).await
+    }
+
+    /// Connects as a backend with these extensions should.
+    pub async fn attach_with(rig: &Rig, extensions: Extensions) -> Script {
+        let values: Vec<_> = extensions.nodes().collect();
+        let nodes = values.iter().map(|(name, value)| (*name, value.as_str()));
+        let (store, mut watch) =
+            offer(rig, &RIGHT.into_iter().chain(nodes).collect::<Vec<_>>()).await;
         watch.wait_for(|state| state == State::Initialised).await.unwrap();
         let number =
             async |name| xenbus::read_number::<u32>(&store, &format!("{FRONT}/{name}")).await;
@@ -63,8 +76,9 @@ impl Script {
         let page = rig.dom0.map(GUEST, &[grant]).unwrap();
         let channel = rig.dom0.bind_port(GUEST, port, signal.clone()).unwrap();
         xenbus::switch_state(&store, BACK, State::Connected).await.unwrap();
-        let ring = CommandBack::new(Dialect::PvCalls);
-        Script { store, watch, dom0: rig.dom0.clone(), page, channel, signal, ring }
+        let protocol = Protocol { dialect: Dialect::PvCalls, extensions };
+        let ring = CommandBack::new(protocol);
+        Script { protocol, store, watch, dom0: rig.dom0.clone(), page, channel, signal, ring }
     }
 
     /// The command ring's page.
@@ -116,6 +130,23 @@ impl Script {
         (request, mapped)
     }
 
+    /// Answers requests with success until a datagram socket is opened. Returns them and the ring.
+    pub async fn let_open(&mut self) -> (Vec<Call>, Mapped) {
+        let mut calls = Vec::new();
+        loop {
+            let request = self.next().await;
+            calls.push(request.call.clone());
+            let opened = match &request.call {
+                Call::Open { ring, .. } => Some(self.map(ring)),
+                _ => None,
+            };
+            self.answer(request.answer(Ok(0)));
+            if let Some(mapped) = opened {
+                return (calls, mapped);
+            }
+        }
+    }
+
     pub fn map(&self, offer: &RingOffer) -> Mapped {
         let RingGrants::Indexes(page) = offer.grants else { panic!("{offer:?}") };
         let indexes = self.dom0.map(GUEST, &[page]).unwrap();
@@ -125,12 +156,7 @@ impl Script {
         let data = self.dom0.map(GUEST, &grants).unwrap();
         let signal = Arc::new(Signal::new());
         let channel = self.dom0.bind_port(GUEST, offer.port, signal).unwrap();
-        Mapped {
-            layout: Protocol::from(Dialect::PvCalls).layout(order).unwrap(),
-            indexes,
-            data,
-            channel,
-        }
+        Mapped { layout: self.protocol.layout(order).unwrap(), indexes, data, channel }
     }
 
     /// Closes in an orderly way.
@@ -149,6 +175,46 @@ impl Mapped {
 
     pub fn notify(&self) {
         self.channel.notify();
+    }
+
+    /// Overwrites the first bytes of `in`.
+    pub fn overwrite(&self, bytes: &[u8]) {
+        self.data.shared().write(self.layout.input.start, bytes);
+    }
+}
+
+/// The records of a datagram socket, as its backend writes and reads them.
+pub struct Records<'a> {
+    ring: &'a Mapped,
+    producer: Producer,
+    consumer: Consumer,
+}
+
+impl<'a> Records<'a> {
+    pub fn new(ring: &'a Mapped) -> Self {
+        let consumer = Consumer::new(ring.layout.output, NotifyPolicy::FullOrEmpty);
+        Records { ring, producer: Producer::new(ring.layout.input), consumer }
+    }
+
+    /// Puts a record into the ring, whether it is well-formed or not.
+    pub fn put(&mut self, record: Record, payload: &[u8]) {
+        let room = self.producer.room(self.ring.region()).unwrap();
+        record.put(&room);
+        copy_in(&split_at(room, RECORD_HEADER).1, payload);
+        if self.producer.advance(self.ring.region(), record.size as usize).is_due() {
+            self.ring.notify();
+        }
+    }
+
+    /// Takes the next record.
+    pub fn take(&mut self) -> Option<(Record, Vec<u8>)> {
+        let next = Record::next(self.consumer.data(self.ring.region()).unwrap()).unwrap()?;
+        let mut payload = vec![0; next.record.len as usize];
+        copy_out(&next.payload, &mut payload);
+        if self.consumer.advance(self.ring.region(), next.record.size as usize).is_due() {
+            self.ring.notify();
+        }
+        Some((next.record, payload))
     }
 }
 

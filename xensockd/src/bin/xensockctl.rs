@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use xensockd::control::arguments::{Arguments, Command};
 use xensockd::control::{GuestStatus, Kind, Reply, Request, SocketStatus, Status};
 
@@ -45,10 +45,26 @@ fn run(arguments: &Arguments) -> Result<(), String> {
             })?;
             show(&if *json { line(guest)? } else { details(guest) })
         }
+        Command::Metrics => match ask(&Request::Metrics)? {
+            Reply::Metrics(text) => show(&text),
+            other => other.status().map(drop),
+        },
         Command::Close { guest, socket } => {
             ask(&Request::Close { guest: guest.clone(), socket: *socket })?.done()
         }
         Command::Reload => ask(&Request::Reload)?.done(),
+        Command::Restart => {
+            ask(&Request::Restart)?.done()?;
+            let start = Instant::now();
+            loop {
+                thread::sleep(Duration::from_millis(100));
+                match ask(&Request::Status) {
+                    Ok(reply) => return reply.status().map(drop),
+                    Err(reason) if start.elapsed() > PATIENCE => return Err(reason),
+                    Err(_) => {}
+                }
+            }
+        }
         Command::LogLevel { level } => ask(&Request::LogLevel(level.to_string()))?.done(),
     }
 }
@@ -83,7 +99,9 @@ impl Outcome for Reply {
         match self {
             Reply::Status(status) => Ok(status),
             Reply::Failed(reason) => Err(reason),
-            Reply::Done(_) => Err("this is not a reply of this version of the daemon".into()),
+            Reply::Done(_) | Reply::Metrics(_) => {
+                Err("this is not a reply of this version of the daemon".into())
+            }
         }
     }
 
@@ -197,6 +215,7 @@ fn details(guest: &GuestStatus) -> String {
             Kind::Listen => ("listen", "<="),
             Kind::Accept => ("accept", "<-"),
             Kind::Connect => ("connect", "->"),
+            Kind::Datagrams => ("udp", "<>"),
         };
         let local = socket.local.map_or_else(|| "-".into(), |local| local.to_string());
         let _ = writeln!(

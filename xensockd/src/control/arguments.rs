@@ -37,6 +37,8 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Print numbers for Prometheus, in the OpenMetrics format
+    Metrics,
     /// End a socket of a guest, which gets an error
     Close {
         /// The guest's name, or its domain's number
@@ -46,6 +48,8 @@ pub enum Command {
     },
     /// Read the rules again
     Reload,
+    /// Restart the daemon, if systemd has started it. Clients of guests wait meanwhile
+    Restart,
     /// Log messages of this level from now on: off, error, warn, info, debug or trace
     LogLevel {
         /// The level

@@ -20,6 +20,8 @@ pub const GROUP: &str = "xensockd";
 pub enum Request {
     /// What the daemon and its guests have.
     Status,
+    /// The same in numbers, for Prometheus.
+    Metrics,
     /// To end a socket of a guest, which is named by its name or its domain's number. The socket's
     /// number is that in the status.
     Close {
@@ -30,6 +32,10 @@ pub enum Request {
     },
     /// To read the rules again.
     Reload,
+    /// To stop, so that the one that has started it starts it again.
+    Restart,
+    /// To stop, and to leave the listening sockets to the client, which is another daemon.
+    HandOver,
     /// To log messages of this level from now on, and worse ones.
     LogLevel(String),
 }
@@ -44,6 +50,8 @@ pub enum Reply {
     Failed(String),
     /// The status.
     Status(Status),
+    /// The numbers, as [`crate::metrics::text`] writes them.
+    Metrics(String),
 }
 
 /// What the daemon and its guests have.
@@ -108,7 +116,7 @@ pub struct SocketStatus {
     pub kind: Kind,
     /// Its own address.
     pub local: Option<SocketAddr>,
-    /// The peer's address, or that which the guest asked for to listen.
+    /// The peer's address, or that which the guest asked for to listen or to receive datagrams.
     pub remote: SocketAddr,
     /// Its age in seconds.
     pub age: u64,
@@ -143,4 +151,6 @@ pub enum Kind {
     Accept,
     /// The guest has connected.
     Connect,
+    /// It is for datagrams.
+    Datagrams,
 }

@@ -1,32 +1,17 @@
 //! The daemon's end of the control socket.
 
 use super::{GROUP, Reply, Request};
-use futures_util::future::{Either, select};
-use futures_util::stream::{FuturesUnordered, StreamExt};
+use crate::clients;
 use nix::unistd::Group;
-use rustix::net::{SocketFlags, accept_with};
 use std::convert::Infallible;
 use std::fs::{self, Permissions, metadata};
-use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::rc::Rc;
-use std::time::Duration;
-use xen::Side;
-use xen_linux::runtime::{READABLE, Reactor, SOCKET, Watched, timeout};
-
-/// How long a client may take to send its request and to take the reply.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// The longest request.
-const MAX_REQUEST: usize = 4096;
-
-/// The most clients at a time. Others wait until they are accepted.
-const MAX_CLIENTS: usize = 16;
+use xen_linux::runtime::{READABLE, Reactor, Watched};
 
 /// Answers requests. Dropping it removes the socket.
 pub struct Server {
@@ -67,46 +52,22 @@ impl Server {
         Ok(Server { socket, path: path.into(), reactor: reactor.clone() })
     }
 
-    /// Answers each request with what `answer` returns, until the kernel fails.
-    pub async fn run(&self, answer: impl AsyncFn(Request) -> Reply) -> io::Result<Infallible> {
-        let mut clients = FuturesUnordered::new();
-        loop {
-            if clients.len() >= MAX_CLIENTS {
-                clients.next().await;
-                continue;
-            }
-            let accepted = {
-                let ended = async {
-                    match clients.is_empty() {
-                        true => std::future::pending().await,
-                        false => clients.next().await,
-                    }
-                };
-                match select(pin!(self.accept()), pin!(ended)).await {
-                    Either::Left((client, _)) => client,
-                    Either::Right(_) => continue,
-                }
+    /// Answers each request, and its client, with what `answer` returns, until the kernel fails.
+    pub async fn run(
+        &self,
+        answer: impl AsyncFn(Request, &OwnedFd) -> Reply,
+    ) -> io::Result<Infallible> {
+        let serve = async |client: &Watched| {
+            let line = clients::receive(client, |line| line.contains(&b'\n')).await?;
+            let reply = match serde_json::from_slice(&line) {
+                Ok(request) => answer(request, client).await,
+                Err(error) => Reply::Failed(format!("this is not a request: {error}")),
             };
-            match accepted.and_then(|client| self.reactor.watch(Rc::new(client), SOCKET)) {
-                Ok(client) => clients.push(timeout(&self.reactor, PATIENCE, {
-                    let answer = &answer;
-                    async move { serve(&client, answer).await }
-                })),
-                Err(error) => {
-                    log::warn!("the control socket: {error}");
-                    self.reactor.sleep(Duration::from_secs(1)).await;
-                }
-            }
-        }
-    }
-
-    async fn accept(&self) -> io::Result<OwnedFd> {
-        poll_fn(|cx| {
-            self.socket.poll_io(cx, Side::Rx, |socket| {
-                Ok(accept_with(socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?)
-            })
-        })
-        .await
+            let mut line = serde_json::to_vec(&reply)?;
+            line.push(b'\n');
+            clients::send(client, &line).await
+        };
+        clients::serve_all(&self.reactor, &self.socket, "the control socket", serve).await
     }
 }
 
@@ -116,39 +77,14 @@ impl Drop for Server {
     }
 }
 
-/// Serves one client, which sends one request.
-async fn serve(client: &Watched, answer: &impl AsyncFn(Request) -> Reply) -> io::Result<()> {
-    let mut line = Vec::new();
-    while !line.contains(&b'\n') && line.len() < MAX_REQUEST {
-        let mut bytes = [0; 512];
-        let mut read = |file: &OwnedFd| Ok(rustix::io::read(file, &mut bytes)?);
-        let count = poll_fn(|cx| client.poll_io(cx, Side::Rx, &mut read)).await?;
-        if count == 0 {
-            break;
-        }
-        line.extend(&bytes[..count]);
-    }
-    let reply = match serde_json::from_slice(&line) {
-        Ok(request) => answer(request).await,
-        Err(error) => Reply::Failed(format!("this is not a request: {error}")),
-    };
-    let mut line = serde_json::to_vec(&reply)?;
-    line.push(b'\n');
-    let mut rest = &line[..];
-    while !rest.is_empty() {
-        let write = |file: &OwnedFd| Ok(rustix::io::write(file, rest)?);
-        let count = poll_fn(|cx| client.poll_io(cx, Side::Tx, write)).await?;
-        rest = &rest[count..];
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::future::{Either, select};
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
     use std::thread;
+    use std::time::Duration;
     use xen_linux::runtime::Runtime;
 
     #[test]
@@ -172,7 +108,7 @@ mod tests {
                 ["\"reload\"\n", "{\"log-level\":\"debug\"}\n", "nonsense\n", "\"stop\"\n"].map(ask)
             });
             let reactor = runtime.reactor().clone();
-            let answer = async |request| Reply::Done(format!("{request:?}"));
+            let answer = async |request, _: &OwnedFd| Reply::Done(format!("{request:?}"));
             let asked = async {
                 let serving = Box::pin(server.run(answer));
                 let ended = Box::pin(async {

@@ -3,11 +3,12 @@
 use super::key::{Identity, Key};
 use super::listen::{Listen, Mapping};
 use super::target::Target;
-use super::{Rules, Section};
+use super::{Mapped, Rules, Section};
 use indexmap::IndexMap;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use toml::Spanned;
@@ -23,16 +24,20 @@ pub struct Policy {
     path: PathBuf,
     is_from_file: bool,
     strict: bool,
+    metrics: Option<SocketAddr>,
     defaults: Entry,
     /// In the order of the file.
     guests: Vec<(Key, Entry)>,
+    mapped: Mapped,
 }
 
 /// The whole file.
 #[derive(Default, serde::Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 struct Root {
     strict: bool,
+    metrics: Option<Spanned<SocketAddr>>,
+    metrics_for_others: bool,
     defaults: Entry,
     guest: IndexMap<Spanned<String>, Entry>,
 }
@@ -48,10 +53,20 @@ struct Entry {
     connect_deny: Option<Vec<Target>>,
     sockets: Option<Number<1, 1_000_000>>,
     ring_pages: Option<Number<3, 16_777_216>>,
+    backlog: Option<Number<1, 1_000_000>>,
+    socket_buffer: Option<Rate<1_000_000_000>>,
     max_ring_order: Option<Number<1, 9>>,
     connections_per_second: Option<Rate<1_000_000>>,
     bytes_in_per_second: Option<Rate<1_000_000_000_000>>,
     bytes_out_per_second: Option<Rate<1_000_000_000_000>>,
+}
+
+impl Entry {
+    /// Allows no listening socket and no connection.
+    fn nothing() -> Self {
+        let (listen, connect) = (Some(Listen::nowhere()), Some(Vec::new()));
+        Entry { listen, connect, share_ports: Some(false), ..Entry::default() }
+    }
 }
 
 impl Policy {
@@ -62,8 +77,10 @@ impl Policy {
             path: path.into(),
             is_from_file: false,
             strict: false,
+            metrics: None,
             defaults,
             guests: Vec::new(),
+            mapped: Mapped::default(),
         }
     }
 
@@ -111,14 +128,31 @@ impl Policy {
             }
             guests.push((key, entry));
         }
-        let Root { strict, defaults, .. } = root;
-        let policy = Policy { path: path.into(), is_from_file: true, strict, defaults, guests };
-        policy.check_mappings().map_err(|(place, reason)| failed(Some(place), &reason))?;
-        Ok(policy)
+        let Root { strict, metrics, metrics_for_others, defaults, .. } = root;
+        if let Some(at) = &metrics
+            && !(at.get_ref().ip().is_loopback() || metrics_for_others)
+        {
+            let reason = "other hosts reach this address: if that is meant, write \
+                          metrics-for-others = true above it";
+            return Err(failed(Some(at.span()), reason));
+        }
+        let metrics = metrics.map(Spanned::into_inner);
+        let policy = Policy {
+            path: path.into(),
+            is_from_file: true,
+            strict,
+            metrics,
+            defaults,
+            guests,
+            mapped: Mapped::default(),
+        };
+        let mapped = policy.mappings().map_err(|(place, reason)| failed(Some(place), &reason))?;
+        Ok(Policy { mapped, ..policy })
     }
 
-    /// Fails if two entries lead to the same address and port of this domain.
-    fn check_mappings(&self) -> Result<(), (Range<usize>, String)> {
+    /// The addresses and ports of this domain to which entries lead. Fails if two entries lead to
+    /// the same one.
+    fn mappings(&self) -> Result<Mapped, (Range<usize>, String)> {
         let defaults = (Section::Defaults, &self.defaults);
         let guests = self.guests.iter().map(|(key, entry)| (Section::Guest(key.clone()), entry));
         let mut all: Vec<(Section, &Spanned<Mapping>)> = Vec::new();
@@ -135,12 +169,17 @@ impl Policy {
                 all.push((section.clone(), mapping));
             }
         }
-        Ok(())
+        Ok(all.into_iter().map(|(section, mapping)| (section, *mapping.get_ref())).collect())
     }
 
     /// Whether connections and listeners that other rules no longer allow are to end.
     pub fn is_strict(&self) -> bool {
         self.strict
+    }
+
+    /// Where Prometheus gets the daemon's numbers.
+    pub fn metrics(&self) -> Option<SocketAddr> {
+        self.metrics
     }
 
     /// The number of entries for guests.
@@ -149,7 +188,8 @@ impl Policy {
     }
 
     /// The rules for a guest: those of its UUID, or else of its name, or else of the first pattern
-    /// that matches.
+    /// that matches. A guest whose name is hidden may do nothing if there is any entry: it could be
+    /// the guest's, and forbid what `[defaults]` allows.
     pub fn rules(&self, guest: &Identity) -> Rules {
         let rank = |key: &Key| match key {
             Key::Uuid(_) => 0,
@@ -159,10 +199,13 @@ impl Policy {
         let matching = self.guests.iter().filter(|(key, _)| key.matches(guest));
         // The first one of those with the same rank.
         let found = matching.min_by_key(|(key, _)| rank(key));
-        let none = Entry::default();
+        let is_hidden = guest.is_hidden && !self.guests.is_empty();
+        let none = if is_hidden { Entry::nothing() } else { Entry::default() };
+        let found = found.filter(|_| !is_hidden);
         let (own, defaults) = (found.map_or(&none, |(_, entry)| entry), &self.defaults);
         let section = match found {
             Some((key, _)) => Section::Guest(key.clone()),
+            None if is_hidden => Section::Hidden,
             None => Section::Defaults,
         };
         // Where to write more: the guest's own entry, if it has one or can have one.
@@ -179,6 +222,7 @@ impl Policy {
         let limits = Limits {
             sockets: setting!(sockets).map_or(built_in.sockets, |number| number.0 as usize),
             pages: setting!(ring_pages).map_or(built_in.pages, |number| number.0 as usize),
+            backlog: setting!(backlog).map_or(built_in.backlog, |number| number.0 as usize),
             max_ring_order: setting!(max_ring_order)
                 .map_or(built_in.max_ring_order, |number| number.0 as u32),
             connections_per_second: setting!(connections_per_second)
@@ -194,6 +238,9 @@ impl Policy {
             connect_deny: setting!(connect_deny).cloned().unwrap_or_default(),
             shares_ports: shares,
             limits,
+            socket_buffer: setting!(socket_buffer)
+                .and_then(|limit| limit.0.map(|bytes| bytes as u32)),
+            mapped: self.mapped.clone(),
             section,
             remedy,
             path: self.path.clone(),
@@ -258,7 +305,7 @@ impl<'de, const LEAST: u64, const MOST: u64> Deserialize<'de> for Number<LEAST, 
     }
 }
 
-/// A number by the second, or no limit.
+/// A number, or no limit.
 #[derive(Clone, Copy, Debug)]
 struct Rate<const MOST: u64>(Option<u64>);
 
@@ -298,7 +345,7 @@ mod tests {
     }
 
     fn guest(name: &str) -> Identity {
-        Identity { name: Some(name.into()), uuid: Some("0000".into()) }
+        Identity { name: Some(name.into()), uuid: Some("0000".into()), is_hidden: false }
     }
 
     #[test]
@@ -331,10 +378,23 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_whose_name_is_hidden_may_do_nothing_if_there_is_any_entry() {
+        let hidden = Identity { is_hidden: true, ..Identity::default() };
+        let asked = "10.0.0.1:5000".parse().unwrap();
+        let rules = parse("[guest.\"*\"]").unwrap().rules(&hidden);
+        assert_eq!((rules.listens(asked), rules.connect.len()), (None, 0));
+        assert!(rules.no_listen(asked).to_string().contains("cannot be read"));
+        let rules = parse("[defaults]\nlisten = [5000]").unwrap().rules(&hidden);
+        assert_eq!((rules.listens(asked), rules.section), (Some(asked), Section::Defaults));
+    }
+
+    #[test]
     fn all_settings_are_read() {
         let policy = parse(
             r#"
             strict = true
+            metrics = "[::]:9476"
+            metrics-for-others = true
             [defaults]
             bytes-in-per-second = 5
             [guest.web]
@@ -344,6 +404,8 @@ mod tests {
             connect-deny = ["10.0.0.0/8"]
             sockets = 10
             ring-pages = 100
+            backlog = 50
+            socket-buffer = 65_536
             max-ring-order = 4
             connections-per-second = 20
             bytes-in-per-second = "unlimited"
@@ -352,13 +414,15 @@ mod tests {
         )
         .unwrap();
         assert!(policy.is_strict());
+        assert_eq!(policy.metrics(), Some("[::]:9476".parse().unwrap()));
         let rules = policy.rules(&guest("web"));
         assert_eq!(rules.limits.bytes_in_per_second, None);
         assert_eq!(policy.rules(&guest("x")).limits.bytes_in_per_second, Some(5));
         assert_eq!(rules.limits.bytes_out_per_second, Some(1_000_000));
         assert_eq!(rules.limits.connections_per_second, Some(20));
         assert_eq!((rules.limits.sockets, rules.limits.pages), (10, 100));
-        assert_eq!(rules.limits.max_ring_order, 4);
+        assert_eq!((rules.limits.max_ring_order, rules.limits.backlog), (4, 50));
+        assert_eq!(rules.socket_buffer, Some(65_536));
         assert!(rules.shares_ports);
     }
 
@@ -366,6 +430,9 @@ mod tests {
     fn mistakes_are_explained_with_their_place() {
         for (text, expected) in [
             ("strict = 1", "rules.toml:1:10: invalid type: integer `1`, expected a boolean"),
+            ("metrics = 9476", "rules.toml:1:11: invalid type: integer"),
+            ("metrics = \"localhost\"", "rules.toml:1:11: invalid socket address"),
+            ("\nmetrics = \"0.0.0.0:9476\"", "rules.toml:2:11: other hosts reach this address"),
             ("[defaults\n", "rules.toml:1:10: "),
             ("x = \n", "rules.toml:1:5: "),
             (
@@ -419,6 +486,7 @@ mod tests {
         assert_eq!(written.connect, built_in.connect);
         assert_eq!(written.connect_deny, built_in.connect_deny);
         assert_eq!(written.shares_ports, built_in.shares_ports);
+        assert_eq!(written.socket_buffer, built_in.socket_buffer);
         assert_eq!(written.listen.to_string(), built_in.listen.to_string());
         // Its entries are commented out.
         let (before, entries) = example.split_once("#\n# [guest.web]").unwrap();
@@ -436,6 +504,43 @@ mod tests {
         for block in blocks {
             parse(block).unwrap();
         }
+    }
+
+    #[test]
+    fn an_address_that_is_named_for_a_guest_is_closed_to_all_others() {
+        let policy = parse(
+            r#"
+            [guest."shop-*"]
+            listen = { 80 = "10.0.0.5:8080", "9000-9099" = "10.0.0.5" }
+            [guest.all]
+            listen = { 80 = 8090 }
+            "#,
+        )
+        .unwrap();
+        for (name, at, may) in [
+            ("db", "10.0.0.5:8080", false),
+            ("db", "0.0.0.0:8080", false),
+            ("db", "[::]:8080", false),
+            ("db", "[::ffff:10.0.0.5]:8080", false),
+            ("db", "10.0.0.6:8080", true),
+            ("db", "10.0.0.5:8081", true),
+            ("db", "10.0.0.5:9042", false),
+            ("db", "10.0.0.6:8090", false),
+            ("shop-1", "0.0.0.0:80", true),
+            ("shop-2", "0.0.0.0:9042", true),
+            ("all", "[::1]:80", true),
+        ] {
+            let at = at.parse().unwrap();
+            assert_eq!(policy.rules(&guest(name)).listens(at).is_some(), may, "{name} {at}");
+        }
+        let at = "0.0.0.0:8080".parse().unwrap();
+        let reason = policy.rules(&guest("db")).no_listen(at).to_string();
+        assert_eq!(reason, "0.0.0.0:8080 belongs to [guest.\"shop-*\"] in rules.toml");
+
+        // An entry may have its mappings from the defaults.
+        let inherits = "[defaults]\nlisten = { 80 = 8080 }\n[guest.web]\nsockets = 5";
+        let rules = parse(inherits).unwrap().rules(&guest("web"));
+        assert!(rules.listens("0.0.0.0:80".parse().unwrap()).is_some());
     }
 
     #[test]

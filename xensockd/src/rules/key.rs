@@ -10,6 +10,8 @@ pub struct Identity {
     pub name: Option<String>,
     /// The UUID, in lower case.
     pub uuid: Option<String>,
+    /// Whether this domain may not read them, so that no entry is known to be for the guest.
+    pub is_hidden: bool,
 }
 
 /// The guests of an entry. Those that match first are the more specific ones.

@@ -31,6 +31,11 @@ impl Listen {
         Listen(vec![Spanned::new(0..0, mapping)])
     }
 
+    /// No port.
+    pub fn nowhere() -> Self {
+        Listen(Vec::new())
+    }
+
     /// The address at which to listen if the guest asks for this one, if it may.
     pub fn resolve(&self, asked: SocketAddr) -> Option<SocketAddr> {
         let mut mappings = self.0.iter().map(Spanned::get_ref);
@@ -86,13 +91,21 @@ impl Listen {
 impl Mapping {
     /// Whether both lead to the same address and port of this domain.
     pub fn overlaps(&self, other: &Mapping) -> bool {
-        let ports = |mapping: &Mapping| mapping.to.port.map_or(mapping.ports, Ports::one);
-        ports(self).overlaps(ports(other)) && covers(self.ip(), other.ip())
+        self.target_ports().overlaps(other.target_ports()) && covers(self.ip(), other.ip())
+    }
+
+    /// Whether a listener at this address would exclude one that it leads to.
+    pub fn leads_to(&self, at: SocketAddr) -> bool {
+        self.target_ports().contains(at.port()) && covers(self.ip(), at.ip())
+    }
+
+    fn target_ports(&self) -> Ports {
+        self.to.port.map_or(self.ports, Ports::one)
     }
 
     /// Where it leads.
     pub fn target(&self) -> String {
-        let ports = self.to.port.map_or(self.ports, Ports::one);
+        let ports = self.target_ports();
         match self.ip() {
             IpAddr::V4(ip) => format!("{ip}:{ports}"),
             IpAddr::V6(ip) => format!("[{ip}]:{ports}"),
@@ -112,6 +125,11 @@ pub fn covers(one: IpAddr, other: IpAddr) -> bool {
         ip.is_unspecified() && (ip.is_ipv6() || other.is_ipv4())
     };
     one == other || all(one, other) || all(other, one)
+}
+
+/// Whether both are the same place, whatever scope and flow they have.
+pub fn is_same(one: SocketAddr, other: SocketAddr) -> bool {
+    (one.ip(), one.port()) == (other.ip(), other.port())
 }
 
 fn with_port(addr: SocketAddr, port: Option<u16>) -> SocketAddr {

@@ -12,7 +12,7 @@ mod target;
 
 pub use file::{DEFAULT, Policy};
 pub use key::{Identity, Key};
-pub use listen::{Listen, covers};
+pub use listen::{Listen, Mapping, covers, is_same};
 pub use place::{OwnAddresses, Place, place};
 pub use ports::Ports;
 pub use target::{Destination, Target};
@@ -20,6 +20,7 @@ pub use target::{Destination, Target};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use xensock::back::{Limit, Limits};
 
 /// A section of the file of rules.
@@ -29,6 +30,8 @@ pub enum Section {
     Defaults,
     /// `[guest.NAME]`
     Guest(Key),
+    /// An entry that is not known, as the guest's name cannot be read: nothing is allowed.
+    Hidden,
 }
 
 impl fmt::Display for Section {
@@ -36,6 +39,7 @@ impl fmt::Display for Section {
         match self {
             Section::Defaults => f.write_str("[defaults]"),
             Section::Guest(key) => key.fmt(f),
+            Section::Hidden => f.write_str("an unknown entry"),
         }
     }
 }
@@ -53,12 +57,19 @@ pub struct Rules {
     pub shares_ports: bool,
     /// How much it may have.
     pub limits: Limits,
+    /// The bytes that Linux may keep for each direction of a socket, unless it decides itself.
+    pub socket_buffer: Option<u32>,
+    /// Where this domain listens for the guests of one section, and for no other guest.
+    mapped: Mapped,
     /// The section that they are from. The guests of one section can share ports.
     pub section: Section,
     /// The section in which to write more for this guest.
     remedy: Section,
     path: PathBuf,
 }
+
+/// The addresses and ports of this domain that the rules name, each with its section.
+type Mapped = Arc<[(Section, Mapping)]>;
 
 /// A call that the rules do not allow, in words: the reason, and what to write to allow it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,11 +107,30 @@ impl Rules {
 
     /// The address at which to listen if the guest asks for this one, if it may.
     pub fn listens(&self, asked: SocketAddr) -> Option<SocketAddr> {
-        self.listen.resolve(asked)
+        self.listen.resolve(asked).filter(|at| self.owner(*at).is_none())
+    }
+
+    /// Whether this domain keeps an address for other guests.
+    pub fn is_reserved(&self, at: SocketAddr) -> bool {
+        self.owner(at).is_some()
+    }
+
+    /// The section for whose guests, and not for this one, this domain listens at an address.
+    fn owner(&self, at: SocketAddr) -> Option<&Section> {
+        if self.listen.mapped().any(|own| own.get_ref().leads_to(at)) {
+            return None;
+        }
+        let mut others = self.mapped.iter();
+        others.find(|(_, mapping)| mapping.leads_to(at)).map(|(section, _)| section)
     }
 
     /// Why the guest may not listen at this address.
     pub fn no_listen(&self, asked: SocketAddr) -> Refusal {
+        if let Some(at) = self.listen.resolve(asked)
+            && let Some(other) = self.owner(at)
+        {
+            return Refusal(format!("{at} belongs to {other} in {}", self.path.display()));
+        }
         let more = format!("write listen = {}", self.listen.with(asked.port()));
         self.refusal("listen", &format!("is {}", self.listen), more)
     }
@@ -124,6 +154,9 @@ impl Rules {
     }
 
     fn refusal(&self, setting: &str, state: &str, remedy: String) -> Refusal {
+        if self.section == Section::Hidden {
+            return Refusal("its name cannot be read, so no entry is known to be for it".into());
+        }
         let (path, section) = (self.path.display(), &self.remedy);
         Refusal(format!("{setting} {state}; to allow it, {remedy} below {section} in {path}"))
     }

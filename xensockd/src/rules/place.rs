@@ -2,6 +2,7 @@
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 /// What an address leads to, from this domain.
@@ -21,17 +22,36 @@ pub enum Place {
 
 /// This domain's own addresses, which may change. Clones are the same.
 #[derive(Clone, Debug, Default)]
-pub struct OwnAddresses(Arc<RwLock<Vec<IpNet>>>);
+pub struct OwnAddresses(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    all: RwLock<(Vec<IpNet>, Vec<IpAddr>)>,
+    version: AtomicU64,
+}
 
 impl OwnAddresses {
     /// Replaces all addresses. An address of a loopback interface stands for its network.
     pub fn set(&self, all: Vec<IpNet>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = all;
+        self.set_with_broadcast(all, Vec::new());
     }
 
-    fn contain(&self, ip: IpAddr) -> bool {
-        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        all.iter().any(|own| own.contains(&ip))
+    /// Replaces all addresses, and those by which all hosts of a network next to this domain are
+    /// reached.
+    pub fn set_with_broadcast(&self, all: Vec<IpNet>, broadcast: Vec<IpAddr>) {
+        *self.0.all.write().unwrap_or_else(PoisonError::into_inner) = (all, broadcast);
+        self.0.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// Another number after each change. What was decided with an earlier one may be wrong.
+    pub fn version(&self) -> u64 {
+        self.0.version.load(Ordering::Acquire)
+    }
+
+    /// Whether an address is one of this domain, and whether it is a broadcast address.
+    fn contain(&self, ip: IpAddr) -> (bool, bool) {
+        let all = self.0.all.read().unwrap_or_else(PoisonError::into_inner);
+        (all.0.iter().any(|own| own.contains(&ip)), all.1.contains(&ip))
     }
 }
 
@@ -75,9 +95,13 @@ pub fn place(ip: IpAddr, own: &OwnAddresses) -> Place {
             return inner;
         }
     }
+    if ip.is_loopback() {
+        return Place::Loopback;
+    }
+    let (is_own, is_broadcast) = own.contain(ip);
     let special = match ip {
-        _ if ip.is_loopback() => return Place::Loopback,
-        _ if own.contain(ip) => return Place::Host,
+        _ if is_own => return Place::Host,
+        _ if is_broadcast => true,
         IpAddr::V4(ip) if ip.is_link_local() => return Place::LinkLocal,
         IpAddr::V6(ip) if ip.is_unicast_link_local() => return Place::LinkLocal,
         IpAddr::V4(ip) => {
@@ -98,7 +122,8 @@ mod tests {
     fn own() -> OwnAddresses {
         let own = OwnAddresses::default();
         let nets = ["10.0.0.5/32", "2001:db8::5/128", "192.168.7.0/24"];
-        own.set(nets.map(|net| net.parse().unwrap()).into());
+        let broadcast = vec!["10.0.0.255".parse().unwrap()];
+        own.set_with_broadcast(nets.map(|net| net.parse().unwrap()).into(), broadcast);
         own
     }
 
@@ -119,7 +144,7 @@ mod tests {
             (
                 Place::Special,
                 "224.0.0.1 239.1.1.1 255.255.255.255 240.0.0.1 0.1.2.3 ff02::1 ::ffff:224.0.0.1 \
-                 ::ffff:255.255.255.255",
+                 ::ffff:255.255.255.255 10.0.0.255 ::ffff:10.0.0.255",
             ),
             (Place::Remote, "10.0.0.6 192.0.2.1 2001:db8::6 fd00::1 ::ffff:10.0.0.6 8.8.8.8"),
         ] {

@@ -49,6 +49,14 @@ impl Destination {
         let also = translated(ip).map(IpAddr::from);
         Destination { ip, also, port: to.port(), place: place(ip, own) }
     }
+
+    /// The same, once Linux has connected from this address. If it is the same one, the connection
+    /// has not left this domain, whatever is known of its addresses: it may have the address by a
+    /// route, or since a moment ago.
+    pub fn reached_from(self, from: IpAddr) -> Self {
+        let is_here = self.ip == reached(from) && self.place != Place::Loopback;
+        Destination { place: if is_here { Place::Host } else { self.place }, ..self }
+    }
 }
 
 impl fmt::Display for Destination {
@@ -62,13 +70,14 @@ impl Target {
     pub const REMOTE: Target = Target { hosts: Hosts::Place(Place::Remote), ports: Ports::ALL };
 
     /// Whether it allows connections to this destination. A network does not allow this domain's
-    /// own addresses: they must be named.
+    /// own addresses, nor those of several hosts: they must be named.
     pub fn allows(&self, to: &Destination) -> bool {
         self.applies(to, |net| {
             let named = net.prefix_len() == net.max_prefix_len()
                 || match to.place {
-                    Place::Remote | Place::LinkLocal | Place::Special => true,
+                    Place::Remote | Place::LinkLocal => true,
                     Place::Host => false,
+                    Place::Special => is_special(net),
                     Place::Loopback => net.network().is_loopback(),
                 };
             named && net.contains(&to.ip)
@@ -147,6 +156,17 @@ impl FromStr for Target {
     }
 }
 
+/// Whether a network has only addresses of several hosts: of groups, or reserved ones.
+fn is_special(net: &IpNet) -> bool {
+    const RESERVED: u8 = 240;
+    match net.network() {
+        IpAddr::V4(ip) => {
+            net.prefix_len() >= 4 && (ip.is_multicast() || ip.octets()[0] >= RESERVED)
+        }
+        IpAddr::V6(ip) => net.prefix_len() >= 8 && ip.is_multicast(),
+    }
+}
+
 fn network(text: &str) -> Result<IpNet, String> {
     let wrong = || {
         let names = NAMES.map(|(name, _)| name).join(", ");
@@ -200,7 +220,8 @@ mod tests {
 
     fn own() -> OwnAddresses {
         let own = OwnAddresses::default();
-        own.set(["10.0.0.5/32", "2001:db8::5/128"].map(|net| net.parse().unwrap()).into());
+        let all = ["10.0.0.5/32", "2001:db8::5/128"].map(|net| net.parse().unwrap()).into();
+        own.set_with_broadcast(all, vec!["10.0.0.255".parse().unwrap()]);
         own
     }
 
@@ -234,7 +255,16 @@ mod tests {
                 "10.0.0.6:1 [::ffff:10.0.0.6]:1",
                 "10.0.0.5:1 11.0.0.1:1 [::10.0.0.6]:1",
             ),
-            ("0.0.0.0/0", "10.0.0.6:1 224.0.0.1:1", "10.0.0.5:1 127.0.0.1:1 [2001:db8::1]:1"),
+            (
+                "0.0.0.0/0",
+                "10.0.0.6:1",
+                "10.0.0.5:1 127.0.0.1:1 [2001:db8::1]:1 224.0.0.1:1 255.255.255.255:1 10.0.0.255:1",
+            ),
+            ("239.0.0.0/8:53", "239.1.1.1:53", "239.1.1.1:54 224.0.0.1:53"),
+            ("224.0.0.0/4", "239.1.1.1:53 [::ffff:224.0.0.1]:1", "255.255.255.255:1"),
+            ("ff02::/16", "[ff02::fb]:5353", "[ff05::2]:1 224.0.0.1:1"),
+            ("10.0.0.255", "10.0.0.255:9", "10.0.0.254:9"),
+            ("255.255.255.255:67", "255.255.255.255:67", "255.255.255.255:68"),
             ("10.0.0.5:22", "10.0.0.5:22 [::ffff:10.0.0.5]:22", "10.0.0.5:23 127.0.0.1:22"),
             ("127.0.0.0/8:80", "127.1.1.1:80 0.0.0.0:80", "10.0.0.5:80"),
             (
@@ -257,6 +287,21 @@ mod tests {
                 assert!(!target(rule).allows(&to(address)), "{rule} {address}");
             }
             assert_eq!(target(rule).to_string(), rule);
+        }
+    }
+
+    #[test]
+    fn a_connection_that_does_not_leave_this_domain_reaches_it() {
+        for (address, from, remote, host) in [
+            ("10.9.0.1:80", "10.0.0.5", true, false),
+            ("10.9.0.1:80", "10.9.0.1", false, true),
+            ("[::ffff:10.9.0.1]:80", "::ffff:10.9.0.1", false, true),
+            ("[fe80::1]:80", "fe80::1", false, true),
+            ("127.0.0.1:80", "127.0.0.1", false, false),
+        ] {
+            let to = to(address).reached_from(from.parse().unwrap());
+            let allows = ["remote", "host"].map(|rule| target(rule).allows(&to));
+            assert_eq!(allows, [remote, host], "{address} from {from}");
         }
     }
 

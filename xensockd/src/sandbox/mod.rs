@@ -57,6 +57,9 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_statx,
     libc::SYS_unlink,
     libc::SYS_unlinkat,
+    // To count the daemon's own files, in a folder that it opens before (`metrics`). Landlock
+    // refuses to open others.
+    libc::SYS_getdents64,
     // Sockets.
     libc::SYS_socketpair,
     libc::SYS_bind,
@@ -70,8 +73,10 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_setsockopt,
     libc::SYS_sendto,
     libc::SYS_sendmsg,
+    libc::SYS_sendmmsg,
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
+    libc::SYS_recvmmsg,
     libc::SYS_shutdown,
     // Waiting.
     libc::SYS_epoll_create1,

@@ -1,16 +1,20 @@
 //! Tries what the sandbox must refuse, and what it must not.
 
 use super::{Files, confine};
+use crate::linux::datagrams::{Message, REST, receive_all, send_all};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::net::{AddressFamily, SocketType, socket};
 use rustix::process::{Pid, chroot, test_kill_process};
+use std::cell::UnsafeCell;
 use std::fs::{self, File, Permissions};
 use std::io;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
+use xen::Shared;
 
 /// A program that every system has.
 const PROGRAM: &str = "/bin/true";
@@ -84,6 +88,7 @@ fn allowed(rules: &Path) -> Vec<Attempt<'_>> {
             "open a socket",
             Box::new(|| Ok(socket(AddressFamily::INET, SocketType::STREAM, None).map(drop)?)),
         ),
+        ("send and receive datagrams", Box::new(datagrams)),
         (
             "start a thread",
             Box::new(|| {
@@ -92,6 +97,17 @@ fn allowed(rules: &Path) -> Vec<Attempt<'_>> {
             }),
         ),
     ]
+}
+
+/// Sends a datagram to itself by the system calls for several.
+fn datagrams() -> io::Result<()> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let bytes = [const { UnsafeCell::new(7) }; 2];
+    let memory = Shared::from_cells(&bytes);
+    let [data, room] = [0, 1].map(|at| [memory.slice(at, 1), memory.slice(at, 0)]);
+    send_all(&socket, std::iter::once((Some(socket.local_addr()?), data)))?;
+    let mut messages = [Message::default(); 1];
+    receive_all(&socket, &[room], &mut vec![0; REST], &mut messages).map(drop)
 }
 
 /// The time of a system call that does nothing: the shortest of some averages, as other processes

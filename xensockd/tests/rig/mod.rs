@@ -48,19 +48,21 @@ pub fn front(guest: DomId) -> String {
 }
 
 pub fn back(guest: DomId) -> String {
-    back_of(guest, Dialect::PvCalls)
+    back_of(DOM0, guest, Dialect::PvCalls)
 }
 
 pub fn front_of(guest: DomId, dialect: Dialect) -> String {
     format!("/local/domain/{guest}/device/{}/0", dialect.device())
 }
 
-pub fn back_of(guest: DomId, dialect: Dialect) -> String {
-    format!("/local/domain/0/backend/{}/{guest}/0", dialect.device())
+pub fn back_of(own: DomId, guest: DomId, dialect: Dialect) -> String {
+    format!("/local/domain/{own}/backend/{}/{guest}/0", dialect.device())
 }
 
-/// What the devices of a thread have in common, with these sockets.
+/// What the devices of a thread in this domain have in common, with these sockets.
+#[allow(clippy::too_many_arguments, reason = "they are the parts of a thread")]
 pub fn backend<N: Network + 'static>(
+    own: DomId,
     world: &World,
     store: Store,
     sockets: N,
@@ -71,7 +73,8 @@ pub fn backend<N: Network + 'static>(
 ) -> Rc<Backend<FakeDom0<N>>> {
     Rc::new(Backend {
         store,
-        host: FakeDom0::new(world, DOM0, sockets),
+        host: FakeDom0::new(world, own, sockets),
+        own,
         guests,
         extensions: Extensions::all(),
         connected: counts.guests.clone(),

@@ -1,9 +1,11 @@
-//! The data path of a connection. Its users copy from and to the data ring; there is no other copy.
+//! The data path of a socket. Its users copy from and to the data ring; there is no other copy.
 
 use super::super::rings::Ends;
 use super::Socket;
 use crate::ring::len;
+use crate::wire::Layout;
 use alloc::rc::Rc;
+use core::sync::atomic::Ordering;
 use core::task::{Context, Poll};
 use xen::{Errno, Machine, Shared, Side};
 
@@ -18,23 +20,25 @@ impl<M: Machine> Socket<M> {
         cx: &mut Context<'_>,
         mut take: impl FnMut([Shared<'_>; 2]) -> (usize, R),
     ) -> Poll<Result<R, Errno>> {
-        self.poll(cx, Side::Rx, || self.try_take(&mut take))
+        self.poll(cx, Side::Rx, 0, || self.try_take(&mut take))
     }
 
-    /// Waits for room. `put` gets the room and returns how many bytes it wrote.
+    /// Waits for room for `least` bytes. `put` gets the room and returns how many bytes it wrote.
     pub(in super::super) fn poll_put<R>(
         self: &Rc<Self>,
         cx: &mut Context<'_>,
+        least: u32,
         mut put: impl FnMut([Shared<'_>; 2]) -> (usize, R),
     ) -> Poll<Result<R, Errno>> {
-        self.poll(cx, Side::Tx, || self.try_put(&mut put))
+        self.poll(cx, Side::Tx, least, || self.try_put(least, &mut put))
     }
 
-    /// Waits until `attempt` returns a value or an error.
+    /// Waits until `attempt` returns a value or an error. It may need room for `room` bytes.
     fn poll<R>(
         self: &Rc<Self>,
         cx: &mut Context<'_>,
         side: Side,
+        room: u32,
         mut attempt: impl FnMut() -> Result<Option<R>, Errno>,
     ) -> Poll<Result<R, Errno>> {
         // A peer that is always ready must not keep other tasks from running.
@@ -48,7 +52,7 @@ impl<M: Machine> Socket<M> {
             self.burst.set(0);
             self.signal.register(side, cx.waker());
             // An event before the registration has woken nobody; the second attempt sees its cause.
-            self.arm(side);
+            self.arm(side, room);
             result = attempt().transpose();
         }
         if self.load.is_high(side) {
@@ -64,14 +68,17 @@ impl<M: Machine> Socket<M> {
     }
 
     /// Asks the backend for an event when this side can continue.
-    fn arm(&self, side: Side) {
+    fn arm(&self, side: Side, room: u32) {
         let ring = self.ring.borrow();
         let Some(ring) = ring.as_ref() else { return };
         match side {
             Side::Rx => ring.consumer.arm(ring.region()),
             // One event for most of the ring, not one per read of the backend. Meanwhile, what the
             // backend has taken keeps the network busy.
-            Side::Tx => ring.producer.arm(ring.region(), ring.pages.layout.output.size / 4 * 3),
+            Side::Tx => {
+                let most = ring.pages.layout.output.size / 4 * 3;
+                ring.producer.arm(ring.region(), most.max(room));
+            }
         }
     }
 
@@ -82,7 +89,8 @@ impl<M: Machine> Socket<M> {
         }
     }
 
-    fn try_take<R>(
+    /// Takes what is there, or returns `None` if nothing is.
+    pub(in super::super) fn try_take<R>(
         &self,
         take: &mut impl FnMut([Shared<'_>; 2]) -> (usize, R),
     ) -> Result<Option<R>, Errno> {
@@ -149,6 +157,7 @@ impl<M: Machine> Socket<M> {
 
     fn try_put<R>(
         &self,
+        least: u32,
         put: &mut impl FnMut([Shared<'_>; 2]) -> (usize, R),
     ) -> Result<Option<R>, Errno> {
         self.leave_former();
@@ -160,7 +169,7 @@ impl<M: Machine> Socket<M> {
             return Ok(None);
         }
         let room = producer.room(region).map_err(|error| self.fail(error))?;
-        if len(&room) == 0 {
+        if len(&room) < least as usize {
             self.load.observe(Side::Tx, pages.layout.output.size);
             return Ok(None);
         }
@@ -205,6 +214,25 @@ impl<M: Machine> Socket<M> {
         former.as_ref().map_or(0, unread) + unread(ring)
     }
 
+    /// Whether the socket has neither ended nor failed.
+    pub(in super::super) fn is_usable(&self) -> bool {
+        self.failed.get().is_none() && self.is_open()
+    }
+
+    /// The layout of the ring, while it is open.
+    pub(in super::super) fn layout(&self) -> Option<Layout> {
+        self.ring.borrow().as_ref().map(|ring| ring.pages.layout)
+    }
+
+    /// A word of the indexes page, 0 if the ring is closed.
+    pub(in super::super) fn word(&self, offset: impl FnOnce(&Layout) -> usize) -> u32 {
+        let ring = self.ring.borrow();
+        let load = |ring: &Ends| {
+            ring.region().indexes.load_u32(offset(&ring.pages.layout), Ordering::Relaxed)
+        };
+        ring.as_ref().map_or(0, load)
+    }
+
     /// The error that a write would return now.
     pub(in super::super) fn check_writable(&self) -> Result<(), Errno> {
         let ring = self.ring.borrow();
@@ -213,15 +241,15 @@ impl<M: Machine> Socket<M> {
     }
 
     /// Ends the socket after a violation of the protocol.
-    fn fail(&self, error: Errno) -> Errno {
+    pub(in super::super) fn fail(&self, error: Errno) -> Errno {
         if self.failed.get().is_none() {
-            log::error!("socket {}: the backend's indexes are impossible: {error}", self.id);
+            log::error!("socket {}: the backend's ring is malformed: {error}", self.id);
             self.failed.set(Some(error));
         }
         self.failure()
     }
 
-    pub(super) fn failure(&self) -> Errno {
+    pub(in super::super) fn failure(&self) -> Errno {
         self.failed.get().unwrap_or(Errno::ENOTCONN)
     }
 }

@@ -1,31 +1,45 @@
-//! A connection's state, which its stream and the driver share, and its release.
+//! The state of a socket with a ring, which its stream or its [`UdpSocket`] shares with the driver:
+//! its opening, its data path and its release.
+//!
+//! [`UdpSocket`]: super::UdpSocket
 
 mod data;
 mod options;
 mod sizing;
 
+pub(super) use options::{preparations, requested_sizes};
 pub(super) use sizing::Elastic;
 
 use super::link::{Answer, Session};
 use super::rings::{Ends, ParkSlot, Ring};
 use super::state::{Core, Member};
 use crate::ring::len;
-use crate::wire::{Call, Extensions, SocketOption};
+use crate::wire::{Call, Extensions, RingOffer, SocketOption};
 use alloc::rc::Rc;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::future::{Future, poll_fn};
 use core::net::SocketAddr;
 use core::task::Poll;
 use embassy_time::with_timeout;
+use futures_util::FutureExt;
 use sizing::Load;
 use xen::{Errno, Machine, Port, Side, Signal};
 
-/// A connected socket.
+/// The type of a socket.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Stream,
+    Datagrams,
+}
+
+/// A socket with a ring.
 pub(super) struct Socket<M: Machine + 'static> {
     pub(super) core: Rc<Core<M>>,
     pub(super) id: u64,
-    session: Session,
+    pub(super) session: Session,
+    kind: Kind,
     signal: Arc<Signal>,
     port: Port,
     pub(super) addrs: Cell<Addrs>,
@@ -48,7 +62,7 @@ pub(super) struct Socket<M: Machine + 'static> {
     burst: Cell<u32>,
 }
 
-/// The addresses of a connection's two ends, if known.
+/// The addresses of a socket's two ends, if known.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Addrs {
     pub(super) local: Option<SocketAddr>,
@@ -56,10 +70,46 @@ pub(super) struct Addrs {
 }
 
 impl<M: Machine> Socket<M> {
+    /// Opens a socket: makes `calls` and the call that offers its ring, all at once.
+    pub(super) async fn open(
+        core: &Rc<Core<M>>,
+        session: Session,
+        kind: Kind,
+        sizes: [Option<u32>; 2],
+        peer: Option<SocketAddr>,
+        mut calls: Vec<Call>,
+        opens: impl FnOnce(RingOffer) -> Call,
+    ) -> Result<Rc<Self>, Errno> {
+        let (ring, offer) = core.open_ring(&session, kind, sizes).await?;
+        let id = core.new_id();
+        calls.push(opens(offer));
+        match core.link.call_all(&session, id, calls).await {
+            // The session has ended since the answer came, so nothing would end this socket.
+            Ok(_) if !core.link.is_in(&session) => {
+                core.rings.close(ring);
+                Err(Errno::ENETDOWN)
+            }
+            Ok(reply) => {
+                let addrs = Addrs { local: reply.addr, peer };
+                Ok(Socket::new(core, id, session, kind, ring, addrs, sizes))
+            }
+            Err(error) => {
+                // The backend may still have the socket and, if it has not answered, map the ring
+                // later. It cannot once it has answered this RELEASE or has disconnected.
+                match core.link.call(&session, id, Call::Release { reuse: false }).await {
+                    Err(Errno::ETIMEDOUT) => core.rings.keep(ring),
+                    _ => core.rings.close(ring),
+                }
+                Err(error)
+            }
+        }
+    }
+
     pub(super) fn new(
         core: &Rc<Core<M>>,
         id: u64,
         session: Session,
+        kind: Kind,
         ring: Ring,
         addrs: Addrs,
         sizes: [Option<u32>; 2],
@@ -69,6 +119,7 @@ impl<M: Machine> Socket<M> {
             core: core.clone(),
             id,
             session,
+            kind,
             signal,
             port,
             addrs: Cell::new(addrs),
@@ -85,8 +136,14 @@ impl<M: Machine> Socket<M> {
         core.register(id, &socket);
         socket.watch_size();
         let mut statistics = core.statistics.borrow_mut();
-        statistics.streams_opened += 1;
-        statistics.streams_open += 1;
+        match kind {
+            Kind::Stream => {
+                statistics.streams_opened += 1;
+                statistics.streams_open += 1;
+            }
+            Kind::Datagrams => statistics.datagram_sockets_open += 1,
+        }
+        drop(statistics);
         socket
     }
 
@@ -125,7 +182,11 @@ impl<M: Machine> Socket<M> {
         }
         let Ends { pages, .. } = self.ring.take()?;
         if self.core.unregister(self.id) {
-            self.core.statistics.borrow_mut().streams_open -= 1;
+            let mut statistics = self.core.statistics.borrow_mut();
+            match self.kind {
+                Kind::Stream => statistics.streams_open -= 1,
+                Kind::Datagrams => statistics.datagram_sockets_open -= 1,
+            }
         }
         Some(Ring { pages, port: self.port, signal: self.signal.clone() })
     }
@@ -139,11 +200,27 @@ impl<M: Machine> Socket<M> {
         self.core.rings.reserve(&self.session, &self.ring.borrow().as_ref()?.pages)
     }
 
+    /// Closes the socket, and waits until the backend has taken all that is in `out`.
+    pub(super) async fn close(self: &Rc<Self>) -> Result<(), Errno> {
+        if self.ending.get() || !self.is_open() {
+            return Ok(());
+        }
+        let released = self.clone().release(false);
+        self.core.link.run(released.map(Ok)).await
+    }
+
+    /// Lets the driver close the socket, at once with `abort`.
+    pub(super) fn start_closing(self: &Rc<Self>, abort: bool) {
+        if !self.ending.get() && self.is_open() {
+            self.core.link.spawn(self.clone().release(abort));
+        }
+    }
+
     /// Releases the socket after its unsent data is sent or, with `abort`, at once. Counts as
     /// [releasing](Core::releasing) from the call on.
     ///
     /// Some backends lose what is in `out` at the RELEASE, so `out` must be empty first.
-    pub(super) fn release(self: Rc<Self>, abort: bool) -> impl Future<Output = ()> {
+    fn release(self: Rc<Self>, abort: bool) -> impl Future<Output = ()> {
         let releasing = self.core.releasing.begin();
         self.ending.set(true);
         self.watch_size();

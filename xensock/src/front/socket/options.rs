@@ -1,9 +1,34 @@
-//! Options of a connection, and the size of its ring, which two of them set.
+//! Options of a socket, and the size of its ring, which two of them set.
 
-use super::Socket;
-use crate::wire::{Call, Extensions, SocketOption};
+use super::super::link::Session;
+use super::{Kind, Socket};
+use crate::wire::{Call, Extensions, Family, Options, SocketOption};
 use alloc::rc::Rc;
+use alloc::vec::Vec;
 use xen::{Errno, Machine};
+
+/// The sizes of `in` and `out` that the options request.
+pub(in super::super) fn requested_sizes(options: &Options) -> [Option<u32>; 2] {
+    [SocketOption::ReceiveBuffer, SocketOption::SendBuffer].map(|option| options.get(option))
+}
+
+/// The calls that create a socket, if the dialect has a call for that, and set its options.
+pub(in super::super) fn preparations(
+    session: &Session,
+    kind: Kind,
+    family: Family,
+    options: &Options,
+) -> Vec<Call> {
+    let create = match kind {
+        Kind::Stream => {
+            session.protocol.dialect.has_socket_command().then_some(Call::Socket { family })
+        }
+        Kind::Datagrams => Some(Call::DatagramSocket { family }),
+    };
+    let options = options.iter().filter(|(option, _)| !option.is_ring_size());
+    let set = options.map(|(option, value)| Call::SetOption { option, value });
+    create.into_iter().chain(set).collect()
+}
 
 impl<M: Machine> Socket<M> {
     /// Changes an option. A change of size must run to its end.
@@ -38,7 +63,7 @@ impl<M: Machine> Socket<M> {
         // From here on the ring does not change its size by itself.
         self.sizes.set(sizes);
         self.resized().await;
-        let order = self.session.order_for(sizes[0], sizes[1]);
+        let order = self.session.order_for(sizes);
         let result = match self.order() {
             Ok(present) if present == order => Ok(()),
             Ok(_) => self.resize(order).await,

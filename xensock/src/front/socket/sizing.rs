@@ -9,7 +9,7 @@
 
 use super::super::rings::{Ends, RingPages};
 use super::super::state::Core;
-use super::Socket;
+use super::{Kind, Socket};
 use crate::wire::{Call, Extensions};
 use alloc::rc::{Rc, Weak};
 use alloc::vec::Vec;
@@ -170,7 +170,8 @@ impl<M: Machine> Socket<M> {
     /// Whether the ring's size is free to change.
     fn is_elastic(&self) -> bool {
         let session = &self.session;
-        session.ring_order < session.max_ring_order
+        self.kind == Kind::Stream
+            && session.ring_order < session.max_ring_order
             && self.sizes.get() == [None; 2]
             && !self.ending.get()
     }

@@ -1,37 +1,46 @@
 //! The daemon: opens what it needs, serves guests, and closes their devices when it stops.
 
+mod requests;
+mod signals;
+
 use crate::addresses::Addresses;
 use crate::arguments::Arguments;
-use crate::control::{Reply, Request, Server, Status};
+use crate::control::Server;
 use crate::counts::Counts;
 use crate::device::Backend;
 use crate::dom0::Dom0;
 use crate::finder::Finder;
 use crate::guests::{Guests, Shared};
+use crate::handover::{self, Heir, Legacy};
 use crate::lock::{Lock, check_kernel_backend};
+use crate::metrics::{self, OpenFiles};
 use crate::rules::Policy;
 use crate::sockets::Sockets;
 use crate::threads::{Mailboxes, Message, Placement, StopAll};
-use crate::{sandbox, user};
+use crate::{room, sandbox, user};
 use futures_channel::mpsc::UnboundedReceiver;
 use futures_util::StreamExt;
 use futures_util::future::{
     Either, LocalBoxFuture, join_all, select, select_all, try_join, try_join3,
 };
 use futures_util::stream::FuturesUnordered;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use requests::{answer, numbers, receive_message, reload_rules};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signals::{Signals, receive};
 use std::convert::Infallible;
-use std::future::{pending, poll_fn};
+use std::future::pending;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::pin::pin;
+use std::process::ExitCode;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use xen::xenstore::Store;
-use xen::{DomId, Flag, Side};
-use xen_linux::runtime::{READABLE, Reactor, Runtime, Watched, timeout};
+use xen::xenbus::read_number;
+use xen::{DomId, Flag};
+use xen_linux::runtime::{Reactor, Runtime, timeout};
 use xen_linux::{Domain, Driver};
 use xensock::wire::Dialect;
 
@@ -41,9 +50,23 @@ const XENSTORED_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long closing all guests' devices may take.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// How long connections may go on when the daemon stops for the next one. Meanwhile no new ones are
+/// accepted, so a short request does not fail.
+const LEAVE_TIME: Duration = Duration::from_secs(1);
+
+/// How long an earlier daemon's sockets are kept for their guests.
+const KEEP_TIME: Duration = Duration::from_secs(30);
+
+/// The exit status by which systemd starts the daemon again (`RestartForceExitStatus=`).
+const RESTART: u8 = 75;
+
 /// The reason why the daemon does not start without xenstored.
 const NO_XENSTORED: &str = "xenstored does not answer: start it, by `systemctl start xenstored` or \
                             `/etc/init.d/xen start`, and then xensockd";
+
+/// The reason why it does not start in a domain whose number is not known.
+const NO_NUMBER: &str = "xenstore has no number of this domain (`domid`; for domain 0, start Xen's \
+                         xen-init-dom0): ";
 
 /// What the threads have in common.
 struct Common<'a> {
@@ -56,21 +79,51 @@ struct Common<'a> {
     shared: Shared,
     placement: Arc<Placement>,
     stop: StopAll,
+    /// systemd, if it has started the daemon.
+    systemd: Option<Heir>,
+    end: Mutex<End>,
+    files: OpenFiles,
+    threads: usize,
+    /// The listening sockets at the end.
+    legacies: Mutex<Vec<Legacy>>,
+}
+
+/// How the daemon ends.
+#[derive(Default)]
+enum End {
+    /// systemd starts the next one or does not.
+    #[default]
+    Stop,
+    /// systemd starts it again.
+    Restart,
+    /// Another one follows, which has asked for it on this connection.
+    HandOver(Heir),
+}
+
+/// Locked only for moments, by code that does not panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Common<'_> {
+    fn has_heir(&self) -> bool {
+        self.systemd.is_some() || matches!(*lock(&self.end), End::HandOver(_))
+    }
+
     fn policy(&self) -> Arc<Policy> {
-        self.policy.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.policy).clone()
     }
 }
 
-/// Runs until a signal stops the daemon. An error is a line for the user.
-pub fn run(arguments: &Arguments) -> Result<(), String> {
+/// Runs until a signal or a request stops the daemon. An error is a line for the user.
+pub fn run(arguments: &Arguments) -> Result<ExitCode, String> {
+    // From now on, it does not end the daemon.
+    let reload = receive(&[SIGHUP]).map_err(|error| format!("cannot receive signals: {error}"))?;
+    let systemd = Heir::systemd();
+    let mut legacies = systemd.as_ref().map(Heir::take).unwrap_or_default();
     arguments.become_user()?;
     let threads = arguments.threads();
     let policy = Policy::read(arguments.config.as_deref())?;
-    // From now on, it does not end the daemon.
-    let reload = receive(&[SIGHUP]).map_err(|error| format!("cannot receive signals: {error}"))?;
     let rules = policy.to_string();
     let (mailboxes, mut inboxes) = Mailboxes::new(threads);
     let others = inboxes.split_off(1);
@@ -83,13 +136,30 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
         shared: Shared::default(),
         placement: Placement::new(threads),
         stop: StopAll::new(threads),
+        systemd,
+        end: Mutex::default(),
+        files: OpenFiles::open(),
+        threads,
+        legacies: Mutex::default(),
     };
+    common.shared.listeners.reserve(common.policy().metrics());
+    room::reserve(&common.counts, threads);
     let first = Worker::open(&common, 0)?;
     let first_inbox = inboxes.remove(0);
-    let _lock = Lock::take(&arguments.lock_file)?;
     check_kernel_backend()?;
+    // The running daemon stops only now, when nearly nothing can fail.
+    let _lock = match arguments.replace {
+        false => Lock::take(&arguments.lock_file)?,
+        true => {
+            legacies.extend(handover::replace(&arguments.control)?);
+            Lock::wait(&arguments.lock_file)?
+        }
+    };
+    if !legacies.is_empty() {
+        log::info!("keeps {} listening sockets of the daemon before for guests", legacies.len());
+    }
+    common.shared.listeners.keep(legacies);
     let control = Server::open(first.runtime.reactor(), &arguments.control)?;
-    raise_file_limit();
     sandbox::confine(&arguments.files())?;
     log::info!(
         "xensockd {} serves {} as the user {}; {threads} threads; {rules}",
@@ -97,7 +167,7 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
         Dialect::ALL.map(Dialect::device).join(" and "),
         user::current(),
     );
-    std::thread::scope(|scope| {
+    let ended = std::thread::scope(|scope| {
         let others: Vec<_> = (1..)
             .zip(others)
             .map(|(thread, inbox)| {
@@ -110,7 +180,20 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
         let others = others.into_iter().map(|other| other.join().unwrap_or_else(failed));
         // The first error counts, but all threads have ended.
         others.fold(ended, |ended, other| ended.and(other))
-    })
+    });
+    let end = std::mem::take(&mut *lock(&common.end));
+    let heir = match &end {
+        End::HandOver(heir) => Some(heir),
+        End::Stop | End::Restart => common.systemd.as_ref(),
+    };
+    if let Some(heir) = heir {
+        let mut legacies = lock(&common.legacies);
+        // And those that no guest has bound again so soon.
+        legacies.extend(common.shared.listeners.take_kept());
+        heir.leave(&legacies);
+    }
+    ended?;
+    Ok(if matches!(end, End::Restart) { RESTART.into() } else { ExitCode::SUCCESS })
 }
 
 /// One thread, with its own event loop, device files and connection to xenstored.
@@ -160,25 +243,40 @@ impl<'s> Worker<'s> {
         let (reactor, spawner) = (runtime.reactor().clone(), runtime.spawner().clone());
         let stop = Rc::new(Flag::default());
         let (store, guests) = (host.domain.store().clone(), host.sockets.guests().clone());
-        let backend = Rc::new(Backend {
-            store: store.clone(),
-            host,
-            guests: guests.clone(),
-            extensions: common.arguments.extensions(),
-            connected: common.counts.guests.clone(),
-            stop: stop.clone(),
-            seat: common.placement.seat(thread),
-        });
-        let mut finders =
-            Dialect::ALL.map(|dialect| Finder::new(backend.clone(), &spawner, dialect));
+        let reloaded = Flag::default();
+        let leave = || lock(&common.legacies).extend(guests.legacies());
         let served = runtime.block_on(async {
             let mut driver = pin!(driver.run());
-            let answer = pin!(timeout(&reactor, XENSTORED_TIMEOUT, store.read("domid")));
-            match select(driver.as_mut(), answer).await {
+            let answer = read_number(&store, "domid");
+            let answer = pin!(timeout(&reactor, XENSTORED_TIMEOUT, answer));
+            let own = match select(driver.as_mut(), answer).await {
                 Either::Left((failure, _)) => return Err(failure),
-                Either::Right((Some(_), _)) => {}
+                Either::Right((Some(Ok(own)), _)) => DomId(own),
+                Either::Right((Some(Err(error)), _)) => return Err(format!("{NO_NUMBER}{error}")),
                 Either::Right((None, _)) => return Err(NO_XENSTORED.to_string()),
+            };
+            if thread == 0 {
+                log::info!("the devices are those below /local/domain/{own}/backend");
+                if let Some(systemd) = &common.systemd {
+                    systemd.ready();
+                }
             }
+            match select(driver.as_mut(), pin!(guests.check_kept(&store))).await {
+                Either::Left((failure, _)) => return Err(failure),
+                Either::Right(((), _)) => {}
+            }
+            let backend = Rc::new(Backend {
+                store: store.clone(),
+                host,
+                own,
+                guests: guests.clone(),
+                extensions: common.arguments.extensions(),
+                connected: common.counts.guests.clone(),
+                stop: stop.clone(),
+                seat: common.placement.seat(thread),
+            });
+            let mut finders =
+                Dialect::ALL.map(|dialect| Finder::new(backend.clone(), &spawner, dialect));
             {
                 let finding = select_all(finders.iter_mut().map(|finder| Box::pin(finder.run())));
                 // The loop polls this whole future after each event, and these only if they were
@@ -190,7 +288,27 @@ impl<'s> Worker<'s> {
                 }));
                 work.push(Box::pin(async {
                     while let Some(message) = inbox.next().await {
+                        let is_other_rules = matches!(message, Message::Rules(_));
                         receive_message(message, &guests, &store).await;
+                        if is_other_rules {
+                            reloaded.raise();
+                        }
+                    }
+                    pending().await
+                }));
+                work.push(Box::pin(async {
+                    if thread > 0 {
+                        return pending().await;
+                    }
+                    let (at, text) = (|| common.policy().metrics(), async || numbers(common).await);
+                    match metrics::serve(&reactor, at, &reloaded, text).await {}
+                }));
+                work.push(Box::pin(async {
+                    if thread == 0 {
+                        reactor.sleep(KEEP_TIME).await;
+                        for (guest, at) in common.shared.listeners.close_kept() {
+                            log::info!("{guest} does not listen at {at} again, which is closed");
+                        }
                     }
                     pending().await
                 }));
@@ -205,8 +323,16 @@ impl<'s> Worker<'s> {
             }
             if thread == 0 {
                 log::info!("stopping; in use: {}", common.counts);
+                if common.has_heir() {
+                    match select(driver.as_mut(), pin!(finish_connections(common, &reactor))).await
+                    {
+                        Either::Left((failure, _)) => return Err(failure),
+                        Either::Right(((), _)) => {}
+                    }
+                }
                 common.stop.request();
             }
+            leave();
             stop.raise();
             let stopped = join_all(finders.iter_mut().map(Finder::stopped));
             let stopped = pin!(timeout(&reactor, STOP_TIMEOUT, stopped));
@@ -217,8 +343,25 @@ impl<'s> Worker<'s> {
             }
             Ok(())
         });
-        served.map_err(|error| format!("cannot wait for events: {error}"))?
+        let served = served.map_err(|error| format!("cannot wait for events: {error}"));
+        let served = served.and_then(|served| served);
+        if served.is_err() {
+            // The guests' sockets are still open.
+            leave();
+        }
+        served
     }
+}
+
+/// Accepts no more connections, and gives those that are open a moment to end.
+async fn finish_connections(common: &Common<'_>, reactor: &Reactor) {
+    common.shared.leaving.store(true, Ordering::Relaxed);
+    let none_is_open = async {
+        while common.counts.sockets.get() > common.shared.listeners.count() as u64 {
+            reactor.sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(reactor, LEAVE_TIME, none_is_open).await;
 }
 
 /// Waits for the request to stop, which the first thread also gets by SIGTERM or SIGINT. The first
@@ -235,10 +378,14 @@ async fn asked_to_stop(
         return Ok(());
     };
     let signals = try_join(report(common, reactor), reload(common, reactor));
-    let controlled = control.run(async |request| answer(common, request).await);
+    let asked = Flag::default();
+    let answer = async |request, client: &OwnedFd| answer(common, request, client, &asked).await;
+    let controlled = control.run(answer);
     let served = pin!(try_join3(signals, controlled, addresses.run()));
     let mut end = Signals::new(reactor, &[SIGTERM, SIGINT])?;
     let end = pin!(end.next());
+    let asked = pin!(asked.raised());
+    let requested = select(asked, requested);
     match select(served, select(end, requested)).await {
         Either::Left((result, _)) => result.map(|(_, never, _)| match never {}),
         Either::Right((Either::Left((result, _)), _)) => result,
@@ -262,124 +409,5 @@ async fn reload(common: &Common<'_>, reactor: &Reactor) -> io::Result<Infallible
         signals.next().await?;
         // The log says what came of it.
         let _ = reload_rules(common);
-    }
-}
-
-/// Carries out a message from another thread.
-async fn receive_message(message: Message, guests: &Guests, store: &Store) {
-    match message {
-        Message::Rules(policy) => guests.apply(store, policy).await,
-        Message::Status(to) => {
-            let _ = to.send(guests.status());
-        }
-        Message::Close(guest, socket, to) => {
-            if let Ok(guest) = guests.get(guest) {
-                let _ = to.send(guest.close(socket));
-            }
-        }
-    }
-}
-
-/// Answers a request on the control socket.
-async fn answer(common: &Common<'_>, request: Request) -> Reply {
-    let done = match request {
-        Request::Status => return Reply::Status(status(common).await),
-        Request::Reload => reload_rules(common),
-        Request::LogLevel(level) => match level.parse() {
-            Ok(level) => {
-                log::set_max_level(level);
-                Ok(format!("the log level is {level}"))
-            }
-            Err(_) => Err(format!("`{level}` is not a log level")),
-        },
-        Request::Close { guest, socket } => {
-            let domain = status(common).await.guest(&guest).map(|guest| DomId(guest.domain));
-            let closed = match domain {
-                Some(domain) => {
-                    let ask = |to| Message::Close(domain, socket, to);
-                    common.mailboxes.ask(ask).await.contains(&true)
-                }
-                None => false,
-            };
-            match (domain, closed) {
-                (None, _) => Err(format!("no guest {guest} has a device for sockets")),
-                (_, false) => Err(format!("{guest} has no socket {socket}")),
-                (_, true) => Ok(format!("socket {socket} of {guest} has ended")),
-            }
-        }
-    };
-    done.map_or_else(Reply::Failed, Reply::Done)
-}
-
-async fn status(common: &Common<'_>) -> Status {
-    let all = common.mailboxes.ask(Message::Status).await;
-    let mut guests: Vec<_> = all.into_iter().flatten().collect();
-    guests.sort_by_key(|guest| guest.domain);
-    Status {
-        version: env!("CARGO_PKG_VERSION").into(),
-        rules: common.policy().to_string(),
-        mappings: common.counts.xen.mappings.get(),
-        ports: common.counts.xen.ports.get(),
-        guests,
-    }
-}
-
-/// Reads the rules again. If there is a mistake, the former ones stay. The result is a line for the
-/// user.
-fn reload_rules(common: &Common<'_>) -> Result<String, String> {
-    match common.policy().read_again() {
-        Ok(policy) => {
-            let said = format!("reloaded: {policy}");
-            log::info!("{said}");
-            let policy = Arc::new(policy);
-            *common.policy.lock().unwrap_or_else(PoisonError::into_inner) = policy.clone();
-            common.mailboxes.send(|| Message::Rules(policy.clone()));
-            Ok(said)
-        }
-        Err(reason) => {
-            let reason = format!("{reason}; the former rules stay");
-            log::error!("{reason}");
-            Err(reason)
-        }
-    }
-}
-
-/// Unix signals, each of which makes a socket readable.
-struct Signals(Watched);
-
-impl Signals {
-    fn new(reactor: &Reactor, signals: &[i32]) -> io::Result<Self> {
-        Signals::watch(reactor, receive(signals)?)
-    }
-
-    fn watch(reactor: &Reactor, receiver: UnixStream) -> io::Result<Self> {
-        reactor.watch(Rc::new(receiver.into()), READABLE).map(Signals)
-    }
-
-    /// Waits for a signal. Several may arrive as one.
-    async fn next(&mut self) -> io::Result<()> {
-        let mut bytes = [0; 64];
-        poll_fn(|cx| self.0.poll_io(cx, Side::Rx, |file| Ok(rustix::io::read(file, &mut bytes)?)))
-            .await
-            .map(drop)
-    }
-}
-
-/// A socket that becomes readable at each of these signals.
-fn receive(signals: &[i32]) -> io::Result<UnixStream> {
-    let (receiver, sender) = UnixStream::pair()?;
-    for signal in signals {
-        signal_hook::low_level::pipe::register(*signal, sender.try_clone()?)?;
-    }
-    receiver.set_nonblocking(true)?;
-    Ok(receiver)
-}
-
-/// Raises the limit of open files to its maximum: each socket is a file.
-fn raise_file_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        log::warn!("cannot raise the limit of open files from {:?}: {error}", limit.current);
     }
 }

@@ -1,6 +1,9 @@
 //! Linux's interfaces that no library wraps safely, or that the libraries do not have.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+pub mod datagrams;
+
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::{io, mem};
 use xen::Shared;
 
@@ -44,8 +47,31 @@ fn count(result: isize) -> io::Result<usize> {
 /// Sets `SO_BUSY_POLL`.
 pub fn set_busy_poll(socket: &OwnedFd, microseconds: u32) -> io::Result<()> {
     let value = libc::c_int::try_from(microseconds).unwrap_or(libc::c_int::MAX);
+    set_number(socket, (libc::SOL_SOCKET, libc::SO_BUSY_POLL), value)
+}
+
+/// Lets a socket of datagrams say how many were dropped (`SO_RXQ_OVFL`).
+pub fn set_drop_count(socket: &OwnedFd) -> io::Result<()> {
+    set_number(socket, (libc::SOL_SOCKET, libc::SO_RXQ_OVFL), 1)
+}
+
+/// Keeps from a socket what is sent to groups that only other sockets of this domain have joined
+/// (`IP_MULTICAST_ALL`).
+pub fn set_own_groups_only(socket: &OwnedFd, is_ipv6: bool) -> io::Result<()> {
+    // A socket for IPv6 also gets groups of IPv4.
+    set_number(socket, (libc::IPPROTO_IP, libc::IP_MULTICAST_ALL), 0)?;
+    match is_ipv6 {
+        true => set_number(socket, (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_ALL), 0),
+        false => Ok(()),
+    }
+}
+
+fn set_number(
+    socket: &OwnedFd,
+    (level, option): (libc::c_int, libc::c_int),
+    value: libc::c_int,
+) -> io::Result<()> {
     let size = size_of::<libc::c_int>() as libc::socklen_t;
-    let (level, option) = (libc::SOL_SOCKET, libc::SO_BUSY_POLL);
     let value = (&raw const value).cast();
     // SAFETY: the value is a live `int` of the given size, and the kernel only reads it.
     let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, value, size) };
@@ -63,6 +89,21 @@ pub fn busy_poll(socket: &OwnedFd) -> io::Result<u32> {
         unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, value, &raw mut size) };
     count(result as isize)?;
     Ok(u32::try_from(microseconds).unwrap_or(0))
+}
+
+/// The files that the process got from the one that started it: this many, from number `first` on.
+/// Only the first call returns them.
+pub fn passed_files(first: RawFd, count: usize) -> Vec<OwnedFd> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return Vec::new();
+    }
+    let numbers = (first..).take(count);
+    // SAFETY: the call takes no pointers, and fails if there is no such file.
+    let open = numbers.take_while(|number| unsafe { libc::fcntl(*number, libc::F_GETFD) } >= 0);
+    // SAFETY: it is open, as the process was started with it, so that no other file of this process
+    // has the number; nobody else owns it, as the caller says what it was passed for, once.
+    open.map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect()
 }
 
 /// Installs a seccomp filter for this thread and those that it starts. What it refuses is written
