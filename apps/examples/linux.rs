@@ -1,25 +1,33 @@
 //! The apps as a Linux program, for comparison: the same code over tokio's sockets.
 //!
 //! `linux WORD...` takes the words of a guest's command line. The program's environment knows no
-//! limit for the connections, so a server's `max-connections=` should be among them.
+//! limit for the connections, so a server's `max-connections=` should be among them. The variable
+//! `RAMDISK` names the file that a guest has beside its kernel.
+
+#[path = "../tests/loopback/datagrams.rs"]
+mod datagrams;
 
 use apps::config::Config;
-use apps::{Context, Environment, Metric, Resolver};
-use edge_nal::{Close, Readable, TcpAccept, TcpBind, TcpConnect, TcpShutdown, TcpSplit};
+use apps::{Context, Environment, Metric, Resolver, TcpOnly};
+use datagrams::Udp;
+use edge_nal::{Close, Readable, TcpAccept, TcpBind, TcpConnect, TcpShutdown, TcpSplit, UdpBind};
 use embedded_io_async::{ErrorType, Read, Write};
 use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use xensock_stream::Datagrams;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let config = Config::parse(words.join(" ").as_bytes())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (context, stack) = (Context::new(Machine), Linux);
-    let names = Resolver::new(&stack, &config.network.dns);
+    // By TCP, the numbers of queries need not be hard to guess.
+    let names = Resolver::new(TcpOnly(&stack), config.network.dns.clone(), || 1);
     Ok(runtime.block_on(apps::run(&config, &stack, &names, &context))?)
 }
 
@@ -32,6 +40,15 @@ impl Environment for Machine {
         let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
         let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
         kib.map(|kib| ("available_bytes", "Memory for programs.", kib << 10)).into_iter().collect()
+    }
+
+    fn files(&self) -> Vec<&'static [u8]> {
+        let read = |path| std::fs::read(path).expect("RAMDISK names a file");
+        std::env::var("RAMDISK").map(read).map(|file| &*file.leak()).into_iter().collect()
+    }
+
+    fn clock(&self) -> fn() -> Option<Duration> {
+        || SystemTime::now().duration_since(UNIX_EPOCH).ok()
     }
 
     fn listening(&self) {
@@ -57,6 +74,15 @@ impl TcpConnect for Linux {
 
     async fn connect(&self, remote: SocketAddr) -> io::Result<Tokio<TcpStream>> {
         ready(TcpStream::connect(remote).await?)
+    }
+}
+
+impl UdpBind for Linux {
+    type Error = io::Error;
+    type Socket<'a> = Datagrams<Udp>;
+
+    async fn bind(&self, local: SocketAddr) -> io::Result<Datagrams<Udp>> {
+        Ok(Datagrams::new(Udp(UdpSocket::bind(local).await?)))
     }
 }
 

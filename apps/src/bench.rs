@@ -6,15 +6,19 @@
 //! | `port` + 1 | sends back what it receives |
 //! | `port` + 2 | a source: sends `mb` MiB of zeroes, then closes |
 //! | `port` + 3 | the HTTP server, for requests and for the guest's numbers |
+//!
+//! The first three also serve datagrams; the source sends as many as a datagram requests.
 
+use crate::datagrams;
 use crate::serve::{self, ServeError};
 use crate::wire::{Deadline, Wire, WireError};
 use crate::{Context, serve_http};
 use core::convert::Infallible;
+use core::pin::pin;
 use core::time::Duration;
-use edge_nal::{TcpBind, TcpShutdown};
+use edge_nal::{TcpBind, TcpShutdown, UdpBind};
 use embedded_io_async::{Read, Write};
-use futures_util::future::try_join4;
+use futures_util::future::{Either, join3, select, try_join4};
 
 /// The last port, counted from the first one.
 pub const LAST_PORT: u16 = 3;
@@ -37,7 +41,7 @@ enum Server {
 }
 
 /// Serves on `port` and the next ones, at most `limit` connections on each.
-pub async fn run<S: TcpBind>(
+pub async fn run<S: TcpBind + UdpBind>(
     stack: &S,
     port: u16,
     bytes: u64,
@@ -54,14 +58,22 @@ pub async fn run<S: TcpBind>(
         let one = async |socket| converse(socket, server, idle, context).await;
         serve::serve(acceptor, limit, one, context).await
     };
-    let (ended, ..) = try_join4(
+    let streams = try_join4(
         raw(&sink, Server::Sink),
         raw(&echo, Server::Echo),
         raw(&source, Server::Source { bytes }),
         serve_http(&http, limit, idle, context),
-    )
-    .await?;
-    match ended {}
+    );
+    let datagrams = |offset, server| datagrams::serve(stack, port + offset, server, context);
+    let datagrams = join3(
+        datagrams(0, datagrams::Server::Sink),
+        datagrams(1, datagrams::Server::Echo),
+        datagrams(2, datagrams::Server::Source),
+    );
+    match select(pin!(streams), pin!(datagrams)).await {
+        Either::Left((ended, _)) => match ended?.0 {},
+        Either::Right((never, _)) => match never.0 {},
+    }
 }
 
 /// Serves one connection.

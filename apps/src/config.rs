@@ -53,6 +53,8 @@ pub enum App {
     Http {
         /// The port to listen on.
         port: u16,
+        /// `tls=`: whether it does so over TLS.
+        tls: bool,
     },
     /// Sends back the bytes that it receives.
     Echo {
@@ -76,7 +78,7 @@ pub enum App {
 impl Default for Config {
     fn default() -> Self {
         Config {
-            app: App::Http { port: 80 },
+            app: App::Http { port: 80, tls: false },
             log: LevelFilter::Info,
             ring_order: None,
             idle_timeout: Some(Duration::from_secs(30)),
@@ -93,6 +95,15 @@ impl Config {
     /// Reads a command line as the loader passed it, for an image with all stacks.
     pub fn parse(text: &[u8]) -> Result<Config, ConfigError> {
         Self::parse_for(Stacks::default(), text)
+    }
+
+    /// Whether the app uses TLS.
+    pub fn tls(&self) -> bool {
+        match &self.app {
+            App::Http { tls, .. } => *tls,
+            App::Fetch { url } => url.tls,
+            App::Echo { .. } | App::Bench { .. } => false,
+        }
     }
 
     /// Reads a command line, for an image with these stacks.
@@ -128,28 +139,43 @@ fn app(words: &Words<'_>) -> Result<App, ConfigError> {
     };
     let name = words.get("app");
     let (app, stray) = match name.map_or("http", |word| word.value) {
-        "http" => (App::Http { port: port(80)? }, ["url", "mb"].as_slice()),
-        "echo" => (App::Echo { port: port(7)? }, ["url", "mb"].as_slice()),
+        "http" => {
+            let tls = words.read("tls", on_or_off)?.unwrap_or(false);
+            if let (true, false, Some(word)) = (tls, cfg!(feature = "tls"), words.get("tls")) {
+                return Err(word.error(Problem::NoTls));
+            }
+            let port = port(if tls { 443 } else { 80 })?;
+            (App::Http { port, tls }, ["url", "mb"].as_slice())
+        }
+        "echo" => (App::Echo { port: port(7)? }, ["url", "mb", "tls"].as_slice()),
         "bench" => {
             let port = port(9001)?;
             if let (None, Some(word)) = (port.checked_add(bench::LAST_PORT), words.get("port")) {
                 return Err(word.error(Problem::Ports));
             }
             let mebibytes = words.read("mb", number_in(1, 1 << 20))?.unwrap_or(64);
-            (App::Bench { port, bytes: mebibytes << 20 }, ["url"].as_slice())
+            (App::Bench { port, bytes: mebibytes << 20 }, ["url", "tls"].as_slice())
         }
         "fetch" => {
             let Some(url) = words.get("url") else {
                 return Err(name.unwrap_or_default().error(Problem::NoUrl));
             };
             let url = url.value.parse().map_err(|problem| url.error(problem))?;
-            (App::Fetch { url }, ["port", "mb"].as_slice())
+            (App::Fetch { url }, ["port", "mb", "tls"].as_slice())
         }
         _ => return Err(name.unwrap_or_default().error(Problem::UnknownApp)),
     };
     match stray.iter().find_map(|key| words.get(key)) {
         Some(word) => Err(word.error(Problem::WrongApp)),
         None => Ok(app),
+    }
+}
+
+fn on_or_off(text: &str) -> Option<bool> {
+    match text {
+        "on" => Some(true),
+        "off" => Some(false),
+        _ => None,
     }
 }
 
@@ -174,7 +200,7 @@ mod tests {
         for text in ["", "   ", "\t\n", "\0app=nonsense"] {
             assert_eq!(parse(text), Config::default());
         }
-        assert_eq!(Config::default().app, App::Http { port: 80 });
+        assert_eq!(Config::default().app, App::Http { port: 80, tls: false });
     }
 
     #[test]
@@ -221,8 +247,8 @@ mod tests {
         for port in ["0", "65536", "abc", "-1", "+1", "1.5", "99999999999999999999"] {
             assert_eq!(problem(&format!("app=http port={port}")), (10, Problem::Port));
         }
-        assert_eq!(parse("port=65535").app, App::Http { port: 65535 });
-        assert_eq!(parse("port=1").app, App::Http { port: 1 });
+        assert_eq!(parse("port=65535").app, App::Http { port: 65535, tls: false });
+        assert_eq!(parse("port=1").app, App::Http { port: 1, tls: false });
     }
 
     #[test]
@@ -240,7 +266,7 @@ mod tests {
             ("app=echo mb=5", 10, Problem::WrongApp),
             ("app=bench mb=0", 11, Problem::Megabytes),
             ("app=bench port=65533", 11, Problem::Ports),
-            ("app=fetch url=https://1.2.3.4/", 11, Problem::Scheme),
+            ("app=fetch url=ftp://1.2.3.4/", 11, Problem::Scheme),
             ("app=fetch url=http://10.0.0.300/", 11, Problem::Host),
             ("app=fetch url=http://a..b/", 11, Problem::Host),
             ("app=fetch url=http://-/", 11, Problem::Host),
@@ -248,6 +274,8 @@ mod tests {
             ("app=fetch url=http://1.2.3.4:0/", 11, Problem::Host),
             ("app=fetch url=http://user@1.2.3.4/", 11, Problem::Host),
             ("app=fetch url=http:///", 11, Problem::Host),
+            ("app=http tls=yes", 10, Problem::Tls),
+            ("app=echo tls=on", 10, Problem::WrongApp),
             ("log=loud", 1, Problem::Level),
             ("ring-order=0", 1, Problem::RingOrder),
             ("ring-order=10", 1, Problem::RingOrder),

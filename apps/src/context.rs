@@ -4,6 +4,7 @@ use crate::http::pattern::Pattern;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::cell::OnceCell;
+use core::time::Duration;
 use xen::{Counted, Counter};
 
 /// A number: its name for Prometheus without the prefix `xensock_`, its meaning, and its value now.
@@ -31,6 +32,16 @@ pub trait Environment {
     /// before each large one that a peer can cause.
     fn has_room(&self, _bytes: usize) -> bool {
         true
+    }
+
+    /// The files that the toolstack has put beside the guest (xl's `ramdisk=`).
+    fn files(&self) -> Vec<&'static [u8]> {
+        Vec::new()
+    }
+
+    /// What tells the time since the Unix epoch, if it is known.
+    fn clock(&self) -> fn() -> Option<Duration> {
+        || None
     }
 
     /// Called when an app listens on its port.
@@ -119,6 +130,18 @@ impl Context {
         }
         buffer.resize(size, 0);
         Some(buffer.into_boxed_slice())
+    }
+
+    /// The first file beside the guest.
+    #[cfg(feature = "tls")]
+    pub(crate) fn file(&self) -> Option<&'static [u8]> {
+        self.environment.files().into_iter().find(|file| !file.is_empty())
+    }
+
+    /// See [`Environment::clock`].
+    #[cfg(feature = "tls")]
+    pub(crate) fn clock(&self) -> fn() -> Option<Duration> {
+        self.environment.clock()
     }
 
     pub(crate) fn listening(&self) {

@@ -2,6 +2,7 @@
 //!
 //! A connection has one buffer of 16 KiB: it is filled, written completely, and filled again. A
 //! peer that sends without reading is stopped by the sockets' buffers and by the idle timeout.
+//! Datagrams have a server of their own ([`datagrams`](crate::datagrams)).
 
 use super::wire::{Deadline, Wire, WireError};
 use crate::Context;

@@ -37,6 +37,9 @@ pub enum FetchError {
     Connect(String),
     #[error("the connection failed: {0}")]
     Wire(#[from] WireError),
+    #[cfg(feature = "tls")]
+    #[error("{0}")]
+    Tls(#[from] crate::SecureError),
     #[error("the server closed the connection before it had answered")]
     NoAnswer,
     #[error("the server's answer is not HTTP: {0}")]
@@ -98,7 +101,22 @@ pub async fn fetch<S: TcpConnect>(
         .await
         .map_err(|error| FetchError::Connect(error.to_string()))?;
     let _open = context.connection();
-    let mut wire = Wire::new(socket, BUFFER, deadline, context)?;
+    #[cfg(feature = "tls")]
+    if url.tls {
+        let stream = crate::secure::connect(socket, url, idle, context).await?;
+        return exchange(stream, url, idle, context).await;
+    }
+    exchange(socket, url, idle, context).await
+}
+
+/// Sends the request, and reads the response.
+async fn exchange<S: Read + Write + TcpShutdown>(
+    socket: S,
+    url: &Url,
+    idle: Option<Duration>,
+    context: &Context,
+) -> Result<Report, FetchError> {
+    let mut wire = Wire::new(socket, BUFFER, Deadline::new(idle), context)?;
     let request = format!(
         "GET {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: xensock\r\nAccept: */*\r\n\
          Connection: close\r\n\r\n",

@@ -22,22 +22,30 @@ extern crate alloc;
 mod bench;
 pub mod config;
 mod context;
+mod datagrams;
 mod echo;
 pub mod fetch;
 mod http;
+#[cfg(feature = "tls")]
+mod secure;
 mod serve;
 pub mod trace;
 mod wire;
 
 pub use context::{Context, Environment, Metric};
-pub use netfront::Resolver;
+pub use netfront::{NameServers, Resolver, TcpOnly};
+#[cfg(feature = "tls")]
+pub use secure::SecureError;
 pub use serve::ServeError;
 
 use alloc::string::{String, ToString};
 use config::{App, Config};
 use core::convert::Infallible;
+use core::pin::pin;
 use core::time::Duration;
-use edge_nal::{Dns, TcpAccept, TcpBind, TcpConnect};
+use datagrams::Server;
+use edge_nal::{Dns, TcpAccept, TcpBind, TcpConnect, UdpBind};
+use futures_util::future::{Either, select};
 use thiserror::Error;
 
 /// Why an app failed.
@@ -46,6 +54,9 @@ use thiserror::Error;
 pub enum AppError {
     #[error(transparent)]
     Serve(#[from] ServeError),
+    #[cfg(feature = "tls")]
+    #[error("tls: {0}")]
+    Tls(#[from] SecureError),
     #[error("fetch {url}: {error}")]
     Fetch { url: String, error: fetch::FetchError },
 }
@@ -59,11 +70,26 @@ pub async fn run<S>(
     context: &Context,
 ) -> Result<(), AppError>
 where
-    S: TcpBind + TcpConnect,
+    S: TcpBind + TcpConnect + UdpBind,
 {
     let idle = config.idle_timeout;
     match &config.app {
-        App::Http { port } => {
+        #[cfg(feature = "tls")]
+        App::Http { port, tls: true } => {
+            let server = secure::server(context)?;
+            let acceptor = serve::bind(stack, *port).await?;
+            log::info!("http: serving on port {port}, over TLS");
+            context.listening();
+            context.pattern();
+            let memory = http::CONNECTION_MEMORY + secure::CONNECTION_MEMORY;
+            let serve_one = async |socket| {
+                let stream = secure::accept(socket, &server, idle, context).await?;
+                http::converse(stream, idle, context).await
+            };
+            let limit = limit(config, context, memory);
+            match serve::serve(&acceptor, limit, serve_one, context).await? {}
+        }
+        App::Http { port, .. } => {
             let acceptor = serve::bind(stack, *port).await?;
             log::info!("http: serving on port {port}");
             context.listening();
@@ -78,7 +104,12 @@ where
             context.listening();
             let limit = limit(config, context, echo::CONNECTION_MEMORY);
             let serve_one = async |socket| echo::echo(socket, idle, context).await;
-            match serve::serve(&acceptor, limit, serve_one, context).await? {}
+            let streams = serve::serve(&acceptor, limit, serve_one, context);
+            let datagrams = datagrams::serve(stack, *port, Server::Echo, context);
+            match select(pin!(streams), pin!(datagrams)).await {
+                Either::Left((ended, _)) => match ended? {},
+                Either::Right((never, _)) => match never {},
+            }
         }
         App::Bench { port, bytes } => {
             context.pattern();

@@ -2,9 +2,9 @@
 
 mod loopback;
 
-use loopback::{Server, is_closed};
+use loopback::{PATIENCE, Server, is_closed};
 use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::net::{Ipv4Addr, Shutdown, UdpSocket};
 use std::time::Duration;
 
 /// Bytes that reveal losses, repetitions and swaps.
@@ -101,4 +101,18 @@ fn a_reset_does_not_end_the_server() {
     std::thread::sleep(Duration::from_millis(100));
     drop(rude);
     assert_eq!(server.exchange("still there?"), "still there?");
+}
+
+#[test]
+fn each_datagram_is_returned_whole() {
+    let server = Server::start("app=echo");
+    let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.connect(server.next_address()).unwrap();
+    for length in [1, 0, 1400, 65507, 3] {
+        let (message, mut echo) = (bytes(length), vec![1; 65536]);
+        client.send(&message).unwrap();
+        assert_eq!(client.recv(&mut echo).unwrap(), length);
+        assert!(echo[..length] == message, "{length} bytes");
+    }
 }

@@ -20,6 +20,7 @@ use proptest::prelude::*;
 use std::future::Future;
 use std::pin::pin;
 use suite::{Couriers, End, create};
+use xen::yield_now;
 
 /// A node, and others that do to it what they want.
 struct Stage {
@@ -315,6 +316,10 @@ fn a_visitor_that_does_not_connect_makes_room_for_the_next_one() {
     });
 }
 
+/// How many visitors of one host knock, and how many of all hosts a node lets wait.
+const VISITORS: usize = 200;
+const LET_IN: usize = 64;
+
 #[test]
 fn however_many_visitors_one_host_sends_those_of_others_are_let_in() {
     for says_hello in [false, true] {
@@ -322,7 +327,7 @@ fn however_many_visitors_one_host_sends_those_of_others_are_let_in() {
             let (mut busy, mut client) = (stage.serve("test", suite::QUOTA), stage.visit().await);
             join(busy.connected(), client.connected()).await;
             let mut visitors = Vec::new();
-            for _ in 0..200 {
+            for _ in 0..VISITORS {
                 let mut hostile = stage.hostile([10, 0, 0, 9]).await;
                 if says_hello {
                     hostile.hello(&Service::new("test", 0).unwrap(), Phase::Idle).await.unwrap();
@@ -331,7 +336,9 @@ fn however_many_visitors_one_host_sends_those_of_others_are_let_in() {
             }
             let mut honest = stage.hostile([10, 0, 0, 3]).await;
             honest.hello(&Service::new("test", 0).unwrap(), Phase::Idle).await.unwrap();
-            embassy_time::Timer::after_millis(500).await;
+            // All have been let in, the honest one as the last, when so many have been sent away.
+            while visitors[VISITORS - LET_IN].receive().await.is_some() {}
+            yield_now().await;
             let _next = stage.serve("test", suite::QUOTA);
             let start = std::time::Instant::now();
             honest.sees(Phase::Idle).await;

@@ -163,7 +163,8 @@ async fn run(
     transport: impl Transport + 'static,
     neighbours: Neighbours,
 ) -> Outcome {
-    let random = system.random().map_err(|_| "a node needs RDRAND, which this processor lacks")?;
+    let random =
+        system.random().await.map_err(|_| "a node needs RDRAND, or a seed in data/seed")?;
     let node = Node::new(transport, random);
     let buffers = node.clone();
     system.spawn(async move { log::error!("buffers: {}", buffers.serve_buffers(COURIERS).await) });

@@ -57,7 +57,7 @@ async fn main(system: System) -> Result<(), String> {
         return hostile.pool.retry_during(hostile.run()).await;
     }
     let transport = system.idc(DEFAULT_ORDER).await.map_err(text)?;
-    let node = Node::new(transport, system.random().map_err(text)?);
+    let node = Node::new(transport, system.random().await.map_err(text)?);
     match role {
         "serve" => serve(&system, &node).await,
         "honest" => use_service(&node, id).await,

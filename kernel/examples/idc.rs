@@ -31,7 +31,7 @@ kernel::entry!(main);
 
 async fn main(system: System) -> Result<(), String> {
     let words = core::str::from_utf8(system.command_line()).map_err(text)?;
-    let random = system.random().map_err(text)?;
+    let random = system.random().await.map_err(text)?;
     system.spawn(show_usage(system.clone()));
     let Some(listen) = word::<SocketAddr>(words, "listen")? else {
         let order = word(words, "order")?.unwrap_or(DEFAULT_ORDER);

@@ -30,12 +30,28 @@ async fn main(system: System) -> Result<(), String> {
         "flood" => flood(&system).await,
         "input" => input(&system).await,
         "xenstore" => xenstore(system.store()).await,
+        "random" => random(&system).await,
         name => Err(format!("unknown test {name:?}")),
     }
 }
 
 fn text(error: Errno) -> String {
     error.to_string()
+}
+
+/// Random numbers, as other crates get them, and as the system gives them.
+async fn random(system: &System) -> Result<(), String> {
+    let numbers = system.random().await;
+    let mut number = [0; 16];
+    match getrandom::fill(&mut number) {
+        Ok(()) => log::info!("random: {number:02x?}"),
+        Err(error) => log::info!("no random numbers: {error}"),
+    }
+    match numbers {
+        Ok(mut numbers) => log::info!("system: {:02x?}", numbers()),
+        Err(error) => log::info!("none of the system: {error}"),
+    }
+    Ok(())
 }
 
 /// An idle guest with a listener wakes for events only.

@@ -23,6 +23,10 @@ mod crash {
     mod symbols;
 }
 
+mod entropy {
+    mod generator;
+}
+
 mod memory {
     pub mod ram;
     mod runs;

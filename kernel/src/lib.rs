@@ -26,6 +26,8 @@ extern crate alloc;
 #[allow(unsafe_code, reason = "gives free pages to Xen, and takes them back")]
 pub mod balloon;
 pub mod crash;
+#[allow(unsafe_code, reason = "`getrandom` calls its backend with a raw pointer")]
+pub mod entropy;
 pub mod executor;
 #[allow(unsafe_code, reason = "the call instruction, and the MSR through which Xen fills the page")]
 pub mod hypercall;
@@ -51,3 +53,4 @@ mod timers;
 
 pub use boot::COMMAND_LINE_SIZE;
 pub use system::System;
+pub use time::wall_clock;

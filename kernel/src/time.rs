@@ -40,6 +40,13 @@ pub fn uptime() -> Duration {
     Duration::from_nanos(nanoseconds())
 }
 
+/// The wall clock: the time since the Unix epoch, as the host has it, or as
+/// [`System::set_wall_clock`](crate::System::set_wall_clock) has corrected it. `None` if Xen keeps
+/// changing its numbers while they are read, and before the clock is started.
+pub fn wall_clock() -> Option<Duration> {
+    CLOCK.get()?.get().0.wall_clock_now().ok()
+}
+
 fn nanoseconds() -> u64 {
     let Some((clock, started)) = CLOCK.get().map(OneCpu::get) else { return 0 };
     clock.now().saturating_sub(*started)

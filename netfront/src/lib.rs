@@ -1,11 +1,12 @@
-//! A Xen guest's own network interface, and TCP over it.
+//! A Xen guest's own network interface, and TCP and UDP over it.
 //!
 //! XenSock's sockets need neither. This crate is for guests that need an address of their own,
 //! other protocols or direct control of the network, and for hosts without xensockd.
 //!
 //! - [`vif`]: the frontend of a virtual interface (netfront)
-//! - [`stack`]: TCP over an interface, with the traits of `edge-nal` and `embedded-io-async`
-//! - [`Resolver`]: DNS over any stack's TCP
+//! - [`stack`]: TCP and UDP over an interface, with the traits of `edge-nal` and
+//!   `embedded-io-async`
+//! - [`Resolver`]: DNS over any stack's sockets
 //! - [`Nic`]: what a stack needs besides smoltcp's [`Device`](smoltcp::phy::Device)
 //! - [`Capture`]: the frames of an interface, in libpcap's format
 #![no_std]
@@ -21,5 +22,5 @@ pub mod vif;
 
 pub use capture::Capture;
 pub use nic::{Link, Nic};
-pub use resolver::{ResolveError, Resolver};
+pub use resolver::{NameServers, ResolveError, Resolver, TcpOnly};
 pub use smoltcp;

@@ -2,14 +2,13 @@
 
 mod testing;
 
-use edge_nal::{AddrType, Close, Dns, TcpShutdown, TcpSplit};
+use edge_nal::{Close, TcpShutdown, TcpSplit};
 use embassy_time::{Duration, Timer, with_timeout};
 use embedded_io_async::{Read, Write};
 use futures_util::future::{join, join_all};
-use netfront::stack::{Listener, Stack, Stream};
-use netfront::{ResolveError, Resolver};
+use netfront::stack::{Stack, Stream};
 use std::collections::VecDeque;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use testing::cable::{self, Faults, with_stacks};
 use xen::Errno;
 
@@ -230,57 +229,6 @@ fn connections_work_over_ipv6() {
         let (client, server) = join(left.connect(at), listener.accept()).await;
         let bytes = pattern(100_000);
         assert!(transfer(client.unwrap(), server.unwrap(), &bytes).await == bytes);
-    });
-}
-
-/// A DNS server for one query: it answers with this code and address.
-async fn answer_one(listener: &Listener, code: u8, address: [u8; 4]) {
-    let mut stream = listener.accept().await.unwrap();
-    let mut length = [0; 2];
-    stream.read_exact(&mut length).await.unwrap();
-    let mut message = vec![0; usize::from(u16::from_be_bytes(length))];
-    stream.read_exact(&mut message).await.unwrap();
-    // The query's question, and one answer: the address, valid for nine seconds.
-    message[2..8].copy_from_slice(&[0x81, 0x80 | code, 0, 1, 0, 1]);
-    message.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4]);
-    message.extend(address);
-    stream.write_all(&(message.len() as u16).to_be_bytes()).await.unwrap();
-    stream.write_all(&message).await.unwrap();
-}
-
-#[test]
-fn names_are_resolved_over_tcp_and_failures_are_distinguished() {
-    with_stacks(Faults::default(), |left, right, _| async move {
-        let listener = right.bind(server(53)).await.unwrap();
-        let servers = [IpAddr::from(cable::RIGHT)];
-        let names = Resolver::new(&left, &servers);
-        let look_up = || names.get_host_by_name("www.example.org", AddrType::IPv4);
-        let (found, ()) = join(look_up(), answer_one(&listener, 0, [192, 0, 2, 9])).await;
-        assert_eq!(found, Ok([192, 0, 2, 9].into()));
-        let (found, ()) = join(look_up(), answer_one(&listener, 3, [0; 4])).await;
-        assert_eq!(found, Err(ResolveError::NotFound));
-        let (found, ()) = join(look_up(), answer_one(&listener, 5, [0; 4])).await;
-        assert_eq!(found, Err(ResolveError::Refused(servers[0], 5)));
-        let hangs_up = async { drop(listener.accept().await.unwrap()) };
-        let (found, ()) = join(look_up(), hangs_up).await;
-        assert!(matches!(found, Err(ResolveError::Server(..))), "{found:?}");
-        let found = Resolver::new(&left, &[]).get_host_by_name("a.b", AddrType::Either).await;
-        assert_eq!(found, Err(ResolveError::NoServer));
-        let found = names.get_host_by_name("192.0.2.1", AddrType::Either).await;
-        assert_eq!(found, Ok([192, 0, 2, 1].into()));
-    });
-}
-
-#[test]
-fn the_second_dns_server_is_queried_if_the_first_is_unreachable() {
-    with_stacks(Faults::default(), |left, right, _| async move {
-        let listener = right.bind(server(53)).await.unwrap();
-        // The server listens at its IPv4 address only.
-        let servers = [IpAddr::from(cable::RIGHT_V6), cable::RIGHT.into()];
-        let names = Resolver::new(&left, &servers);
-        let looking = names.get_host_by_name("www.example.org", AddrType::Either);
-        let (found, ()) = join(looking, answer_one(&listener, 0, [192, 0, 2, 9])).await;
-        assert_eq!(found, Ok([192, 0, 2, 9].into()));
     });
 }
 

@@ -43,7 +43,7 @@ pub struct Network {
     pub ipv4: Ipv4,
     /// `ip6=` and `gw6=`.
     pub ipv6: Option<(Ipv6Cidr, Option<Ipv6Addr>)>,
-    /// `dns=`: the DNS servers, instead of those from DHCP. Over XenSock they are queried by TCP.
+    /// `dns=`: the DNS servers, instead of those from DHCP.
     pub dns: Vec<IpAddr>,
     /// `tcp-buffer=`: each connection's receive buffer, and its transmit buffer, in bytes.
     pub tcp_buffer: usize,

@@ -7,16 +7,19 @@ use core::fmt;
 use core::net::{IpAddr, SocketAddr};
 use core::str::FromStr;
 
-/// The port of a URL without one.
+/// The ports of URLs without one.
 const PORT: u16 = 80;
+const TLS_PORT: u16 = 443;
 
 /// The longest name and the longest label (RFC 1035, section 2.3.4).
 const MAX_NAME: usize = 253;
 const MAX_LABEL: usize = 63;
 
-/// An `http` URL.
+/// An `http` or `https` URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Url {
+    /// Whether it begins with `https`.
+    pub tls: bool,
     /// The host.
     pub host: Host,
     /// The port.
@@ -46,7 +49,8 @@ impl Url {
 
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}{}", self.authority(), self.target)
+        let scheme = if self.tls { "https" } else { "http" };
+        write!(f, "{scheme}://{}{}", self.authority(), self.target)
     }
 }
 
@@ -54,7 +58,12 @@ impl FromStr for Url {
     type Err = Problem;
 
     fn from_str(text: &str) -> Result<Url, Problem> {
-        let rest = text.strip_prefix("http://").ok_or(Problem::Scheme)?;
+        let (tls, rest) = match text.split_once("://") {
+            Some(("http", rest)) => (false, rest),
+            Some(("https", _)) if !cfg!(feature = "tls") => return Err(Problem::NoTls),
+            Some(("https", rest)) => (true, rest),
+            _ => return Err(Problem::Scheme),
+        };
         let (host, target) = match rest.find(['/', '?']) {
             Some(at) => rest.split_at(at),
             None => (rest, ""),
@@ -65,15 +74,16 @@ impl FromStr for Url {
         }
         let slash = if target.starts_with('/') { "" } else { "/" };
         let (host, port) = authority(host).ok_or(Problem::Host)?;
-        Ok(Url { host, port, target: format!("{slash}{target}") })
+        let port = port.unwrap_or(if tls { TLS_PORT } else { PORT });
+        Ok(Url { tls, host, port, target: format!("{slash}{target}") })
     }
 }
 
 /// `HOST` or `HOST:PORT`, with an IPv6 address in brackets.
-fn authority(text: &str) -> Option<(Host, u16)> {
+fn authority(text: &str) -> Option<(Host, Option<u16>)> {
     let (host, port) = match text.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => (host, number_in(1, 65535)(port)?),
-        _ => (text, PORT),
+        Some((host, port)) if !port.ends_with(']') => (host, Some(number_in(1, 65535)(port)?)),
+        _ => (text, None),
     };
     let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         Some(inner) => Host::Address(IpAddr::V6(inner.parse().ok()?)),

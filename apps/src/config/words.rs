@@ -8,9 +8,10 @@ use thiserror::Error;
 pub const MAX_LENGTH: usize = 4096;
 
 /// Each key, and the error that explains which values it permits.
-pub const KEYS: [(&str, Problem); 18] = [
+pub const KEYS: [(&str, Problem); 19] = [
     ("app", Problem::UnknownApp),
     ("port", Problem::Port),
+    ("tls", Problem::Tls),
     ("mb", Problem::Megabytes),
     ("url", Problem::Scheme),
     ("log", Problem::Level),
@@ -55,6 +56,10 @@ pub enum Problem {
     UnknownKey,
     #[error("this key was given before: give each at most once")]
     Duplicate,
+    #[error("tls is on or off")]
+    Tls,
+    #[error("this image has no TLS: it was built without the feature `tls`")]
+    NoTls,
     #[error("no such app: there are http, echo, fetch, bench")]
     UnknownApp,
     #[error("a port is a whole number from 1 to 65535")]
@@ -103,11 +108,11 @@ pub enum Problem {
     NoTrace,
     #[error("fetch takes one stack: xensock or netfront")]
     OneStack,
-    #[error("this app has no such setting: port is for servers, url for fetch, mb for bench")]
+    #[error("this app has no such setting: servers have port, http has tls, fetch url, bench mb")]
     WrongApp,
-    #[error("fetch needs url=http://ADDRESS:PORT/PATH")]
+    #[error("fetch needs url=http://HOST:PORT/PATH")]
     NoUrl,
-    #[error("a URL begins with http://")]
+    #[error("a URL begins with http:// or https://")]
     Scheme,
     #[error(
         "the URL's host is an address or a name, as in http://192.0.2.1/ or http://example.org/"

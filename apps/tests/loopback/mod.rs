@@ -4,18 +4,22 @@
 //! they stay in memory until a flush or until there are many.
 #![allow(dead_code, reason = "each test crate uses its own part")]
 
+mod datagrams;
+
 use apps::config::Config;
 use apps::{AppError, Context, Environment, Metric};
-use edge_nal::{Close, Readable, TcpAccept, TcpBind, TcpConnect, TcpShutdown, TcpSplit};
+use datagrams::Udp;
+use edge_nal::{Close, Readable, TcpAccept, TcpBind, TcpConnect, TcpShutdown, TcpSplit, UdpBind};
 use embedded_io_async::{ErrorType, Read, Write};
-use netfront::Resolver;
+use netfront::{Resolver, TcpOnly};
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream as Client};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::oneshot;
+use xensock_stream::Datagrams;
 
 /// The most bytes that one write takes.
 const MAX_WRITE: usize = 40_000;
@@ -56,6 +60,17 @@ impl TcpConnect for Loopback {
 
     async fn connect(&self, remote: SocketAddr) -> io::Result<Socket> {
         Ok(Socket::new(TcpStream::connect(remote).await?, self.half_close))
+    }
+}
+
+impl UdpBind for Loopback {
+    type Error = io::Error;
+    type Socket<'a> = Datagrams<Udp>;
+
+    async fn bind(&self, _: SocketAddr) -> io::Result<Datagrams<Udp>> {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let _ = self.bound.send(socket.local_addr()?);
+        Ok(Datagrams::new(Udp(socket)))
     }
 }
 
@@ -173,9 +188,13 @@ impl Readable for Never {
 }
 
 /// The guest under a server, which has 7 ports.
-struct Guest;
+struct Guest(Vec<&'static [u8]>);
 
 impl Environment for Guest {
+    fn files(&self) -> Vec<&'static [u8]> {
+        self.0.clone()
+    }
+
     fn metrics(&self) -> Vec<Metric> {
         vec![("ports_open", "Open ports.", 7)]
     }
@@ -183,7 +202,9 @@ impl Environment for Guest {
 
 /// Runs `config`'s app to its end, on this thread.
 pub fn run(config: &Config, context: &Context) -> Result<(), AppError> {
-    block_on(async |stack| apps::run(config, &stack, &Resolver::new(&stack, &[]), context).await)
+    block_on(async |stack| {
+        apps::run(config, &stack, &Resolver::new(TcpOnly(&stack), vec![], || 1), context).await
+    })
 }
 
 /// Runs `work` with a stack, on this thread.
@@ -213,13 +234,22 @@ impl Server {
 
     /// Starts it on a stack with or without half-close.
     pub fn start_where(half_close: HalfClose, command_line: &str) -> Server {
+        Server::start_with(half_close, command_line, Vec::new())
+    }
+
+    /// Starts it with files beside the guest.
+    pub fn start_with(
+        half_close: HalfClose,
+        command_line: &str,
+        files: Vec<&'static [u8]>,
+    ) -> Server {
         let config = Config::parse(command_line.as_bytes()).unwrap();
         let (sender, bound) = mpsc::channel();
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::spawn(move || {
-            let context = Context::new(Guest);
+            let context = Context::new(Guest(files));
             let stack = Loopback { bound: sender, half_close };
-            let names = Resolver::new(&stack, &[]);
+            let names = Resolver::new(TcpOnly(&stack), vec![], || 1);
             runtime().block_on(async {
                 tokio::select! {
                     end = apps::run(&config, &stack, &names, &context) => panic!("{end:?}"),

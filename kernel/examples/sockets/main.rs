@@ -4,11 +4,12 @@
 //! `port=N` is the first of some free ports there. `plain` means that the backend has no
 //! extensions, so each must be refused with its error. `beside=ADDRESS` is dom0's address on its
 //! bridge; it tests what all stacks have in common, between dom0's sockets and a stack in the
-//! guest.
+//! guest. `datagrams=N` is the port of `tests/examples/datagrams.rs` in dom0.
 #![no_std]
 #![no_main]
 
 mod alike;
+mod datagrams;
 
 extern crate alloc;
 
@@ -19,6 +20,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt::Debug;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use datagrams::*;
 use edge_nal::{Close, TcpShutdown};
 use embassy_time::{Duration, with_timeout};
 use embedded_io_async::{Read, Write};
@@ -51,12 +53,14 @@ async fn main(system: System) -> Result<(), String> {
     let port =
         word("port=").and_then(|port| port.parse().ok()).ok_or("write port= and a number")?;
     let sockets = system.sockets(Default::default()).await.map_err(|error| error.to_string())?;
+    let datagrams = word("datagrams=").and_then(|port| port.parse().ok());
+    let datagrams = datagrams.ok_or("write datagrams= and a port of dom0")?;
     let mut tally = Tally::default();
     if let Some(dom0) = word("beside=") {
         let dom0 = dom0.parse().map_err(|_| "write beside= and dom0's address")?;
-        both_stacks(&system, &sockets, dom0, port, &mut tally).await?;
+        both_stacks(&system, &sockets, dom0, [port, datagrams], &mut tally).await?;
     } else {
-        one_stack(sockets, port, word("plain").is_some(), &mut tally).await;
+        one_stack(sockets, port, datagrams, word("plain").is_some(), &mut tally).await;
     }
     log::info!("checks are done: {} failed", tally.failed);
     Ok(())
@@ -98,8 +102,23 @@ async fn alike_with_extensions(setup: Setup<'_, impl Near, impl Far>, tally: &mu
     alike(setup, tally).await;
 }
 
+/// The checks of datagrams for all stacks.
+async fn datagrams_alike(exchange: Exchange<'_, impl Stack>, tally: &mut Tally) {
+    checks!(tally, &exchange, datagrams_keep_their_bounds_and_name_their_sender
+        a_datagram_that_does_not_fit_is_cut a_connected_socket_receives_from_its_peer_alone
+        a_connected_socket_learns_that_its_peer_has_no_such_port
+        binding_a_datagram_port_in_use_fails a_datagram_is_sent_after_its_socket_is_dropped
+        a_datagram_beyond_64_kib_is_refused datagrams_go_both_ways_at_once);
+}
+
 /// Both ends of each connection are sockets of dom0.
-async fn one_stack(sockets: Frontend<Domain>, port: u16, plain: bool, tally: &mut Tally) {
+async fn one_stack(
+    sockets: Frontend<Domain>,
+    port: u16,
+    datagrams: u16,
+    plain: bool,
+    tally: &mut Tally,
+) {
     let setup = |to| Setup { near: &sockets, far: &sockets, to, port };
     let bench = Bench { sockets: sockets.clone(), port };
     checks!(tally, &bench, readable_waits_for_a_connection connections_reuse_grants);
@@ -110,6 +129,10 @@ async fn one_stack(sockets: Frontend<Domain>, port: u16, plain: bool, tally: &mu
     }
     alike_with_extensions(setup(Ipv4Addr::LOCALHOST.into()), tally).await;
     alike_with_extensions(setup(Ipv6Addr::LOCALHOST.into()), tally).await;
+    for dom0 in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+        let exchange = Exchange { stack: &sockets, peer: (dom0, datagrams).into(), port };
+        datagrams_alike(exchange, tally).await;
+    }
     checks!(tally, &bench, options_are_set_and_read both_ends_know_their_addresses
         rings_are_resized_under_traffic);
 }
@@ -119,7 +142,7 @@ async fn both_stacks(
     system: &System,
     sockets: &Frontend<Domain>,
     dom0: IpAddr,
-    port: u16,
+    [port, datagrams]: [u16; 2],
     tally: &mut Tally,
 ) -> Result<(), String> {
     let stack = system.network(Default::default(), Default::default(), None).await;
@@ -130,6 +153,8 @@ async fn both_stacks(
     alike_with_extensions(Setup { near: sockets, far: &stack, to: own.into(), port }, tally).await;
     log::info!("from {own} to dom0");
     alike_with_extensions(Setup { near: &stack, far: sockets, to: dom0, port }, tally).await;
+    let peer = (dom0, datagrams).into();
+    datagrams_alike(Exchange { stack: &stack, peer, port }, tally).await;
     Ok(())
 }
 
@@ -211,7 +236,9 @@ async fn each_extension_is_refused(bench: &Bench) -> Outcome {
     expect("a name", near.local_addr().await.map(drop), refused)?;
     let six = SocketAddr::from((Ipv6Addr::LOCALHOST, bench.port));
     let six = bench.sockets.connect(six).await.map(drop);
-    expect("IPv6", six, Err(Errno::EAFNOSUPPORT))
+    expect("IPv6", six, Err(Errno::EAFNOSUPPORT))?;
+    let datagrams = bench.sockets.bind_udp(bench.address(1)).await.map(drop);
+    expect("datagrams", datagrams, refused)
 }
 
 async fn options_are_set_and_read(bench: &Bench) -> Outcome {

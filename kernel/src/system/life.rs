@@ -1,6 +1,7 @@
 //! The life-cycle around the main function: start, requests of the toolstack, orderly end.
 
 use super::{Inner, Main, System};
+use crate::entropy;
 use crate::executor::{self, Tasks};
 use crate::machine::{self, Guest, Resumed};
 use crate::memory::pages;
@@ -96,6 +97,10 @@ impl System {
             // First, because the former driver must not read the new rings.
             let (reader, writer) = machine::xenstore(guest);
             self.0.background.spawn(run_store(store.reconnect(reader, writer)));
+            entropy::restored();
+            if let Some(seed) = self.0.seed.get() {
+                seed(store).await;
+            }
             for device in &devices {
                 device.resume().await;
             }
@@ -186,6 +191,7 @@ pub(crate) fn run(guest: &'static Guest, command_line: &'static [u8], main: Main
         tasks: tasks.spawner(),
         background: background.spawner(),
         devices: RefCell::default(),
+        seed: Cell::new(None),
         end: Cell::new(None),
     }));
     if let Some(console) = &guest.console {

@@ -11,7 +11,7 @@ mod network;
 #[cfg(feature = "xensock")]
 mod sockets;
 
-use crate::cpu;
+use crate::entropy;
 use crate::executor::Spawner;
 use crate::machine::{self, Console, Domain, Guest};
 use crate::memory::{heap_figures, image, modules, pages};
@@ -27,6 +27,7 @@ use core::cell::{Cell, RefCell};
 use core::fmt::Display;
 use core::future::ready;
 use core::pin::Pin;
+use core::time::Duration;
 use futures_util::future::LocalBoxFuture;
 use xen::Errno;
 use xen::hypercall::ShutdownReason;
@@ -58,6 +59,8 @@ const SOCKET_HEAP: u64 = 2048;
 #[derive(Clone)]
 pub struct System(Rc<Inner>);
 
+type TakeSeed = for<'s> fn(&'s Store) -> LocalBoxFuture<'s, ()>;
+
 struct Inner {
     guest: &'static Guest,
     store: Store,
@@ -65,6 +68,8 @@ struct Inner {
     tasks: Spawner,
     background: Spawner,
     devices: RefCell<Vec<Rc<dyn Device>>>,
+    /// Takes the toolstack's seed, if the image makes random numbers.
+    seed: Cell<Option<TakeSeed>>,
     end: Cell<Option<ShutdownReason>>,
 }
 
@@ -185,10 +190,18 @@ impl System {
         self.0.command_line
     }
 
-    /// The wall clock: time since the Unix epoch, as the host has it. [`Errno::EAGAIN`] if Xen
-    /// keeps changing its numbers while they are read.
-    pub fn wall_clock(&self) -> Result<core::time::Duration, Errno> {
+    /// The wall clock: time since the Unix epoch, as the host has it, or as
+    /// [`set_wall_clock`](System::set_wall_clock) has corrected it. [`Errno::EAGAIN`] if Xen keeps
+    /// changing its numbers while they are read.
+    pub fn wall_clock(&self) -> Result<Duration, Errno> {
         self.0.guest.clock.wall_clock_now()
+    }
+
+    /// Corrects the wall clock, also for [`kernel::wall_clock`](crate::wall_clock) and with it the
+    /// check of certificates: it is `now`. The difference to the host's clock stays the same from
+    /// then on, also in a restored domain.
+    pub fn set_wall_clock(&self, now: Duration) -> Result<(), Errno> {
+        self.0.guest.clock.set_wall_clock_now(now)
     }
 
     /// The console, for reading and writing, if the toolstack made one. Log messages go there, too.
@@ -207,9 +220,21 @@ impl System {
         Domain::new(self.0.guest)
     }
 
-    /// Numbers that nobody can guess, from the processor. [`Errno::ENODEV`] if it has no RDRAND.
-    pub fn random(&self) -> Result<impl FnMut() -> [u8; 16] + use<>, Errno> {
-        cpu::random().ok_or(Errno::ENODEV)
+    /// Numbers that nobody can guess: see [`entropy`]. [`Errno::ENODEV`] if there
+    /// is no source of them. They panic if a restored domain has no source any more.
+    ///
+    /// Where the processor is no source, crates that use `getrandom` have numbers after the first
+    /// call.
+    pub async fn random(&self) -> Result<impl FnMut() -> [u8; 16] + use<>, Errno> {
+        if self.0.seed.replace(Some(entropy::take_seed)).is_none() {
+            entropy::take_seed(self.store()).await;
+        }
+        let number = || {
+            let mut number = [0; 16];
+            entropy::fill(&mut number).map(|()| number)
+        };
+        number()?;
+        Ok(move || number().expect("the domain has a source of random numbers"))
     }
 
     /// Xenstore.

@@ -1,6 +1,7 @@
 //! A network interface with a TCP/IP stack in the guest.
 
 use super::{Device, SOCKET_HEAP, System};
+use crate::entropy;
 use crate::machine::Domain;
 use crate::memory::{heap_figures, pages};
 use crate::metrics::Snapshot;
@@ -51,6 +52,10 @@ impl System {
         // address.
         let time = self.wall_clock().unwrap_or_default().as_nanos() as u64;
         stack.seed ^= time ^ read_tsc().rotate_left(32);
+        if self.random().await.is_ok() {
+            stack.seed ^= entropy::number();
+            stack.random = Some(entropy::number);
+        }
         let buffers = stack.connection_memory();
         // Connections that wait to be accepted may take a quarter of the memory.
         let memory = heap_figures().total + pages::figures().free * PAGE_SIZE;
@@ -80,7 +85,7 @@ impl Device for Network {
     fn count(&self, snapshot: &mut Snapshot) {
         let (counted, frames) = (self.stack.statistics(), self.interface.statistics());
         snapshot.socket_bytes += SOCKET_HEAP + self.buffers as u64;
-        snapshot.sockets_open += counted.streams_open;
+        snapshot.sockets_open += counted.streams_open + counted.datagram_sockets_open;
         snapshot.sockets_total += counted.streams_opened;
         snapshot.socket_received_bytes_total += counted.bytes_in;
         snapshot.socket_sent_bytes_total += counted.bytes_out;

@@ -58,7 +58,7 @@ impl Device for Sockets {
     fn count(&self, snapshot: &mut Snapshot) {
         let counted = self.0.statistics();
         snapshot.socket_bytes += SOCKET_HEAP + (self.0.ring_pages() * PAGE_SIZE) as u64;
-        snapshot.sockets_open += counted.streams_open;
+        snapshot.sockets_open += counted.streams_open + counted.datagram_sockets_open;
         snapshot.sockets_total += counted.streams_opened;
         snapshot.socket_received_bytes_total += counted.bytes_in;
         snapshot.socket_sent_bytes_total += counted.bytes_out;
@@ -78,7 +78,7 @@ impl Device for Sockets {
 
     fn is_drained(&self) -> bool {
         let counted = self.0.statistics();
-        counted.streams_open + counted.listeners_open == 0
+        counted.streams_open + counted.listeners_open + counted.datagram_sockets_open == 0
     }
 
     fn shutdown(&self) -> LocalBoxFuture<'_, ()> {

@@ -2,11 +2,11 @@
 
 use super::config::{Config, Ipv4};
 use alloc::vec::Vec;
-use core::net::{Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use embassy_time::{Duration, Instant};
 use smoltcp::iface::{Interface, SocketHandle, SocketSet};
-use smoltcp::socket::{dhcpv4, dns};
-use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr, Ipv4Cidr, Ipv6Cidr};
+use smoltcp::socket::dhcpv4;
+use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Cidr, Ipv6Cidr};
 
 /// How long an address stays in use after the link came up again without the DHCP server confirming
 /// it.
@@ -17,14 +17,12 @@ pub(super) struct Addresses {
     /// The address and the default gateway.
     ipv4: Option<(Ipv4Cidr, Option<Ipv4Addr>)>,
     ipv6: Option<(Ipv6Cidr, Option<Ipv6Addr>)>,
-    dns_servers: Vec<IpAddress>,
+    dns_servers: Vec<IpAddr>,
     /// The DNS servers are the configuration's: a DHCP server's are not used.
     fixed_dns: bool,
     dhcp: Option<SocketHandle>,
     /// When the IPv4 address is given up unless the DHCP server confirms it.
     pub(super) unconfirmed: Option<Instant>,
-    /// smoltcp's DNS client.
-    pub(super) dns: SocketHandle,
 }
 
 impl Addresses {
@@ -36,11 +34,10 @@ impl Addresses {
         Addresses {
             ipv4,
             ipv6: config.ipv6,
-            dns_servers: config.dns.iter().map(|&server| server.into()).collect(),
+            dns_servers: config.dns.clone(),
             fixed_dns: !config.dns.is_empty(),
             dhcp,
             unconfirmed: None,
-            dns: sockets.add(dns::Socket::new(&[], Vec::new())),
         }
     }
 
@@ -48,17 +45,28 @@ impl Addresses {
         self.ipv4.map(|(address, _)| address)
     }
 
-    pub(super) fn has_dns_server(&self) -> bool {
-        !self.dns_servers.is_empty()
+    /// Whether a datagram can be sent to an address.
+    pub(super) fn has_route(&self, to: IpAddr) -> bool {
+        match to {
+            IpAddr::V4(to) => self.ipv4.is_some_and(|(own, gateway)| {
+                let nearby = own.contains_addr(&to) || to.is_multicast() || to.is_broadcast();
+                nearby || gateway.is_some()
+            }),
+            IpAddr::V6(to) => {
+                let global = self
+                    .ipv6
+                    .is_some_and(|(own, gateway)| own.contains_addr(&to) || gateway.is_some());
+                global || to.is_multicast() || to.is_unicast_link_local()
+            }
+        }
     }
 
-    /// Gives the interface its addresses and routes, and the DNS client its servers.
-    pub(super) fn apply(
-        &self,
-        interface: &mut Interface,
-        sockets: &mut SocketSet<'static>,
-        mac: EthernetAddress,
-    ) {
+    pub(super) fn dns_servers(&self) -> &[IpAddr] {
+        &self.dns_servers
+    }
+
+    /// Gives the interface its addresses and routes.
+    pub(super) fn apply(&self, interface: &mut Interface, mac: EthernetAddress) {
         interface.update_ip_addrs(|list| {
             list.clear();
             // The list has room for four addresses: see smoltcp's features.
@@ -79,8 +87,6 @@ impl Addresses {
             Some((_, Some(gateway))) => drop(routes.add_default_ipv6_route(gateway)),
             _ => drop(routes.remove_default_ipv6_route()),
         }
-        // smoltcp uses the first few servers and ignores the others.
-        sockets.get_mut::<dns::Socket<'_>>(self.dns).update_servers(&self.dns_servers);
     }
 
     /// Handles the DHCP server's answers. Returns true if the addresses have to be applied.

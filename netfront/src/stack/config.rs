@@ -41,8 +41,15 @@ pub struct Config {
     pub connect_within: Duration,
     /// How long a connection that was dropped may take to send what was written.
     pub linger: Duration,
+    /// Bytes of datagrams that a socket buffers until they are received. Further ones are lost.
+    pub datagram_receive_buffer: usize,
+    /// Bytes of datagrams that a socket buffers until they are sent, for each neighbour that does
+    /// not answer and for all others.
+    pub datagram_transmit_buffer: usize,
     /// The source of TCP's sequence numbers and ports. It should differ from boot to boot.
     pub seed: u64,
+    /// A source of unpredictable numbers for ports. Without one, ports follow each other.
+    pub random: Option<fn() -> u64>,
 }
 
 impl Default for Config {
@@ -56,7 +63,10 @@ impl Default for Config {
             backlog: 256,
             connect_within: Duration::from_secs(75),
             linger: Duration::from_secs(30),
+            datagram_receive_buffer: 64 << 10,
+            datagram_transmit_buffer: 32 << 10,
             seed: 0,
+            random: None,
         }
     }
 }

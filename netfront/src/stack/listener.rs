@@ -37,7 +37,8 @@ pub struct Listener {
 /// Listens at an address.
 pub(super) fn bind(inner: &Rc<Inner>, local: SocketAddr) -> Result<Listener, Errno> {
     let backlog = inner.with(|state| {
-        let port = if local.port() == 0 { state.free_port()? } else { local.port() };
+        let port =
+            if local.port() == 0 { state.free_tcp_port(&inner.config)? } else { local.port() };
         let addr = (!local.ip().is_unspecified()).then(|| local.ip().into());
         if addr.is_some_and(|addr| !state.interface.has_ip_addr(addr)) {
             return Err(Errno::EADDRNOTAVAIL);

@@ -1,4 +1,4 @@
-//! TCP over the guest's own network interface, with the same traits as XenSock's sockets.
+//! TCP and UDP over the guest's own network interface, with the same traits as XenSock's sockets.
 //!
 //! [`Stack`] is the socket API: [`edge_nal`]'s traits, and those of `embedded-io-async` for
 //! streams. Its [`Runner`] moves packets between the interface and [`smoltcp`]'s sockets. It never
@@ -69,27 +69,34 @@
 //! - The addresses of a stream's ends are known at once.
 //! - The only options are keep-alive and TCP_NODELAY; [`Config`] has the buffers' sizes.
 //! - Ports are not shared with dom0: a port is free unless this guest listens at it.
+//! - At most one neighbour is looked for each second, by ARP or NDP.
+//! - Datagrams are not fragmented, nor put together: the interface's MTU limits them. None reaches
+//!   the guest itself, whether by its own address or by multicast.
 
 mod addresses;
 mod backlog;
 mod config;
-mod dns;
+mod datagrams;
+mod icmp;
 mod listener;
+mod port;
 mod runner;
 mod state;
 mod stream;
 
 pub use config::{Config, Ipv4};
+pub use datagrams::{Datagrams, UdpSocket};
 pub use listener::Listener;
 pub use runner::Runner;
 pub use smoltcp::wire::{Ipv4Cidr, Ipv6Cidr};
 pub use state::Statistics;
 pub use stream::{Connection, Stream};
-pub use xensock_stream::{ReadHalf, WriteHalf};
+pub use xensock_stream::{Group, ReadHalf, WriteHalf};
 
 use crate::Nic;
 use alloc::rc::Rc;
-use core::net::SocketAddr;
+use alloc::vec::Vec;
+use core::net::{IpAddr, SocketAddr};
 use edge_nal::{TcpBind, TcpConnect};
 use smoltcp::phy::Device;
 use state::Inner;
@@ -128,6 +135,33 @@ impl Stack {
         listener::bind(&self.0, local)
     }
 
+    /// Binds a socket of datagrams to an address, which may be unspecified. Port 0 chooses a free
+    /// port.
+    ///
+    /// # Errors
+    ///
+    /// [`Errno::EADDRINUSE`] if a socket of this stack has the address, [`Errno::EADDRNOTAVAIL`] if
+    /// it is not the interface's, [`Errno::ENOMEM`] without memory for the buffers.
+    pub async fn bind_udp(&self, local: SocketAddr) -> Result<Datagrams, Errno> {
+        datagrams::bind(&self.0, local)
+    }
+
+    /// Binds a socket of datagrams that sends to one peer and receives from no other. Waits until
+    /// the interface has an address, as its own does not change then.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`bind_udp`](Self::bind_udp), [`Errno::EAFNOSUPPORT`] if the addresses are of
+    /// different families, [`Errno::ENETUNREACH`] without a route, [`Errno::ETIMEDOUT`] without an
+    /// address within [`Config::connect_within`].
+    pub async fn connect_udp(
+        &self,
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) -> Result<Datagrams, Errno> {
+        datagrams::connect(&self.0, local, remote).await
+    }
+
     /// Waits until the interface has an IPv4 address.
     pub async fn configured(&self) {
         self.0.changed.until(|| self.0.with(|state| state.has_address(false)).then_some(())).await;
@@ -136,6 +170,11 @@ impl Stack {
     /// The interface's current IPv4 address.
     pub fn ipv4(&self) -> Option<Ipv4Cidr> {
         self.0.with(|state| state.addresses.ipv4())
+    }
+
+    /// The DNS servers of the configuration or of the DHCP server.
+    pub fn dns_servers(&self) -> Vec<IpAddr> {
+        self.0.with(|state| state.addresses.dns_servers().to_vec())
     }
 
     /// Whether no stream exists and all data of dropped ones was sent.

@@ -65,6 +65,7 @@ impl<D: Device, N: Nic> Runner<D, N> {
                 // frame.
                 state.update_listeners(&inner.config);
             }
+            state.report_refused();
             if state.addresses.follow_dhcp(&mut state.sockets) {
                 state.apply_addresses(nic.hardware_address());
                 inner.changed.wake_all();
@@ -76,11 +77,14 @@ impl<D: Device, N: Nic> Runner<D, N> {
                 sent = true;
             }
             state.interface.poll_maintenance(time);
-            let deadlines = [state.reap(), state.addresses.unconfirmed];
+            let has_room = device.transmit(time).is_some();
+            let (discarded, waiting) = state.update_ports(has_room);
+            inner.count(|statistics| statistics.unanswered_neighbours += discarded);
+            let deadlines = [state.reap(), state.addresses.unconfirmed, waiting];
             state.update_listeners(&inner.config);
             let delay = match state.interface.poll_delay(time, &state.sockets) {
                 // Without room to transmit, only the interface can end the wait.
-                Some(Delay::ZERO) if device.transmit(time).is_none() => None,
+                Some(Delay::ZERO) if !has_room => None,
                 Some(Delay::ZERO) if !sent => Some(RETRY_DELAY),
                 delay => delay,
             };
@@ -111,10 +115,10 @@ impl<D: Device, N: Nic> Runner<D, N> {
         let mac = nic.hardware_address();
         inner.with(|state| {
             let seed = inner.config.seed ^ Instant::now().as_ticks();
-            state.interface = interface(device, mac, seed);
+            state.replace_interface(interface(device, mac, seed), device.capabilities().ip_mtu());
             // The addresses stay until the DHCP server assigns others.
             state.addresses.restart_dhcp(&mut state.sockets);
-            state.addresses.apply(&mut state.interface, &mut state.sockets, mac);
+            state.addresses.apply(&mut state.interface, mac);
         });
         log::info!("net: the link is up");
     }

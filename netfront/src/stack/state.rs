@@ -3,15 +3,18 @@
 use super::addresses::Addresses;
 use super::backlog::Backlog;
 use super::config::Config;
+use super::icmp::{Icmp, Refused};
+use super::port::{Port, Unsent};
 use alloc::rc::{Rc, Weak};
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
+use core::net::IpAddr;
 use core::task::Waker;
 use embassy_time::Instant;
 use smoltcp::iface::{self, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::Device;
 use smoltcp::socket::tcp;
-use smoltcp::wire::{EthernetAddress, IpListenEndpoint};
+use smoltcp::wire::{EthernetAddress, IpAddress, IpEndpoint, IpListenEndpoint};
 use xen::{Errno, WaitList};
 
 /// The dynamic ports (RFC 6335): the first one, and their number.
@@ -30,7 +33,7 @@ pub(super) struct Inner {
     statistics: Cell<Statistics>,
 }
 
-/// Counts of connections and bytes.
+/// Counts of connections, datagrams and bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
     /// Streams connected or accepted so far.
@@ -41,6 +44,14 @@ pub struct Statistics {
     pub bytes_in: u64,
     /// Bytes written to streams.
     pub bytes_out: u64,
+    /// Sockets of datagrams that exist now.
+    pub datagram_sockets_open: u64,
+    /// Datagrams received from sockets.
+    pub datagrams_received: u64,
+    /// Datagrams that sockets have accepted for sending.
+    pub datagrams_sent: u64,
+    /// How often datagrams were discarded because a neighbour did not answer ARP or NDP.
+    pub unanswered_neighbours: u64,
 }
 
 /// smoltcp's objects, and the stack's lists of sockets.
@@ -53,6 +64,12 @@ pub(super) struct State {
     listeners: Vec<Weak<Backlog>>,
     /// Sockets whose user has dropped them, and until when each may send.
     closing: Vec<(SocketHandle, Instant)>,
+    ports: Vec<Weak<Port>>,
+    /// What closed ports still send.
+    unsent: Vec<Unsent>,
+    icmp: Icmp,
+    /// The most bytes of an IP packet.
+    pub(super) mtu: usize,
     next_port: u16,
 }
 
@@ -73,7 +90,8 @@ impl Inner {
         let mut sockets = SocketSet::new(Vec::new());
         let mut interface = interface(device, mac, config.seed);
         let addresses = Addresses::new(&config, &mut sockets);
-        addresses.apply(&mut interface, &mut sockets, mac);
+        addresses.apply(&mut interface, mac);
+        let icmp = Icmp::new(&mut sockets);
         let state = State {
             interface,
             sockets,
@@ -81,6 +99,10 @@ impl Inner {
             streams: Vec::new(),
             listeners: Vec::new(),
             closing: Vec::new(),
+            ports: Vec::new(),
+            unsent: Vec::new(),
+            icmp,
+            mtu: device.capabilities().ip_mtu(),
             next_port: (config.seed % u64::from(DYNAMIC_PORTS)) as u16,
         };
         Inner {
@@ -133,23 +155,50 @@ impl State {
         self.sockets.get_mut(socket)
     }
 
-    /// A dynamic port that no socket uses.
-    pub(super) fn free_port(&mut self) -> Result<u16, Errno> {
+    /// A dynamic port that no socket uses, from a random one on if there is a source.
+    fn free_port(
+        &mut self,
+        config: &Config,
+        is_taken: impl Fn(&State, u16) -> bool,
+    ) -> Result<u16, Errno> {
+        if let Some(random) = config.random {
+            self.next_port = (random() % u64::from(DYNAMIC_PORTS)) as u16;
+        }
         for _ in 0..DYNAMIC_PORTS {
             let port = FIRST_DYNAMIC_PORT + self.next_port;
             self.next_port = (self.next_port + 1) % DYNAMIC_PORTS;
-            let taken = self.sockets.iter().any(|(_, socket)| match socket {
+            if !is_taken(self, port) {
+                return Ok(port);
+            }
+        }
+        Err(Errno::EADDRNOTAVAIL)
+    }
+
+    /// A port that no socket of TCP uses.
+    pub(super) fn free_tcp_port(&mut self, config: &Config) -> Result<u16, Errno> {
+        self.free_port(config, |state, port| {
+            state.sockets.iter().any(|(_, socket)| match socket {
                 smoltcp::socket::Socket::Tcp(socket) => {
                     socket.local_endpoint().is_some_and(|local| local.port == port)
                         || socket.listen_endpoint().port == port
                 }
                 _ => false,
-            });
-            if !taken {
-                return Ok(port);
-            }
+            })
+        })
+    }
+
+    /// A port that no socket of UDP uses.
+    pub(super) fn free_udp_port(&mut self, config: &Config) -> Result<u16, Errno> {
+        self.free_port(config, |state, port| state.ports().any(|other| other.local.port == port))
+    }
+
+    /// The address to send from.
+    pub(super) fn source(&self, to: IpAddr) -> Result<IpAddr, Errno> {
+        if !self.addresses.has_route(to) {
+            return Err(Errno::ENETUNREACH);
         }
-        Err(Errno::EADDRNOTAVAIL)
+        let source = self.interface.get_source_address(&to.into());
+        source.map(Into::into).ok_or(Errno::ENETUNREACH)
     }
 
     /// Whether the interface has an address to connect from.
@@ -181,10 +230,96 @@ impl State {
         });
     }
 
+    fn ports(&self) -> impl Iterator<Item = Rc<Port>> {
+        self.ports.iter().filter_map(Weak::upgrade)
+    }
+
+    /// Binds a port of UDP unless another one overlaps.
+    pub(super) fn bind_port(
+        &mut self,
+        config: &Config,
+        local: IpListenEndpoint,
+        peer: Option<IpEndpoint>,
+        only_v4: bool,
+    ) -> Result<Rc<Port>, Errno> {
+        if self.ports().any(|other| other.overlaps(local)) {
+            return Err(Errno::EADDRINUSE);
+        }
+        let port = Rc::new(Port::new(config, &mut self.sockets, local, peer, only_v4)?);
+        self.ports.push(Rc::downgrade(&port));
+        Ok(port)
+    }
+
+    /// Frees a port.
+    pub(super) fn close_port(&mut self, port: &Rc<Port>) {
+        self.ports.retain(|other| !core::ptr::eq(other.as_ptr(), Rc::as_ptr(port)));
+        self.unsent.extend(port.close(&mut self.sockets));
+        self.leave_groups(&port.groups.take());
+    }
+
+    /// Leaves the groups that no port has joined.
+    pub(super) fn leave_groups(&mut self, groups: &[IpAddress]) {
+        for &group in groups {
+            if !self.ports().any(|port| port.groups.borrow().contains(&group)) {
+                // It is a group, as it could be joined.
+                let _ = self.interface.leave_multicast_group(group);
+            }
+        }
+    }
+
+    /// Joins all groups again, on a new interface.
+    fn join_groups(&mut self) {
+        for port in self.ports.iter().filter_map(Weak::upgrade) {
+            for &group in &*port.groups.borrow() {
+                // The old interface had room for the same groups.
+                let _ = self.interface.join_multicast_group(group);
+            }
+        }
+    }
+
+    /// Reports refused datagrams to connected sockets.
+    pub(super) fn report_refused(&mut self) {
+        while let Some(Refused { from, to }) = self.icmp.next(&mut self.sockets) {
+            let is_sender = |port: &Rc<Port>| {
+                let IpListenEndpoint { addr, port: number } = port.local;
+                addr == Some(from.addr) && number == from.port && port.peer == Some(to)
+            };
+            if let Some(port) = self.ports().find(is_sender) {
+                port.fail(Errno::ECONNREFUSED);
+            }
+        }
+    }
+
+    /// Called after all that could be sent was. Discards datagrams that wait for a neighbour too
+    /// long. Returns how often that was, and when the next time is.
+    pub(super) fn update_ports(&mut self, had_room: bool) -> (u64, Option<Instant>) {
+        let State { ports, unsent, sockets, .. } = self;
+        let (mut discarded, mut due) = (0, None);
+        let mut note = |end: Option<Instant>| due = due.into_iter().chain(end).min();
+        for port in ports.iter().filter_map(Weak::upgrade) {
+            let (lanes, end) = port.update(sockets, had_room);
+            discarded += lanes;
+            note(end);
+        }
+        unsent.retain(|unsent| {
+            let end = unsent.update(sockets);
+            note(end);
+            end.is_some()
+        });
+        (discarded, due)
+    }
+
+    /// Uses a new interface.
+    pub(super) fn replace_interface(&mut self, interface: Interface, mtu: usize) {
+        self.interface = interface;
+        self.mtu = mtu;
+        self.join_groups();
+    }
+
     /// Applies the addresses, and ends the streams from addresses that the interface has lost.
     pub(super) fn apply_addresses(&mut self, mac: EthernetAddress) {
         let State { interface, sockets, addresses, streams, .. } = self;
-        addresses.apply(interface, sockets, mac);
+        addresses.apply(interface, mac);
         for (socket, error) in streams {
             let socket: &mut tcp::Socket<'_> = sockets.get_mut(*socket);
             if socket.local_endpoint().is_some_and(|local| !interface.has_ip_addr(local.addr)) {
@@ -201,7 +336,7 @@ impl State {
 
     /// Whether no dropped socket has something to send.
     pub(super) fn is_quiet(&self) -> bool {
-        self.closing.is_empty()
+        self.closing.is_empty() && self.unsent.is_empty()
     }
 
     /// Frees the dropped sockets that have ended, and resets those whose time has passed. Returns

@@ -53,7 +53,7 @@ pub(super) async fn connect(inner: &Rc<Inner>, remote: SocketAddr) -> Result<Str
         inner.changed.until(ready).await;
         let socket = inner.config.socket()?;
         let handle = inner.with(|state| {
-            let port = state.free_port()?;
+            let port = state.free_tcp_port(&inner.config)?;
             let handle = state.sockets.add(socket);
             let context = state.interface.context();
             let socket: &mut tcp::Socket<'_> = state.sockets.get_mut(handle);

@@ -5,6 +5,7 @@ use alloc::format;
 use smoltcp::wire::EthernetAddress;
 use xen::xenbus::read_number;
 use xen::xenstore::Store;
+use xen::xenstore::wire::shown;
 use xen::{Errno, PAGE_SIZE};
 
 /// The bytes of a frame before its packet: addresses and type.
@@ -109,6 +110,7 @@ pub(super) async fn negotiate(
                 "0" => Ok(false),
                 "1" => Ok(true),
                 _ => {
+                    let value = shown(&value);
                     log::error!("{backend}: `{name}` is `{value}`, and neither 0 nor 1");
                     Err(Errno::EPROTO)
                 }

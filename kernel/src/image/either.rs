@@ -1,13 +1,14 @@
 //! The sockets of both stacks as one type, so that an image with both contains the apps only once.
 
+use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
 use core::task::{Context, Poll};
-use edge_nal::{AddrType, Close, Dns, TcpAccept, TcpBind, TcpConnect};
+use edge_nal::{Close, TcpAccept, TcpBind, TcpConnect, UdpBind, UdpConnect};
 use kernel::machine::Domain;
-use netfront::{ResolveError, Resolver, stack};
+use netfront::{NameServers, stack};
 use xen::Errno;
 use xensock::front::{self, Frontend};
-use xensock_stream::{PollSocket, Stream};
+use xensock_stream::{Datagrams, Group, PollDatagrams, PollSocket, Stream};
 
 /// A stack, or a part of it: of sockets in dom0, or of the guest's own.
 pub enum Either<X, N> {
@@ -18,8 +19,8 @@ pub enum Either<X, N> {
 /// A stack.
 pub type Stack = Either<Frontend<Domain>, stack::Stack>;
 
-/// What resolves host names.
-pub type Names<'a> = Either<Resolver<'a, Frontend<Domain>>, stack::Stack>;
+/// The DNS servers: those of the command line, or those that the guest's own stack knows.
+pub type Servers = Either<Vec<IpAddr>, stack::Stack>;
 
 /// Calls a method of either part.
 macro_rules! either {
@@ -105,18 +106,88 @@ impl PollSocket for Socket {
     }
 }
 
-impl Dns for Names<'_> {
-    type Error = ResolveError;
+pub struct UdpSocket(Either<front::UdpSocket<Domain>, stack::UdpSocket>);
 
-    async fn get_host_by_name(&self, host: &str, kind: AddrType) -> Result<IpAddr, ResolveError> {
-        either!(self, names => names.get_host_by_name(host, kind).await)
+impl Stack {
+    /// Binds a socket, or connects it.
+    async fn open_udp(
+        &self,
+        local: SocketAddr,
+        remote: Option<SocketAddr>,
+    ) -> Result<Datagrams<UdpSocket>, Errno> {
+        macro_rules! open {
+            ($stack:expr, $part:path) => {
+                match remote {
+                    None => $stack.bind_udp(local).await?,
+                    Some(remote) => $stack.connect_udp(local, remote).await?,
+                }
+                .map(|socket| UdpSocket($part(socket)))
+            };
+        }
+        Ok(match self {
+            Either::XenSock(stack) => open!(stack, Either::XenSock),
+            Either::NetFront(stack) => open!(stack, Either::NetFront),
+        })
+    }
+}
+
+impl UdpBind for Stack {
+    type Error = Errno;
+    type Socket<'a> = Datagrams<UdpSocket>;
+
+    async fn bind(&self, local: SocketAddr) -> Result<Datagrams<UdpSocket>, Errno> {
+        self.open_udp(local, None).await
+    }
+}
+
+impl UdpConnect for Stack {
+    type Error = Errno;
+    type Socket<'a> = Datagrams<UdpSocket>;
+
+    async fn connect(
+        &self,
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) -> Result<Datagrams<UdpSocket>, Errno> {
+        self.open_udp(local, Some(remote)).await
+    }
+}
+
+impl PollDatagrams for UdpSocket {
+    type Error = Errno;
+
+    fn poll_receive(
+        &self,
+        cx: &mut Context<'_>,
+        to: &mut [u8],
+    ) -> Poll<Result<(usize, SocketAddr), Errno>> {
+        either!(&self.0, socket => socket.poll_receive(cx, to))
     }
 
-    async fn get_host_by_address(
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<Result<(), Errno>> {
+        either!(&self.0, socket => socket.poll_readable(cx))
+    }
+
+    fn poll_send(
         &self,
-        address: IpAddr,
-        name: &mut [u8],
-    ) -> Result<usize, ResolveError> {
-        either!(self, names => names.get_host_by_address(address, name).await)
+        cx: &mut Context<'_>,
+        to: SocketAddr,
+        data: &[u8],
+    ) -> Poll<Result<(), Errno>> {
+        either!(&self.0, socket => socket.poll_send(cx, to, data))
+    }
+
+    async fn join(&self, group: Group) -> Result<(), Errno> {
+        either!(&self.0, socket => socket.join(group).await)
+    }
+
+    async fn leave(&self, group: Group) -> Result<(), Errno> {
+        either!(&self.0, socket => socket.leave(group).await)
+    }
+}
+
+impl NameServers for Servers {
+    async fn name_servers(&self) -> Vec<IpAddr> {
+        either!(self, servers => servers.name_servers().await)
     }
 }

@@ -1,0 +1,7 @@
+//! The image that comes with XenSock, with TLS.
+#![no_std]
+#![no_main]
+
+extern crate alloc;
+
+mod image;
