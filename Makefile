@@ -18,7 +18,8 @@ STACK ?= xensock
 FUZZ_SECONDS ?= 60
 TARGET ?=
 # The rounds of `make bench`, the MiB of its transfers, and its connections that stay open, of which
-# ten thousand take minutes. The order of IDC's rings. One part (sockets or idc) instead of both.
+# ten thousand take minutes. The order of IDC's rings. Some parts (sockets, tls, idc) instead of
+# all, some rivals, or both, such as tls,xensock.
 ROUNDS ?= 3
 MB ?= 192
 IDLE ?= 1000
@@ -36,7 +37,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup kernel examples xensockd deb liar lab disk run shell test programs bench soak \
-	fuzz loom clean
+	tls debian fuzz loom clean
 
 help:
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | while IFS='	' read -r name text; do \
@@ -51,8 +52,12 @@ kernel: setup ## builds the guest: target/xensock-kernel
 	cd kernel && $(CARGO) build --release
 	$(call stripped,x86_64-xen-pvh/release/xensock-kernel,xensock-kernel,--strip-all)
 
-examples: setup ## builds the images of kernel/examples
-	cd kernel && $(CARGO) build --release --examples
+tls: setup ## builds the guest with TLS: target/xensock-kernel-tls
+	cd kernel && $(CARGO) build --release --features tls --bin xensock-kernel-tls
+	$(call stripped,x86_64-xen-pvh/release/xensock-kernel-tls,xensock-kernel-tls,--strip-all)
+
+examples: setup ## builds the images of kernel/examples, or one: EXAMPLE=hello
+	cd kernel && $(CARGO) build --release $(if $(EXAMPLE),--example $(EXAMPLE),--examples)
 
 xensockd: setup ## builds the backend daemon: target/xensockd, and target/xensockctl
 	$(CARGO) build -p xensockd --profile host
@@ -87,11 +92,11 @@ test: ## runs all checks and tests, or those in real Xen whose names contain TES
 	@.ci/check '$(TEST)'
 
 programs: setup ## builds the benchmarks' client, and the apps as a Linux program
-	$(CARGO) build -p xen-tests --example client -p apps --example linux \
-		-p xen-linux --example idc --example disk --profile host
-	@strip --strip-debug $(addprefix target/host/examples/,client linux idc disk)
+	$(CARGO) build -p xen-tests --example client --example datagrams -p apps --example linux \
+		--features apps/tls -p xen-linux --example idc --example disk --profile host
+	@strip --strip-debug $(addprefix target/host/examples/,client datagrams linux idc disk)
 
-bench: kernel deb programs ## XenSock and IDC beside others: ROUNDS=3 MB=192 IDLE=1000 ONLY=idc
+bench: kernel tls deb programs ## XenSock and IDC beside others: ROUNDS=3 MB=192 IDLE=1000 ONLY=idc
 	cd kernel && $(CARGO) build --release --example hello --example idc
 	$(call stripped,x86_64-xen-pvh/release/examples/hello,hello,--strip-all)
 	@mkdir -p target/bench
@@ -106,6 +111,10 @@ bench: kernel deb programs ## XenSock and IDC beside others: ROUNDS=3 MB=192 IDL
 soak: setup ## kills ends and the backend, saves guests under load: SOAK_ROUNDS=100
 	SOAK_ROUNDS='$(SOAK_ROUNDS)' $(CARGO) test -p xen-idc under_load
 	SOAK_ROUNDS='$(SOAK_ROUNDS)' .ci/check under_load
+
+debian: kernel deb ## tries the package in a Debian dom0 with systemd, which takes ten minutes
+	@.ci/setup debian
+	@tests/debian/run
 
 fuzz: setup ## tries hostile inputs by libFuzzer: FUZZ_SECONDS=60 TARGET=one
 	@.ci/fuzz '$(FUZZ_SECONDS)' $(TARGET)

@@ -66,6 +66,8 @@ const GONE: i32 = 3;
 const LATE: i32 = 4;
 
 static CREATED: AtomicU32 = AtomicU32::new(0);
+/// The domains that have not been dropped.
+static LIVE: AtomicU32 = AtomicU32::new(0);
 
 /// A domain that is destroyed on drop. The log of its console stays in dom0.
 #[derive(Debug)]
@@ -96,10 +98,14 @@ impl Domain {
     fn make(dom0: &Dom0, name: &str, config: &str, option: &str) -> Result<Self> {
         let name = format!("{name}-{}", CREATED.fetch_add(1, Ordering::Relaxed));
         let file = format!("/root/{name}.cfg");
+        // A domain stays on one processor (the reason is in `qemu.rs`): the first one on the one
+        // beside dom0's, the second on dom0's, and so on.
+        let processor = (LIVE.fetch_add(1, Ordering::Relaxed) + 1) % 2;
         // Later settings replace earlier ones. A reboot or crash ends the domain, unless the
         // configuration has its own setting.
         let config = format!(
-            "on_reboot = \"destroy\"\non_crash = \"destroy\"\n{config}\nname = \"{name}\"\n"
+            "cpus = \"{processor}\"\non_reboot = \"destroy\"\non_crash = \"destroy\"\n{config}\n\
+             name = \"{name}\"\n"
         );
         // Dropped if `xl create` fails: it may have left a domain.
         let domain = Self { dom0: dom0.clone(), name, has_ended: AtomicBool::new(false) };
@@ -172,6 +178,7 @@ impl Domain {
 
 impl Drop for Domain {
     fn drop(&mut self) {
+        LIVE.fetch_sub(1, Ordering::Relaxed);
         if self.has_ended.load(Ordering::Relaxed) {
             return;
         }

@@ -93,12 +93,22 @@ impl Base {
         Ok(fs::read_to_string(self.cache.join("host-key.pub"))?)
     }
 
-    /// Writes dom0's whole initramfs to `path`: the base, then the files of `options`.
-    pub fn write_initramfs(&self, path: &Path, options: &Options) -> Result<()> {
+    /// The packages that it is built from.
+    pub fn packages(&self) -> &Packages {
+        &self.packages
+    }
+
+    /// Begins an initramfs: the base, and what the caller adds.
+    pub fn begin(&self, path: &Path) -> Result<Archive<BufWriter<File>>> {
         fs::copy(self.cache.join("base.cpio"), path)
             .with_context(|| format!("cannot write {}", path.display()))?;
         let file = File::options().append(true).open(path)?;
-        let mut archive = Archive::new(BufWriter::new(file));
+        Ok(Archive::new(BufWriter::new(file)))
+    }
+
+    /// Writes dom0's whole initramfs to `path`: the base, then the files of `options`.
+    pub fn write_initramfs(&self, path: &Path, options: &Options) -> Result<()> {
+        let mut archive = self.begin(path)?;
         if let Some(kernel) = &options.kernel {
             archive.copy(kernel, GUEST_KERNEL, READABLE)?;
         }
@@ -114,7 +124,7 @@ impl Base {
     }
 
     /// Adds the files of the daemon's package, as they are, and the libraries that it depends on.
-    fn install<W: Write>(&self, package: &Path, archive: &mut Archive<W>) -> Result<()> {
+    pub fn install<W: Write>(&self, package: &Path, archive: &mut Archive<W>) -> Result<()> {
         let there = fs::read_to_string(self.cache.join("base.libraries"))?;
         let root = tempfile::tempdir()?;
         process::output(Command::new("dpkg").arg("-x").arg(package).arg(root.path()))?;
@@ -157,7 +167,7 @@ impl Base {
         let applets = String::from_utf8_lossy(&applets);
         add_busybox(&mut archive, applets.lines().filter(|applet| *applet != "busybox"))?;
         self.add_programs(&mut archive)?;
-        self.add_modules(&mut archive)?;
+        modules::add(&mut archive, "/lib/modules", packages, MODULES.split_whitespace())?;
         self.add_configuration(&mut archive, tree)?;
         archive.finish()?.flush()?;
         Ok(())
@@ -217,18 +227,6 @@ impl Base {
         let names: Vec<_> = libraries.into_keys().collect();
         fs::write(self.cache.join("base.libraries"), names.join("\n"))?;
         Ok(())
-    }
-
-    fn add_modules<W: Write>(&self, archive: &mut Archive<W>) -> Result<()> {
-        let modules =
-            modules::resolve(&self.packages.path("/lib/modules"), MODULES.split_whitespace())?;
-        let mut order = String::new();
-        for module in modules {
-            let file = format!("{}.ko", module.name);
-            archive.file(&format!("/lib/modules/{file}"), READABLE, &module.content)?;
-            order += &format!("{file}\n");
-        }
-        archive.file("/lib/modules/order", READABLE, order.as_bytes())
     }
 
     fn add_configuration<W: Write>(&self, archive: &mut Archive<W>, tree: &Tree) -> Result<()> {

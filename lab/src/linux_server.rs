@@ -1,7 +1,7 @@
 //! A Linux guest that runs one program: what a service without this project's kernel would be, as
 //! small as Debian's kernel permits.
 
-use crate::archive::{EXECUTABLE, READABLE};
+use crate::archive::{EXECUTABLE, PRIVATE};
 use crate::cache;
 use crate::image::{library_path, small_guest};
 use crate::modules;
@@ -50,8 +50,15 @@ pub struct LinuxServer {
 }
 
 impl LinuxServer {
-    /// Writes the initramfs of a guest that runs the host's `program`.
-    pub fn build(tree: &Tree, needs: Needs, program: &Path, say: &dyn Fn(&str)) -> Result<Self> {
+    /// Writes the initramfs of a guest that runs the host's `program`, which finds these `files`:
+    /// the host's file, and its path.
+    pub fn build(
+        tree: &Tree,
+        needs: Needs,
+        program: &Path,
+        files: &[(&Path, &str)],
+        say: &dyn Fn(&str),
+    ) -> Result<Self> {
         let _lock = cache::lock(&tree.cache())?;
         let packages = Packages::get(tree, say)?;
         let server = Self {
@@ -60,17 +67,14 @@ impl LinuxServer {
         };
         let mut archive = small_guest(&server.initramfs, APPLETS)?;
         archive.copy(&tree.linux().join("serve"), "/init", EXECUTABLE)?;
-        let mut order = String::new();
         let modules = needs.modules().iter().copied();
-        for module in modules::resolve(&packages.path("/lib/modules"), modules)? {
-            let file = format!("{}.ko", module.name);
-            archive.file(&format!("/modules/{file}"), READABLE, &module.content)?;
-            order += &format!("{file}\n");
-        }
-        archive.file("/modules/order", READABLE, order.as_bytes())?;
+        modules::add(&mut archive, "/modules", &packages, modules)?;
         archive.copy(program, "/program", EXECUTABLE)?;
         for (name, from) in packages.libraries(program)? {
             archive.copy(&from, &library_path(&name), EXECUTABLE)?;
+        }
+        for (from, path) in files {
+            archive.copy(from, path, PRIVATE)?;
         }
         archive.finish()?.flush()?;
         Ok(server)

@@ -8,7 +8,7 @@ use crate::qemu::{self, Options};
 use crate::state::{self, Lock};
 use crate::tree::Tree;
 use crate::{qmp, ssh};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use std::fs::{self, File};
 use std::ops::Deref;
 use std::os::unix::fs::symlink;
@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 const BOOT_TIME: Duration = Duration::from_secs(300);
 /// The time limit of ssh's first connection after that.
 const CONNECT_TIME: Duration = Duration::from_secs(60);
+/// The time limit for dom0's answer to a command that does nothing.
+const ANSWER_TIME: Duration = Duration::from_secs(60);
 /// The time limit for QEMU to open its control socket.
 const QMP_TIME: Duration = Duration::from_secs(30);
 /// The interval between two checks while waiting.
@@ -55,6 +57,16 @@ impl Lab {
     /// Whether the machine still runs.
     pub fn is_running(&self) -> bool {
         self.qemu.ended().is_none()
+    }
+
+    /// Fails if the machine has ended or if dom0 does not answer in a minute. The error quotes the
+    /// end of Xen's console.
+    pub fn check(&self) -> Result<()> {
+        let answer = match self.qemu.ended() {
+            Some(status) => Err(anyhow!("QEMU has ended ({status}): {}", qemu_log(self.folder()))),
+            None => self.run_within("true", ANSWER_TIME).map(drop),
+        };
+        answer.map_err(|error| with_serial_tail(error, self))
     }
 }
 
@@ -110,7 +122,7 @@ impl Booting {
         while !ssh::is_open(folder) {
             if master.ended().is_some() || Instant::now() > deadline {
                 let log = fs::read_to_string(folder.join("ssh.log")).unwrap_or_default();
-                let error = anyhow::anyhow!("cannot connect to dom0: {}", log.trim());
+                let error = anyhow!("cannot connect to dom0: {}", log.trim());
                 return Err(with_serial_tail(error, &self.dom0));
             }
             thread::sleep(POLL);
@@ -209,7 +221,7 @@ fn with_serial_tail(error: anyhow::Error, dom0: &Dom0) -> anyhow::Error {
     let log = dom0.serial_log().unwrap_or_default();
     let lines: Vec<_> = log.lines().collect();
     let tail = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n");
-    anyhow::anyhow!(
+    anyhow!(
         "{error:#}\nthe end of Xen's serial console:\n{tail}\nall logs are in {}",
         dom0.folder().display()
     )

@@ -1,22 +1,42 @@
-//! Linux modules for dom0: finds, decompresses and sorts them by dependency.
+//! Linux modules for dom0 and for Linux guests: finds, decompresses and sorts them by dependency.
 
+use crate::archive::{Archive, READABLE};
+use crate::packages::Packages;
 use crate::process;
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// Adds the named modules and those that they depend on to the archive's `folder`, and the file
+/// `order`, which lists them in loading order.
+pub fn add<'a, W: Write>(
+    archive: &mut Archive<W>,
+    folder: &str,
+    packages: &Packages,
+    names: impl IntoIterator<Item = &'a str>,
+) -> Result<()> {
+    let mut order = String::new();
+    for module in resolve(&packages.path("/lib/modules"), names)? {
+        let file = format!("{}.ko", module.name);
+        archive.file(&format!("{folder}/{file}"), READABLE, &module.content)?;
+        order += &format!("{file}\n");
+    }
+    archive.file(&format!("{folder}/order"), READABLE, order.as_bytes())
+}
+
 /// A module, ready for `insmod`.
-pub struct Module {
+struct Module {
     /// Its name, with the kernel's underscores.
-    pub name: String,
+    name: String,
     /// The ELF file.
-    pub content: Vec<u8>,
+    content: Vec<u8>,
 }
 
 /// The named modules and their dependencies, in loading order.
-pub fn resolve<'a>(folder: &Path, names: impl IntoIterator<Item = &'a str>) -> Result<Vec<Module>> {
+fn resolve<'a>(folder: &Path, names: impl IntoIterator<Item = &'a str>) -> Result<Vec<Module>> {
     let mut files = BTreeMap::new();
     index(folder, &mut files)?;
     let mut loader = Loader { files, seen: BTreeSet::new(), order: Vec::new() };

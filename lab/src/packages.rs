@@ -24,6 +24,16 @@ const DNSMASQ: &str = "\
 const TC: &str = "iproute2 libbpf1 libbsd0 libdb5.3 libelf1 libmd0";
 /// strace and its libraries.
 const STRACE: &str = "strace libunwind8";
+/// Clients and servers of other projects for tests, and the libraries that dom0 does not have for
+/// others: those of chrony, of avahi, of dig and nc, and of iperf3.
+const PEERS: &str = "\
+    chrony libbsd0 libedit2 libffi8 libgnutls30 libmd0 libp11-kit0 libseccomp2 libtasn1-6 \
+    avahi-daemon avahi-utils libavahi-client3 libavahi-common3 libavahi-core7 libdaemon0 \
+    libexpat1 libgdbm6 dbus-daemon libapparmor1 libaudit1 libcap-ng0 libpcre2-8-0 libselinux1 \
+    bind9-dnsutils bind9-libs libcom-err2 libfstrm0 libgssapi-krb5-2 libicu72 libjemalloc2 \
+    libjson-c5 libk5crypto3 libkeyutils1 libkrb5-3 libkrb5support0 liblmdb0 libmaxminddb0 \
+    libnghttp2-14 libprotobuf-c1 libssl3 libstdc++6 libuv1 libxml2 netcat-openbsd \
+    iperf3 libiperf0 libsctp1";
 
 /// The package that depends on the current kernel of the series. Linux 6.12 rather than Debian 12's
 /// own 6.1, because its backend drivers are a better reference.
@@ -31,41 +41,69 @@ const KERNEL: &str = "linux-image-6.12-amd64";
 
 /// Discards the packages, so the next lab downloads them again.
 pub fn forget(tree: &Tree) -> Result<()> {
+    for key in ["root.packages", "peers.packages"] {
+        cache::remove_if_present(&tree.cache().join(key))?;
+    }
     // dom0's image is built from them.
-    cache::remove_if_present(&tree.cache().join("root.packages"))?;
     cache::remove_if_present(&tree.cache().join("base.key"))
 }
 
-/// The unpacked packages, as one file tree.
+/// The unpacked packages, as file trees. Programs are in the first one.
 pub struct Packages {
-    root: PathBuf,
+    roots: Vec<PathBuf>,
 }
 
 impl Packages {
-    /// Downloads and unpacks the packages unless they are up to date.
+    /// Downloads and unpacks dom0's packages unless they are up to date.
     pub fn get(tree: &Tree, say: &dyn Fn(&str)) -> Result<Self> {
-        let root = tree.cache().join("root");
-        let lists = [PACKAGES, DNSMASQ, TC, STRACE];
-        let names: Vec<_> = lists.into_iter().flat_map(str::split_whitespace).collect();
-        let wanted = format!("{KERNEL}\n{}\n", names.join("\n"));
-        cache::up_to_date(&tree.cache().join("root.packages"), &wanted, || {
-            Self::unpack(tree, &root, names, say)
-        })?;
-        Ok(Self { root })
+        let lists = [PACKAGES, DNSMASQ, TC, STRACE].join(" ");
+        Self::unpacked(tree, "root", &lists, Some(KERNEL), "dom0's packages (about 120 MB)", say)
     }
 
-    fn unpack(tree: &Tree, root: &Path, names: Vec<&str>, say: &dyn Fn(&str)) -> Result<()> {
+    /// The same for the peers, which tests copy into dom0.
+    pub fn peers(tree: &Tree, say: &dyn Fn(&str)) -> Result<Self> {
+        let mut peers = Self::unpacked(tree, "peers", PEERS, None, "peers (19 MB)", say)?;
+        peers.roots.extend(Self::get(tree, say)?.roots);
+        Ok(peers)
+    }
+
+    /// The packages of a list, and the kernel that the package `kernel` depends on.
+    fn unpacked(
+        tree: &Tree,
+        folder: &str,
+        list: &str,
+        kernel: Option<&str>,
+        what: &str,
+        say: &dyn Fn(&str),
+    ) -> Result<Self> {
+        let root = tree.cache().join(folder);
+        let names: Vec<_> = list.split_whitespace().collect();
+        let wanted: String = kernel.iter().chain(&names).map(|name| format!("{name}\n")).collect();
+        let stamp = tree.cache().join(format!("{folder}.packages"));
+        cache::up_to_date(&stamp, &wanted, || {
+            say(&format!("downloading {what} from Debian"));
+            Self::unpack(tree, &root, &names, kernel, say)
+        })?;
+        Ok(Self { roots: vec![root] })
+    }
+
+    fn unpack(
+        tree: &Tree,
+        root: &Path,
+        names: &[&str],
+        kernel: Option<&str>,
+        say: &dyn Fn(&str),
+    ) -> Result<()> {
         let debs = tree.cache().join("debs");
         cache::empty_folder(root)?;
         cache::empty_folder(&debs)?;
-        say("downloading dom0's packages from Debian (about 120 MB)");
         with_update(tree, say, || {
-            let kernel = depends(KERNEL)?;
-            let mut names = names.clone();
+            let kernel = kernel.map(depends).transpose()?.unwrap_or_default();
+            let mut names = names.to_vec();
             names.extend(kernel.first().map(|name| &**name));
             download(&debs, &names).context("cannot download dom0's packages")
         })?;
-        say("unpacking dom0's packages");
+        say("unpacking the packages");
         for deb in fs::read_dir(&debs)? {
             process::output(Command::new("dpkg").arg("-x").arg(deb?.path()).arg(root))?;
         }
@@ -74,7 +112,7 @@ impl Packages {
 
     /// The path of a packaged file on the host.
     pub fn path(&self, path: &str) -> PathBuf {
-        self.root.join(path.trim_start_matches('/'))
+        self.roots[0].join(path.trim_start_matches('/'))
     }
 
     /// The file in `folder` whose name has this start and this end.
@@ -96,9 +134,9 @@ impl Packages {
     /// The shared libraries that `program` needs: their names, and their paths on the host. The
     /// packages take precedence over the host.
     pub fn libraries(&self, program: &Path) -> Result<Vec<(String, PathBuf)>> {
-        let search = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"]
-            .map(|folder| self.root.join(folder).display().to_string())
-            .join(":");
+        let folders = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
+        let paths = self.roots.iter().flat_map(|root| folders.map(|folder| root.join(folder)));
+        let search = paths.map(|path| path.display().to_string()).collect::<Vec<_>>().join(":");
         let output =
             process::output(Command::new("ldd").arg(program).env("LD_LIBRARY_PATH", search))?;
         parse_ldd(&String::from_utf8_lossy(&output.stdout))

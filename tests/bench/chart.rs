@@ -20,8 +20,9 @@ const PANELS: [(&str, &str, f64); 8] = [
 const COLUMNS: usize = 4;
 const PANEL: (u32, u32) = (320, 260);
 
-const COLOURS: [RGBColor; 5] = [
+const COLOURS: [RGBColor; 6] = [
     RGBColor(11, 110, 95),
+    RGBColor(55, 140, 190),
     RGBColor(95, 170, 150),
     RGBColor(190, 110, 40),
     RGBColor(120, 130, 145),

@@ -72,7 +72,7 @@ impl<'a> Idc<'a> {
         std::fs::create_dir_all(&folder)?;
         let vchan = folder.join("vchan");
         build_xen_program(&tree, &tree.root().join("tests/bench/vchan.c"), &vchan, say)?;
-        let linux = LinuxServer::build(&tree, Needs::Neighbours, &vchan, say)?;
+        let linux = LinuxServer::build(&tree, Needs::Neighbours, &vchan, &[], say)?;
         dom0.push(&vchan, "/root/vchan")?;
         dom0.push(&linux.kernel, "/root/vmlinuz")?;
         dom0.push(&linux.initramfs, "/root/vchan.cpio")?;

@@ -2,9 +2,9 @@
 //! choose, measured by one client in dom0, in one boot of the lab.
 //!
 //! [`Bench::prepare`] brings the programs into dom0, [`Bench::measure`] runs the servers of one
-//! [`Rival`] once, [`Bench::system_calls`] counts those of xensockd. [`Idc`](idc::Idc) compares
-//! ways to carry bytes between two domains. [`report`] makes tables of the medians and compares
-//! them with the targets; [`chart`] draws them.
+//! [`Rival`] once for one [`Part`] of the figures, [`Bench::system_calls`] counts those of
+//! xensockd. [`Idc`](idc::Idc) compares ways to carry bytes between two domains. [`report`] makes
+//! tables of the medians and compares them with the targets; [`chart`] draws them.
 #![forbid(unsafe_code)]
 
 pub mod chart;
@@ -13,7 +13,7 @@ pub mod report;
 mod rivals;
 mod strace;
 
-pub use rivals::{Bench, Plan, Rival, Turn, load_linux_backend};
+pub use rivals::{Bench, Part, Plan, Rival, Turn, load_linux_backend};
 pub use strace::{Calls, Strace, Work, sum};
 
 use anyhow::{Result, bail};

@@ -2,9 +2,12 @@
 
 use crate::{Figures, wait_until};
 use anyhow::{Context, Result, bail};
-use lab::{Dom0, Domain, INIT_RUNS, Interface, LinuxEnds, LinuxServer, Needs, Tree};
+use lab::{Dom0, Domain, DriverDomain, INIT_RUNS, Interface, LinuxEnds, LinuxServer, Needs, Tree};
 use std::cell::Cell;
+use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
+use tls::testing::{Authority, Key, VALID};
 
 /// The time limit of the client, and of waiting.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(1200);
@@ -17,6 +20,17 @@ const LOOPBACK_PORT: u16 = 9101;
 /// The first port of the first guest whose sockets are in dom0.
 const DOM0_PORT: u16 = 10_001;
 
+/// The client, in dom0 and in the driver domain.
+const CLIENT: &str = "/root/client";
+/// The certificate and key of the servers: beside a kernel, or in Linux's initramfs.
+const IDENTITY: &str = "/root/bench.pem";
+/// The root that the client trusts.
+const ROOTS: &str = "/root/roots.pem";
+/// What the servers' certificate is for, whatever their address is.
+const NAME: &str = "server.example";
+/// The rules of the driver domain.
+const OPEN: &str = "[defaults]\nlisten = [\"1-65535\"]\nconnect = [\"any\"]\n";
+
 /// The settings that the same guest has over each stack. The limits are for ten thousand
 /// connections.
 const GUEST: &str = "type = \"pvh\"\nmemory = 256\nvcpus = 1\ntsc_mode = \"native\"\n\
@@ -27,6 +41,8 @@ const GUEST: &str = "type = \"pvh\"\nmemory = 256\nvcpus = 1\ntsc_mode = \"nativ
 pub enum Rival {
     /// This project's guest over xensockd.
     XenSock,
+    /// The same with xensockd and the client in a driver domain.
+    DriverDomain,
     /// The same guest with its own stack over a network interface.
     Netfront,
     /// A Linux guest over a network interface.
@@ -40,13 +56,20 @@ pub enum Rival {
 impl Rival {
     /// All of them, in the table's order. Linux's backend comes last, because a bug of it may crash
     /// dom0.
-    pub const ALL: [Rival; 5] =
-        [Rival::XenSock, Rival::Netfront, Rival::Linux, Rival::Loopback, Rival::PvcallsBack];
+    pub const ALL: [Rival; 6] = [
+        Rival::XenSock,
+        Rival::DriverDomain,
+        Rival::Netfront,
+        Rival::Linux,
+        Rival::Loopback,
+        Rival::PvcallsBack,
+    ];
 
     /// Its name in the results.
     pub fn name(self) -> &'static str {
         match self {
             Rival::XenSock => "xensock",
+            Rival::DriverDomain => "driver-domain",
             Rival::Netfront => "netfront",
             Rival::Linux => "linux",
             Rival::Loopback => "loopback",
@@ -58,10 +81,61 @@ impl Rival {
     pub fn meaning(self) -> &'static str {
         match self {
             Rival::XenSock => "the guest over xensockd",
+            Rival::DriverDomain => "the same with xensockd and the client in a driver domain",
             Rival::Netfront => "the guest with its own stack over netfront",
             Rival::Linux => "a Linux guest over netfront, with the same apps",
             Rival::Loopback => "the same apps in dom0, over its loopback",
             Rival::PvcallsBack => "the guest over Linux's pvcalls-back",
+        }
+    }
+}
+
+/// What is measured of a rival, in a domain of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The sockets, with `app=bench`.
+    Sockets,
+    /// Handshakes and a transfer over TLS, with `app=http` in the image that has TLS.
+    Tls,
+}
+
+impl Part {
+    /// All of them.
+    pub const ALL: [Part; 2] = [Part::Sockets, Part::Tls];
+
+    /// What selects it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::Sockets => "sockets",
+            Part::Tls => "tls",
+        }
+    }
+
+    /// The image of this project's guest.
+    fn image(self) -> &'static str {
+        match self {
+            Part::Sockets => "xensock-kernel",
+            Part::Tls => "xensock-kernel-tls",
+        }
+    }
+
+    /// The client's phases, in this order: a guest is booted first, and what leaves most behind in
+    /// its memory is last.
+    fn phases(self) -> &'static [&'static str] {
+        match self {
+            Part::Sockets => &[
+                "boot",
+                "out",
+                "in",
+                "both",
+                "round-trip",
+                "datagrams",
+                "requests",
+                "requests-64",
+                "connections",
+                "idle",
+            ],
+            Part::Tls => &["tls-connections", "tls-out"],
         }
     }
 }
@@ -107,6 +181,10 @@ impl Turn {
 pub struct Bench<'a> {
     pub(crate) dom0: &'a Dom0,
     tree: Tree,
+    /// The client's program.
+    client: PathBuf,
+    /// The file of [`ROOTS`].
+    roots: PathBuf,
     linux: LinuxServer,
     /// The guests so far whose sockets are in dom0. Each has ports of its own: Linux's backend
     /// cannot bind a port on which connections have closed within the last minute.
@@ -119,12 +197,22 @@ impl<'a> Bench<'a> {
         let tree = Tree::here();
         let examples = tree.target().join("host/examples");
         let (client, program) = (examples.join("client"), examples.join("linux"));
-        let linux = LinuxServer::build(&tree, Needs::Network, &program, say)?;
-        dom0.push(&client, "/root/client")?;
+        let folder = tree.target().join("bench");
+        fs::create_dir_all(&folder)?;
+        let (roots, identity) = (folder.join("roots.pem"), folder.join("identity.pem"));
+        let authority = Authority::new("the benchmark's authority", Key::P256);
+        fs::write(&roots, authority.root())?;
+        let issued = authority.issue(&format!("DNS:{NAME}"), Key::P256, VALID);
+        fs::write(&identity, issued.file())?;
+        let files = [(&*identity, IDENTITY)];
+        let linux = LinuxServer::build(&tree, Needs::Network, &program, &files, say)?;
+        dom0.push(&identity, IDENTITY)?;
+        dom0.push(&roots, ROOTS)?;
+        dom0.push(&client, CLIENT)?;
         dom0.push(&program, "/root/linux")?;
         dom0.push(&linux.kernel, "/root/vmlinuz")?;
         dom0.push(&linux.initramfs, "/root/linux.cpio")?;
-        Ok(Self { dom0, tree, linux, in_dom0: Cell::new(0) })
+        Ok(Self { dom0, tree, client, roots, linux, in_dom0: Cell::new(0) })
     }
 
     /// The first port of a guest whose sockets are in dom0.
@@ -157,8 +245,10 @@ impl<'a> Bench<'a> {
             Rival::XenSock => {
                 figures.insert("image_kib".into(), size(&self.tree.kernel())?);
                 figures.insert("hello_kib".into(), size(&self.tree.target().join("hello"))?);
+                let with_tls = self.tree.target().join(Part::Tls.image());
+                figures.insert("tls_image_kib".into(), size(&with_tls)?);
             }
-            Rival::Netfront | Rival::PvcallsBack => {
+            Rival::DriverDomain | Rival::Netfront | Rival::PvcallsBack => {
                 figures.insert("image_kib".into(), size(&self.tree.kernel())?);
             }
             Rival::Linux => {
@@ -170,28 +260,44 @@ impl<'a> Bench<'a> {
         Ok(figures)
     }
 
-    /// Starts the servers of a rival, measures them, and ends them.
-    pub fn measure(&self, rival: Rival, plan: Plan) -> Result<Turn> {
+    /// Starts the servers of a rival, measures a part of what they do, and ends them.
+    pub fn measure(&self, rival: Rival, part: Part, plan: Plan) -> Result<Turn> {
         let _over_linux = match rival {
             Rival::PvcallsBack => Some(OverLinux::load(self)?),
             _ => None,
         };
-        let (mut phases, mut failures) = (PHASES.to_vec(), Vec::new());
-        if rival == Rival::PvcallsBack {
-            phases.retain(|phase| *phase != "idle");
+        let (mut phases, mut failures) = (part.phases().to_vec(), Vec::new());
+        if rival == Rival::DriverDomain {
+            // They need xl, or ten thousand connections in little memory.
+            phases.retain(|phase| !["boot", "idle"].contains(phase));
+        }
+        if rival == Rival::PvcallsBack && part == Part::Sockets {
+            phases.retain(|phase| !["datagrams", "idle"].contains(phase));
+            failures.push("datagrams: that backend has none".to_owned());
             failures.push("idle: that backend leaks a workqueue per connection".to_owned());
         }
-        let servers = self.start(rival, plan)?;
+        let servers = self.start(rival, part, plan)?;
         if servers.domain.is_none() {
             phases.retain(|phase| *phase != "boot");
         }
-        let words = servers.client(plan);
+        let words = match part {
+            Part::Sockets => servers.client(plan),
+            // The arithmetic is much slower than the sockets.
+            Part::Tls => {
+                let plan = Plan { mb: (plan.mb / 8).max(1), count: plan.count / 2, ..plan };
+                format!("{} roots={ROOTS} name={NAME}", servers.client(plan))
+            }
+        };
         let phases = phases.join(" ");
-        let output =
-            self.dom0.run_within(&format!("ulimit -n 200000; {words} {phases}"), PATIENCE)?;
+        let line = format!("ulimit -n 200000; {words} {phases}");
+        let output = match &servers.driver {
+            Some(driver) => driver.run_within(&line, PATIENCE)?,
+            None => self.dom0.run_within(&line, PATIENCE)?,
+        };
         let mut turn = Turn { failures, ..Turn::default() };
         turn.read(&output)?;
         if let Some(domain) = &servers.domain
+            && phases.contains("boot")
             && !turn.figures.contains_key("boot_ms")
         {
             let console = domain.console().unwrap_or_default();
@@ -200,47 +306,71 @@ impl<'a> Bench<'a> {
         Ok(turn)
     }
 
-    /// Starts the servers of a rival. A guest is paused: the client's first phase starts it.
-    fn start(&self, rival: Rival, plan: Plan) -> Result<Servers<'a>> {
-        let Plan { mb, .. } = plan;
-        let words = format!("app=bench mb={mb} idle-timeout=0 max-connections=30000");
+    /// Starts the servers of a rival. A guest that the client's first phase starts is paused.
+    fn start(&self, rival: Rival, part: Part, plan: Plan) -> Result<Servers<'a>> {
         let dom0 = self.dom0;
+        let app = match part {
+            Part::Sockets => format!("bench mb={}", plan.mb),
+            Part::Tls => "http tls=on".to_owned(),
+        };
+        let words = |port| format!("app={app} port={port} idle-timeout=0 max-connections=30000");
         let ours = |device: &str, words: &str| {
-            let kernel = "kernel = \"/root/xensock-kernel\"";
-            let config = format!("{GUEST}{kernel}\n{device}\ncmdline = \"{words}\"\n");
+            let image = part.image();
+            let mut config =
+                format!("{GUEST}kernel = \"/root/{image}\"\n{device}\ncmdline = \"{words}\"\n");
+            if part == Part::Tls {
+                dom0.push(&self.tree.target().join(image), &format!("/root/{image}"))?;
+                config += &format!("ramdisk = \"{IDENTITY}\"\n");
+            }
             Domain::create_paused(dom0, rival.name(), &config)
         };
         let interface = Interface::FIRST;
+        let guest = |domain, at: String| Servers { at, domain: Some(domain), ..Servers::default() };
         let (vif, own) = (format!("vif = [\"{}\"]", interface.vif()), interface.address());
-        let guest =
-            |domain, at: String| Servers { at, domain: Some(domain), started: None, program: None };
         let here = "127.0.0.1".to_owned();
-        Ok(match rival {
+        let servers = match rival {
             Rival::XenSock | Rival::PvcallsBack => {
                 let port = self.port_in_dom0();
-                let words = format!("{words} port={port}");
-                guest(ours("pvcalls = [\"backend=0\"]", &words)?, format!("{here}:{port}"))
+                let domain = ours("pvcalls = [\"backend=0\"]", &words(port))?;
+                guest(domain, format!("{here}:{port}"))
+            }
+            Rival::DriverDomain => {
+                let files = [(&*self.client, CLIENT), (&*self.roots, ROOTS)];
+                let tree = &self.tree;
+                let driver = DriverDomain::start(dom0, tree, interface, "", &files, &|_| ())?;
+                driver.serve(OPEN)?;
+                let device = format!("pvcalls = [\"backend={}\"]", driver.domain().name());
+                let domain = ours(&device, &words(PORT))?;
+                Servers { driver: Some(driver), ..guest(domain, format!("{here}:{PORT}")) }
             }
             Rival::Netfront => {
-                let words = format!("{words} stack=netfront ip={own}/25");
+                let words = format!("{} stack=netfront ip={own}/25", words(PORT));
                 guest(ours(&vif, &words)?, format!("{own}:{PORT}"))
             }
             Rival::Linux => {
-                let cmdline = self.linux.command_line(Some(&format!("{own}/25")), &words);
+                let cmdline = self.linux.command_line(Some(&format!("{own}/25")), &words(PORT));
+                // The program's environment has what Linux does not know.
                 let config = format!(
                     "{GUEST}kernel = \"/root/vmlinuz\"\nramdisk = \"/root/linux.cpio\"\n{vif}\n\
-                     cmdline = \"{cmdline}\"\n"
+                     cmdline = \"{cmdline} RAMDISK={IDENTITY}\"\n"
                 );
                 let domain = Domain::create_paused(dom0, rival.name(), &config)?;
                 Servers { started: Some(INIT_RUNS), ..guest(domain, format!("{own}:{PORT}")) }
             }
             Rival::Loopback => Servers {
                 at: format!("{here}:{LOOPBACK_PORT}"),
-                domain: None,
-                started: None,
-                program: Some(Program::start(dom0, &words)?),
+                program: Some(Program::start(dom0, &words(LOOPBACK_PORT))?),
+                ..Servers::default()
             },
-        })
+        };
+        if let Some(domain) = &servers.domain
+            && (part == Part::Tls || servers.driver.is_some())
+        {
+            domain.unpause()?;
+            let serves = if rival == Rival::Linux { "listening" } else { "serving on port" };
+            domain.wait_for(serves, PATIENCE)?;
+        }
+        Ok(servers)
     }
 
     /// Starts a guest over xensockd, with more words on its command line. Waits until it serves.
@@ -253,25 +383,19 @@ impl<'a> Bench<'a> {
         );
         let domain = Domain::create(self.dom0, "xensock", &config)?;
         domain.wait_for("serving on ports", PATIENCE)?;
-        Ok(Servers {
-            at: format!("127.0.0.1:{port}"),
-            domain: Some(domain),
-            started: None,
-            program: None,
-        })
+        let at = format!("127.0.0.1:{port}");
+        Ok(Servers { at, domain: Some(domain), ..Servers::default() })
     }
 }
 
-/// The client's phases, in this order: a guest is booted first, and what leaves most behind in its
-/// memory is last.
-const PHASES: [&str; 9] =
-    ["boot", "out", "in", "both", "round-trip", "requests", "requests-64", "connections", "idle"];
-
 /// The servers of a rival. They end on drop.
+#[derive(Default)]
 pub(crate) struct Servers<'a> {
     /// The address of the first port.
     pub at: String,
+    // Before its driver domain.
     domain: Option<Domain>,
+    driver: Option<DriverDomain>,
     started: Option<&'static str>,
     #[expect(dead_code, reason = "it ends on drop")]
     program: Option<Program<'a>>,
@@ -281,7 +405,7 @@ impl Servers<'_> {
     /// The client's command line, without its phases.
     fn client(&self, plan: Plan) -> String {
         let Plan { mb, count, idle } = plan;
-        let mut words = format!("/root/client {} mb={mb} count={count} idle={idle}", self.at);
+        let mut words = format!("{CLIENT} {} mb={mb} count={count} idle={idle}", self.at);
         if let Some(domain) = &self.domain {
             words += &format!(" domain={}", domain.name());
         }
@@ -302,7 +426,7 @@ impl<'a> Program<'a> {
     fn start(dom0: &'a Dom0, words: &str) -> Result<Self> {
         let id = dom0.run(&format!(
             "ulimit -n 200000; rm -f /tmp/linux.log; \
-             /root/linux {words} port={LOOPBACK_PORT} >/tmp/linux.log 2>&1 & echo $!"
+             RAMDISK={IDENTITY} /root/linux {words} >/tmp/linux.log 2>&1 & echo $!"
         ))?;
         let program = Program { dom0, id };
         let ready = || Ok(dom0.exec("grep -q listening /tmp/linux.log")?.status == 0);

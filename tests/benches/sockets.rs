@@ -9,12 +9,12 @@
 //! | `MB` | the MiB of a bulk transfer |
 //! | `IDLE` | the number of connections that stay open |
 //! | `ORDER` | IDC's rings have two to that power pages |
-//! | `ONLY` | `sockets` or `idc`: one part instead of both |
+//! | `ONLY` | some of the parts `sockets`, `tls` and `idc`, some rivals, or both: `tls,xensock` |
 
 use anyhow::{Context, Result, bail};
 use bench::idc::{self, Idc, Pair};
 use bench::report::{self, NATIVE, Results};
-use bench::{Bench, Figures, Plan, Rival, Work, chart, medians, sum};
+use bench::{Bench, Figures, Part, Plan, Rival, Work, chart, medians, sum};
 use lab::{Lab, LinuxEnds, Options, Tree};
 use std::collections::BTreeMap;
 use std::fs;
@@ -34,18 +34,30 @@ fn main() -> Result<()> {
     let order = variable("ORDER", 5)?;
     let plan = Plan { mb, count: COUNT, idle };
     let only = std::env::var("ONLY").unwrap_or_default();
-    let (rivals, pairs): (&[Rival], &[Pair]) = match only.as_str() {
-        "sockets" => (&Rival::ALL, &[]),
-        "idc" => (&[], &Pair::ALL),
-        "" => (&Rival::ALL, &Pair::ALL),
-        other => bail!("ONLY={other}: write sockets or idc"),
-    };
+    let words: Vec<_> = only.split(',').filter(|word| !word.is_empty()).collect();
+    let mut rivals = Rival::ALL.to_vec();
+    rivals.retain(|rival| words.contains(&rival.name()));
+    let mut parts = Part::ALL.to_vec();
+    parts.retain(|part| words.contains(&part.name()));
+    let with_idc = words.is_empty() || words.contains(&"idc");
+    if rivals.len() + parts.len() + usize::from(with_idc) < words.len() {
+        bail!("ONLY={only}: write sockets, tls, idc or names of rivals, with commas");
+    }
+    if words != ["idc"] {
+        if rivals.is_empty() {
+            rivals = Rival::ALL.to_vec();
+        }
+        if parts.is_empty() {
+            parts = Part::ALL.to_vec();
+        }
+    }
+    let pairs: &[Pair] = if with_idc { &Pair::ALL } else { &[] };
     let since = Instant::now();
     let say = |text: &str| println!("{:4} s  {text}", since.elapsed().as_secs());
     let tree = Tree::here();
     let folder = tree.target().join("bench");
     fs::create_dir_all(&folder)?;
-    if !rivals.is_empty() {
+    if rivals.contains(&Rival::PvcallsBack) {
         // Built before Xen runs. If that fails, each turn of the rival reports it.
         let _ = LinuxEnds::get(&tree, &|text| say(&format!("lab: {text}")));
     }
@@ -53,35 +65,46 @@ fn main() -> Result<()> {
     options.add_built(&tree)?;
     let lab = Lab::boot(&tree, &options, &|text| say(&format!("lab: {text}")))?;
     let bench = Bench::prepare(&lab, &|text| say(&format!("lab: {text}")))?;
-    let idc = Idc::prepare(&lab, order, &|text| say(&format!("lab: {text}")))?;
+    let idc = match pairs {
+        [] => None,
+        _ => Some(Idc::prepare(&lab, order, &|text| say(&format!("lab: {text}")))?),
+    };
     bench.tune()?;
-    for rival in rivals {
+    for rival in &rivals {
         say(&format!("{}: {}", rival.name(), rival.meaning()));
     }
 
     let mut all: BTreeMap<&str, Vec<Figures>> = BTreeMap::new();
     let mut results = Results::new();
     for round in 1..=rounds {
-        for &rival in rivals {
+        for &rival in &rivals {
             say(&format!("round {round} of {rounds}: {}", rival.name()));
-            match bench.measure(rival, plan) {
-                Ok(turn) => {
-                    for failure in turn.failures {
-                        say(&format!("  {} has no figure for {failure}", rival.name()));
+            let mut figures = Figures::new();
+            for &part in &parts {
+                match bench.measure(rival, part, plan) {
+                    Ok(turn) => {
+                        for failure in turn.failures {
+                            say(&format!("  {} has no figure for {failure}", rival.name()));
+                        }
+                        figures.extend(turn.figures);
                     }
-                    let figure = |name| turn.figures.get(name).copied().unwrap_or(f64::NAN);
-                    say(&format!(
-                        "  out {:.1}, in {:.1} MiB/s, round trip {:.0} us",
-                        figure("out_mib_per_s"),
-                        figure("in_mib_per_s"),
-                        figure("round_trip_us")
-                    ));
-                    all.entry(rival.name()).or_default().push(turn.figures);
+                    Err(error) => say(&format!("  {}, {part:?}: {error:#}", rival.name())),
                 }
-                Err(error) => say(&format!("  {} failed: {error:#}", rival.name())),
             }
+            let said = [
+                ("out_mib_per_s", "out", "MiB/s"),
+                ("in_mib_per_s", "in", "MiB/s"),
+                ("tls_out_mib_per_s", "over TLS", "MiB/s"),
+                ("round_trip_us", "round trip", "us"),
+            ];
+            let said = said.into_iter().filter_map(|(name, what, unit)| {
+                figures.get(name).map(|figure| format!("{what} {figure:.1} {unit}"))
+            });
+            say(&format!("  {}", said.collect::<Vec<_>>().join(", ")));
+            all.entry(rival.name()).or_default().push(figures);
         }
         for &pair in pairs {
+            let Some(idc) = &idc else { break };
             say(&format!("round {round} of {rounds}: {}", pair.meaning()));
             match idc.measure(pair, plan) {
                 Ok(results) => {
@@ -92,7 +115,7 @@ fn main() -> Result<()> {
                 Err(error) => say(&format!("  failed: {error:#}")),
             }
         }
-        if round == rounds && rivals.contains(&Rival::XenSock) {
+        if round == rounds && rivals.contains(&Rival::XenSock) && parts.contains(&Part::Sockets) {
             say("counting xensockd's system calls");
             let mut figures = Figures::new();
             for work in Work::ALL {
@@ -111,7 +134,7 @@ fn main() -> Result<()> {
 
     println!("\n{}\n{}", report::table(&results), report::idc_table(&results));
     println!("{:62} {:>15} {:>8}", "target", "limit", "figure");
-    let measured = |target: &report::Target| target.value.is_some() || only.is_empty();
+    let measured = |target: &report::Target| target.value.is_some() || words.is_empty();
     for target in report::targets(&results).into_iter().filter(measured) {
         println!("{target}");
     }

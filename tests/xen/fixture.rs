@@ -2,11 +2,14 @@
 
 use anyhow::{Context, Result, anyhow};
 use lab::{Lab, Options, Tree, dom0_port};
+use std::collections::BTreeMap;
+use std::fs;
 use std::net::{SocketAddrV4, TcpListener};
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 pub use bench::wait_until;
 
@@ -37,13 +40,27 @@ impl Fixture {
         lab.as_ref().map_err(|error| anyhow!("the lab did not boot: {error}"))
     }
 
+    /// The processor time that QEMU has used, or none while there is no machine.
+    pub fn processor_time(&self) -> Duration {
+        let ticks = || {
+            let lab = self.lab.get()?.as_ref().ok()?;
+            let id = lab::qemu_id(lab.folder()).ok()?;
+            let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+            // The program's name may contain spaces. utime and stime follow it (proc(5)).
+            let fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11).take(2);
+            Some(fields.filter_map(|field| field.parse::<u64>().ok()).sum())
+        };
+        let per_second = rustix::param::clock_ticks_per_second();
+        Duration::from_millis(ticks().unwrap_or(0) * 1000 / per_second)
+    }
+
     /// How many guests have ended in a triple fault, if Xen runs.
     ///
-    /// This is a fault of QEMU 7.2's processor, about once in half an hour of guests that often
-    /// wake from `hlt`: Xen's dump of the guest then has Xen's own code segment and instruction
-    /// pointer, which no guest can have, or the instruction after `hlt`. A guest's own faults end
-    /// in a report, those in its handlers too (`faults.rs`).
-    pub fn triple_faults(&self) -> usize {
+    /// This is a fault of QEMU's processor, which was frequent before the lab kept dom0 on one
+    /// processor: Xen's dump of the guest then has Xen's own code segment and instruction pointer,
+    /// which no guest can have, or the instruction after `hlt`. A guest's own faults end in a
+    /// report, those in its handlers too (`faults.rs`).
+    fn triple_faults(&self) -> usize {
         let log = self.lab.get().and_then(|lab| lab.as_ref().ok()?.serial_log().ok());
         log.map_or(0, |log| log.matches("Triple fault").count())
     }
@@ -64,8 +81,17 @@ impl Fixture {
         Ok(Ports { host, inner })
     }
 
+    /// Fails if the machine did not boot or has died.
+    fn check(&self) -> Result<()> {
+        match self.lab.get() {
+            None => Ok(()),
+            Some(Ok(lab)) => lab.check(),
+            Some(Err(error)) => Err(anyhow!("{error}")),
+        }
+    }
+
     /// Collects all logs in one folder after a failure.
-    pub fn keep_logs(&self) {
+    fn keep_logs(&self) {
         let Some(Ok(lab)) = self.lab.get() else {
             println!("logs are in {}", folder().display());
             return;
@@ -74,6 +100,64 @@ impl Fixture {
             println!("cannot copy dom0's logs: {error:#}");
         }
         println!("logs are in {}", lab.folder().display());
+    }
+}
+
+/// How often a machine that died is replaced.
+const SPARE_MACHINES: usize = 3;
+
+/// The machine that the tests share. A new one takes its place if Xen or dom0's kernel dies, so
+/// that the tests that follow still tell something.
+#[derive(Default)]
+pub struct Machines {
+    current: Mutex<Arc<Fixture>>,
+    replaced: AtomicUsize,
+}
+
+impl Machines {
+    /// The machine of the next test.
+    pub fn current(&self) -> Arc<Fixture> {
+        Arc::clone(&self.current.lock().expect("nobody panics with this lock"))
+    }
+
+    /// Runs a test. It runs once more if QEMU's processor meanwhile ended a guest
+    /// ([`Fixture::triple_faults`]) or the whole machine: neither a guest nor a process of dom0 can
+    /// do that to a processor that works. The log then says so.
+    pub fn run(&self, case: Case) -> Result<()> {
+        let fixture = self.current();
+        let faults = fixture.triple_faults();
+        let result = case(&fixture);
+        let Err(error) = &result else { return Ok(()) };
+        if let Err(death) = fixture.check()
+            && self.replaced.load(Ordering::Relaxed) < SPARE_MACHINES
+        {
+            println!("runs again in a new machine: {error:#}\n{death:#}");
+            self.replace(fixture)?;
+            return case(&self.current());
+        }
+        if fixture.triple_faults() > faults {
+            println!("runs again, as QEMU's processor has ended a guest: {error:#}");
+            return case(&fixture);
+        }
+        result
+    }
+
+    /// Keeps the logs of a machine that died, and lets the next test boot a new one.
+    fn replace(&self, dead: Arc<Fixture>) -> Result<()> {
+        dead.keep_logs();
+        *self.current.lock().expect("nobody panics with this lock") = Arc::default();
+        // The last reference: this ends QEMU if it still runs.
+        drop(dead);
+        let number = self.replaced.fetch_add(1, Ordering::Relaxed) + 1;
+        let kept = folder().with_file_name(format!("lab-that-died-{number}"));
+        fs::rename(folder(), &kept).context("cannot keep the logs")?;
+        println!("its logs are now in {}", kept.display());
+        Ok(())
+    }
+
+    /// Collects the logs after a failure.
+    pub fn keep_logs(&self) {
+        self.current().keep_logs();
     }
 }
 
@@ -108,13 +192,16 @@ fn boot() -> Result<Lab> {
     Lab::boot(&tree, &options, &|text| println!("lab: {text}"))
 }
 
-/// Builds the images of kernel/examples, the backend that lies and the benchmark's programs: the
-/// first call does, others wait. It takes the time that the tests in Xen leave.
-pub fn build_examples() -> Result<()> {
-    static BUILT: OnceLock<Result<(), String>> = OnceLock::new();
-    let build = || {
+/// The goals of the Makefile that later tests need.
+pub const GOALS: [&str; 3] = [EXAMPLES, "liar", "programs"];
+const EXAMPLES: &str = "examples";
+
+/// Builds a goal of the Makefile, once. It takes the time that the tests in Xen leave.
+pub fn build(goal: &str) -> Result<()> {
+    static BUILT: Mutex<BTreeMap<String, Result<(), String>>> = Mutex::new(BTreeMap::new());
+    let run = || {
         let mut make = Command::new("nice");
-        make.args(["-n", "5", "make", "-s", "examples", "liar", "programs"]);
+        make.args(["-n", "5", "make", "-s"]).args(goal.split(' '));
         make.current_dir(Tree::here().root());
         let output = make.output().map_err(|error| error.to_string())?;
         if !output.status.success() {
@@ -122,13 +209,30 @@ pub fn build_examples() -> Result<()> {
         }
         Ok(())
     };
-    BUILT.get_or_init(build).clone().map_err(|error| anyhow!("cannot build the examples: {error}"))
+    let mut built = BUILT.lock().map_err(|_| anyhow!("another build panicked"))?;
+    // All examples have each of them.
+    let known = built.get(EXAMPLES).filter(|_| goal.starts_with(EXAMPLES)).or(built.get(goal));
+    let done = match known {
+        Some(done) => done.clone(),
+        None => {
+            let done = run();
+            built.insert(goal.to_owned(), done.clone());
+            done
+        }
+    };
+    done.map_err(|error| anyhow!("cannot build {goal}: {error}"))
 }
 
 /// The path of an image of kernel/examples.
 pub fn example(name: &str) -> Result<PathBuf> {
-    build_examples()?;
+    build(&format!("{EXAMPLES} EXAMPLE={name}"))?;
     Ok(Tree::here().target().join("x86_64-xen-pvh/release/examples").join(name))
+}
+
+/// The path of a program of the benchmarks, or of a process that a test starts in dom0.
+pub fn program(name: &str) -> Result<PathBuf> {
+    build("programs")?;
+    Ok(Tree::here().target().join("host/examples").join(name))
 }
 
 /// The folder of the machine's logs.

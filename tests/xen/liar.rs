@@ -1,7 +1,7 @@
 //! A guest whose backend sends invalid data: it logs the error, closes the socket or the device,
 //! and survives.
 
-use crate::fixture::{Fixture, build_examples, cases, wait_until};
+use crate::fixture::{Fixture, build, cases, wait_until};
 use crate::service::{PATIENCE, Service, pattern, sha256};
 use anyhow::{Result, ensure};
 use lab::Tree;
@@ -16,11 +16,11 @@ const LIES: [(&str, &str); 22] = [
     ("wrong-socket", "the answer is ignored"),
     ("twice", "which waits for no answer"),
     ("odd-errors", ""),
-    ("in-too-far", "the backend's indexes are impossible"),
-    ("in-taken-back", "the backend's indexes are impossible"),
-    ("out-too-far", "the backend's indexes are impossible"),
-    ("in-flickers", "the backend's indexes are impossible"),
-    ("indexes-of-garbage", "the backend's indexes are impossible"),
+    ("in-too-far", "the backend's ring is malformed"),
+    ("in-taken-back", "the backend's ring is malformed"),
+    ("out-too-far", "the backend's ring is malformed"),
+    ("in-flickers", "the backend's ring is malformed"),
+    ("indexes-of-garbage", "the backend's ring is malformed"),
     ("empty-accepts", "accept failed"),
     ("keeps-pages", ""),
     ("silence", ""),
@@ -37,7 +37,7 @@ const LIES: [(&str, &str); 22] = [
 
 fn a_guest_survives_and_logs_every_lie_of_its_backend(fixture: &Fixture) -> Result<()> {
     let lab = fixture.lab()?;
-    build_examples()?;
+    build("liar")?;
     lab.push(&Tree::here().target().join("host/examples/liar"), "/root/liar")?;
     let guest = Service::http(fixture)?;
     let id = guest.domain.id()?.unwrap_or_default();

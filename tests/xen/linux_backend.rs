@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 cases![
     linux_s_backend_serves_pages_to_several_clients_at_once,
     linux_s_backend_echoes_both_ways,
+    linux_s_backend_has_no_datagrams_and_streams_go_on,
     linux_s_backend_lets_guests_connect_and_reports_refusals,
     linux_s_backend_maps_at_most_16_pages_and_gets_no_more,
     linux_s_backend_reports_the_end_of_a_stream_only_when_it_comes_alone,
@@ -103,6 +104,20 @@ fn linux_s_backend_echoes_both_ways(fixture: &Fixture) -> Result<()> {
         writer.join().expect("the writer panicked")
     })?;
     ensure!(sha256(&got) == sha256(&sent), "other bytes came back");
+    Ok(())
+}
+
+fn linux_s_backend_has_no_datagrams_and_streams_go_on(fixture: &Fixture) -> Result<()> {
+    let mut linux = OverLinux::get(fixture)?;
+    let echo = &linux.guests()?.echo;
+    echo.domain.wait_for("no datagrams on port", PATIENCE)?;
+    let console = echo.domain.console()?;
+    ensure!(console.contains("operation not supported"), "{console}");
+    let mut stream = echo.connect()?;
+    stream.write_all(b"still here")?;
+    let mut got = [0; 10];
+    stream.read_exact(&mut got)?;
+    ensure!(got == *b"still here", "{got:?}");
     Ok(())
 }
 

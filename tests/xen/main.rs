@@ -6,9 +6,12 @@
 mod benchmark;
 mod boot;
 mod chromium;
+mod datagrams;
 mod draft1;
+mod driver_domain;
 mod ends;
 mod events;
+mod fair;
 mod faults;
 mod fixture;
 mod guests;
@@ -28,12 +31,15 @@ mod reconnect;
 mod rights;
 mod service;
 mod serving;
+mod shortage;
 mod sockets;
 mod suspend;
+mod tls;
 
-use fixture::Fixture;
+use fixture::Machines;
 use lab::{LinuxEnds, Tree};
 use libtest_mimic::{Arguments, Trial};
+use std::fs;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -50,7 +56,7 @@ fn main() -> ExitCode {
     // The tests share an emulated machine: side by side, they would exceed each other's time
     // limits.
     arguments.test_threads = Some(1);
-    let fixture = Arc::new(Fixture::default());
+    let machines = Arc::new(Machines::default());
     let cases = [
         machine::CASES,
         guests::CASES,
@@ -63,6 +69,7 @@ fn main() -> ExitCode {
         reconnect::CASES,
         suspend::CASES,
         liar::CASES,
+        tls::CASES,
         images::CASES,
         faults::CASES,
         events::CASES,
@@ -70,8 +77,14 @@ fn main() -> ExitCode {
         boot::CASES,
         memory::CASES,
         network::CASES,
+        datagrams::CASES,
+        datagrams::peers::CASES,
+        datagrams::floods::CASES,
         operators::CASES,
         rights::operators::CASES,
+        shortage::CASES,
+        driver_domain::operators::CASES,
+        fair::operators::CASES,
         benchmark::CASES,
         linux_frontend::CASES,
         linux_backend::CASES,
@@ -81,21 +94,15 @@ fn main() -> ExitCode {
     let large = fixture::has_memory_for_large_guests();
     let times = Arc::new(Mutex::new(Vec::new()));
     let trials = cases.into_iter().map(|(path, case)| {
-        let (fixture, times) = (Arc::clone(&fixture), Arc::clone(&times));
+        let (machines, times) = (Arc::clone(&machines), Arc::clone(&times));
         // Without the name of this program.
         let name = path.split_once("::").map_or(path, |(_, name)| name);
         let run = move || {
-            let start = Instant::now();
-            let faults = fixture.triple_faults();
-            let mut result = case(&fixture);
-            if let Err(error) = &result
-                && fixture.triple_faults() > faults
-            {
-                println!("runs again, as QEMU's processor has ended a guest: {error:#}");
-                result = case(&fixture);
-            }
-            let result = result.map_err(|error| format!("{error:#}").into());
-            times.lock().expect("no test panics here").push((start.elapsed(), name));
+            let (start, worked) = (Instant::now(), machines.current().processor_time());
+            let result = machines.run(case).map_err(|error| format!("{error:#}").into());
+            let worked = machines.current().processor_time().saturating_sub(worked);
+            let mut times = times.lock().expect("no test panics here");
+            times.push(Times { whole: start.elapsed(), worked, name });
             result
         };
         Trial::test(name, run).with_ignored_flag(!large && memory::needs_large_machine(name))
@@ -103,12 +110,14 @@ fn main() -> ExitCode {
     if arguments.filter.is_none() {
         // Later tests need the examples, and the last ones Linux's ends of PV Calls, which take
         // long to download and build. If that fails, these tests report it.
-        let fixture = Arc::clone(&fixture);
+        let machine = machines.current();
         thread::spawn(move || {
-            let booted = fixture.lab().is_ok();
-            drop(fixture);
+            let booted = machine.lab().is_ok();
+            drop(machine);
             if booted {
-                let _ = fixture::build_examples();
+                for goal in fixture::GOALS {
+                    let _ = fixture::build(goal);
+                }
                 let _ = LinuxEnds::get(&Tree::here(), &|_| ());
             }
         });
@@ -116,18 +125,32 @@ fn main() -> ExitCode {
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     show_slowest(&mut times.lock().expect("no test runs any more"));
     if conclusion.has_failed() {
-        fixture.keep_logs();
+        machines.keep_logs();
     }
     // The last reference to the machine: this ends it.
-    drop(fixture);
+    drop(machines);
     conclusion.exit_code()
 }
 
-fn show_slowest(times: &mut [(Duration, &str)]) {
-    times.sort_unstable_by_key(|(time, _)| std::cmp::Reverse(*time));
-    let whole: Duration = times.iter().map(|(time, _)| *time).sum();
-    println!("{} s in all; the slowest:", whole.as_secs());
-    for (time, name) in times.iter().take(SLOWEST) {
-        println!("{:6.1} s {name}", time.as_secs_f64());
+/// How long a test took.
+struct Times {
+    whole: Duration,
+    /// The processor time of the emulated machine, which has two processors.
+    worked: Duration,
+    name: &'static str,
+}
+
+fn show_slowest(times: &mut [Times]) {
+    times.sort_unstable_by_key(|times| std::cmp::Reverse(times.whole));
+    let whole: Duration = times.iter().map(|times| times.whole).sum();
+    println!("{} s in all; the slowest, and the machine's processor time:", whole.as_secs());
+    let line = |times: &Times| {
+        let [whole, worked] = [times.whole, times.worked].map(|time| time.as_secs_f64());
+        format!("{whole:6.1} s {worked:6.1} s {}\n", times.name)
+    };
+    print!("{}", times.iter().take(SLOWEST).map(line).collect::<String>());
+    let all: String = times.iter().map(line).collect();
+    if let Err(error) = fs::write(Tree::here().target().join("test-logs/xen-times"), all) {
+        println!("the times of all tests: {error}");
     }
 }

@@ -19,6 +19,7 @@ cases![
     a_guest_serves_while_xenstored_is_stopped,
     xenstore_works_after_a_live_update_of_xenstored,
     each_request_of_the_toolstack_is_acknowledged,
+    random_numbers_come_from_the_processor_or_from_the_toolstack,
 ];
 
 /// A guest that tests a part of the platform.
@@ -239,5 +240,51 @@ fn each_request_of_the_toolstack_is_acknowledged(fixture: &Fixture) -> Result<()
         guest.wait_for(&format!("shutting down: {end}"), PATIENCE)?;
         guest.wait_for_end(PATIENCE + Duration::from_secs(30))?;
     }
+    Ok(())
+}
+
+fn random_numbers_come_from_the_processor_or_from_the_toolstack(fixture: &Fixture) -> Result<()> {
+    let dom0: &Dom0 = fixture.lab()?;
+    let config = image(fixture, "platform", "test=random")?;
+    let without = config.clone() + "cpuid = \"host,rdrand=0\"\n";
+    let run = |config: &str, seed: Option<&str>| -> Result<String> {
+        let guest = Domain::create_paused(dom0, "random", config)?;
+        let node = format!("/local/domain/{}/data/seed", guest.id()?.context("it has ended")?);
+        if let Some(seed) = seed {
+            dom0.run(&format!("xenstore-write {node} {seed}"))?;
+        }
+        guest.unpause()?;
+        guest.wait_for_end(PATIENCE)?;
+        guest.console()
+    };
+    let numbers = |console: &str| -> Result<[String; 2]> {
+        let of = |name: &str| {
+            let number = console.lines().find_map(|line| Some(line.split_once(name)?.1.to_owned()));
+            number.with_context(|| console.to_owned())
+        };
+        Ok([of("random: ")?, of("system: ")?])
+    };
+    let (seed, other) = ("5a".repeat(32), "a5".repeat(32));
+    let mut all: Vec<String> = Vec::new();
+    for console in [
+        run(&config, None)?,
+        run(&config, None)?,
+        // The processor's numbers need no seed.
+        run(&config, Some(&seed))?,
+        run(&without, Some(&seed))?,
+        run(&without, Some(&other))?,
+    ] {
+        all.extend(numbers(&console)?);
+    }
+    let different = all.iter().collect::<std::collections::BTreeSet<_>>();
+    ensure!(different.len() == all.len(), "{all:?}");
+    // A seed decides all that follows, and nobody reads it later.
+    ensure!(numbers(&run(&without, Some(&seed))?)?[0] == all[6], "{all:?}");
+
+    let none = run(&without, None)?;
+    ensure!(none.contains("no random numbers: ") && none.contains("none of the system"), "{none}");
+    let bad = run(&without, Some("5a5a"))?;
+    ensure!(bad.contains("data/seed is no seed: it must have 64 hexadecimal digits"), "{bad}");
+    ensure!(bad.contains("no random numbers: "), "{bad}");
     Ok(())
 }

@@ -286,6 +286,13 @@ pub fn exchange(port: u16, sent: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// The median of some measurements.
+pub fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
 /// The body of `/bytes/N`.
 pub fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|offset| (offset % 251) as u8).collect()

@@ -1,5 +1,6 @@
 //! All socket operations, tested by an image against the real backend.
 
+use crate::datagrams::Echo;
 use crate::fixture::{Fixture, cases};
 use crate::images::image;
 use crate::service::{Device, PATIENCE};
@@ -39,7 +40,9 @@ fn sockets_in_dom0_and_in_the_guests_stack_behave_alike(fixture: &Fixture) -> Re
 
 fn checks_pass(fixture: &Fixture, device: Device, words: &str, settings: &str) -> Result<()> {
     let port = fixture.port()?.inner + 10_000;
-    let config = image(fixture, "sockets", &format!("port={port} {words}"))?;
+    let echo = Echo::start(fixture)?;
+    let words = format!("port={port} datagrams={} {words}", echo.port);
+    let config = image(fixture, "sockets", &words)?;
     let guest = device.create(fixture.lab()?, "sockets", &format!("{config}\n{settings}\n"))?;
     guest.wait_for_end(PATIENCE)?;
     let console = guest.console()?;

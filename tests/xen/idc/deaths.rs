@@ -50,6 +50,21 @@ impl Held {
         })?;
         Ok(before)
     }
+
+    /// Checks that `kills` loses nothing of a guest's. It runs once more if something is lost the
+    /// first time: a peak may grow the heap, which keeps its pages.
+    fn is_the_same_after(
+        guest: &Domain,
+        dom0: &Dom0,
+        mut kills: impl FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let mut once = || {
+            let before = Held::at_rest(guest, dom0)?;
+            kills()?;
+            comes_back_to(&before, || Held::by(guest, dom0))
+        };
+        once().or_else(|first| once().context(first))
+    }
 }
 
 fn a_guests_service_survives_clients_that_are_killed_under_load(fixture: &Fixture) -> Result<()> {
@@ -75,31 +90,29 @@ fn a_guests_service_survives_clients_that_are_killed_under_load(fixture: &Fixtur
     let door = format!("/local/domain/{}/data/idc/-door", id(&service)?);
     let rests = || Ok(Held::by(&service, dom0)?.nodes.trim() == door);
     wait_until("the service has given its clients up", PATIENCE, rests)?;
-    let before = Held::at_rest(&service, dom0)?;
-    for round in 0..2 * rounds()? {
-        kill(round % 2 == 0)?;
-    }
-    comes_back_to(&before, || Held::by(&service, dom0))
+    let rounds = 2 * rounds()?;
+    Held::is_the_same_after(&service, dom0, || {
+        (0..rounds).try_for_each(|round| kill(round % 2 == 0))
+    })
 }
 
 fn a_guests_client_survives_services_that_are_killed_under_load(fixture: &Fixture) -> Result<()> {
     let dom0: &Dom0 = fixture.lab()?;
     let client = guest(fixture, "load=xen:0/exam")?;
-    let kill = |round: usize| {
+    let mut round = 0;
+    let mut kill = || {
+        round += 1;
         let service = Process::start(fixture, "serve=any/exam")?;
         is_busy(&client, round)?;
         service.kill();
         is_over(&client, round)
     };
-    kill(1)?;
+    kill()?;
     // It looks for the service's buffers for a while.
     let rests = || Ok(!Held::by(&client, dom0)?.nodes.contains("-buffers"));
     wait_until("the client has given the buffers up", PATIENCE, rests)?;
-    let before = Held::at_rest(&client, dom0)?;
-    for round in 0..2 * rounds()? {
-        kill(2 + round)?;
-    }
-    comes_back_to(&before, || Held::by(&client, dom0))?;
+    let rounds = 2 * rounds()?;
+    Held::is_the_same_after(&client, dom0, || (0..rounds).try_for_each(|_| kill()))?;
     ensure!(client.id()?.is_some(), "the client found something wrong: {}", client.console()?);
     Ok(())
 }

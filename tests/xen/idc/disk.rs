@@ -1,6 +1,6 @@
 //! A disk that goes from dom0 through a guest that caches it to two others: `lab::DiskChain`.
 
-use crate::fixture::{Fixture, Ports, build_examples, cases, wait_until};
+use crate::fixture::{Fixture, Ports, cases, example, program, wait_until};
 use crate::service::{PATIENCE, sha256};
 use anyhow::{Context, Result, ensure};
 use lab::{DiskChain, DiskPorts, Dom0, Domain, Tree};
@@ -24,7 +24,8 @@ struct Served {
 
 impl Served {
     fn start(fixture: &Fixture, cached: u32) -> Result<Self> {
-        build_examples()?;
+        example("disk")?;
+        program("disk")?;
         let dom0: &Dom0 = fixture.lab()?;
         let page = fixture.port()?;
         let ports = DiskPorts { page: page.inner, disk: fixture.port()?.inner };

@@ -1,11 +1,11 @@
 //! The ends of a connection: guests that run `kernel/examples/idc.rs`, and processes of dom0 that
 //! run `linux/examples/idc.rs`.
 
-use crate::fixture::{Fixture, build_examples, wait_until};
+use crate::fixture::{Fixture, program, wait_until};
 use crate::images::image;
 use crate::service::PATIENCE;
 use anyhow::{Context, Result, bail};
-use lab::{Dom0, Domain, Tree};
+use lab::{Dom0, Domain};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A guest with these words. It has sockets in dom0 only if it listens.
@@ -61,11 +61,10 @@ impl Process {
     pub fn start(fixture: &Fixture, words: &str) -> Result<Self> {
         static STARTED: AtomicU32 = AtomicU32::new(0);
         const PROGRAM: &str = "/root/idc-process";
-        build_examples()?;
         let dom0: &Dom0 = fixture.lab()?;
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         if number == 0 {
-            dom0.push(&Tree::here().target().join("host/examples/idc"), PROGRAM)?;
+            dom0.push(&program("idc")?, PROGRAM)?;
         }
         let log = format!("/var/log/xen/idc-process-{number}.log");
         let id = dom0.run(&format!("{PROGRAM} {words} >{log} 2>&1 </dev/null & echo $!"))?;

@@ -1,4 +1,5 @@
-//! The benchmarks' client, which runs in dom0 and measures the servers of `app=bench`.
+//! The benchmarks' client, which runs in dom0 or in a driver domain, and measures the servers of
+//! `app=bench`.
 //!
 //! `client ADDRESS:PORT [KEY=VALUE...] PHASE...`, where PORT is the first of the servers' ports.
 //! Each phase prints its figures, one per line: name and value. A phase that fails prints a line
@@ -6,6 +7,9 @@
 //!
 //! The sockets block and there is one thread, except while bytes go both ways at once: in dom0 a
 //! system call and a switch between threads are slow, and the server needs the same processor.
+
+mod datagrams;
+mod tls;
 
 use std::error::Error;
 use std::fs;
@@ -43,6 +47,8 @@ fn main() -> Result<()> {
         bare: false,
         domain: String::new(),
         started: String::new(),
+        roots: String::new(),
+        name: String::new(),
         meter: None,
     };
     for word in words {
@@ -54,6 +60,8 @@ fn main() -> Result<()> {
             Some(("bare", value)) => client.bare = value == "yes",
             Some(("domain", value)) => client.domain = value.to_owned(),
             Some(("started", value)) => client.started = value.to_owned(),
+            Some(("roots", value)) => client.roots = value.to_owned(),
+            Some(("name", value)) => client.name = value.to_owned(),
             Some(_) => return Err(format!("no such key: {word}").into()),
             None => {
                 if let Err(error) = client.phase(&word) {
@@ -83,6 +91,10 @@ struct Client {
     domain: String,
     /// What the guest prints on its console when it starts its first program.
     started: String,
+    /// The file of the roots that are trusted, if the only server is that of HTTPS.
+    roots: String,
+    /// What its certificate is for.
+    name: String,
     meter: Option<Meter>,
 }
 
@@ -97,8 +109,14 @@ impl Client {
             "requests" => self.requests(),
             "requests-64" => self.requests_of_many(),
             "connections" => self.connections(),
+            "tls-connections" => self.tls_connections(),
+            "tls-out" => self.bulk("tls_out", Client::tls_out),
             "idle" => self.measure_idle(),
             "hold" => self.hold(),
+            "datagrams" => self.measure_datagrams(),
+            "datagram-sizes" => self.datagram_sizes(),
+            "longest-datagram" => self.longest_datagram(),
+            "datagram-flood" => self.flood_datagrams(),
             _ => Err("there is no such phase".into()),
         }
     }
@@ -113,7 +131,10 @@ impl Client {
 
     fn meter(&mut self) -> Result<&mut Meter> {
         if self.meter.is_none() {
-            let http = Http::open(self.connect(Server::Http)?);
+            let http = match self.roots.is_empty() {
+                true => Some(Http::open(self.connect(Server::Http)?)),
+                false => None,
+            };
             let mut meter = Meter { http, domain: self.domain.clone(), cost: Sample::default() };
             if !self.bare {
                 meter.calibrate()?;
@@ -255,6 +276,7 @@ impl Client {
     fn connections(&mut self) -> Result<()> {
         let count = (self.count / 2).max(1);
         let mut times = Vec::with_capacity(count);
+        let before = self.sample()?;
         let start = Instant::now();
         let mut since = start;
         for _ in 0..count {
@@ -265,6 +287,8 @@ impl Client {
         }
         println!("connections_per_s {:.1}", count as f64 / start.elapsed().as_secs_f64());
         println!("connection_us {:.1}", percentile(&times, 50));
+        let cost = self.since(&before)?;
+        cost.print_cpu("connection", "ms_each", count as f64 / 1e3);
         Ok(())
     }
 
@@ -396,8 +420,8 @@ fn ask(kept: &mut [Http], count: usize) -> Result<f64> {
 /// What has been used up since the boot.
 #[derive(Clone, Copy, Default)]
 struct Sample {
-    /// CPU seconds of dom0.
-    dom0: f64,
+    /// CPU seconds of dom0, if this is dom0.
+    dom0: Option<f64>,
     /// CPU seconds of the guest, if there is one.
     guest: Option<f64>,
     /// Hypercalls and notifications of the guest, if it counts them.
@@ -409,7 +433,7 @@ impl Sample {
         let pair = |one: Option<f64>, two: Option<f64>| Some(one? - two?);
         let counts = self.counts.zip(other.counts);
         Sample {
-            dom0: self.dom0 - other.dom0,
+            dom0: pair(self.dom0, other.dom0),
             guest: pair(self.guest, other.guest),
             counts: counts.map(|([a, b], [c, d])| [a - c, b - d]),
         }
@@ -417,16 +441,17 @@ impl Sample {
 
     fn map(&self, change: impl Fn(f64) -> f64) -> Sample {
         Sample {
-            dom0: change(self.dom0),
+            dom0: self.dom0.map(&change),
             guest: self.guest.map(&change),
             counts: self.counts.map(|counts| counts.map(&change)),
         }
     }
 
     fn print_cpu(&self, name: &str, unit: &str, count: f64) {
-        println!("{name}_dom0_cpu_{unit} {:.4}", self.dom0 / count);
-        if let Some(guest) = self.guest {
-            println!("{name}_guest_cpu_{unit} {:.4}", guest / count);
+        for (domain, used) in [("dom0", self.dom0), ("guest", self.guest)] {
+            if let Some(used) = used {
+                println!("{name}_{domain}_cpu_{unit} {:.4}", used / count);
+            }
         }
     }
 
@@ -438,9 +463,10 @@ impl Sample {
     }
 }
 
-/// Takes samples, by `xl list` and by the guest's own numbers.
+/// Takes samples, by `xl list`, which works only in dom0, and by the guest's own numbers.
 struct Meter {
-    http: Http,
+    /// The server of the numbers, if there is one without TLS.
+    http: Option<Http>,
     domain: String,
     /// What one sample uses up.
     cost: Sample,
@@ -468,15 +494,16 @@ impl Meter {
         let numbers = self.numbers()?;
         let count = |name| number(&numbers, name);
         Ok(Sample {
-            dom0: seconds("Domain-0").ok_or("xl list has no Domain-0")?,
+            dom0: seconds("Domain-0"),
             guest: seconds(&self.domain),
             counts: count("hypercalls_total").zip(count("notifications_total")).map(Into::into),
         })
     }
 
     fn numbers(&mut self) -> Result<String> {
-        self.http.send("/metrics")?;
-        Ok(String::from_utf8(self.http.answer()?)?)
+        let Some(http) = &mut self.http else { return Ok(String::new()) };
+        http.send("/metrics")?;
+        Ok(String::from_utf8(http.answer()?)?)
     }
 
     /// The bytes that the app has received.
