@@ -65,8 +65,8 @@ xensockd: setup ## builds the backend daemon: target/xensockd, and target/xensoc
 	$(call stripped,host/xensockd,xensockd,--strip-debug)
 
 deb: xensockd ## builds the daemon's Debian package, in target/debian
-	$(CARGO) build -p xensockd --example manual
-	xensockd/dist/debian/build target '$(VERSION)' target/debug/examples/manual
+	$(CARGO) build -p xensockd --example manual --profile host
+	xensockd/dist/debian/build target '$(VERSION)' target/host/examples/manual
 
 liar: setup ## builds a backend that tests guests with invalid answers
 	$(CARGO) build -p xensockd --example liar --profile host
