@@ -5,11 +5,13 @@ mod testing;
 use edge_nal::{AddrType, Dns, UdpReceive, UdpSend};
 use embassy_time::{Duration, Timer, with_timeout};
 use embedded_io_async::{Read, Write};
-use futures_util::future::join;
+use futures_util::future::{Either, join, select};
 use netfront::stack::{Datagrams, Listener, Stack};
 use netfront::{ResolveError, Resolver, TcpOnly};
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::pin::pin;
 use testing::cable::{self, Faults, with_stacks};
 
 const NAME: &str = "www.example.org";
@@ -66,6 +68,13 @@ impl Server {
         stream.write_all(&answer).await.unwrap();
     }
 
+    /// Answers all queries, however many.
+    async fn answer_all(&mut self, answer: impl Fn(&Query) -> Vec<u8>) -> Infallible {
+        loop {
+            self.answer(&answer).await;
+        }
+    }
+
     /// Checks that no query comes for a while.
     async fn is_idle(&mut self) {
         let query = with_timeout(Duration::from_millis(50), self.query()).await;
@@ -110,6 +119,14 @@ impl Query {
 fn numbers() -> impl Fn() -> u16 {
     let next = Cell::new(0x1234);
     move || next.replace(next.get() + 1)
+}
+
+/// What the look-up finds while a server answers.
+async fn while_answering<T>(look_up: impl Future<Output = T>, answering: impl Future) -> T {
+    match select(pin!(look_up), pin!(answering)).await {
+        Either::Left((found, _)) => found,
+        Either::Right(_) => unreachable!("the server answers for ever"),
+    }
 }
 
 fn right() -> Vec<IpAddr> {
@@ -264,17 +281,26 @@ fn the_next_server_is_asked_if_one_is_unreachable_silent_or_refuses() {
         let servers = vec![unreachable, cable::RIGHT.into(), cable::RIGHT_V6.into()];
         let names = Resolver::new(&left, servers, numbers());
         let look_up = || names.get_host_by_name(NAME, AddrType::IPv4);
-        // The first one receives the query, but does not answer.
-        let (found, ()) = join(look_up(), second.answer(|query| query.found(0))).await;
+        // The first one receives the query, but does not answer. The second one may have to answer
+        // more than one: the stack looks for its neighbours one after the other.
+        let found = while_answering(look_up(), second.answer_all(|query| query.found(0))).await;
         assert_eq!(found, Ok(FOUND));
         first.query().await;
-        let refusing =
-            join(first.answer(|query| query.empty(5)), second.answer(|query| query.found(0)));
-        let (found, _) = join(look_up(), refusing).await;
+        // Without the queries of the first look-up.
+        drop(first);
+        let mut first = Server::new(&right, cable::RIGHT).await;
+        let refused = Cell::new(0);
+        let refuse = |query: &Query| {
+            refused.set(refused.get() + 1);
+            query.empty(5)
+        };
+        let answering = join(first.answer_all(refuse), second.answer_all(|query| query.found(0)));
+        let found = while_answering(look_up(), answering).await;
         assert_eq!(found, Ok(FOUND));
+        assert!(refused.get() > 0);
         let names = Resolver::new(&left, self::right(), numbers());
         let look_up = names.get_host_by_name(NAME, AddrType::IPv4);
-        let (found, ()) = join(look_up, first.answer(|query| query.empty(5))).await;
+        let found = while_answering(look_up, first.answer_all(refuse)).await;
         assert_eq!(found, Err(ResolveError::Refused(cable::RIGHT.into(), 5)));
     });
 }
