@@ -1,12 +1,13 @@
 //! A guest whose test writes each request itself, and may break the protocol.
 
-use embassy_time::{Duration, Timer, with_timeout};
+use embassy_time::{Duration, with_timeout};
 use futures_executor::LocalPool;
 use futures_util::future::{Either, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::{Future, pending, poll_fn};
+use std::mem;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
@@ -14,7 +15,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 use xen::testing::{FakeMachine, World};
-use xen::{DomId, Errno, GrantRef, Machine, Neighbour, Pages, Port, Shared, Side, Signal};
+use xen::{
+    DomId, Errno, GrantRef, Machine, Neighbour, Pages, Port, Shared, Side, Signal, yield_now,
+};
 use xensock::back::{Account, CommandLink, Limits, Violation, serve};
 use xensock::ring::{
     CommandFront, Consumer, NotifyPolicy, Producer, copy_in, copy_out, len, split_at,
@@ -262,9 +265,15 @@ impl Raw {
         assert_eq!(self.call(socket, Call::Listen { backlog: 8 }).await, Ok(0));
     }
 
-    /// Waits until all tasks are idle.
+    /// Waits until the engine is idle, however long other programs delay it.
     pub async fn settle(&self) {
-        Timer::after_millis(10).await;
+        let mut polls = self.polls.get();
+        let mut quiet = 0;
+        while quiet < 100 {
+            yield_now().await;
+            let before = mem::replace(&mut polls, self.polls.get());
+            quiet = if polls == before { quiet + 1 } else { 0 };
+        }
     }
 }
 
