@@ -24,6 +24,13 @@ pub const OTHER: DomId = DomId(8);
 
 const LONG: Duration = Duration::from_secs(60);
 
+/// Whether sockets can be bound to this address of IPv6. If not, says why the test is skipped.
+pub fn has_ipv6(at: &str) -> bool {
+    let bound = TcpListener::bind(at);
+    let why = |error: &_| eprintln!("skipped: this machine has no IPv6: {at}: {error}");
+    bound.inspect_err(why).is_ok()
+}
+
 pub fn run<F: Future<Output = ()>>(test: impl FnOnce(Rig) -> F + Send) {
     run_with(OPEN, test);
 }
