@@ -153,7 +153,10 @@ pub mod operators {
         };
         let result = named();
         dom0.run(&format!("kill {namer}; cat /tmp/name-guests.log"))?;
-        result
+        result?;
+        // The brackets keep this command line from finding itself.
+        let ended = || Ok(dom0.exec("pgrep -f '/[n]ame-guests$'")?.status != 0);
+        wait_until("name-guests has ended", PATIENCE, ended)
     }
 
     fn without_event_channels_connections_wait(fixture: &Fixture) -> Result<()> {
