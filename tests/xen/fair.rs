@@ -25,9 +25,10 @@ pub mod operators {
     const MB: u32 = 16;
     const COUNT: u32 = 200;
 
-    /// The most turns of measuring a storm. The machine is noisy: as long as the median is too bad,
-    /// there is another turn.
-    const TURNS: usize = 9;
+    /// The most turns of measuring a storm. The machine is noisy: as long as the median of the last
+    /// turns is too bad, there is another one.
+    const TURNS: usize = 30;
+    const LAST: usize = 9;
 
     /// How long four guests work.
     const TOGETHER: Duration = Duration::from_secs(8);
@@ -112,7 +113,8 @@ pub mod operators {
                 rates.push(beside.mib_per_s / alone.mib_per_s);
                 delays.push(beside.round_trip_us / alone.round_trip_us);
                 println!("{storm}: {beside:?}, alone {alone:?}");
-                let (rate, delay) = (median(&rates), median(&delays));
+                let first = turn.saturating_sub(LAST);
+                let (rate, delay) = (median(&rates[first..]), median(&delays[first..]));
                 let line = format!("{storm}: {rate:.2} of the rate, {delay:.2} round trips");
                 if rate >= RATE && delay <= ROUND_TRIP {
                     println!("{line}");
