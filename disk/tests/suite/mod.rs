@@ -166,6 +166,8 @@ pub struct Memory {
     pub log: Rc<RefCell<Vec<(u64, u8)>>>,
     reads: Rc<Cell<u64>>,
     flushes: Rc<Cell<u64>>,
+    /// How many writes have begun.
+    writes: Rc<Cell<u64>>,
     delay: Rc<Cell<Delay>>,
 }
 
@@ -178,7 +180,16 @@ impl Memory {
             log: Rc::default(),
             reads: Rc::default(),
             flushes: Rc::default(),
+            writes: Rc::default(),
             delay: Rc::new(Cell::new(|_| Duration::ZERO)),
+        }
+    }
+
+    /// Waits until another write begins.
+    async fn next_write(&self) {
+        let before = self.writes.get();
+        while self.writes.get() == before {
+            Timer::after_millis(1).await;
         }
     }
 
@@ -204,6 +215,7 @@ impl Blocks for Memory {
 
     async fn write(&self, first: u64, from: &LocalBuffer) -> Result<(), Failure> {
         let place = self.place(first, from.len())?;
+        self.writes.set(self.writes.get() + 1);
         let delay = self.delay.get()(from.slice(0..1).to_vec()[0]);
         if !delay.is_zero() {
             Timer::after(delay.try_into().unwrap()).await;
@@ -532,10 +544,18 @@ pub async fn a_write_that_was_given_up_has_no_late_effect(server: Machine<impl R
     memory.delay.set(|byte| Duration::from_millis(if byte == GIVEN_UP { 20 } else { 0 }));
     for round in 1..=20u8 {
         let (block, given_up) = (filled(1, round), filled(1, GIVEN_UP));
-        // Later and later, so that it is given up in each of its steps.
+        // At once, then later and later, and at last when it is carried out: so it is given up in
+        // each of its steps.
+        let patience = async {
+            match round {
+                1 => {}
+                20 => memory.next_write().await,
+                _ => Timer::after_micros(u64::from(round) * 200).await,
+            }
+        };
         {
             let write = pin!(disk.write(5, &given_up));
-            let _ = select(write, pin!(Timer::after_micros(u64::from(round) * 200))).await;
+            let _ = select(write, pin!(patience)).await;
         }
         disk.write(5, &block).await.unwrap();
         let read = LocalBuffer::new(BLOCK);
@@ -561,7 +581,7 @@ pub async fn a_client_that_leaves_makes_room_while_its_request_is_carried_out(
         let disk = client.open(&server, 1);
         let block = filled(1, 1);
         let write = pin!(disk.write(0, &block));
-        assert!(matches!(select(write, pin!(Timer::after_millis(100))).await, Either::Right(_)));
+        assert!(matches!(select(write, pin!(memory.next_write())).await, Either::Right(_)));
     }
     assert_eq!(client.open(&server, 1).size().await, Ok(BLOCKS));
     assert!(memory.log.borrow().is_empty());
