@@ -374,3 +374,41 @@ fn at_most_one_datagram_is_lost_for_a_lost_frame() {
         assert!(count < 100 && count + cable.faults() >= 100, "{count} arrived");
     });
 }
+
+#[test]
+fn neighbours_that_do_not_answer_hide_no_others() {
+    let dead: [IpAddr; 2] = [[10, 0, 0, 70].into(), "fd00::70".parse().unwrap()];
+    for dead in dead {
+        with_stacks(Faults::default(), |left, right, _| async move {
+            let mut far = bind(&right, ANY, 7).await;
+            let server = right.bind((cable::RIGHT_V6, 80).into()).await.unwrap();
+            let any = if dead.is_ipv4() { ANY } else { ANY_V6 };
+            // As to a server of logs that is gone, by datagrams and by streams.
+            let mut log = bind(&left, any, 0).await;
+            let sending = async {
+                loop {
+                    log.send((dead, 514).into(), b"x").await.unwrap();
+                    Timer::after_millis(100).await;
+                }
+            };
+            let connecting = async {
+                loop {
+                    let connected = left.connect((dead, 80).into()).await;
+                    assert_eq!(connected.map(drop), Err(Errno::ETIMEDOUT));
+                }
+            };
+            let working = async {
+                Timer::after_millis(1500).await;
+                let mut near = bind(&left, ANY, 0).await;
+                near.send(self::right(7), b"found").await.unwrap();
+                assert_eq!(receive(&mut far).await.0, b"found");
+                let connected = left.connect((cable::RIGHT_V6, 80).into()).await;
+                connected.map(drop).unwrap();
+                drop(server);
+            };
+            let others = pin!(join(sending, connecting));
+            let done = matches!(select(pin!(working), others).await, Either::Left(_));
+            assert!(done, "the others never end");
+        });
+    }
+}

@@ -61,6 +61,23 @@ impl Addresses {
         }
     }
 
+    /// The neighbour that gets what is sent to an address, unless that is a group or unknown.
+    pub(super) fn neighbour(&self, to: IpAddr) -> Option<IpAddr> {
+        match to {
+            _ if to.is_multicast() || to.is_unspecified() => None,
+            IpAddr::V4(ip) => match self.ipv4? {
+                (own, _) if ip.is_broadcast() || own.broadcast() == Some(ip) => None,
+                (own, _) if own.contains_addr(&ip) => Some(to),
+                (_, gateway) => gateway.map(Into::into),
+            },
+            IpAddr::V6(ip) if ip.is_unicast_link_local() => Some(to),
+            IpAddr::V6(ip) => match self.ipv6? {
+                (own, _) if own.contains_addr(&ip) => Some(to),
+                (_, gateway) => gateway.map(Into::into),
+            },
+        }
+    }
+
     pub(super) fn dns_servers(&self) -> &[IpAddr] {
         &self.dns_servers
     }
@@ -145,6 +162,42 @@ fn link_local(EthernetAddress(mac): EthernetAddress) -> Ipv6Addr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_leaves_the_network_is_sent_to_the_gateway_and_a_group_has_no_neighbour() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let addresses = |gateway: Option<&str>, gateway_v6: Option<&str>| Addresses {
+            ipv4: Some((
+                Ipv4Cidr::new(Ipv4Addr::new(10, 0, 0, 1), 24),
+                gateway.map(|text| text.parse().unwrap()),
+            )),
+            ipv6: Some((
+                Ipv6Cidr::new("fd00::1".parse().unwrap(), 64),
+                gateway_v6.map(|text| text.parse().unwrap()),
+            )),
+            dns_servers: Vec::new(),
+            fixed_dns: false,
+            dhcp: None,
+            unconfirmed: None,
+        };
+        let (some, none) = (addresses(Some("10.0.0.9"), Some("fe80::9")), addresses(None, None));
+        for (to, neighbour) in [
+            ("10.0.0.2", Some("10.0.0.2")),
+            ("192.0.2.1", Some("10.0.0.9")),
+            ("fd00::2", Some("fd00::2")),
+            ("fe80::2", Some("fe80::2")),
+            ("2001:db8::1", Some("fe80::9")),
+            ("10.0.0.255", None),
+            ("255.255.255.255", None),
+            ("239.1.1.1", None),
+            ("ff02::1", None),
+        ] {
+            assert_eq!(some.neighbour(ip(to)), neighbour.map(ip), "{to}");
+        }
+        for to in ["192.0.2.1", "2001:db8::1"] {
+            assert_eq!(none.neighbour(ip(to)), None, "{to}");
+        }
+    }
 
     #[test]
     fn a_link_local_address_is_derived_from_the_ethernet_address() {

@@ -69,7 +69,6 @@
 //! - The addresses of a stream's ends are known at once.
 //! - The only options are keep-alive and TCP_NODELAY; [`Config`] has the buffers' sizes.
 //! - Ports are not shared with dom0: a port is free unless this guest listens at it.
-//! - At most one neighbour is looked for each second, by ARP or NDP.
 //! - Datagrams are not fragmented, nor put together: the interface's MTU limits them. None reaches
 //!   the guest itself, whether by its own address or by multicast.
 
@@ -79,6 +78,7 @@ mod config;
 mod datagrams;
 mod icmp;
 mod listener;
+mod neighbours;
 mod port;
 mod runner;
 mod state;

@@ -104,6 +104,11 @@ impl Lane {
         sockets.get::<udp::Socket<'_>>(self.socket).send_queue() as u64
     }
 
+    /// The address that its datagrams wait for, if all go to the same.
+    fn waits_for(&self, sockets: &SocketSet<'static>) -> Option<IpAddress> {
+        self.to.filter(|_| self.stuck && !self.is_empty(sockets))
+    }
+
     fn is_empty(&self, sockets: &SocketSet<'static>) -> bool {
         self.waiting(sockets) == 0
     }
@@ -254,6 +259,11 @@ impl Port {
         (discarded, due)
     }
 
+    /// Adds the addresses that datagrams wait for.
+    pub(super) fn add_waiting(&self, sockets: &SocketSet<'static>, to: &mut Vec<IpAddress>) {
+        to.extend(self.lanes.borrow().iter().filter_map(|lane| lane.waits_for(sockets)));
+    }
+
     /// Sets the error of the next operation.
     pub(super) fn fail(&self, error: Errno) {
         self.error.set(Some(error));
@@ -280,6 +290,11 @@ pub(super) struct Unsent {
 }
 
 impl Unsent {
+    /// The address that its datagrams wait for.
+    pub(super) fn waits_for(&self, sockets: &SocketSet<'static>) -> Option<IpAddress> {
+        self.lane.to.filter(|_| !self.lane.is_empty(sockets))
+    }
+
     /// Frees the lane if it has sent everything, or its time has passed. Returns when that will be.
     pub(super) fn update(&self, sockets: &mut SocketSet<'static>) -> Option<Instant> {
         let sent = self.lane.is_empty(sockets) && !self.lane.has_empty;

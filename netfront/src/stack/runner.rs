@@ -1,5 +1,6 @@
 //! The future that moves packets.
 
+use super::neighbours::{Neighbours, ask};
 use super::state::{Inner, interface, now};
 use crate::{Link, Nic};
 use alloc::rc::Rc;
@@ -25,6 +26,7 @@ pub struct Runner<D, N> {
     device: D,
     nic: N,
     link: Link,
+    neighbours: Neighbours,
 }
 
 /// When the runner has to run again.
@@ -37,7 +39,7 @@ enum Next {
 
 impl<D: Device, N: Nic> Runner<D, N> {
     pub(super) fn new(inner: Rc<Inner>, device: D, nic: N) -> Self {
-        Runner { inner, device, nic, link: Link::Down }
+        Runner { inner, device, nic, link: Link::Down, neighbours: Neighbours::default() }
     }
 
     /// Moves packets for as long as it is polled.
@@ -50,7 +52,7 @@ impl<D: Device, N: Nic> Runner<D, N> {
 
     fn turn(&mut self) -> Next {
         self.follow_link();
-        let Runner { inner, device, nic, .. } = self;
+        let Runner { inner, device, nic, neighbours, .. } = self;
         let next = inner.with(|state| {
             let time = now();
             let mut batch_is_full = true;
@@ -80,7 +82,18 @@ impl<D: Device, N: Nic> Runner<D, N> {
             let has_room = device.transmit(time).is_some();
             let (discarded, waiting) = state.update_ports(has_room);
             inner.count(|statistics| statistics.unanswered_neighbours += discarded);
-            let deadlines = [state.reap(), state.addresses.unconfirmed, waiting];
+            neighbours.update(&state.waiting_neighbours());
+            if has_room {
+                while let Some(neighbour) = neighbours.next()
+                    && let Some(token) = device.transmit(time)
+                {
+                    if let Ok(source) = state.source(neighbour) {
+                        ask(token, nic.hardware_address(), source, neighbour);
+                    }
+                }
+            }
+            let asked = neighbours.due().filter(|_| has_room);
+            let deadlines = [state.reap(), state.addresses.unconfirmed, waiting, asked];
             state.update_listeners(&inner.config);
             let delay = match state.interface.poll_delay(time, &state.sockets) {
                 // Without room to transmit, only the interface can end the wait.

@@ -13,7 +13,7 @@ use core::task::Waker;
 use embassy_time::Instant;
 use smoltcp::iface::{self, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::Device;
-use smoltcp::socket::tcp;
+use smoltcp::socket::{Socket, tcp};
 use smoltcp::wire::{EthernetAddress, IpAddress, IpEndpoint, IpListenEndpoint};
 use xen::{Errno, WaitList};
 
@@ -178,7 +178,7 @@ impl State {
     pub(super) fn free_tcp_port(&mut self, config: &Config) -> Result<u16, Errno> {
         self.free_port(config, |state, port| {
             state.sockets.iter().any(|(_, socket)| match socket {
-                smoltcp::socket::Socket::Tcp(socket) => {
+                Socket::Tcp(socket) => {
                     socket.local_endpoint().is_some_and(|local| local.port == port)
                         || socket.listen_endpoint().port == port
                 }
@@ -307,6 +307,36 @@ impl State {
             end.is_some()
         });
         (discarded, due)
+    }
+
+    /// The neighbours that sockets may wait for.
+    pub(super) fn waiting_neighbours(&self) -> Vec<IpAddr> {
+        let State { sockets, unsent, addresses, .. } = self;
+        let mut to = Vec::new();
+        self.ports().for_each(|port| port.add_waiting(sockets, &mut to));
+        to.extend(unsent.iter().filter_map(|unsent| unsent.waits_for(sockets)));
+        let tcp = || {
+            sockets.iter().filter_map(|(_, socket)| match socket {
+                Socket::Tcp(socket) => Some(socket),
+                _ => None,
+            })
+        };
+        let is_opening = |socket: &&tcp::Socket<'_>| {
+            matches!(socket.state(), tcp::State::SynSent | tcp::State::SynReceived)
+        };
+        let remote = |socket: &tcp::Socket<'_>| socket.remote_endpoint().map(|remote| remote.addr);
+        to.extend(tcp().filter(is_opening).filter_map(remote));
+        // An open connection does not show whether it waits for a neighbour.
+        if !to.is_empty() {
+            to.extend(tcp().filter(|socket| socket.send_queue() > 0).filter_map(remote));
+        }
+        let mut all = Vec::new();
+        for neighbour in to.into_iter().filter_map(|to| addresses.neighbour(to.into())) {
+            if !all.contains(&neighbour) {
+                all.push(neighbour);
+            }
+        }
+        all
     }
 
     /// Uses a new interface.
