@@ -281,8 +281,8 @@ fn the_next_server_is_asked_if_one_is_unreachable_silent_or_refuses() {
         let servers = vec![unreachable, cable::RIGHT.into(), cable::RIGHT_V6.into()];
         let names = Resolver::new(&left, servers, numbers());
         let look_up = || names.get_host_by_name(NAME, AddrType::IPv4);
-        // The first one receives the query, but does not answer. The second one may have to answer
-        // more than one: the stack looks for its neighbours one after the other.
+        // The first one receives the query, but does not answer. A query to the second one may come
+        // too late, as it is a neighbour that the stack does not know yet.
         let found = while_answering(look_up(), second.answer_all(|query| query.found(0))).await;
         assert_eq!(found, Ok(FOUND));
         first.query().await;
