@@ -336,6 +336,7 @@ pub async fn two_paths_are_cut_at_will_and_each_block_is_written_once(
     net: Net<impl Transport + 'static>,
 ) {
     const BLOCKS: u32 = 1000;
+    const BETWEEN_CUTS: u64 = 10;
     let written = Rc::new(RefCell::new(BTreeMap::new()));
     let again = Rc::new(Cell::new(0));
     let serve = || {
@@ -356,6 +357,7 @@ pub async fn two_paths_are_cut_at_will_and_each_block_is_written_once(
     let servers = RefCell::new([serve(), serve()]);
     let paths: Vec<End<_>> = (1..3).map(|number| net.visit(1, 0, "paths", number)).collect();
     let paths: Vec<Endpoint> = paths.into_iter().map(|end| submitter(&net.spawner, end)).collect();
+    let answered = Cell::new(0);
     let write = async {
         for number in 0..BLOCKS {
             let block =
@@ -365,11 +367,16 @@ pub async fn two_paths_are_cut_at_will_and_each_block_is_written_once(
                 path += 1;
                 embassy_time::Timer::after_micros(100).await;
             }
+            count(&answered);
         }
     };
     let cut = async {
         for time in 0usize.. {
-            embassy_time::Timer::after_millis(5).await;
+            // However slow the machine is, the paths are good for something before they are cut.
+            let before = answered.get();
+            while answered.get() < before + BETWEEN_CUTS {
+                embassy_time::Timer::after_micros(200).await;
+            }
             let mut servers = servers.borrow_mut();
             servers[time % 2].destroy();
             servers[time % 2] = serve();
