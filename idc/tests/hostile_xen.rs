@@ -670,6 +670,7 @@ fn many_nodes_of_one_domain_in_the_door_cost_few_looks() {
 fn a_visitor_of_the_buffers_that_comes_again_and_again_is_logged_once() {
     stage(async |stage| {
         let handle = stage.serve_buffers(2);
+        let start = Instant::now();
         // Neither end could map the other's pages, or it offers none.
         for (number, can) in [(1, "none"), (2, "none"), (3, "grant"), (4, "grant")] {
             let mut hostile = stage.hostile();
@@ -680,7 +681,9 @@ fn a_visitor_of_the_buffers_that_comes_again_and_again_is_logged_once() {
             hostile.vanish().await;
         }
         handle.abort();
-        assert!((1..=2).contains(&LINES.get()), "{} lines", LINES.get());
+        // One for each of the two reasons, and again after ten seconds each.
+        let most = 2 + 2 * (start.elapsed().as_secs() / 10) as usize;
+        assert!((1..=most).contains(&LINES.get()), "{} lines", LINES.get());
     });
 }
 
