@@ -2,10 +2,10 @@
 
 use anyhow::{Context, Result, anyhow};
 use lab::{Lab, Options, Tree, dom0_port};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{SocketAddrV4, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -31,6 +31,8 @@ pub(crate) use cases;
 pub struct Fixture {
     lab: OnceLock<Result<Lab, String>>,
     next_port: Mutex<u16>,
+    /// The files that dom0 has.
+    copied: Mutex<BTreeSet<String>>,
 }
 
 impl Fixture {
@@ -38,6 +40,16 @@ impl Fixture {
     pub fn lab(&self) -> Result<&Lab> {
         let lab = self.lab.get_or_init(|| boot().map_err(|error| format!("{error:#}")));
         lab.as_ref().map_err(|error| anyhow!("the lab did not boot: {error}"))
+    }
+
+    /// Copies a file into dom0, unless an earlier test has.
+    pub fn copy(&self, from: &Path, to: &str) -> Result<()> {
+        let mut copied = self.copied.lock().map_err(|_| anyhow!("another test panicked here"))?;
+        if !copied.contains(to) {
+            self.lab()?.push(from, to)?;
+            copied.insert(to.to_owned());
+        }
+        Ok(())
     }
 
     /// The processor time that QEMU has used, or none while there is no machine.

@@ -2,12 +2,10 @@
 
 use crate::fixture::{Fixture, build, cases, example};
 use crate::service::PATIENCE;
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Result, ensure};
 use lab::{Domain, Tree, dom0_port};
-use std::collections::BTreeSet;
 use std::io::Read;
 use std::net::TcpStream;
-use std::sync::Mutex;
 
 cases![
     the_example_of_the_readme_sends_its_greeting,
@@ -20,12 +18,7 @@ cases![
 /// Copies an example's image into dom0, unless it is there already, and returns a configuration
 /// that runs it.
 pub fn image(fixture: &Fixture, name: &str, cmdline: &str) -> Result<String> {
-    static COPIED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-    let mut copied = COPIED.lock().map_err(|_| anyhow!("another test panicked here"))?;
-    if !copied.contains(name) {
-        fixture.lab()?.push(&example(name)?, &format!("/root/{name}"))?;
-        copied.insert(name.to_owned());
-    }
+    fixture.copy(&example(name)?, &format!("/root/{name}"))?;
     Ok(format!(
         "type = \"pvh\"\nkernel = \"/root/{name}\"\ncmdline = \"{cmdline}\"\nmemory = 32\n\
          pvcalls = [\"backend=0\"]\ntsc_mode = \"native\"\n"

@@ -33,13 +33,9 @@ fn authority() -> &'static Authority {
 
 /// The configuration of a guest with TLS, and this file beside its kernel.
 fn config(fixture: &Fixture, file: Option<&str>) -> Result<String> {
-    static COPIED: OnceLock<()> = OnceLock::new();
     let dom0 = fixture.lab()?;
     build("tls")?;
-    if COPIED.get().is_none() {
-        dom0.push(&Tree::here().target().join("xensock-kernel-tls"), "/root/xensock-kernel-tls")?;
-        let _ = COPIED.set(());
-    }
+    fixture.copy(&Tree::here().target().join("xensock-kernel-tls"), "/root/xensock-kernel-tls")?;
     let config = HTTP.replace("/root/xensock-kernel", "/root/xensock-kernel-tls");
     let Some(file) = file else { return Ok(config) };
     dom0.write("/root/tls.pem", file)?;
@@ -143,19 +139,15 @@ struct OpenSsl<'l> {
 
 impl<'l> OpenSsl<'l> {
     fn start(fixture: &'l Fixture, identity: &Identity) -> Result<OpenSsl<'l>> {
-        static COPIED: OnceLock<()> = OnceLock::new();
         let dom0 = fixture.lab()?;
-        if COPIED.get().is_none() {
-            dom0.run("mkdir -p /root/openssl")?;
-            let needed = Command::new("ldd").arg("/usr/bin/openssl").output()?;
-            let needed = String::from_utf8(needed.stdout)?;
-            let paths = needed.split_whitespace().filter(|word| word.starts_with('/'));
-            let own = paths.filter(|path| path.contains("libssl") || path.contains("libcrypto"));
-            for path in own.chain(["/usr/bin/openssl"]) {
-                let name = path.rsplit('/').next().unwrap_or(path);
-                dom0.push(path.as_ref(), &format!("/root/openssl/{name}"))?;
-            }
-            let _ = COPIED.set(());
+        dom0.run("mkdir -p /root/openssl")?;
+        let needed = Command::new("ldd").arg("/usr/bin/openssl").output()?;
+        let needed = String::from_utf8(needed.stdout)?;
+        let paths = needed.split_whitespace().filter(|word| word.starts_with('/'));
+        let own = paths.filter(|path| path.contains("libssl") || path.contains("libcrypto"));
+        for path in own.chain(["/usr/bin/openssl"]) {
+            let name = path.rsplit('/').next().unwrap_or(path);
+            fixture.copy(path.as_ref(), &format!("/root/openssl/{name}"))?;
         }
         let port = fixture.port()?.inner;
         dom0.write("/root/openssl/server.pem", &identity.file())?;

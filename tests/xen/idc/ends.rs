@@ -63,9 +63,7 @@ impl Process {
         const PROGRAM: &str = "/root/idc-process";
         let dom0: &Dom0 = fixture.lab()?;
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
-        if number == 0 {
-            dom0.push(&program("idc")?, PROGRAM)?;
-        }
+        fixture.copy(&program("idc")?, PROGRAM)?;
         let log = format!("/var/log/xen/idc-process-{number}.log");
         let id = dom0.run(&format!("{PROGRAM} {words} >{log} 2>&1 </dev/null & echo $!"))?;
         Ok(Process { dom0: dom0.clone(), id, log })
