@@ -10,6 +10,7 @@
 //! | `states` | other states of its device |
 //! | `nodes` | other values of its device's nodes, and new ones |
 //! | `ports` | as many bound sockets as it gets, then none |
+//! | `nothing` | nothing, to compare: it only uses up its processor's time |
 #![no_std]
 #![no_main]
 
@@ -77,6 +78,10 @@ async fn main(system: System) -> Result<(), String> {
                 let storming = pin!(device.storm(storm, random, &count));
                 let closed = pin!(watch.wait_for(|state| state != State::Connected));
                 select(storming, closed).await;
+            },
+            "nothing" => loop {
+                count.set(count.get() + 1);
+                yield_now().await;
             },
             "connections" | "ports" => sockets(&system, storm, port, &count).await,
             "states" | "nodes" => nodes(&system, storm, &count).await,

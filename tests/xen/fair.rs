@@ -97,6 +97,13 @@ pub mod operators {
         let dom0 = fixture.lab()?;
         let server = Server::start(fixture, MB, WITH_DOM0)?;
         server.measure()?;
+        // A guest that does nothing keeps the hostile one's processor busy when that is paused, so
+        // that the machine below Xen has as much to do.
+        let config = image(fixture, "storm", "nothing")? + APART;
+        let idle = Domain::create(dom0, "storm", &config)?;
+        idle.wait_for("in a second", PATIENCE)?;
+        let idle = idle.name();
+        dom0.run(&format!("xl pause {idle}"))?;
         let mut poor = Vec::new();
         for storm in STORMS {
             let port = fixture.port()?.inner;
@@ -107,9 +114,9 @@ pub mod operators {
             let (mut rates, mut delays) = (Vec::new(), Vec::new());
             for turn in 1..=TURNS {
                 let beside = server.measure()?;
-                dom0.run(&format!("xl pause {id}"))?;
+                dom0.run(&format!("xl pause {id} && xl unpause {idle}"))?;
                 let alone = server.measure()?;
-                dom0.run(&format!("xl unpause {id}"))?;
+                dom0.run(&format!("xl pause {idle} && xl unpause {id}"))?;
                 rates.push(beside.mib_per_s / alone.mib_per_s);
                 delays.push(beside.round_trip_us / alone.round_trip_us);
                 println!("{storm}: {beside:?}, alone {alone:?}");
