@@ -141,6 +141,9 @@ pub mod operators {
         ensure!(remedy.contains("xenstore-chmod /local/domain/"), "{remedy}");
 
         let namer = dom0.run("name-guests >/tmp/name-guests.log 2>&1 & echo $!")?;
+        // The brackets keep this command line from finding itself.
+        let namers = || dom0.run("ps -o args | grep -c '/[n]ame-guests$' || true");
+        wait_until("name-guests runs", PATIENCE, || Ok(namers()? == "1"))?;
         let named = || -> Result<()> {
             let console = fetch(fixture, &driver, url)?;
             ensure!(console.contains("EACCES"), "{console}");
@@ -154,9 +157,7 @@ pub mod operators {
         let result = named();
         dom0.run(&format!("kill {namer}; cat /tmp/name-guests.log"))?;
         result?;
-        // The brackets keep this command line from finding itself.
-        let ended = || Ok(dom0.exec("pgrep -f '/[n]ame-guests$'")?.status != 0);
-        wait_until("name-guests has ended", PATIENCE, ended)
+        wait_until("name-guests has ended", PATIENCE, || Ok(namers()? == "0"))
     }
 
     fn without_event_channels_connections_wait(fixture: &Fixture) -> Result<()> {
