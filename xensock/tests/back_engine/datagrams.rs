@@ -1,6 +1,8 @@
 //! Sockets of datagrams: section 5.7 of the protocol.
 
-use crate::guest::{LINGER, Raw, Ring, address, limits, offer, pattern, run, run_protocol};
+use crate::guest::{
+    LINGER, Raw, Ring, address, limits, offer, patient, pattern, run, run_protocol,
+};
 use embassy_time::{Duration, Instant, Timer};
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -470,7 +472,7 @@ fn members_of_a_group_receive_what_is_sent_to_it() {
 
 #[test]
 fn a_release_sends_what_was_written_first() {
-    run_datagrams(|guest| async move {
+    run_protocol(protocol(Dialect::PvCalls), patient(), |guest| async move {
         let (ring, peer) = connect(&guest, 1, 4).await;
         guest.net.hold_datagrams(true);
         for number in 0..50 {

@@ -41,6 +41,11 @@ pub fn limits() -> Limits {
     Limits { sockets: 16, pages: 512, max_ring_order: 4, linger: LINGER, ..Limits::default() }
 }
 
+/// With a linger that no test reaches, even if the machine delays it.
+pub fn patient() -> Limits {
+    Limits { linger: core::time::Duration::from_secs(60), ..limits() }
+}
+
 /// An address of the fake network.
 pub fn address(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()

@@ -1,6 +1,6 @@
 //! Connections: their data, and how they end.
 
-use crate::guest::{LINGER, address, limits, pattern, run, run_with};
+use crate::guest::{LINGER, address, limits, patient, pattern, run, run_with};
 use embassy_time::{Duration, Instant, Timer};
 use futures_util::future::join;
 use xen::Errno;
@@ -99,7 +99,7 @@ fn a_reset_connection_is_an_error_in_both_directions() {
 
 #[test]
 fn bytes_written_before_the_release_are_sent_first() {
-    run(|guest| async move {
+    run_with(patient(), |guest| async move {
         let (ring, peer) = guest.connect(1, 4).await;
         // More than the network buffers: the rest stays in the ring.
         let all = pattern(64 * 1024 + 30_000);
@@ -115,7 +115,7 @@ fn bytes_written_before_the_release_are_sent_first() {
 
 #[test]
 fn bytes_written_after_the_release_do_not_delay_it() {
-    run(|guest| async move {
+    run_with(patient(), |guest| async move {
         let (ring, peer) = guest.connect(1, 4).await;
         ring.write(&pattern(90_000)).await;
         let release = guest.ask(1, Call::Release { reuse: false });
