@@ -14,6 +14,8 @@ const WINDOW: usize = 32;
 const FLOOD: usize = 20;
 /// After so long a datagram that has not come is lost.
 const LOST: Duration = Duration::from_millis(500);
+/// The same for one that must come, even if the machine stands still for some seconds.
+const NEEDED: Duration = Duration::from_secs(10);
 /// Payloads around the limits of frames and buffers, up to the longest in a ring of 64 KiB.
 const LENGTHS: [usize; 12] = [0, 1, 7, 8, 64, 1472, 1473, 4096, 8193, 32768, 65000, 65496];
 /// The longest payload over IPv4, for which a ring must be larger.
@@ -39,6 +41,7 @@ impl Client {
 
     fn check_sizes(&self, lengths: &[usize]) -> Result<()> {
         let socket = self.datagrams(Server::Echo)?;
+        socket.set_read_timeout(Some(NEEDED))?;
         let mut got = vec![0; 1 << 16];
         for &length in lengths {
             let sent: Vec<u8> = (0..length).map(|at| (at ^ (at >> 8)) as u8).collect();
@@ -76,6 +79,8 @@ impl Client {
     /// The source sends as fast as it can.
     fn flood_out(&self, size: usize, count: usize) -> Result<Outcome> {
         let socket = self.datagrams(Server::Source)?;
+        // Without the first one there would be no rate.
+        socket.set_read_timeout(Some(NEEDED))?;
         socket.send(&request(count, size))?;
         let mut data = vec![0; size];
         let start = Instant::now();
@@ -83,6 +88,12 @@ impl Client {
         while arrived < count && receive(&socket, &mut data)? {
             arrived += 1;
             time = start.elapsed();
+            if arrived == 1 {
+                socket.set_read_timeout(Some(LOST))?;
+            }
+        }
+        if arrived == 0 {
+            return Err(format!("nothing comes from the source in {NEEDED:?}").into());
         }
         Ok(Outcome { sent: count, arrived, time, times: Vec::new() })
     }
