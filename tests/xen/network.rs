@@ -248,42 +248,65 @@ fn names_are_resolved_over_xensock_too(fixture: &Fixture) -> Result<()> {
 }
 
 fn a_dhcp_server_may_start_late_and_restart(fixture: &Fixture) -> Result<()> {
-    let dom0 = fixture.lab()?;
-    dom0.run("stop-dnsmasq")?;
-    let outcome = with_a_short_lease(fixture, dom0);
-    dom0.run("start-dnsmasq")?;
-    outcome
-}
-
-fn with_a_short_lease(fixture: &Fixture, dom0: &Dom0) -> Result<()> {
-    // The shortest lease of dnsmasq is two minutes.
-    let configuration = format!(
-        "interface xenbr0\nstart {to}\nend {to}\nmin_lease 1\noption lease 6\n\
-         option subnet 255.255.255.128\noption router {}\n\
-         lease_file /run/udhcpd.leases\npidfile /run/udhcpd.pid\n",
-        Interface::DOM0,
-        to = first().address()
-    );
-    dom0.write("/run/udhcpd.conf", &configuration)?;
-    dom0.run("touch /run/udhcpd.leases")?;
-    let start = || dom0.run("udhcpd /run/udhcpd.conf");
-    let stop = || dom0.run("kill $(cat /run/udhcpd.pid)");
-
+    let server = ShortLeases::new(fixture.lab()?)?;
     let guest = over(first(), fixture, "")?;
     guest.domain.wait_for("the link is up", PATIENCE)?;
     thread::sleep(Duration::from_secs(2));
     ensure!(!guest.domain.console()?.contains("the address is"), "an address without a server");
-    start()?;
+    server.start()?;
     guest.domain.wait_for("the address is", PATIENCE)?;
-    thread::sleep(Duration::from_secs(8));
+    // The first lease has then ended. The guest asks for the next one after half of it.
+    thread::sleep(ShortLeases::LEASE + Duration::from_secs(2));
     ensure!(!guest.domain.console()?.contains("is lost"), "the lease is not renewed");
     ensure!(guest.is_served());
-    stop()?;
+    server.stop()?;
     guest.domain.wait_for("the address is lost", PATIENCE)?;
-    start()?;
-    let outcome = wait_until("the guest serves again", PATIENCE, || Ok(guest.is_served()));
-    stop()?;
-    outcome
+    server.start()?;
+    wait_until("the guest serves again", PATIENCE, || Ok(guest.is_served()))
+}
+
+/// udhcpd instead of dnsmasq, whose shortest lease is two minutes, until this is dropped.
+struct ShortLeases<'d>(&'d Dom0);
+
+impl<'d> ShortLeases<'d> {
+    /// The guest has half of it for a renewal, whatever delays it.
+    const LEASE: Duration = Duration::from_secs(12);
+
+    /// Stops dnsmasq. No other server runs yet.
+    fn new(dom0: &'d Dom0) -> Result<Self> {
+        let configuration = format!(
+            "interface xenbr0\nstart {to}\nend {to}\nmin_lease 1\noption lease {}\n\
+             option subnet 255.255.255.128\noption router {}\n\
+             lease_file /run/udhcpd.leases\npidfile /run/udhcpd.pid\n",
+            Self::LEASE.as_secs(),
+            Interface::DOM0,
+            to = first().address()
+        );
+        dom0.write("/run/udhcpd.conf", &configuration)?;
+        let server = ShortLeases(dom0);
+        dom0.run("touch /run/udhcpd.leases; stop-dnsmasq")?;
+        Ok(server)
+    }
+
+    fn start(&self) -> Result<String> {
+        self.0.run("udhcpd /run/udhcpd.conf")
+    }
+
+    /// The port is then free for the next server.
+    fn stop(&self) -> Result<String> {
+        self.0.run(
+            "for pid in $(pidof udhcpd); do kill $pid; \
+             while kill -0 $pid 2>/dev/null; do sleep 0.1; done; done",
+        )
+    }
+}
+
+impl Drop for ShortLeases<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop().and_then(|_| self.0.run("start-dnsmasq")) {
+            println!("dnsmasq does not run: {error:#}");
+        }
+    }
 }
 
 fn jumbo_frames_are_used_if_the_toolstack_allows_them(fixture: &Fixture) -> Result<()> {
