@@ -25,11 +25,12 @@ pub async fn set_clock<S: UdpBind>(
 where
     S::Error: Display,
 {
-    let mut socket = stack.bind(any(0)).await.map_err(failed("bind"))?;
-    let (receive, send) = socket.split();
-    let socket = Socket { receive: Mutex::new(receive), send: Mutex::new(send) };
     let clock = NtpContext::new(Clock { system, now: Duration::ZERO });
     for _ in 0..ATTEMPTS {
+        // A late answer to an earlier question would be one to the wrong question here.
+        let mut socket = stack.bind(any(0)).await.map_err(failed("bind"))?;
+        let (receive, send) = socket.split();
+        let socket = Socket { receive: Mutex::new(receive), send: Mutex::new(send) };
         let asking = sntpc::get_time(server, &socket, clock);
         match with_timeout(PATIENCE, asking).await {
             Ok(Ok(answer)) => {
