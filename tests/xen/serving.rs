@@ -94,7 +94,7 @@ fn nc_gets_its_10_mb_echo_after_half_closing(fixture: &Fixture) -> Result<()> {
 
 fn hundreds_of_connections_leave_nothing_behind(fixture: &Fixture) -> Result<()> {
     let dom0 = fixture.lab()?;
-    let guest = Service::start(fixture, HTTP, "http idle-timeout=12", "")?;
+    let guest = Service::http(fixture)?;
     // The first connections fill pools.
     for _ in 0..3 {
         guest.get("/healthz")?;
