@@ -32,10 +32,15 @@ kernel::entry!(main);
 /// The data rings' order, the largest that Linux maps.
 const ORDER: u32 = 4;
 const PATH: &str = "device/pvcalls/0";
-/// After this time, a response is considered missing.
+/// The time limit for a response that must come.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// After this time, a response that is not expected is considered missing.
 const QUIET: Duration = Duration::from_secs(2);
-/// The frontend's time limit for a response.
-const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// After this time without an event, nothing more happens in a ring, even if the machine stands
+/// still for some seconds.
+const SETTLED: Duration = Duration::from_secs(8);
+/// The frontend's time limit for a response: the slow CONNECT exceeds it, and nothing else may.
+const ANSWER_WITHIN: Duration = Duration::from_secs(8);
 
 // The sockets' ids.
 const LISTENER: u64 = 1;
@@ -105,21 +110,21 @@ impl Device {
     }
 
     /// The next response; `None` if there is none in time.
-    async fn next_answer(&mut self) -> Option<Response> {
+    async fn next_answer(&mut self, within: Duration) -> Option<Response> {
         let Device { ring, page, signal, .. } = self;
         let look = || {
             ring.pop(page.shared()).ok().flatten().or_else(|| {
                 ring.final_check(page.shared()).then(|| ring.pop(page.shared()).ok().flatten())?
             })
         };
-        event(signal, QUIET, look).await
+        event(signal, within, look).await
     }
 
     /// Sends a request and returns the result in its response.
     async fn call(&mut self, socket: u64, call: Call) -> Result<u32, Errno> {
         let id = self.ask(socket, call)?;
         loop {
-            let answer = self.next_answer().await.ok_or(Errno::ETIMEDOUT)?;
+            let answer = self.next_answer(PATIENCE).await.ok_or(Errno::ETIMEDOUT)?;
             if answer.id == id {
                 return answer.result;
             }
@@ -158,7 +163,7 @@ impl Data {
         let mut written = 0;
         loop {
             let look = || producer.room(region).ok().filter(|room| len(room) > 0);
-            let Some(room) = event(&self.signal, QUIET, look).await else { return Ok(written) };
+            let Some(room) = event(&self.signal, SETTLED, look).await else { return Ok(written) };
             let count = copy_in(&room, &[0x5a; 4096]);
             if producer.advance(region, count).is_due() {
                 self.machine.notify(self.port);
@@ -175,7 +180,7 @@ impl Data {
         loop {
             let look =
                 || consumer.data(region).ok().map(|data| len(&data)).filter(|count| *count > 0);
-            let Some(count) = event(&self.signal, QUIET, look).await else { return Ok(read) };
+            let Some(count) = event(&self.signal, SETTLED, look).await else { return Ok(read) };
             let _ = consumer.advance(region, count);
             self.machine.notify(self.port);
             read += count;
@@ -202,7 +207,7 @@ async fn by_hand(system: &System, port: u16) -> Result<(), Errno> {
     let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
 
     let unknown = device.ask(UNKNOWN, Call::Poll)?;
-    let answer = device.next_answer().await.filter(|answer| answer.id == unknown);
+    let answer = device.next_answer(QUIET).await.filter(|answer| answer.id == unknown);
     log::info!("POLL of an unknown socket: {}", shown(answer.map(|answer| answer.result)));
 
     device.call(LISTENER, Call::Socket { family: Family::V4 }).await?;
@@ -212,7 +217,7 @@ async fn by_hand(system: &System, port: u16) -> Result<(), Errno> {
     device.ask(LISTENER, Call::Accept { new: ACCEPTED, ring })?;
     let (_, ring) = device.data()?;
     let second = device.ask(LISTENER, Call::Accept { new: NEVER_ACCEPTED, ring })?;
-    let answer = device.next_answer().await.filter(|answer| answer.id == second);
+    let answer = device.next_answer(PATIENCE).await.filter(|answer| answer.id == second);
     log::info!("a second ACCEPT: {}", shown(answer.map(|answer| answer.result)));
 
     device.call(CONNECTED, Call::Socket { family: Family::V4 }).await?;
