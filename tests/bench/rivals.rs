@@ -473,7 +473,8 @@ pub fn load_linux_backend(dom0: &Dom0, tree: &Tree) -> Result<()> {
     dom0.push(&ends.backend(), "/root/pvcalls-back.ko")?;
     dom0.run(
         "pid=$(cat /run/xensockd.pid); kill -TERM $pid; \
-         while kill -0 $pid 2>/dev/null; do sleep 0.1; done; insmod /root/pvcalls-back.ko",
+         while kill -0 $pid 2>/dev/null; do sleep 0.1; done; \
+         grep -q '^pvcalls_back ' /proc/modules || insmod /root/pvcalls-back.ko",
     )?;
     Ok(())
 }
