@@ -76,6 +76,7 @@ fn a_version_0_loader_without_a_command_line_is_supported(fixture: &Fixture) -> 
 
 fn boot_stages_are_logged(fixture: &Fixture) -> Result<()> {
     let guest = Service::start(fixture, HTTP, "http log=debug", "")?;
+    guest.domain.wait_for("boot: ", PATIENCE)?;
     let console = guest.domain.console()?;
     let lines: Vec<_> = console.lines().filter_map(|line| line.split_once("boot: ")).collect();
     ensure!(lines.len() == 1, "{console}");

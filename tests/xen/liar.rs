@@ -3,7 +3,7 @@
 
 use crate::fixture::{Fixture, build, cases, wait_until};
 use crate::service::{PATIENCE, Service, pattern, sha256};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lab::Tree;
 
 cases![a_guest_survives_and_logs_every_lie_of_its_backend];
@@ -64,10 +64,13 @@ fn tell_all_lies(guest: &Service, lab: &lab::Dom0, id: u32) -> Result<()> {
     for (lie, message) in LIES {
         let before = guest.domain.console()?.len();
         let output = lab.exec(&format!("/root/liar {id} {lie}"))?;
-        let console = guest.domain.console()?;
-        let news = console.get(before..).unwrap_or_default();
-        ensure!(output.status == 0, "{lie}: {output:?}; the guest logged: {news}");
-        ensure!(news.contains(message), "{lie}: the guest did not log {message:?}, but: {news}");
+        let news = || -> Result<String> {
+            Ok(guest.domain.console()?.get(before..).unwrap_or_default().to_owned())
+        };
+        ensure!(output.status == 0, "{lie}: {output:?}; the guest logged: {}", news()?);
+        // The guest may log it after the liar has seen its reaction.
+        let logged = wait_until(message, PATIENCE, || Ok(news()?.contains(message)));
+        logged.with_context(|| format!("{lie}: the guest logged: {:?}", news()))?;
     }
     Ok(())
 }
