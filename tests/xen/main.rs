@@ -58,8 +58,8 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     let machines = Arc::new(Machines::default());
     let cases = [
-        // These need neither examples nor programs, which are built meanwhile, and the first ones no
-        // TLS either.
+        // These need neither examples nor programs, which are built meanwhile, and the first ones
+        // no TLS either.
         machine::CASES,
         guests::CASES,
         serving::CASES,
