@@ -3,11 +3,13 @@
 use crate::{qmp, ssh, state};
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
-use std::io::{Seek, Write};
+use std::io::{self, Read, Seek, Write};
 use std::net::{SocketAddrV4, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
 use std::time::Duration;
 
 /// The time limit for a command of [`Dom0::exec`].
@@ -198,16 +200,25 @@ impl Dom0 {
         let seconds = at_most.as_secs().to_string();
         let mut command = ssh::owned_client(&self.folder, &["timeout", &seconds, "ssh"]);
         command.args(["-T", "dom0", "--", line]).stdin(stdin);
-        let output = command.output().context("cannot run ssh")?;
-        match output.status.code() {
-            Some(TIMED_OUT) => bail!("dom0: `{line}` did not end in {seconds} s"),
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut client = command.spawn().context("cannot run ssh")?;
+        let stdout = all(client.stdout.take().context("ssh has no output")?);
+        let stderr = all(client.stderr.take().context("ssh has no output")?);
+        let ended = client.wait()?;
+        if ended.code() == Some(TIMED_OUT) {
+            // The outputs stay open until the command ends: the connection that all clients share
+            // has them.
+            bail!("dom0: `{line}` did not end in {seconds} s");
+        }
+        let (stdout, stderr) = (stdout.recv()??, stderr.recv()??);
+        match ended.code() {
             // ssh failed. A command may also end with 255, but without such a message.
-            Some(255) if output.stdout.is_empty() && is_connection_error(&output.stderr) => {
-                let stderr = String::from_utf8_lossy(&output.stderr);
+            Some(255) if stdout.is_empty() && is_connection_error(&stderr) => {
+                let stderr = String::from_utf8_lossy(&stderr);
                 bail!("cannot reach dom0: {}", stderr.trim())
             }
-            Some(status) => Ok(Output { stdout: output.stdout, stderr: output.stderr, status }),
-            None => bail!("the ssh client was ended by a signal ({})", output.status),
+            Some(status) => Ok(Output { stdout, stderr, status }),
+            None => bail!("the ssh client was ended by a signal ({ended})"),
         }
     }
 }
@@ -231,6 +242,17 @@ pub(crate) fn console_log(domain: &str) -> Result<String> {
 /// The part of a log without its last line if that is incomplete.
 pub(crate) fn whole_lines(log: &str) -> &str {
     log.rfind('\n').map_or("", |end| &log[..=end])
+}
+
+/// Reads an output to its end, in a thread of its own.
+fn all(mut output: impl Read + Send + 'static) -> Receiver<io::Result<Vec<u8>>> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // Nobody may wait for it any more.
+        let _ = sender.send(output.read_to_end(&mut bytes).map(|_| bytes));
+    });
+    receiver
 }
 
 fn is_connection_error(stderr: &[u8]) -> bool {

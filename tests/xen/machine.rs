@@ -1,17 +1,18 @@
 //! The lab itself: commands, files and ports of dom0.
 
 use crate::fixture::{Fixture, cases, free_port};
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use lab::dom0_port;
 use std::fs;
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 cases![
     xl_works_in_dom0,
     a_command_returns_its_status_and_both_outputs,
     a_command_line_reaches_dom0_unchanged,
+    a_command_that_does_not_end_is_given_up,
     a_file_is_unchanged_by_push_and_pull,
     a_pushed_program_stays_executable,
     a_missing_file_is_an_error_with_its_name,
@@ -40,6 +41,15 @@ fn a_command_line_reaches_dom0_unchanged(fixture: &Fixture) -> Result<()> {
     let said = fixture.lab()?.run(r#"printf '%s|' "a  b" '$HOME' \* é"#)?;
     ensure!(said == "a  b|$HOME|*|é|", "{said}");
     Ok(())
+}
+
+fn a_command_that_does_not_end_is_given_up(fixture: &Fixture) -> Result<()> {
+    let (dom0, start) = (fixture.lab()?, Instant::now());
+    let endless = "echo $$ >/run/endless.pid; exec sleep 600";
+    let error = dom0.run_within(endless, Duration::from_secs(2)).err().context("it has ended")?;
+    ensure!(error.to_string().contains("did not end in 2 s"), "{error:#}");
+    ensure!(start.elapsed() < Duration::from_secs(300), "{:?}", start.elapsed());
+    dom0.run("kill $(cat /run/endless.pid)").map(drop)
 }
 
 fn a_file_is_unchanged_by_push_and_pull(fixture: &Fixture) -> Result<()> {
