@@ -57,6 +57,14 @@ impl Used {
         }
     }
 
+    fn least(&self, other: &Used) -> Used {
+        Used {
+            cpu: self.cpu.min(other.cpu),
+            hypercalls: self.hypercalls.min(other.hypercalls),
+            notifications: self.notifications.min(other.notifications),
+        }
+    }
+
     fn add(&mut self, other: &Used) {
         self.cpu += other.cpu;
         self.hypercalls += other.hypercalls;
